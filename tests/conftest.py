@@ -1,0 +1,63 @@
+"""What every test shares: no hub, no time limits, tokenizers and the starter pack loaded once."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports transformers: tests never ask a model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+from tests import pico
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerFast
+
+settings.register_profile("packfuse", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("packfuse")
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> Mapping[str, PreTrainedTokenizerFast]:
+    """The tokenizers that come out of packages, by name."""
+    return pico.real_tokenizers()
+
+
+@pytest.fixture(scope="session")
+def starter_folders() -> dict[str, Path]:
+    """The model folders of the starter pack by name, fetched first if they are not there yet.
+
+    A test that uses it is marked `starter` by itself.
+    """
+    from packfuse.starter import starter_paths
+
+    return starter_paths(progress=False)
+
+
+@pytest.fixture(
+    params=[
+        *pico.PACKAGED,
+        *(pytest.param(name, marks=pytest.mark.starter) for name in pico.STARTER),
+    ]
+)
+def any_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """Each tokenizer at hand in turn; those of the starter pack are marked `starter`."""
+    if request.param in pico.PACKAGED:
+        return pico.real_tokenizer(request.param)
+    folders: dict[str, Path] = request.getfixturevalue("starter_folders")
+    return pico.folder_tokenizer(folders[request.param])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the starter pack, so that `-m "not starter"` never fetches it."""
+    for item in items:
+        if "starter_folders" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.starter)
