@@ -1,0 +1,82 @@
+# `make` alone says what can be made. Everything lives in .venv; the starter pack in the user's cache.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# An index with CPU builds of torch, for Linux without a GPU, e.g. https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+BENCH ?= $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+# Tests, lint and benchmarks need the dev extra; the demo does without.
+STAMP := $(VENV)/.installed$(if $(filter test lint format bench,$(MAKECMDGOALS)),-dev)
+PROMPT ?= The capital of France is
+export PROMPT
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format starter bench clean distclean
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12     the Python (3.11 or newer) that makes $(VENV)"
+	@echo "  TORCH_INDEX=URL       an extra index for torch (CPU builds for Linux)"
+	@echo "  PROMPT=\"...\"          the prompt of make demo"
+	@echo "  PYTEST_ARGS=\"...\"     more arguments for pytest, e.g. -m 'not starter'"
+	@echo "  BENCH=FILE            the one benchmark to run"
+
+demo: starter ## Install, fetch the starter pack, fuse it on a prompt
+	@echo "== Fusing the starter pack on: $$PROMPT"
+	@$(BIN)/packfuse run "$$PROMPT"
+
+test: lint starter ## Install, lint, type-check and run every test
+	@echo "== Running the tests"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check style and types
+	@echo "== Checking style (ruff)"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "== Checking types (mypy)"
+	@$(BIN)/mypy
+
+format: $(STAMP) ## Put the code into its style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+starter: $(STAMP) ## Fetch and prepare the starter pack, once
+	@echo "== Preparing the starter pack (at once if it is there)"
+	@$(BIN)/packfuse starter
+
+bench: starter ## Run the benchmarks; the last line of each is JSON
+	@test -n "$(BENCH)" || { echo "benchmarks/ holds no script"; exit 1; }
+	@for script in $(BENCH); do echo "== $$script"; $(BIN)/python $$script || exit; done
+
+clean: ## Remove caches and build outputs; keep .venv and the starter pack
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## Remove .venv as well
+	rm -rf $(VENV)
+
+define install
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+			echo "Python 3.11 or newer is needed, $(PYTHON) is older or missing: try make PYTHON=python3.12"; \
+			exit 1; }; \
+		echo "== Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "== Installing torch (the largest part; see 'make help' for a CPU build)"
+	@$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@echo "== Installing packfuse and what it needs ($(1)); a few minutes the first time"
+	@$(PIP) install --quiet --constraint constraints.txt --editable "$(1)"
+endef
+
+# The stamps make a second run quick: nothing is installed until one of these two files changes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(call install,.[dev])
+	@touch $(VENV)/.installed $@
