@@ -1,0 +1,1 @@
+"""The alignments: one file each, found by `packfuse.registry`."""

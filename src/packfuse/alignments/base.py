@@ -1,0 +1,106 @@
+"""The interface of an alignment: how a member's distribution reaches the reference vocabulary."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from packfuse.relation import Progress
+from packfuse.straddle import Straddle
+from packfuse.vocabulary import Vocabulary
+
+
+class Pairing(ABC):
+    """One member, seen from the reference.
+
+    Attributes:
+        verbatim: Whether the member reads the reference's ids (through `map_ids`), not its text.
+    """
+
+    verbatim: bool = False
+
+    def map_ids(self, ids: Sequence[int]) -> list[int]:
+        """The member's ids for reference ids; only for verbatim pairings."""
+        raise NotImplementedError
+
+    def straddle(self) -> Straddle | None:
+        """A filter for one row, if the alignment looks inside tokens."""
+        return None
+
+    @abstractmethod
+    def carry(
+        self,
+        member: Sequence[Tensor | None],
+        reference: Tensor,
+        straddles: Sequence[Straddle | None],
+    ) -> Tensor:
+        """Carry N distributions into the reference vocabulary.
+
+        Args:
+            member: The member's log-probabilities `[member columns]` by row; None where it has none
+                (the text stands inside one of its characters).
+            reference: The reference's own, `[N, reference columns]`.
+            straddles: The rows' filters.
+
+        Returns:
+            Log-probabilities `[N, reference columns]`, nats.
+        """
+
+
+class Alignment(BaseModel, ABC):
+    """How vocabularies are compared.
+
+    An alignment is one file in this folder: a frozen pydantic model whose fields are its
+    parameters. It registers itself by its `name`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+
+    @abstractmethod
+    def pair(
+        self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
+    ) -> Pairing:
+        """Prepare to carry from `member` to `reference`; may take seconds and be cached on disk."""
+
+
+class Same(Pairing):
+    """The member shares the reference's tokenizer: nothing is carried, nothing is lost."""
+
+    verbatim = True
+
+    def __init__(self, columns: int) -> None:
+        """`columns` is the width of the reference's logits; padding may differ."""
+        self.columns = columns
+
+    def map_ids(self, ids: Sequence[int]) -> list[int]:
+        """The same ids."""
+        return list(ids)
+
+    def carry(
+        self,
+        member: Sequence[Tensor | None],
+        reference: Tensor,
+        straddles: Sequence[Straddle | None],
+    ) -> Tensor:
+        """The member's own log-probabilities."""
+        rows = stack(member, reference)
+        extra = self.columns - rows.shape[-1]
+        return nn.functional.pad(rows, (0, extra), value=float("-inf")) if extra else rows
+
+
+def stack(rows: Sequence[Tensor | None], reference: Tensor) -> Tensor:
+    """Rows `[N, columns]` on the reference's device; rows of None repeat a present one."""
+    present = next((row for row in rows if row is not None), None)
+    if present is None:
+        raise ValueError("no row has a distribution")
+    filled = [present if row is None else row for row in rows]
+    joined = filled[0][None] if len(filled) == 1 else torch.stack(filled)
+    return joined.to(reference.device, non_blocking=True)

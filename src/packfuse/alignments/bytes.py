@@ -1,0 +1,80 @@
+"""Alignment by bytes: what text a token begins decides where its mass goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from packfuse.alignments.base import Alignment, Pairing, Same, stack
+from packfuse.relation import VERSION, Progress, Relation, relate
+from packfuse.store import cached_map
+from packfuse.straddle import Joints, Straddle
+from packfuse.vocabulary import Vocabulary
+
+
+class Bytes(Alignment):
+    """Carry mass between tokens that can begin the same text, and follow tokens that straddle.
+
+    Attributes:
+        hedge: Share of the reference's own distribution mixed into every carried one, so that no
+            token is impossible. 0.01 measured better than 0.0001 in both directions (docs/log.md).
+        straddles: Follow the member's tokens across the ends of the reference's tokens.
+    """
+
+    name: ClassVar[str] = "bytes"
+    source: ClassVar[str] = "packfuse; builds on exact byte-level probabilities (arXiv 2410.09303)"
+
+    hedge: float = Field(default=0.01, ge=0, lt=1)
+    straddles: bool = True
+
+    def pair(
+        self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
+    ) -> Pairing:
+        """Relate the two vocabularies, or take their relation from the cache."""
+        if member.fingerprint == reference.fingerprint:
+            return Same(reference.columns)
+        one, other = sorted((member, reference), key=lambda v: v.fingerprint)
+        pairs = cached_map("bytes", VERSION, one, other, lambda: relate(one, other, progress))
+        if one is not member:
+            pairs = pairs[:, ::-1]
+        return BytesPairing(self, Relation(pairs, member, reference), member, reference)
+
+
+class BytesPairing(Pairing):
+    """A relation and its filters."""
+
+    def __init__(
+        self, alignment: Bytes, relation: Relation, member: Vocabulary, reference: Vocabulary
+    ) -> None:
+        """See `Bytes.pair`."""
+        self.alignment, self.relation = alignment, relation
+        self.joints = Joints(relation, member, reference) if alignment.straddles else None
+
+    def straddle(self) -> Straddle | None:
+        """A fresh filter."""
+        return Straddle(self.joints) if self.joints else None
+
+    def carry(
+        self,
+        member: Sequence[Tensor | None],
+        reference: Tensor,
+        straddles: Sequence[Straddle | None],
+    ) -> Tensor:
+        """Carry the cut, mix in the straddles, hedge; rows with nothing to say abstain."""
+        belief = reference.exp()
+        if any(row is not None for row in member):
+            carried = self.relation.carry(stack(member, reference).exp(), belief)
+            carried /= carried.sum(-1, keepdim=True).clamp_min(torch.finfo(carried.dtype).tiny)
+        else:
+            carried = belief.clone()
+        for index, (row, straddle) in enumerate(zip(member, straddles, strict=True)):
+            if row is not None and (straddle is None or straddle.trivial):
+                continue
+            cut = None if row is None else carried[index]
+            mixed = straddle.mix(cut, belief[index]) if straddle else None
+            carried[index] = belief[index] if mixed is None else mixed
+        return carried.lerp_(belief, self.alignment.hedge).log_()

@@ -1,0 +1,87 @@
+"""A member of the pack: the one narrow interface through which the engine reaches a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from packfuse.vocabulary import Vocabulary
+
+Visit = Callable[[int, Tensor], None]
+"""Sees log-probabilities as they come: (index of the first token read, `[n, columns]`)."""
+
+
+@dataclass(slots=True)
+class Session:
+    """What a member has read in one row. Only its member looks inside `state`."""
+
+    ids: list[int] = field(default_factory=list)
+    state: Any = None
+
+    @property
+    def length(self) -> int:
+        """Tokens read."""
+        return len(self.ids)
+
+
+@dataclass(slots=True)
+class Read:
+    """A request: read `ids` on top of `session`.
+
+    Attributes:
+        session: Where to read; it is advanced in place.
+        ids: The tokens to read, at least one.
+        keep: After how many of the last tokens the next-token distribution is wanted.
+        visit: Sees the distribution after every token, in chunks, when given.
+    """
+
+    session: Session
+    ids: Sequence[int]
+    keep: int = 1
+    visit: Visit | None = None
+
+
+class Member(ABC):
+    """A causal language model that reads its own tokens.
+
+    Attributes:
+        name: What the record and the errors call it.
+        vocabulary: Its tokenizer as bytes.
+        context_window: How many tokens it can read.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    context_window: int
+
+    @abstractmethod
+    def open(self) -> Session:
+        """A row in which nothing has been read."""
+
+    @abstractmethod
+    def read(self, requests: Sequence[Read]) -> list[Tensor]:
+        """Read tokens in several rows at once.
+
+        Returns:
+            For each request the log-probabilities `[keep, vocabulary.columns]` in nats after its
+            last `keep` tokens, float32.
+
+        Raises:
+            MemberError: if the model fails or gives NaN.
+            PromptError: if a row outgrows the context window.
+        """
+
+    @abstractmethod
+    def rollback(self, session: Session, length: int) -> None:
+        """Forget what was read after the first `length` tokens, or a little more than that.
+
+        `session.length` says afterwards how much is left, at most `length`.
+        """
+
+    @abstractmethod
+    def fork(self, session: Session) -> Session:
+        """An independent copy; cheap."""

@@ -1,0 +1,214 @@
+"""What the members made of a prompt: losses and fitting positions, gathered while they read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from packfuse.alignments.base import Pairing
+from packfuse.candidates import compress, join
+from packfuse.member import Visit
+from packfuse.vocabulary import Vocabulary
+from packfuse.weightings.base import Evidence, Weights
+
+FIT_BYTES = 64 * 2**20
+"""Memory for one member's distributions at fitting positions; bounds how many there are."""
+
+FIT_POSITIONS = 128
+"""Most positions used for fitting weights; `exact` is no better with more (docs/log.md)."""
+
+CANDIDATES = 256
+"""Tokens per member and position that are kept for fitting; the rest is one residual."""
+
+_BLOCK = 16
+
+
+@dataclass(slots=True)
+class Side:
+    """One member's reading of the prompt.
+
+    Attributes:
+        ids: Its tokens of the whole prompt.
+        spans: (index, start, end) of the tokens that lie inside the scored texts.
+        logps: Log-probability of each token given those before it; NaN where there is none.
+        rows: Next-token log-probabilities after selected numbers of tokens, `[columns]`.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int, int]]
+    logps: Weights
+    rows: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def boundaries(self) -> dict[int, int]:
+        """Token count by text offset, where the member both ends a token and predicts the next."""
+        starts = {start: index for index, start, _ in self.spans if index}
+        ends = {end: index + 1 for index, _, end in self.spans}
+        return {**ends, **starts}
+
+
+class Scoring:
+    """Scores one prompt with every member, in the pass that generation needs anyway."""
+
+    def __init__(
+        self,
+        vocabularies: Sequence[Vocabulary],
+        reference: int,
+        ids: Sequence[list[int]],
+        texts: Sequence[bytes],
+        fit: bool,
+    ) -> None:
+        """Plan what to look at.
+
+        Args:
+            vocabularies: By member.
+            reference: Which member is the reference.
+            ids: The prompt in every member's tokens.
+            texts: The words to score, in order; losses are taken on nothing else.
+            fit: Whether distributions at fitting positions are wanted.
+        """
+        self.reference = reference
+        self.sides = [
+            Side(own, _spans(own, vocabulary, texts), np.full(len(own), np.nan))
+            for own, vocabulary in zip(ids, vocabularies, strict=True)
+        ]
+        shared = set.intersection(*(set(side.boundaries) for side in self.sides))
+        self.common = sorted(shared)
+        self._segments = _segments(texts)
+        self.positions = self._fit_positions(vocabularies) if fit else []
+        self._wanted = [
+            {side.boundaries[offset] for offset in self.positions} for side in self.sides
+        ]
+
+    def _fit_positions(self, vocabularies: Sequence[Vocabulary]) -> list[int]:
+        """Offsets, evenly spread, where every member and the reference begin a token."""
+        starts = {start for _, start, _ in self.sides[self.reference].spans}
+        usable = [offset for offset in self.common if offset in starts]
+        widest = max(vocabulary.columns for vocabulary in vocabularies)
+        most = min(FIT_POSITIONS, max(32, FIT_BYTES // (4 * widest)))
+        if len(usable) <= most:
+            return usable
+        return [usable[round(i)] for i in np.linspace(0, len(usable) - 1, most)]
+
+    def visits(self) -> list[Visit]:
+        """One visitor by member for the prompt pass."""
+        return [partial(self._visit, k) for k in range(len(self.sides))]
+
+    def _visit(self, k: int, start: int, logps: Tensor) -> None:
+        side = self.sides[k]
+        following = side.ids[start + 1 : start + 1 + len(logps)]
+        if following:
+            chosen = torch.tensor(following, device=logps.device)[:, None]
+            seen = logps[: len(following)].gather(1, chosen)[:, 0]
+            side.logps[start + 1 : start + 1 + len(following)] = seen.double().cpu().numpy()
+        for offset in range(len(logps)):
+            if start + offset + 1 in self._wanted[k]:
+                side.rows[start + offset + 1] = logps[offset].clone()
+
+    def pieces(self) -> Weights:
+        """Log-probability of the text between neighboring common boundaries, `[K, M]`, nats."""
+        edges = [
+            (low, high) for low, high in pairwise(self.common) if self._together(low, high)
+        ]
+        table = np.zeros((len(self.sides), len(edges)))
+        for k, side in enumerate(self.sides):
+            starts = np.array([low for low, _ in edges])
+            for index, start, end in side.spans:
+                column = int(np.searchsorted(starts, start, side="right")) - 1
+                if column >= 0 and edges[column][0] <= start and end <= edges[column][1]:
+                    table[k, column] += side.logps[index]
+        return table
+
+    def _together(self, low: int, high: int) -> bool:
+        return any(start <= low and high <= end for start, end in self._segments)
+
+    def _scored(self, k: int) -> list[int]:
+        """The member's tokens that lie between common boundaries."""
+        edges = [(low, high) for low, high in pairwise(self.common) if self._together(low, high)]
+        if not edges:
+            return []
+        lows = np.array([low for low, _ in edges])
+        highs = [high for _, high in edges]
+        found = []
+        for index, start, end in self.sides[k].spans:
+            column = int(np.searchsorted(lows, start, side="right")) - 1
+            if column >= 0 and end <= highs[column]:
+                found.append(index)
+        return found
+
+    @property
+    def tokens(self) -> int:
+        """Reference tokens scored."""
+        return len(self._scored(self.reference))
+
+    @property
+    def scored_bytes(self) -> int:
+        """Bytes of text scored."""
+        return sum(h - l for l, h in pairwise(self.common) if self._together(l, h))
+
+    def losses(self, normalize: str = "reference") -> Weights:
+        """Prompt loss by member in nats per reference token, or per `"own"` token; 0 for no text."""
+        shared = max(1, self.tokens)
+        table = []
+        for k, side in enumerate(self.sides):
+            scored = self._scored(k)
+            total = -float(np.sum(side.logps[scored])) if scored else 0.0
+            table.append(total / (max(1, len(scored)) if normalize == "own" else shared))
+        return np.array(table)
+
+    def evidence(self, normalize: str, pairings: Sequence[Pairing], fit: bool) -> Evidence:
+        """Everything that a weighting may want; distributions are carried and then dropped."""
+        scores, labels = self._scores(pairings) if fit and self.positions else (None, None)
+        for side in self.sides:
+            side.rows = {}
+        return Evidence(self.losses(normalize), self.tokens, self.pieces(), scores, labels)
+
+    def _scores(self, pairings: Sequence[Pairing]) -> tuple[Tensor, Tensor]:
+        own = self.sides[self.reference]
+        begins = {start: own.ids[index] for index, start, _ in own.spans}
+        labels = torch.tensor([begins[offset] for offset in self.positions])
+        blocks: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(self.positions), _BLOCK):
+            part = self.positions[start : start + _BLOCK]
+            belief = torch.stack([own.rows[own.boundaries[offset]] for offset in part])
+            carried = [
+                pairing.carry([side.rows[side.boundaries[o]] for o in part], belief, [None] * len(part))
+                for side, pairing in zip(self.sides, pairings, strict=True)
+            ]
+            blocks.append(compress(torch.stack(carried), labels[start : start + _BLOCK], CANDIDATES))
+        return join(blocks)
+
+
+def _segments(texts: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Where each text lies in the shared offsets; a gap of one keeps neighbors apart."""
+    found, offset = [], 0
+    for text in texts:
+        found.append((offset, offset + len(text)))
+        offset += len(text) + 1
+    return found
+
+
+def _spans(
+    ids: Sequence[int], vocabulary: Vocabulary, texts: Sequence[bytes]
+) -> list[tuple[int, int, int]]:
+    """The tokens that lie wholly inside `texts`, which are looked for in order."""
+    lengths = vocabulary.lengths[list(ids)]
+    ends = np.cumsum(lengths)
+    whole = vocabulary.decode(ids)
+    found: list[tuple[int, int, int]] = []
+    at = 0
+    for text, (offset, _) in zip(texts, _segments(texts), strict=True):
+        place = whole.find(text, at) if text else -1
+        if place < 0:
+            continue
+        at = place + len(text)
+        inside = np.flatnonzero((ends - lengths >= place) & (ends <= at) & (lengths > 0))
+        shift = offset - place
+        found += [(int(i), int(ends[i] - lengths[i]) + shift, int(ends[i]) + shift) for i in inside]
+    return found
