@@ -256,6 +256,7 @@ class Engine:
         for index, job in enumerate(jobs):
             job.out.append(fused[index])
             job.row.last = fused[index]
+            job.row.heard = logps[:, index]
             if watch:
                 watch(job.row, logps[:, index], fused[index])
 

@@ -119,12 +119,20 @@ class FusedForCausalLM(PreTrainedModel, GenerationMixin):
         rest = [len(text) - (row.length if row else 0) for text, row in zip(texts, known, strict=True)]
         if all(known) and keep - 1 <= min(rest) and len({r == 0 for r in rest}) == 1:
             cache.rows = [row for row in known if row]
+            self._announce(cache.rows)
             return self._resume(cache.rows, [t[len(t) - r :] for t, r in zip(texts, rest, strict=True)], keep)
         cache.rows = [self._blank(row) for row in known]
         wanted = min(keep, *map(len, texts))
         logits = self.engine.advance(cache.rows, texts, wanted, self.watch)
         # Left padding has no distribution; whatever stands there is masked by whoever padded.
         return nn.functional.pad(logits, (0, 0, keep - wanted, 0))
+
+    def _announce(self, rows: list[Row]) -> None:
+        """Tell the watcher what was said right after the prompts."""
+        for place, row in enumerate(rows):
+            row.place = place
+            if self.watch and row.heard is not None and row.last is not None:
+                self.watch(row, row.heard, row.last)
 
     def _resume(self, rows: list[Row], rest: list[list[int]], keep: int) -> Tensor:
         """Go on from prefilled rows; the last prompt position may itself be wanted."""

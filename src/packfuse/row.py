@@ -23,6 +23,8 @@ class Row:
         last: Fused log-probabilities after the last token, `[reference columns]`.
         prefilled: Places of the prompt, read but not fused yet.
         offset: Tokens of the prompt that are in the members' templates, not in `ids`.
+        heard: The members' log-probabilities behind `last`, `[K, V]`.
+        place: Which row of the batch it is, for those who watch.
         warm: Whether the readers stand at the end of `stream` with their filters up to date.
     """
 
@@ -41,6 +43,8 @@ class Row:
         self.last: Tensor | None = None
         self.warm = False
         self.offset = 0
+        self.heard: Tensor | None = None
+        self.place = 0
         self.prefilled: list[list[Place] | None] = []
         self._closed: list[tuple[int, list[tuple[list[int], bytes] | None]]] = []
 

@@ -1,0 +1,83 @@
+"""What every call leaves behind: who was trusted, how much, and why."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Usage(_Plain):
+    """Tokens, counted in the reference's vocabulary, and per member in its own."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_by_member: dict[str, int]
+
+
+class Timings(_Plain):
+    """Seconds; a batch shares its decoding time."""
+
+    prefill_seconds: float
+    weights_seconds: float
+    decode_seconds: float
+    tokens_per_second: float
+
+
+class TraceStep(_Plain):
+    """One generated token: what the pack gave it, what each member did, what each would have said."""
+
+    text: str
+    probability: float
+    member_probabilities: dict[str, float]
+    member_choices: dict[str, str]
+
+
+class FusionRecord(_Plain):
+    """The fusion of one answer, as plain JSON types.
+
+    Attributes:
+        members: Names, in the pack's order.
+        reference: The member in whose tokens the pack spoke.
+        fusion: The rule with its parameters; likewise `weighting` and `alignment`.
+        weights: By member, on this prompt; they sum to one.
+        prompt_loss: By member, nats per reference token; None if the prompt was not scored.
+        bits_per_byte: By member, on the same text; None likewise.
+        scored_tokens: Reference tokens on which the losses were taken.
+        usage: Token counts.
+        finish_reason: "stop" (an end token or a stop string), "length" or "cancelled".
+        stop: The stop string that ended it, if one did.
+        agreed: Share of steps where every member with a say had the same first choice; None if
+            no step was recorded.
+        overruled: Share of steps where the pack's first choice was not the reference's.
+        timings: Seconds.
+        seed: The seed of the call, if one was given.
+        notes: What was done to the prompt that the user should know.
+        trace: One entry a step, if asked for.
+    """
+
+    members: list[str]
+    reference: str
+    fusion: dict[str, Any]
+    weighting: dict[str, Any]
+    alignment: dict[str, Any]
+    weights: dict[str, float]
+    prompt_loss: dict[str, float] | None
+    bits_per_byte: dict[str, float] | None
+    scored_tokens: int
+    usage: Usage
+    finish_reason: FinishReason
+    stop: str | None = None
+    agreed: float | None = None
+    overruled: float | None = None
+    timings: Timings
+    seed: int | None = None
+    notes: list[str] = []
+    trace: list[TraceStep] | None = None
