@@ -1,0 +1,42 @@
+"""Reasons to stop that transformers does not have."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria
+
+from packfuse.vocabulary import Vocabulary
+
+
+class StopText(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row as soon as its generated text holds a stop string, wherever tokens end."""
+
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str], prompt_length: int) -> None:
+        """`prompt_length` counts left padding; the prompt is not searched."""
+        self.vocabulary, self.start = vocabulary, prompt_length
+        self.stop = [text.encode() for text in stop]
+        self.reach = max(map(len, self.stop)) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Which rows are done, `[B]`."""
+        first = max(self.start, input_ids.shape[1] - self.reach)
+        tails = [self.vocabulary.decode(ids) for ids in input_ids[:, first:].tolist()]
+        done = [any(stop in tail for stop in self.stop) for tail in tails]
+        return torch.tensor(done, device=input_ids.device)
+
+
+class Cancelled(StoppingCriteria):  # type: ignore[misc]
+    """Ends every row once the caller has lost interest."""
+
+    def __init__(self, event: threading.Event) -> None:
+        """`event` is set to cancel."""
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Which rows are done, `[B]`."""
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)

@@ -1,0 +1,337 @@
+"""Runs a request: prompts read and weighed, tokens generated, answers with their records."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from packfuse.answer import Answer, Chunk
+from packfuse.chat import render_chat
+from packfuse.criteria import Cancelled, StopText
+from packfuse.emitter import Emitter, whole_text
+from packfuse.fitting import Fit, prefill
+from packfuse.model import FusedForCausalLM
+from packfuse.observer import Observed, Observer
+from packfuse.prompt import PackPrompt, from_text
+from packfuse.record import FinishReason, FusionRecord, Timings, Usage
+from packfuse.registry import alignments, rules, weightings
+from packfuse.request import Prompt, Request
+from packfuse.row import Row
+
+if TYPE_CHECKING:
+    from packfuse.pack import Pack
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A prompt that has been read by every member."""
+
+    place: int
+    reference: int
+    ids: list[int]
+    prompt: PackPrompt
+    row: Row
+    fit: Fit
+    stop: tuple[str, ...]
+
+
+class Runner:
+    """One request on one pack. Whoever runs it holds the pack's lock."""
+
+    def __init__(self, pack: Pack, request: Request) -> None:
+        """Nothing runs yet."""
+        self.pack, self.request = pack, request
+        self.cancelled = threading.Event()
+
+    def run(self, streamer: BaseStreamer | None = None) -> list[Answer]:
+        """Answer every prompt; prompts with the same reference run as one batch."""
+        with self._settings():
+            prepared = [self._prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
+            answers: dict[int, list[Answer]] = {}
+            for reference in dict.fromkeys(item.reference for item in prepared):
+                group = [item for item in prepared if item.reference == reference]
+                answers.update(self._generate(reference, group, streamer))
+        return [answer for place in sorted(answers) for answer in answers[place]]
+
+    def stream(self, lock: threading.RLock) -> Iterator[Chunk]:  # type: ignore[valid-type]
+        """Answer the one prompt, chunk by chunk, from a thread that ends with the iterator."""
+        pieces: queue.SimpleQueue[list[int] | Emitter | Answer | BaseException] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                with lock:  # type: ignore[attr-defined]
+                    pieces.put(self.run(_Feed(pieces, self))[0])
+            except BaseException as error:
+                pieces.put(error)
+
+        thread = threading.Thread(target=work, name="packfuse-stream", daemon=True)
+        thread.start()
+        emitter: Emitter | None = None
+        try:
+            while True:
+                piece = pieces.get()
+                if isinstance(piece, BaseException):
+                    raise piece
+                if isinstance(piece, Emitter):
+                    emitter = piece
+                elif isinstance(piece, Answer):
+                    yield Chunk(emitter.finish() if emitter else piece.text, piece.record)
+                    return
+                elif emitter and (text := emitter.push(piece)):
+                    yield Chunk(text)
+        finally:
+            self.cancelled.set()
+            thread.join()
+
+    def score(self, continuation: str) -> float:
+        """See `Pack.score`."""
+        prompt = self.request.prompts[0]
+        assert isinstance(prompt, str)
+        # Trailing spaces belong to the first word of the continuation, as in lm-eval.
+        context = prompt.rstrip(" ") or prompt
+        rest = prompt[len(context) :] + continuation
+        with self._settings():
+            item = self._prepare(0, context)
+            model = self.pack.fused(item.reference)
+            own = model.engine.reference
+            text = own.text_prefix + (context + rest).encode()
+            ids = [*own.prefix_ids, *own.encode_bytes(text)]
+            new = ids[len(item.ids) :]
+            if ids[: len(item.ids)] != item.ids or not new:
+                head = ids[: len(item.ids)]
+                item.row = _replay(model, item, head)
+            return self._sum(model, item.row, new)
+
+    def _sum(self, model: FusedForCausalLM, row: Row, new: Sequence[int]) -> float:
+        assert row.last is not None
+        total = float(row.last[new[0]]) if new else 0.0
+        for start in range(0, len(new) - 1, 32):
+            part = list(new[start : min(start + 32, len(new) - 1)])
+            logits = model.engine.advance([row], [part], len(part))[0]
+            following = torch.tensor(new[start + 1 : start + 1 + len(part)], device=logits.device)
+            total += float(logits.gather(1, following[:, None]).sum())
+        return total
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """The request's rule in every engine, and its random numbers, for the time of the call."""
+        engines = [model.engine for model in self.pack._models.values()]
+        seeded = torch.random.fork_rng() if self.request.seed is not None else nullcontext()
+        with seeded:
+            if self.request.seed is not None:
+                torch.manual_seed(self.request.seed)
+            for engine in engines:
+                engine.rule = self.request.rule
+            try:
+                yield
+            finally:
+                for model in self.pack._models.values():
+                    model.engine.rule = self.pack.rule
+
+    def _prepare(self, place: int, prompt: Prompt) -> _Prepared:
+        """Render and read a prompt under its reference."""
+        reference = self.pack.default_reference
+        item = self._read(place, prompt, reference)
+        better = self._better_reference(item)
+        return item if better == reference else self._read(place, prompt, better)
+
+    def _better_reference(self, item: _Prepared) -> int:
+        """With `reference="auto"`: the member with the lowest prompt loss that can speak here."""
+        if self.pack.reference != "auto" or item.fit.losses is None:
+            return item.reference
+        able = [k for k, side in enumerate(item.prompt.members) if side.ends_turns]
+        if not able:
+            return item.reference
+        return min(able, key=lambda k: float(item.fit.losses[k]))  # type: ignore[index]
+
+    def _read(self, place: int, prompt: Prompt, reference: int) -> _Prepared:
+        model = self.pack.fused(reference)
+        model.engine.rule = self.request.rule
+        vocabularies = [member.vocabulary for member in self.pack.members]
+        stop = self.request.stop
+        if isinstance(prompt, str):
+            whole = from_text(prompt, vocabularies, reference)
+            ids = list(whole.stream)
+        else:
+            rendered = render_chat(prompt, vocabularies, reference, self.request.template)
+            whole, ids, stop = rendered.prompt, rendered.ids, (*stop, *rendered.stop)
+        row, fit = prefill(model.engine, whole, self.request.weighting)
+        return _Prepared(place, reference, ids, whole, row, fit, stop)
+
+    def _generate(
+        self, reference: int, group: list[_Prepared], streamer: BaseStreamer | None
+    ) -> dict[int, list[Answer]]:
+        model = self.pack.fused(reference)
+        arguments = dict(self.request.arguments)
+        observer = Observer(model.engine, self.request.trace) if self.request.observable else None
+        ids, mask = _padded([item.ids for item in group], model)
+        criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
+        criteria.append(Cancelled(self.cancelled))
+        stop = tuple(dict.fromkeys(text for item in group for text in item.stop))
+        if stop:
+            criteria.append(StopText(model.engine.reference, stop, ids.shape[1]))
+        if isinstance(streamer, _Feed):
+            streamer.begin(Emitter(model.engine.reference, stop))
+        for item in group:
+            model.prefills.add(item.ids, item.row, item.fit)
+        model.watch = observer
+        started = time.perf_counter()
+        try:
+            sequences = model.generate(
+                ids,
+                attention_mask=mask,
+                stopping_criteria=criteria,
+                streamer=streamer,
+                **arguments,
+            )
+        finally:
+            model.watch = None
+            model.prefills.drop([tuple(item.ids) for item in group])
+        seconds = time.perf_counter() - started
+        if not isinstance(sequences, Tensor):
+            sequences = sequences.sequences
+        return self._answers(model, group, sequences[:, ids.shape[1] :], stop, observer, seconds)
+
+    def _answers(
+        self,
+        model: FusedForCausalLM,
+        group: list[_Prepared],
+        sequences: Tensor,
+        stop: tuple[str, ...],
+        observer: Observer | None,
+        seconds: float,
+    ) -> dict[int, list[Answer]]:
+        each = len(sequences) // len(group)
+        answers: dict[int, list[Answer]] = {}
+        for index, ids in enumerate(sequences.tolist()):
+            item = group[index // each]
+            seen = observer.row(index) if observer else None
+            answer = self._answer(model, item, ids, stop, seen, observer, seconds)
+            answers.setdefault(item.place, []).append(answer)
+        return answers
+
+    def _answer(
+        self,
+        model: FusedForCausalLM,
+        item: _Prepared,
+        ids: list[int],
+        stop: tuple[str, ...],
+        seen: Observed | None,
+        observer: Observer | None,
+        seconds: float,
+    ) -> Answer:
+        ends = set(model.engine.reference.end_ids)
+        end = next((i for i, token in enumerate(ids) if token in ends), None)
+        ids = ids if end is None else ids[: end + 1]
+        text, stopped = whole_text(ids, model.engine.reference, stop)
+        reason: FinishReason = "stop" if stopped is not None or end is not None else "length"
+        if reason == "length" and self.cancelled.is_set():
+            reason = "cancelled"
+        if seen and observer and ids:
+            observer.settle(seen, ids[-1])
+        record = self._record(model, item, len(ids), reason, stopped, seen, seconds)
+        return Answer(text, record, tuple(ids))
+
+    def _record(
+        self,
+        model: FusedForCausalLM,
+        item: _Prepared,
+        generated: int,
+        reason: FinishReason,
+        stopped: str | None,
+        seen: Observed | None,
+        seconds: float,
+    ) -> FusionRecord:
+        names, fit, request = self.pack.names, item.fit, self.request
+        count = min(seen.steps, generated) if seen else 0
+        notes = list(item.prompt.notes)
+        if fit.losses is None:
+            notes.append("the prompt is too short to be scored")
+        if request.trace and seen is None:
+            notes.append("no trace: beams, drafts and several return sequences are not traced")
+
+        def by_name(values: Any) -> dict[str, float] | None:
+            if values is None:
+                return None
+            return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+        return FusionRecord(
+            members=names,
+            reference=names[item.reference],
+            fusion=rules().dump(request.rule),
+            weighting=weightings().dump(request.weighting),
+            alignment=alignments().dump(self.pack.alignment),
+            weights=by_name(fit.weights) or {},
+            prompt_loss=by_name(fit.losses),
+            bits_per_byte=by_name(fit.bits_per_byte),
+            scored_tokens=fit.tokens,
+            usage=Usage(
+                prompt_tokens=len(item.ids),
+                completion_tokens=generated,
+                total_tokens=len(item.ids) + generated,
+                prompt_tokens_by_member=dict(zip(names, fit.prompt_tokens, strict=True)),
+            ),
+            finish_reason=reason,
+            stop=stopped,
+            agreed=seen.agreed / seen.steps if seen and seen.steps else None,
+            overruled=seen.overruled / seen.steps if seen and seen.steps else None,
+            timings=Timings(
+                prefill_seconds=fit.prefill_seconds,
+                weights_seconds=fit.weights_seconds,
+                decode_seconds=seconds,
+                tokens_per_second=generated / seconds if seconds > 0 else 0.0,
+            ),
+            seed=request.seed,
+            notes=notes,
+            trace=seen.trace[:count] if request.trace and seen else None,
+        )
+
+
+class _Feed(BaseStreamer):  # type: ignore[misc]
+    """Passes ids from transformers' loop to the stream's reader."""
+
+    def __init__(self, pieces: Any, runner: Runner) -> None:
+        self.pieces, self.runner = pieces, runner
+        self.prompt_seen = False
+
+    def begin(self, emitter: Emitter) -> None:
+        """Hand over what turns ids into text."""
+        self.pieces.put(emitter)
+
+    def put(self, value: Tensor) -> None:
+        """Ids of one step; the first call brings the prompt."""
+        if self.prompt_seen:
+            self.pieces.put(value.flatten().tolist())
+        self.prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing: the answer follows."""
+
+
+def _padded(rows: Sequence[Sequence[int]], model: FusedForCausalLM) -> tuple[Tensor, Tensor]:
+    """Left-padded ids and their mask, `[B, longest]`."""
+    longest = max(map(len, rows))
+    pad = model.config.pad_token_id or 0
+    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
+
+
+def _replay(model: FusedForCausalLM, item: _Prepared, ids: list[int]) -> Row:
+    """A row that stands at the end of other ids, with the weights of the prompt."""
+    row = model.engine.open(item.prompt)
+    row.weights = item.row.weights
+    row.feed(ids)
+    model.engine.prefill(row, [None] * len(model.engine.members))
+    model.engine.settle([row])
+    return row

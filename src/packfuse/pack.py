@@ -1,0 +1,315 @@
+"""`Pack`: the handle on a pack of models."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from packfuse.alignments.base import Alignment
+from packfuse.answer import Answer, Chunk
+from packfuse.config import PackConfig
+from packfuse.engine import Engine
+from packfuse.errors import ConfigError
+from packfuse.generation import Runner
+from packfuse.loading import load_members, short_name, unique_names, wrap
+from packfuse.local import LocalMember
+from packfuse.model import FusedForCausalLM
+from packfuse.progress import alignment_progress
+from packfuse.registry import alignments, rules, weightings
+from packfuse.request import check
+from packfuse.rules.base import Rule
+from packfuse.weightings.base import Weighting
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+class Pack:
+    """Several local language models that answer as one.
+
+    Example:
+        >>> pack = Pack.starter()  # doctest: +SKIP
+        >>> pack.generate("The capital of France is", max_new_tokens=2).text  # doctest: +SKIP
+        ' Paris.'
+    """
+
+    def __init__(
+        self,
+        members: Sequence[LocalMember],
+        *,
+        fusion: Any = "packllm",
+        weighting: Any = "exact",
+        alignment: Any = "bytes",
+        reference: str = "auto",
+        progress: bool = True,
+        config: PackConfig | None = None,
+    ) -> None:
+        """Make a pack of loaded members; `from_pretrained` loads them.
+
+        Args:
+            members: At least one.
+            fusion: A rule, by name, as `{"name": ..., parameter: ...}`, or as an object.
+            weighting: Likewise; or `{member: weight}`.
+            alignment: Likewise.
+            reference: A member's name, or "auto": the one with the lowest prompt loss.
+            progress: Show progress of what takes long.
+            config: What the members were loaded from, for `save_config`.
+
+        Raises:
+            ConfigError: for unknown names or parameters.
+            WeightsError: for fixed weights that do not fit the members.
+        """
+        if not members:
+            raise ConfigError("a pack needs at least one member")
+        self.members = list(members)
+        self.names = [member.name for member in members]
+        self.rule: Rule = rules().make(fusion)
+        if isinstance(weighting, Mapping) and "name" not in weighting:
+            weighting = {"name": "fixed", "weights": dict(weighting)}
+        self.weighting: Weighting = weightings().make(weighting)
+        self.weighting.for_members(self.names)
+        self.alignment: Alignment = alignments().make(alignment)
+        if reference != "auto" and reference not in self.names:
+            known = ", ".join(self.names)
+            raise ConfigError(f"no member is called {reference!r}", hint=f"members: auto, {known}")
+        self.reference = reference
+        self._progress, self._config = progress, config
+        self._models: dict[int, FusedForCausalLM] = {}
+        self._lock = threading.RLock()
+        self.fused(self.default_reference)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        models: Sequence[str | os.PathLike[str] | Mapping[str, Any] | Loaded],
+        *,
+        fusion: Any = "packllm",
+        weighting: Any = "exact",
+        alignment: Any = "bytes",
+        reference: str = "auto",
+        dtype: Any = "auto",
+        device_map: Any = None,
+        quantization_config: Any = None,
+        trust_remote_code: bool = False,
+        unsafe_weights: bool = False,
+        progress: bool = True,
+    ) -> Pack:
+        """Load members and make a pack of them.
+
+        Args:
+            models: Hub ids, folders, GGUF files, mappings with the fields of `MemberConfig`, or
+                (model, tokenizer) pairs that are loaded already.
+            fusion: See `Pack`; so are `weighting`, `alignment`, `reference` and `progress`.
+            dtype: For members that do not say otherwise; so are the next two.
+            device_map: As in transformers.
+            quantization_config: A transformers quantization configuration.
+            trust_remote_code: Run code that comes with a model.
+            unsafe_weights: Accept weights that are not safetensors.
+
+        Raises:
+            LoadError: if a member cannot be loaded; the others are freed.
+            ConfigError: for unknown settings.
+        """
+        settings = {"fusion": fusion, "weighting": weighting, "alignment": alignment}
+        if isinstance(models, str | bytes | os.PathLike):
+            raise ConfigError("`models` is a list", hint=f"write [{models!r}]")
+        ready = [item for item in models if isinstance(item, tuple)]
+        if ready:
+            if len(ready) < len(models):
+                raise ConfigError("loaded models and names cannot be mixed", hint="load them all")
+            names = unique_names([short_name(str(model.name_or_path or "member")) for model, _ in ready])
+            members = [wrap(name, *pair) for name, pair in zip(names, ready, strict=True)]
+            return cls(members, reference=reference, progress=progress, **settings)
+        entries = [dict(m) if isinstance(m, Mapping) else {"model": os.fspath(m)} for m in models]  # type: ignore[arg-type]
+        config = PackConfig.check(
+            {
+                "members": entries,
+                "reference": reference,
+                "dtype": _dtype_name(dtype),
+                "device_map": device_map,
+                "quantization": _plain_quantization(quantization_config),
+                "trust_remote_code": trust_remote_code,
+                "unsafe_weights": unsafe_weights,
+                "fusion": _spec(rules(), fusion),
+                "weighting": _spec(weightings(), weighting),
+                "alignment": _spec(alignments(), alignment),
+            }
+        )
+        return cls._load(config, progress, settings)
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str], *, progress: bool = True) -> Pack:
+        """Load the pack that a YAML file describes.
+
+        Raises:
+            ConfigError: if the file does not describe a pack.
+            LoadError: if a member cannot be loaded.
+        """
+        return cls._load(PackConfig.read(path), progress, {})
+
+    @classmethod
+    def starter(cls, *, progress: bool = True, **overrides: Any) -> Pack:
+        """The embedded default pack; fetched and converted once (see `packfuse starter`).
+
+        Args:
+            progress: Show progress.
+            **overrides: As in `from_pretrained`.
+
+        Raises:
+            StarterError: if it cannot be fetched, verified or converted.
+        """
+        from packfuse.starter import starter_paths
+
+        folders = starter_paths(progress=progress)
+        entries = [{"model": str(folder), "name": name} for name, folder in folders.items()]
+        return cls.from_pretrained(entries, progress=progress, **overrides)
+
+    @classmethod
+    def _load(cls, config: PackConfig, progress: bool, settings: dict[str, Any]) -> Pack:
+        # Names are checked before anything heavy is loaded.
+        chosen = {
+            "fusion": rules().make(settings.get("fusion", config.fusion)),
+            "weighting": settings.get("weighting", config.weighting),
+            "alignment": alignments().make(settings.get("alignment", config.alignment)),
+        }
+        members = load_members(config)
+        try:
+            return cls(members, reference=config.reference, progress=progress, config=config, **chosen)
+        except BaseException:
+            members.clear()
+            gc.collect()
+            raise
+
+    def save_config(self, path: str | os.PathLike[str]) -> None:
+        """Write the pack as YAML, for `from_config`.
+
+        Raises:
+            ConfigError: if the members were handed over as objects, which no file can name.
+        """
+        if self._config is None:
+            raise ConfigError(
+                "this pack was made of loaded models", hint="load it by name to save it by name"
+            )
+        changes = {
+            "fusion": rules().dump(self.rule),
+            "weighting": weightings().dump(self.weighting),
+            "alignment": alignments().dump(self.alignment),
+        }
+        PackConfig.check({**self._config.model_dump(), **changes}).write(Path(path))
+
+    @property
+    def default_reference(self) -> int:
+        """The reference where no prompt decides: the named one, or the first that can chat."""
+        if self.reference != "auto":
+            return self.names.index(self.reference)
+        templates = (k for k, m in enumerate(self.members) if m.tokenizer.chat_template)
+        return next(templates, 0)
+
+    def fused(self, reference: int) -> FusedForCausalLM:
+        """The pack as a transformers model that speaks member `reference`'s tokens."""
+        with self._lock:
+            if reference not in self._models:
+                with alignment_progress(self._progress) as progress:
+                    engine = Engine(self.members, reference, self.alignment, self.rule, progress)
+                self._models[reference] = FusedForCausalLM(engine, self.weighting)
+            return self._models[reference]
+
+    @property
+    def model(self) -> FusedForCausalLM:
+        """The pack as a transformers model, in the default reference's tokens."""
+        return self.fused(self.default_reference)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The default reference's tokenizer."""
+        return self.members[self.default_reference].tokenizer
+
+    @property
+    def context_window(self) -> int:
+        """The smallest member's, in tokens."""
+        return min(member.context_window for member in self.members)
+
+    def generate(self, prompt: Any, **arguments: Any) -> Any:
+        """Answer a prompt, a chat, or a list of either.
+
+        Args:
+            prompt: Text; messages `[{"role": ..., "content": ...}]`; or a list of texts or chats.
+            **arguments: transformers' generation arguments by their own names, and `stop`, `seed`,
+                `trace`, `fusion`, `weighting`, `weights`, `chat_template_kwargs`.
+
+        Returns:
+            An `Answer` (`.text`, `.record`) for one prompt, a list of them for a list. Several
+            return sequences come as a list as well.
+
+        Raises:
+            PromptError: for an empty or malformed prompt, or one that is too long.
+            ConfigError: for unknown settings.
+            WeightsError: for unusable weights.
+        """
+        request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
+        request.weighting.for_members(self.names)
+        with self._lock:
+            answers: list[Answer] = Runner(self, request).run()
+        several = request.arguments.get("num_return_sequences", 1) > 1
+        return answers[0] if request.single and not several else answers
+
+    def stream(self, prompt: Any, **arguments: Any) -> Iterator[Chunk]:
+        """Answer one prompt or chat piece by piece.
+
+        Args:
+            prompt: Text or messages.
+            **arguments: As in `generate`.
+
+        Yields:
+            Chunks whose texts joined are the whole text; the last one carries the record. Closing
+            the iterator stops generation within one step.
+
+        Raises:
+            ConfigError: for several prompts, beams or return sequences.
+        """
+        request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
+        request.weighting.for_members(self.names)
+        if not request.single or request.arguments.get("num_beams", 1) > 1:
+            raise ConfigError("a stream answers one prompt, without beams", hint="use generate")
+        return Runner(self, request).stream(self._lock)
+
+    def score(self, prompt: str, continuation: str, **arguments: Any) -> float:
+        """Log-probability of `continuation` after `prompt` under the fused model, nats.
+
+        The continuation is the reference's tokens of the whole text beyond those of the prompt, as
+        lm-eval does it; weights are fitted to the prompt.
+
+        Raises:
+            PromptError: if either is empty.
+        """
+        if not continuation:
+            raise ConfigError("the continuation is empty", hint="give at least one character")
+        request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
+        with self._lock:
+            return Runner(self, request).score(continuation)
+
+
+def _spec(registry: Any, value: Any) -> Any:
+    """A setting as it can be written to a file."""
+    if isinstance(value, registry.base):
+        return registry.dump(value)
+    if isinstance(value, Mapping) and "name" not in value:
+        return {"name": "fixed", "weights": dict(value)}
+    return value
+
+
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else str(dtype)
+
+
+def _plain_quantization(config: Any) -> dict[str, Any] | None:
+    if config is None or isinstance(config, dict):
+        return config
+    plain: dict[str, Any] = config.to_dict()
+    return plain
