@@ -1,0 +1,1 @@
+"""The weightings: one file each, found by `packfuse.registry`."""

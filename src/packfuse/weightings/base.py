@@ -1,0 +1,117 @@
+"""The interface of a weighting: what the members made of the prompt in, who is trusted out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from packfuse.errors import WeightsError
+
+Weights = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What K members made of one prompt.
+
+    Attributes:
+        losses: `[K]` prompt loss, nats per reference token of the prompt's text (or per own token,
+            if the weighting asks for the paper's normalization).
+        tokens: How many reference tokens were scored; 0 for a prompt that says nothing.
+        pieces: `[K, M]` log-probability in nats of each piece of text between neighboring
+            boundaries that all members share; every member in its own tokens.
+        scores: `[K, T, C]` log-probabilities at T fitting positions over C candidates of the
+            reference vocabulary (the last may stand for all others together); None unless
+            the weighting sets `needs_scores`.
+        labels: `[T]` which candidate came next.
+    """
+
+    losses: Weights
+    tokens: int
+    pieces: Weights
+    scores: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse losses that are not numbers: every comparison with them would be false."""
+        if np.isnan(self.losses).any():
+            at = int(np.isnan(self.losses).argmax())
+            raise WeightsError(
+                f"the prompt loss of member {at} (counted from 0) is not a number",
+                hint="its logits hold NaN: try another dtype",
+            )
+
+    @property
+    def members(self) -> int:
+        """K."""
+        return len(self.losses)
+
+
+class Weighting(BaseModel, ABC):
+    """How much to trust each member on a prompt.
+
+    A weighting is one file in this folder: a frozen pydantic model whose fields are its parameters.
+    It registers itself by its `name`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    """What users write: `weighting="<name>"`."""
+    source: ClassVar[str]
+    """The paper and section that the weighting comes from."""
+    needs_losses: ClassVar[bool] = True
+    """Whether the prompt has to be scored at all."""
+
+    normalize: Literal["reference", "own"] = "reference"
+    """Prompt loss in nats per `"reference"` token (comparable) or per `"own"` token (the paper)."""
+
+    def needs_scores(self, pool: str) -> bool:
+        """Whether `Evidence.scores` is needed to fit a rule of this `pool`."""
+        return False
+
+    def for_members(self, names: Sequence[str]) -> Weights | None:
+        """Weights `[K]` that no prompt can change, or None where the prompt decides."""
+        return None
+
+    @abstractmethod
+    def fit(self, evidence: Evidence, pool: str) -> Weights:
+        """Weights `[K]`, non-negative, summing to one, for a rule of `pool` "logit" or "linear"."""
+
+
+class Shrinking(Weighting):
+    """A weighting that trusts short prompts less: weights move towards equal ones."""
+
+    shrinkage: float = Field(default=8.0, ge=0, allow_inf_nan=False)
+    """How many tokens' worth of equal weights to add to the prompt; 0 for the papers' own."""
+
+    def shrink(self, weights: Weights, evidence: Evidence) -> Weights:
+        """`weights`, `[K]` or rows of them, blended with equal ones by the prompt's length."""
+        return blend(weights, evidence.tokens, self.shrinkage)
+
+
+def equal(members: int) -> Weights:
+    """The same weight for every member."""
+    return np.full(members, 1.0 / members)
+
+
+def blend(weights: Weights, tokens: int, shrinkage: float) -> Weights:
+    """`(n w + c u) / (n + c)`: n tokens speak for the weights w, c for the equal weights u.
+
+    As a Dirichlet prior worth c tokens would; no tokens at all give equal weights.
+
+    Example:
+        >>> blend(np.array([1.0, 0.0]), tokens=8, shrinkage=8.0)
+        array([0.75, 0.25])
+    """
+    uniform = np.full_like(weights, 1.0 / weights.shape[-1])
+    if tokens <= 0:
+        return uniform
+    return (tokens * weights + shrinkage * uniform) / (tokens + shrinkage)
