@@ -23,7 +23,7 @@ from packfuse.fitting import Fit, prefill
 from packfuse.model import FusedForCausalLM
 from packfuse.observer import Observed, Observer
 from packfuse.prompt import PackPrompt, from_text
-from packfuse.record import FinishReason, FusionRecord, Timings, Usage
+from packfuse.record import FinishReason, FusionRecord, Timings, Usage, by_name
 from packfuse.registry import alignments, rules, weightings
 from packfuse.request import Prompt, Request
 from packfuse.row import Row
@@ -55,8 +55,8 @@ class Runner:
 
     def run(self, streamer: BaseStreamer | None = None) -> list[Answer]:
         """Answer every prompt; prompts with the same reference run as one batch."""
-        with self._settings():
-            prepared = [self._prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
+        with self.settings():
+            prepared = [self.prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
             answers: dict[int, list[Answer]] = {}
             for reference in dict.fromkeys(item.reference for item in prepared):
                 group = [item for item in prepared if item.reference == reference]
@@ -100,8 +100,8 @@ class Runner:
         # Trailing spaces belong to the first word of the continuation, as in lm-eval.
         context = prompt.rstrip(" ") or prompt
         rest = prompt[len(context) :] + continuation
-        with self._settings():
-            item = self._prepare(0, context)
+        with self.settings():
+            item = self.prepare(0, context)
             model = self.pack.fused(item.reference)
             own = model.engine.reference
             text = own.text_prefix + (context + rest).encode()
@@ -123,7 +123,7 @@ class Runner:
         return total
 
     @contextmanager
-    def _settings(self) -> Iterator[None]:
+    def settings(self) -> Iterator[None]:
         """The request's rule in every engine, and its random numbers, for the time of the call."""
         engines = [model.engine for model in self.pack._models.values()]
         seeded = torch.random.fork_rng() if self.request.seed is not None else nullcontext()
@@ -138,7 +138,7 @@ class Runner:
                 for model in self.pack._models.values():
                     model.engine.rule = self.pack.rule
 
-    def _prepare(self, place: int, prompt: Prompt) -> _Prepared:
+    def prepare(self, place: int, prompt: Prompt) -> _Prepared:
         """Render and read a prompt under its reference."""
         reference = self.pack.default_reference
         item = self._read(place, prompt, reference)
@@ -260,20 +260,15 @@ class Runner:
         if request.trace and seen is None:
             notes.append("no trace: beams, drafts and several return sequences are not traced")
 
-        def by_name(values: Any) -> dict[str, float] | None:
-            if values is None:
-                return None
-            return {name: float(value) for name, value in zip(names, values, strict=True)}
-
         return FusionRecord(
             members=names,
             reference=names[item.reference],
             fusion=rules().dump(request.rule),
             weighting=weightings().dump(request.weighting),
             alignment=alignments().dump(self.pack.alignment),
-            weights=by_name(fit.weights) or {},
-            prompt_loss=by_name(fit.losses),
-            bits_per_byte=by_name(fit.bits_per_byte),
+            weights=by_name(names, fit.weights) or {},
+            prompt_loss=by_name(names, fit.losses),
+            bits_per_byte=by_name(names, fit.bits_per_byte),
             scored_tokens=fit.tokens,
             usage=Usage(
                 prompt_tokens=len(item.ids),

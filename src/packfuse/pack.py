@@ -25,6 +25,7 @@ from packfuse.progress import alignment_progress
 from packfuse.registry import alignments, rules, weightings
 from packfuse.request import check
 from packfuse.rules.base import Rule
+from packfuse.weighing import Weighing, weigh
 from packfuse.weightings.base import Weighting
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -144,14 +145,22 @@ class Pack:
         return cls._load(config, progress, settings)
 
     @classmethod
-    def from_config(cls, path: str | os.PathLike[str], *, progress: bool = True) -> Pack:
+    def from_config(
+        cls, path: str | os.PathLike[str], *, progress: bool = True, **overrides: Any
+    ) -> Pack:
         """Load the pack that a YAML file describes.
+
+        Args:
+            path: The file.
+            progress: Show progress.
+            **overrides: Fields of `PackConfig` that count instead of the file's.
 
         Raises:
             ConfigError: if the file does not describe a pack.
             LoadError: if a member cannot be loaded.
         """
-        return cls._load(PackConfig.read(path), progress, {})
+        config = PackConfig.read(path)
+        return cls._load(PackConfig.check({**config.model_dump(), **overrides}), progress, {})
 
     @classmethod
     def starter(cls, *, progress: bool = True, **overrides: Any) -> Pack:
@@ -293,6 +302,26 @@ class Pack:
         request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
         with self._lock:
             return Runner(self, request).score(continuation)
+
+    def weigh(
+        self, prompt: Any, weightings: Sequence[Any] | None = None, **arguments: Any
+    ) -> Weighing:
+        """Who is trusted on a prompt, under several weightings; nothing is generated.
+
+        Args:
+            prompt: Text or messages.
+            weightings: By name or with parameters; by default all that need no parameters.
+            **arguments: `fusion` and `chat_template_kwargs`, as in `generate`.
+
+        Raises:
+            PromptError: for an empty or malformed prompt, or one that is too long.
+            ConfigError: for unknown settings, or several prompts.
+        """
+        request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
+        if not request.single:
+            raise ConfigError("one prompt is weighed at a time", hint="give a text or one chat")
+        with self._lock:
+            return weigh(Runner(self, request), weightings)
 
 
 def _spec(registry: Any, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -81,3 +82,10 @@ class FusionRecord(_Plain):
     seed: int | None = None
     notes: list[str] = []
     trace: list[TraceStep] | None = None
+
+
+def by_name(names: Sequence[str], values: Iterable[float] | None) -> dict[str, float] | None:
+    """Values by member name, as plain floats; None stays None."""
+    if values is None:
+        return None
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
