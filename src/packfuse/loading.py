@@ -114,13 +114,18 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return unique
 
 
+def is_causal(config: Any) -> bool:
+    """Whether a model's configuration is that of a causal language model, as far as it says so."""
+    own = list(config.architectures or [])
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return not own or bool(known.intersection(own)) or hasattr(config, "auto_map")
+
+
 def _check_causal(name: str, folder: str, shared: dict[str, Any]) -> None:
     config = AutoConfig.from_pretrained(folder, **shared)
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    own = list(config.architectures or [])
-    if own and not known.intersection(own) and not hasattr(config, "auto_map"):
+    if not is_causal(config):
         raise LoadError(
-            f"member {name!r} is a {own[0]}, not a causal language model",
+            f"member {name!r} is a {config.architectures[0]}, not a causal language model",
             hint="use a model whose architecture ends in ForCausalLM",
         )
 

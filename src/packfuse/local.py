@@ -48,7 +48,7 @@ class LocalMember(Member):
                 hint="models with a cache of their own kind (pure Mamba, RWKV) cannot join a pack",
             )
         self.name, self.model, self.vocabulary = name, model.eval(), vocabulary
-        self.context_window = _context_window(model, vocabulary)
+        self.context_window = context_window(model.config, vocabulary.tokenizer)
         self._keeps_logits = "logits_to_keep" in parameters
         self._positions = "position_ids" in parameters
 
@@ -186,12 +186,13 @@ def _chunks(count: int, silent: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, count)
 
 
-def _context_window(model: PreTrainedModel, vocabulary: Vocabulary) -> int:
-    config = model.config.get_text_config()
+def context_window(config: Any, tokenizer: Any) -> int:
+    """How many tokens a model can read."""
+    text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        if value := getattr(config, name, None):
+        if value := getattr(text, name, None):
             return int(value)
-    return int(min(vocabulary.tokenizer.model_max_length, 2**31 - 1))
+    return int(min(tokenizer.model_max_length, 2**31 - 1))
 
 
 def _fixed_states(layer: Any) -> bool:
