@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+
 from packfuse.vocabulary import Vocabulary
 
 _TAIL = 24
@@ -45,40 +47,46 @@ class TextPath:
         self.whole = len(body) == len(text)
         if body == self.text:
             return
-        tail = _TAIL if body.startswith(self.text) else len(self.ids)
+        kept = bisect.bisect_right(self.ends, _shared(self.text, body))
+        del self.ids[kept:], self.ends[kept:]
+        tail = _TAIL
         while True:
             keep = self._joint(len(self.ids) - tail, body)
             start = self.ends[keep - 1] if keep else 0
-            fresh = self._write(body[start:])
+            fresh, ends = self._write(body[start:])
             if keep == 0 or self.ids[keep : keep + _OVERLAP] == fresh[:_OVERLAP]:
                 break
             tail *= 4
-        del self.ids[keep:], self.ends[keep:]
-        for index in fresh:
-            start += len(self.vocabulary.token_bytes[index] or b"")
-            self.ids.append(index)
-            self.ends.append(start)
+        self.ids[keep:] = fresh
+        self.ends[keep:] = [start + end for end in ends]
         self.text = body
 
     def _joint(self, index: int, body: bytes) -> int:
         """The last boundary at or before token `index` where a word begins."""
         for keep in range(min(index, len(self.ids) - _OVERLAP), 0, -1):
             end = self.ends[keep - 1]
-            if end < len(body) and body[end : end + 1].isspace() and not body[end - 1 : end].isspace():
+            before, after = body[end - 1 : end], body[end : end + 1]
+            if after.isspace() and not before.isspace():
                 return keep
         return 0
 
-    def _write(self, data: bytes) -> list[int]:
-        if not data[-1:].isspace():
-            return self.vocabulary.encode_bytes(data)
-        ids, end = [], 0
-        for index in self.vocabulary.encode_bytes(data + b"a"):
-            size = len(self.vocabulary.token_bytes[index] or b"")
-            if end + size > len(data):
-                break
-            ids.append(index)
-            end += size
-        return ids + self.vocabulary.encode_bytes(data[end:])
+    def _write(self, data: bytes) -> tuple[list[int], list[int]]:
+        """Tokens, and where they end; white space at the end as it is written before a word."""
+        ids, ends = self.vocabulary.encode_spans(data + b"a" if data[-1:].isspace() else data)
+        kept = bisect.bisect_right(ends, len(data))
+        if kept == len(ids):
+            return ids, ends
+        start = ends[kept - 1] if kept else 0
+        rest, rest_ends = self.vocabulary.encode_spans(data[start:])
+        return ids[:kept] + rest, ends[:kept] + [start + end for end in rest_ends]
+
+
+def _shared(one: bytes, other: bytes) -> int:
+    """Length of the common beginning."""
+    if other.startswith(one):
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (left, right) in pairs if left != right), len(other))
 
 
 def _incomplete(data: bytes) -> int:

@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from packfuse.errors import TokenizerError
+from packfuse.specification import MARK, digest, dummy_prefix, kinds, plain
 
-FORMAT = 1
+FORMAT = 2
 """Version of the byte table; part of every fingerprint."""
 
 _BYTE_OF_CHAR = {char: byte for byte, char in bytes_to_unicode().items()}
-_REWRITES = {"NFC", "NFKC", "NFD", "NFKD", "Precompiled", "Lowercase", "StripAccents", "Strip"}
+_MARKUP = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
+_NEEDED = {*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF0)}
+"""Bytes without which no text can be written; SmolLM2 lacks a few others."""
+_PROBE = "It's 42%:  a\n\n\tb 'é e\u0301 ﬁ 中文 ▁x\u00a0 😀\r\n\x07 "
 
 
 class Vocabulary:
     """The tokens of one member as bytes, and text as its tokens.
 
-    Control tokens (special tokens, and added tokens that the chat template writes) stand for no
-    bytes and never come out of `encode`: text that spells one stays text.
+    Control tokens (special tokens, and added tokens that look like markup or that the chat template
+    writes) stand for no bytes and never come out of `encode`: text that spells one stays text.
 
     Attributes:
         tokenizer: The Hugging Face tokenizer, untouched.
-        columns: Width of the model's logits; ids from `len(tokenizer)` on are padding.
-        token_bytes: Bytes by id; None for control tokens and padding.
+        columns: Width of the model's logits.
+        size: Ids from here on are padding.
+        token_bytes: Bytes by id, `columns` of them; None for control tokens and padding.
         ids_of: Ids by bytes; the one that the tokenizer itself writes comes first.
+        control_ids: The control tokens.
+        controls: Their ids by spelling.
         end_ids: Ids that end a turn or a text.
         prefix_ids: Ids that the tokenizer itself puts before a text (beginning of sequence).
         text_prefix: Bytes that the tokenizer puts before a text (the dummy space of Llama 2).
@@ -56,78 +66,91 @@ class Vocabulary:
                 hint="save it as tokenizer.json with the tokenizers library",
             )
         self.tokenizer = tokenizer
-        self.columns = max(columns or 0, len(tokenizer))
         spec: dict[str, Any] = json.loads(backend.to_str())
-        self._spec_digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
-        self.control_ids = self._find_control_ids()
-        self.token_bytes = self._read_bytes(spec)
-        self.text_prefix = _dummy_prefix(spec)
-        self._plain = self._plain_backend(spec)
-        self.ids_of = self._index()
+        ids = tokenizer.get_vocab()
+        self.columns = columns or max(ids.values()) + 1
+        self.size = min(self.columns, max(ids.values()) + 1)
+        self.controls = self._find_controls()
+        self.control_ids = frozenset(self.controls.values())
+        # Padding, truncation and templates are settings of single calls: they play no part.
+        self._text_rules = digest(spec, "normalizer", "pre_tokenizer", "model")
+        self._all_rules = digest(spec, "decoder", "added_tokens")
+        self._marked = "ByteLevel" not in kinds(spec["decoder"])
+        self.token_bytes = self._read_bytes(spec, ids)
+        self.text_prefix = dummy_prefix(spec)
+        self._plain = Tokenizer.from_str(json.dumps(plain(spec, self.control_ids)))
+        self._plain.encode_special_tokens = True
+        self.ids_of: dict[bytes, tuple[int, ...]] = {}
+        self._index()
+        self._check()
         eos = tokenizer.eos_token_id
-        self.end_ids = tuple(dict.fromkeys([*([] if eos is None else [eos]), *end_ids]))
+        ends = dict.fromkeys([*([] if eos is None else [eos]), *end_ids])
+        self.end_ids = tuple(index for index in ends if 0 <= index < self.columns)
         probe: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
         first = next((i for i, t in enumerate(probe) if t not in self.control_ids), len(probe))
         self.prefix_ids = tuple(probe[:first])
 
-    def _find_control_ids(self) -> frozenset[int]:
+    def _find_controls(self) -> dict[str, int]:
+        """Added tokens that are not text, or that the model has no column for."""
         template = self.tokenizer.chat_template or ""
         if isinstance(template, dict):
             template = "".join(template.values())
-        return frozenset(
-            index
-            for index, token in self.tokenizer.added_tokens_decoder.items()
-            if token.special or (token.content.strip() and token.content in template)
-        )
+        found: dict[str, int] = {}
+        for index, token in self.tokenizer.added_tokens_decoder.items():
+            written = bool(token.content.strip()) and token.content in template
+            markup = written or _MARKUP.fullmatch(token.content)
+            if token.special or markup or index >= self.columns:
+                found[token.content] = index
+        return found
 
-    def _read_bytes(self, spec: dict[str, Any]) -> list[bytes | None]:
-        kinds = _kinds(spec["decoder"])
-        byte_level = "ByteLevel" in kinds
-        if not byte_level and not kinds & {"ByteFallback", "Metaspace"}:
+    def _read_bytes(self, spec: dict[str, Any], ids: dict[str, int]) -> list[bytes | None]:
+        found = kinds(spec["decoder"])
+        if not found & {"ByteLevel", "ByteFallback", "Metaspace"}:
             raise TokenizerError(
-                f"{self.tokenizer.name_or_path!r}: decoder {sorted(kinds)} does not map to bytes",
+                f"{self.tokenizer.name_or_path!r}: decoder {sorted(found)} does not map to bytes",
                 hint="byte-level BPE and SentencePiece-style tokenizers are supported",
             )
         table: list[bytes | None] = [None] * self.columns
         added = self.tokenizer.added_tokens_decoder
-        for token, index in self.tokenizer.get_vocab().items():
-            if index in self.control_ids:
-                continue
-            if index in added:
-                table[index] = added[index].content.encode()
-            elif byte_level:
-                if all(char in _BYTE_OF_CHAR for char in token):
-                    table[index] = bytes(_BYTE_OF_CHAR[char] for char in token)
-            elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-                table[index] = bytes([int(token[3:5], 16)])
-            else:
-                table[index] = token.replace("▁", " ").encode()
-        return [b or None for b in table]
+        for token, index in ids.items():
+            if index < self.columns and index not in self.control_ids:
+                table[index] = self._bytes_of(token, index in added) or None
+        return table
 
-    def _plain_backend(self, spec: dict[str, Any]) -> Tokenizer:
-        """A private copy that writes text only: no templates, no rewriting, no control tokens."""
-        spec = {**spec, "truncation": None, "padding": None, "post_processor": None}
-        spec["normalizer"] = _faithful(spec["normalizer"])
-        spec["pre_tokenizer"] = _without_prefix(spec["pre_tokenizer"])
-        spec["added_tokens"] = [
-            token
-            for token in spec["added_tokens"]
-            if token["special"] or token["id"] not in self.control_ids
-        ]
-        plain = Tokenizer.from_str(json.dumps(spec))
-        plain.encode_special_tokens = True
-        return plain
+    def _bytes_of(self, token: str, added: bool) -> bytes | None:
+        if self._marked:
+            if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+                return bytes([int(token[3:5], 16)])
+            return token.replace(MARK, " ").encode()
+        if added:
+            return token.encode()
+        if all(char in _BYTE_OF_CHAR for char in token):
+            return bytes(_BYTE_OF_CHAR[char] for char in token)
+        return None
 
-    def _index(self) -> dict[bytes, tuple[int, ...]]:
+    def _index(self) -> None:
         found: dict[bytes, list[int]] = {}
         for index, token in enumerate(self.token_bytes):
             if token is not None:
                 found.setdefault(token, []).append(index)
+        self.ids_of = {token: tuple(ids) for token, ids in found.items()}
         for token, ids in found.items():
             if len(ids) > 1:
                 written = self.encode(token.decode(errors="replace"))
-                ids.sort(key=lambda i: i != (written[0] if len(written) == 1 else -1))
-        return {token: tuple(ids) for token, ids in found.items()}
+                first = written[0] if len(written) == 1 else -1
+                self.ids_of[token] = tuple(sorted(ids, key=lambda index: index != first))
+
+    def _check(self) -> None:
+        """Refuse a vocabulary in which some text cannot be written, or is written as another."""
+        name = self.tokenizer.name_or_path
+        hint = "byte-level and byte-fallback tokenizers are supported"
+        missing = sorted(_NEEDED & self.missing)
+        if missing:
+            raise TokenizerError(f"{name!r} has no token for byte {missing[0]:#04x}", hint=hint)
+        written = self.decode(self.encode(_PROBE))
+        if written != _PROBE.encode():
+            became = written.decode(errors="replace")
+            raise TokenizerError(f"{name!r} turns {_PROBE!r} into {became!r}", hint=hint)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of `text` as text, without anything before or after it."""
@@ -136,29 +159,70 @@ class Vocabulary:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts at once."""
         encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        rows = [encoding.ids for encoding in encodings]
-        for index, ids in enumerate(rows):
-            if not self.control_ids.isdisjoint(ids):
-                rows[index] = self._split_control(texts[index])
+        rows: list[list[int]] = [encoding.ids for encoding in encodings]
+        for index, text in enumerate(texts):
+            if self._odd.search(text):
+                rows[index] = self.encode_bytes(text.encode())
+            elif not self.control_ids.isdisjoint(rows[index]):
+                rows[index] = self._split_controls(text)
         return rows
 
-    def _split_control(self, text: str) -> list[int]:
-        """Encode text in which a control token's spelling was recognized: cut the spelling in two."""
+    def _split_controls(self, text: str) -> list[int]:
+        """Encode text in which a control token's spelling was recognized: cut the spelling."""
         encoding = self._plain.encode(text, add_special_tokens=False)
-        for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if index in self.control_ids and end - start > 1:
-                cut = start + 1
-                return self.encode(text[:cut]) + self.encode(text[cut:])
-        return [index for index in encoding.ids if index not in self.control_ids]
+        cuts = [
+            start + 1
+            for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if index in self.control_ids and end - start > 1
+        ]
+        if not cuts:
+            return [index for index in encoding.ids if index not in self.control_ids]
+        parts = [text[low:high] for low, high in pairwise([0, *cuts, len(text)])]
+        return [index for ids in self.encode_batch(parts) for index in ids]
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """`encode` for bytes that need not be valid UTF-8; stray bytes become byte tokens."""
-        try:
-            return self.encode(data.decode())
-        except UnicodeDecodeError as error:
-            start, end = error.start, error.end
-        stray = [self.ids_of[data[i : i + 1]][0] for i in range(start, end) if data[i : i + 1] in self.ids_of]
-        return self.encode(data[:start].decode()) + stray + self.encode_bytes(data[end:])
+        return self.encode_spans(data)[0]
+
+    def encode_spans(self, data: bytes) -> tuple[list[int], list[int]]:
+        """`encode_bytes`, and where each token ends in `data`.
+
+        A byte that has no token (`missing`) is left out.
+        """
+        parts = self._odd.split(data.decode(errors="surrogateescape"))
+        ids: list[int] = []
+        ends: list[int] = []
+        end = 0
+        for text, odd in zip(parts[::2], [*parts[1::2], ""], strict=True):
+            for index in self.encode(text) if text else ():
+                end += len(self.token_bytes[index] or b"")
+                ids.append(index)
+                ends.append(end)
+            for byte in odd.encode(errors="surrogateescape"):
+                end += 1
+                if byte not in self.missing:
+                    ids.append(self.ids_of[bytes([byte])][0])
+                    ends.append(end)
+        return ids, ends
+
+    @cached_property
+    def missing(self) -> frozenset[int]:
+        """Bytes that no token stands for."""
+        return frozenset(byte for byte in range(256) if bytes([byte]) not in self.ids_of)
+
+    @cached_property
+    def _odd(self) -> re.Pattern[str]:
+        """Characters that are written byte by byte: stray bytes, and what the tokenizer would lose.
+
+        That is the mark that stands for a space, and characters with a byte that has no token.
+        """
+        odd = ["\udc80-\udcff", MARK if self._marked else ""]
+        odd += [re.escape(chr(byte)) for byte in self.missing if byte < 0x80]
+        leads = [byte for byte in self.missing if 0xF0 <= byte < 0xF5]
+        for lead in leads:
+            first = (lead - 0xF0) << 18
+            odd.append(f"{chr(max(first, 0x10000))}-{chr(min(first + 0x3FFFF, 0x10FFFF))}")
+        return re.compile(f"([{''.join(odd)}]+)")
 
     def first_token(self, piece: bytes) -> int | None:
         """The first token that the tokenizer writes for `piece`, which may cut a character."""
@@ -183,7 +247,7 @@ class Vocabulary:
         return token.decode(errors="replace")
 
     @cached_property
-    def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def lengths(self) -> NDArray[np.int64]:
         """Bytes by id, `[columns]`; 0 for control tokens and padding."""
         return np.array([len(token or b"") for token in self.token_bytes])
 
@@ -193,58 +257,18 @@ class Vocabulary:
         return sorted(self.ids_of)
 
     @cached_property
+    def text_digest(self) -> str:
+        """Equal for vocabularies in which every text has the same ids."""
+        used = max((i for i, token in enumerate(self.token_bytes) if token), default=-1) + 1
+        return hashlib.sha256(f"{self._text_rules}{self.token_bytes[:used]}".encode()).hexdigest()
+
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of everything that decides how text becomes tokens."""
-        parts = [FORMAT, self._spec_digest, self.columns, sorted(self.control_ids), self.end_ids]
+        rules = [self._text_rules, self._all_rules]
+        parts = [FORMAT, rules, self.columns, sorted(self.control_ids), self.end_ids]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def __repr__(self) -> str:
         """For people."""
         return f"Vocabulary({self.tokenizer.name_or_path!r}, {len(self.ids_of):,} byte strings)"
-
-
-def _kinds(node: Any) -> set[str]:
-    """Every `type` in a part of a tokenizer's specification."""
-    if isinstance(node, list):
-        return set().union(*map(_kinds, node)) if node else set()
-    if not isinstance(node, dict):
-        return set()
-    here = {node["type"]} if isinstance(node.get("type"), str) else set()
-    return here.union(*map(_kinds, node.values()))
-
-
-def _members(node: Any, key: str) -> list[dict[str, Any]]:
-    if node is None:
-        return []
-    return list(node[key]) if node["type"] == "Sequence" else [node]
-
-
-def _dummy_prefix(spec: dict[str, Any]) -> bytes:
-    steps = _members(spec["normalizer"], "normalizers")
-    prepends = any(step["type"] == "Prepend" for step in steps)
-    pre = _members(spec["pre_tokenizer"], "pretokenizers")
-    metaspace = any(
-        step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
-        for step in pre
-    )
-    level = any(step["type"] == "ByteLevel" and step.get("add_prefix_space") for step in pre)
-    return b" " if prepends or metaspace or level else b""
-
-
-def _faithful(node: Any) -> Any:
-    """The normalizer without the steps that change the text (they lose bytes)."""
-    drop = _REWRITES | {"Prepend"}
-    steps = [step for step in _members(node, "normalizers") if step["type"] not in drop]
-    return {"type": "Sequence", "normalizers": steps} if steps else None
-
-
-def _without_prefix(node: Any) -> Any:
-    """The pre-tokenizer without a dummy space at the front."""
-    changed: list[dict[str, Any]] = []
-    for step in _members(node, "pretokenizers"):
-        if step["type"] == "Metaspace":
-            step = {**step, "prepend_scheme": "never"}
-        elif step["type"] == "ByteLevel":
-            step = {**step, "add_prefix_space": False}
-        changed.append(step)
-    return {"type": "Sequence", "pretokenizers": changed} if changed else None
