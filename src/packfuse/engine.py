@@ -57,6 +57,7 @@ class Engine:
         self.pairings: list[Pairing] = [
             alignment.pair(member.vocabulary, self.reference, progress) for member in members
         ]
+        self.lexicon = alignment.lexicon([member.vocabulary for member in members])
         pad = self.reference.tokenizer.pad_token_id
         self._endings = {*self.reference.end_ids, *([] if pad is None else [pad])}
         ends = [index for index in self.reference.end_ids if index < self.reference.columns]
@@ -252,7 +253,11 @@ class Engine:
         belief = stack(own, own[0] if own[0] is not None else torch.empty(0))
         logps = torch.stack([self._carried(k, jobs, steps, belief) for k in range(len(self.members))])
         weights = torch.stack([self._weights(job.row) for job in jobs]).to(belief)
-        fused = self.rule.fuse(logps, weights)
+        if self.lexicon and self.rule.by_words:
+            words = [self._own_rows(k, jobs, steps, belief) for k in range(len(self.members))]
+            fused = self.rule.fuse_words(words, weights, self.lexicon, self.reference_index)
+        else:
+            fused = self.rule.fuse(logps, weights)
         for index, job in enumerate(jobs):
             job.out.append(fused[index])
             job.row.last = fused[index]
@@ -282,12 +287,38 @@ class Engine:
             return carried
         return belief.index_copy(0, torch.tensor(present), carried)
 
+    def _own_rows(self, k: int, jobs: Sequence[_Job], steps: Sequence[int], belief: Tensor) -> Tensor:
+        """Member k's distributions in its own vocabulary, `[N, columns]`; -inf where it has none."""
+        rows: list[Tensor | None] = []
+        for n, (job, step) in enumerate(zip(jobs, steps, strict=True)):
+            places, reader = job.places[k], job.row.readers[k]
+            said = places[step].logps if places is not None else None
+            if said is not None and reader and not reader.ends_turns:
+                said = self._leave_own_ends(said, self.members[k].vocabulary.end_ids, belief[n])
+            rows.append(said)
+        present = next((row for row in rows if row is not None), belief)
+        silent = present.new_full((self.members[k].vocabulary.columns,), -torch.inf)
+        return torch.stack([silent if row is None else row for row in rows])
+
+    def _leave_own_ends(self, said: Tensor, ends: Sequence[int], belief: Tensor) -> Tensor:
+        """`_leave_ends` for a distribution over the member's own tokens."""
+        if not ends:
+            return said
+        values = said.new_full((len(ends),), -torch.inf)
+        values[0] = belief[self._end_ids.to(belief.device)].logsumexp(0)
+        return _with_ends(said, torch.tensor(ends, device=said.device), values)
+
     def _leave_ends(self, carried: Tensor, belief: Tensor) -> Tensor:
         """The carried distribution with the reference's own probability of ending the turn."""
         ends = self._end_ids.to(carried.device)
-        mine, theirs = (p[ends].exp().sum().clamp(0, 1 - 1e-6) for p in (carried, belief))
-        moved = carried + (torch.log1p(-theirs) - torch.log1p(-mine))
-        return moved.index_copy(0, ends, belief[ends])
+        return _with_ends(carried, ends, belief[ends])
+
+
+def _with_ends(said: Tensor, ends: Tensor, values: Tensor) -> Tensor:
+    """Log-probabilities with `values` at `ends`; all others keep their proportions."""
+    mine, theirs = (p.exp().sum().clamp(0, 1 - 1e-6) for p in (said[ends], values))
+    moved = said + (torch.log1p(-theirs) - torch.log1p(-mine))
+    return moved.index_copy(0, ends, values)
 
 
 def _window(length: int, keep: int) -> int:

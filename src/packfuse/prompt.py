@@ -24,6 +24,15 @@ class MemberPrompt:
     text: bytes = b""
     ends_turns: bool = True
 
+    def as_ids(self, vocabulary: Vocabulary) -> MemberPrompt:
+        """The same for a member that reads the reference's ids one for one.
+
+        What a plain prompt begins with is among those ids already; other text becomes fixed ids.
+        """
+        if (self.fixed, self.text) == (vocabulary.prefix_ids, vocabulary.text_prefix):
+            return replace(self, fixed=(), text=b"")
+        return replace(self, fixed=(*self.fixed, *vocabulary.encode_bytes(self.text)), text=b"")
+
 
 @dataclass(frozen=True, slots=True)
 class PackPrompt:

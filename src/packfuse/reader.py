@@ -43,6 +43,8 @@ class Reader:
     def __init__(self, member: Member, pairing: Pairing, prompt: MemberPrompt) -> None:
         """Start before the prompt."""
         self.member, self.pairing = member, pairing
+        if pairing.verbatim:
+            prompt = prompt.as_ids(member.vocabulary)
         self.fixed = list(prompt.fixed)
         self.base = prompt.text
         self.ends_turns = prompt.ends_turns

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from packfuse.lexicon import Lexicon
 from packfuse.relation import Progress
 from packfuse.straddle import Straddle
 from packfuse.vocabulary import Vocabulary
@@ -69,6 +70,10 @@ class Alignment(BaseModel, ABC):
         self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
     ) -> Pairing:
         """Prepare to carry from `member` to `reference`; may take seconds and be cached on disk."""
+
+    def lexicon(self, vocabularies: Sequence[Vocabulary]) -> Lexicon | None:
+        """For rules that compare words, not distributions; None leaves them the carried ones."""
+        return None
 
 
 class Same(Pairing):

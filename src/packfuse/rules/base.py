@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+
+from packfuse.lexicon import Lexicon
 
 
 class Rule(BaseModel, ABC):
@@ -24,6 +27,8 @@ class Rule(BaseModel, ABC):
     """The paper and section that the rule comes from."""
     pool: ClassVar[str]
     """`"logit"` (geometric) or `"linear"` (arithmetic): which weights are optimal for it."""
+    by_words: ClassVar[bool] = False
+    """Whether `fuse_words` takes the place of `fuse` where the alignment offers a lexicon."""
 
     @abstractmethod
     def fuse(self, logps: Tensor, weights: Tensor) -> Tensor:
@@ -38,3 +43,20 @@ class Rule(BaseModel, ABC):
         Returns:
             Normalized fused log-probabilities `[N, V]`: finite or -inf, never NaN.
         """
+
+    def fuse_words(
+        self, own: Sequence[Tensor], weights: Tensor, lexicon: Lexicon, reference: int
+    ) -> Tensor:
+        """Combine the members in their own vocabularies; only for rules with `by_words`.
+
+        Args:
+            own: By member, log-probabilities over its own vocabulary, `[N, columns]`, nats. A row
+                of -inf abstains.
+            weights: As in `fuse`.
+            lexicon: Finds one member's tokens in another's vocabulary.
+            reference: Which member is the reference.
+
+        Returns:
+            As `fuse`.
+        """
+        raise NotImplementedError
