@@ -46,7 +46,10 @@ def load_member(name: str, member: MemberConfig, pack: PackConfig) -> LocalMembe
         LoadError: naming the member and the reason.
     """
     folder, gguf = split_gguf(member.model)
-    shared: dict[str, Any] = {"revision": member.revision, "trust_remote_code": pack.trust_remote_code}
+    shared: dict[str, Any] = {
+        "revision": member.revision,
+        "trust_remote_code": pack.trust_remote_code,
+    }
     shared = {key: value for key, value in shared.items() if value is not None}
     if gguf:
         shared["gguf_file"] = gguf
@@ -67,7 +70,10 @@ def load_member(name: str, member: MemberConfig, pack: PackConfig) -> LocalMembe
     except LoadError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise LoadError(f"member {name!r} cannot be loaded: {error}", hint=_next_step(error)) from error
+        raise LoadError(
+            f"member {name!r} cannot be loaded from {member.model!r}: {error}",
+            hint=_next_step(error),
+        ) from error
     return wrap(name, model, tokenizer)
 
 
@@ -134,7 +140,9 @@ def _quantization(settings: dict[str, Any] | Any | None) -> Any:
     if settings is None or not isinstance(settings, dict):
         return settings
     if "quant_method" not in settings:
-        raise ConfigError("quantization has no `quant_method`", hint="for example bitsandbytes_4bit")
+        raise ConfigError(
+            "quantization has no `quant_method`", hint="for example bitsandbytes_4bit"
+        )
     return AutoQuantizationConfig.from_dict(dict(settings))
 
 

@@ -1,0 +1,44 @@
+"""The command line: `packfuse run`, `chat`, `check`, `weights` and `starter`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from packfuse import __version__
+from packfuse.cli.chat import chat
+from packfuse.cli.check import check
+from packfuse.cli.command import Command, command
+from packfuse.cli.run import run
+from packfuse.cli.starter import starter
+from packfuse.cli.weights import weights
+
+app = typer.Typer(
+    name="packfuse",
+    help="Makes a pack of local language models with different tokenizers answer as one.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+for function in (run, chat, weights, check, starter):
+    app.command(function.__name__, cls=Command)(command(function))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"packfuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Without a subcommand there is nothing to do."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

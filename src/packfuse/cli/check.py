@@ -1,0 +1,109 @@
+"""`packfuse check`: do these models make a pack?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from packfuse.cli.options import quiet
+from packfuse.cli.screen import Screen
+from packfuse.cli.tables import count, facts_table, size
+from packfuse.config import MemberConfig, PackConfig
+from packfuse.errors import ConfigError
+from packfuse.starter import is_ready, starter_paths
+
+if TYPE_CHECKING:
+    from packfuse.inspection import ModelReport, PackReport
+
+
+def check(
+    screen: Screen,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Hub ids, folders or GGUF files."),
+    ] = None,
+    pack: Annotated[
+        Path | None, typer.Option("--pack", "-p", metavar="FILE", help="A pack.yaml.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="Count memory for this dtype.")
+    ] = None,
+) -> None:
+    """Look at models without loading them: memory, windows, shared vocabulary.
+
+    Of models on the hub only the configuration, the tokenizer and the headers of the weights are
+    fetched. Without models it looks at the starter pack. Ends with status 1 if some model cannot
+    join a pack.
+    """
+    config = _config(models or [], pack)
+    screen.wait("Looking at the models ...")
+    from packfuse.inspection import look, report
+
+    quiet(screen)
+    seen = [
+        look(member, dtype or config.dtype, config.trust_remote_code) for member in config.members
+    ]
+    found = report(seen)
+    screen.document(found)
+    screen.show(_models(found.models), *_conclusions(found))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _config(models: list[str], pack: Path | None) -> PackConfig:
+    if models and pack:
+        raise ConfigError("models and --pack exclude each other", hint="give one of them")
+    if pack:
+        return PackConfig.read(pack)
+    if models:
+        return PackConfig.check({"members": models})
+    if not is_ready():
+        raise ConfigError("no models to look at", hint="name some, or run `packfuse starter` first")
+    return PackConfig(members=[MemberConfig(model=str(path)) for path in starter_paths().values()])
+
+
+def _models(models: list[ModelReport]) -> Table:
+    table = facts_table(model.name for model in models)
+    rows = {
+        "architecture": [model.architecture or "?" for model in models],
+        "causal LM": [_yes(model.causal) for model in models],
+        "parameters": [count(model.parameters) for model in models],
+        "memory": [size(model.memory_bytes) for model in models],
+        "context window": [_tokens(model.context_window) for model in models],
+        "vocabulary": [_tokens(model.vocabulary_size) for model in models],
+        "fast tokenizer": [_yes(model.fast_tokenizer) for model in models],
+        "chat template": [_yes(model.chat_template) for model in models],
+    }
+    for fact, values in rows.items():
+        table.add_row(fact, *map(Text, values))
+    return table
+
+
+def _conclusions(found: PackReport) -> list[Text]:
+    lines = [Text()]
+    for model in found.models:
+        lines += [Text(f"{model.model}: {problem}", "red") for problem in model.problems]
+    for pair in found.pairs:
+        one, other = pair.models
+        lines.append(
+            Text(
+                f"{one} and {other} share {pair.overlap:.1%} of all their tokens; "
+                f"{pair.twins[one]:.1%} of the first's have a twin in the second, "
+                f"{pair.twins[other]:.1%} the other way."
+            )
+        )
+    lines.append(Text(f"Memory for all weights: {size(found.memory_bytes)}."))
+    style = "bold green" if found.ok else "bold red"
+    return [*lines, *(Text(text, style) for text in found.verdicts)]
+
+
+def _yes(value: bool | None) -> str:
+    return "?" if value is None else "yes" if value else "no"
+
+
+def _tokens(value: int | None) -> str:
+    return "?" if value is None else f"{value:,} tokens"

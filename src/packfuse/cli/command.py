@@ -1,0 +1,81 @@
+"""What every command shares: grouped options, `--json`, errors, help that lists the parts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand, TyperOption
+
+from packfuse.cli.screen import Screen
+from packfuse.errors import PackError
+from packfuse.registry import Registry, alignments, rules, weightings
+
+PARTS: dict[str, Callable[[], Registry[Any]]] = {
+    "fusion": rules,
+    "weighting": weightings,
+    "alignment": alignments,
+}
+"""Options whose values are found in the package; finding them takes a second."""
+
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+class Command(TyperCommand):
+    """A command whose help lists the rules, weightings and alignments that are there."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Fill in the names just before they are shown."""
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.name in PARTS:
+                known = ", ".join(PARTS[option.name]().parts)
+                option.help = f"{option.help} Known: {known}."
+        super().format_help(ctx, formatter)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function into a command.
+
+    Its parameters that are dataclasses are spread over the command line, `--json` is added, and a
+    `Screen` is handed over as the first argument. A `PackError` ends the command with status 1.
+    """
+    _, *own = inspect.signature(function, eval_str=True).parameters.values()
+    spread = {parameter.name for parameter in own if is_dataclass(parameter.annotation)}
+    groups: dict[str, Any] = {p.name: p.annotation for p in own if p.name in spread}
+    flat = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name not in groups]
+    flat += [parameter for group in groups.values() for parameter in _parameters(group)]
+    flat.append(
+        inspect.Parameter(
+            "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_JSON
+        )
+    )
+
+    def run(**given: Any) -> None:
+        screen = Screen(given.pop("as_json"))
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        try:
+            function(screen, **given)
+        except PackError as error:
+            screen.fail(error)
+            raise typer.Exit(1) from error
+
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    return run
+
+
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]

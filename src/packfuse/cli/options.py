@@ -1,0 +1,224 @@
+"""Options that several commands share, as dataclasses that `command` spreads out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from packfuse.cli.command import PARTS
+from packfuse.cli.screen import Screen
+from packfuse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from packfuse.pack import Pack
+
+
+def _names(option: str) -> Callable[[str], list[str]]:
+    """Shell completion from what the package holds."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in PARTS[option]().parts if name.startswith(incomplete)]
+
+    return complete
+
+
+_PACK = {"rich_help_panel": "The pack"}
+_TEXT = {"rich_help_panel": "Generation"}
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Which models, and how they are fused. Without any, the starter pack."""
+
+    pack: Annotated[
+        Path | None,
+        typer.Option("--pack", "-p", metavar="FILE", help="A pack.yaml.", **_PACK),
+    ] = None
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="A member: hub id, folder or GGUF file. Repeat it for each.",
+            **_PACK,
+        ),
+    ] = None
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="How distributions are combined; parameters follow a colon: unite:k=5.",
+            autocompletion=_names("fusion"),
+            **_PACK,
+        ),
+    ] = None
+    weighting: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Who is trusted; parameters as above: sim:tau=0.5.",
+            autocompletion=_names("weighting"),
+            **_PACK,
+        ),
+    ] = None
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight",
+            "-w",
+            metavar="MEMBER=SHARE",
+            help="Fixed weights that sum to one. Repeat it for each member.",
+            **_PACK,
+        ),
+    ] = None
+    alignment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How vocabularies are compared.",
+            autocompletion=_names("alignment"),
+            **_PACK,
+        ),
+    ] = None
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEMBER",
+            help="In whose tokens the pack speaks; auto: who reads the prompt best.",
+            **_PACK,
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, ...", **_PACK),
+    ] = None
+    device_map: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="auto, cpu, cuda, ..., as in transformers.", **_PACK),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, by the names of `Pack.from_pretrained`; checked, nothing is loaded.
+
+        Raises:
+            ConfigError: for options that contradict each other or name what is not there.
+        """
+        if self.pack and self.model:
+            raise ConfigError("--pack and --model exclude each other", hint="give one of them")
+        if self.weight and self.weighting:
+            raise ConfigError("--weight and --weighting exclude each other", hint="give one")
+        found: dict[str, Any] = {}
+        for option, registry in PARTS.items():
+            value = getattr(self, option)
+            if value is not None:
+                found[option] = spec(value)
+                registry().make(found[option])
+        if self.weight:
+            found["weighting"] = {"name": "fixed", "weights": dict(map(_share, self.weight))}
+        plain = {name: getattr(self, name) for name in ("reference", "dtype", "device_map")}
+        return found | {name: value for name, value in plain.items() if value is not None}
+
+    def load(self, screen: Screen) -> Pack:
+        """Load the pack.
+
+        Raises:
+            PackError: if it cannot be loaded.
+        """
+        settings = self.settings()
+        screen.wait("Loading the pack ...")
+        from packfuse.pack import Pack
+
+        quiet(screen)
+        if self.pack:
+            return Pack.from_config(self.pack, **settings)
+        if self.model:
+            return Pack.from_pretrained(self.model, **settings)
+        return Pack.starter(**settings)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How an answer is generated."""
+
+    max_tokens: Annotated[
+        int,
+        typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.", **_TEXT),
+    ] = 256
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sample; 0 and no option are greedy.", **_TEXT)
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Sample from this much mass.", **_TEXT)
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample from this many tokens.", **_TEXT)
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0.01, help="Above 1, say things less often.", **_TEXT)
+    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.", **_TEXT)] = (
+        None
+    )
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End before this text. Repeat it for several.", **_TEXT),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """For `Pack.generate`, under its names."""
+        given = {
+            "max_new_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "repetition_penalty": self.repetition_penalty,
+            "seed": self.seed,
+            "stop": self.stop or None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def spec(text: str) -> dict[str, Any]:
+    """A rule, weighting or alignment with its parameters.
+
+    Example:
+        >>> spec("sim:tau=0.5,shrinkage=0")
+        {'name': 'sim', 'tau': 0.5, 'shrinkage': 0}
+    """
+    name, _, rest = text.partition(":")
+    found: dict[str, Any] = {"name": name}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{item!r} in {text!r} has no value", hint=f"write {name}:{item}=...")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{value!r} in {text!r} is no value", hint="quote it") from error
+    return found
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, _, share = text.rpartition("=")
+    try:
+        return name, float(share)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no weight", hint="write MEMBER=0.5") from error
+
+
+def quiet(screen: Screen) -> None:
+    """Keep the libraries' own chatter down; downloads show their bars where somebody watches."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if screen.err.is_terminal and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+        enable_progress_bars()

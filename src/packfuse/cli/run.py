@@ -1,0 +1,63 @@
+"""`packfuse run`: one prompt, one answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from packfuse.cli.options import PackOptions, TextOptions
+from packfuse.cli.prompts import read_prompt
+from packfuse.cli.screen import Screen
+from packfuse.cli.tables import record_view, trace_view
+from packfuse.errors import ConfigError
+
+
+def run(
+    screen: Screen,
+    pack: PackOptions,
+    text: TextOptions,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="What to go on from; - reads standard input, which joins it if piped."),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw", help="A message under chat templates, or plain text (default)."
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A system message; makes it a chat.")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Show each token's probabilities.")
+    ] = False,
+    record: Annotated[
+        bool, typer.Option("--record/--no-record", help="Show who was trusted, on stderr.")
+    ] = True,
+) -> None:
+    """Answer a prompt with the whole pack.
+
+    The text goes to standard output as it comes. With --json it is one object at the end:
+    {"text": ..., "record": {...}}.
+    """
+    question = _question(read_prompt(prompt), chat, system)
+    chunks = pack.load(screen).stream(question, trace=trace, **text.arguments())
+    answer, made = screen.answer(chunks)
+    screen.document({"text": answer, "record": made})
+    if screen.as_json:
+        return
+    if trace:
+        screen.note("", trace_view(made))
+    if record:
+        screen.note("", *record_view(made))
+
+
+def _question(prompt: str, chat: bool | None, system: str | None) -> str | list[dict[str, Any]]:
+    if system is not None and chat is False:
+        raise ConfigError("--system and --raw exclude each other", hint="plain text has no system")
+    if not chat and system is None:
+        return prompt
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    return [*messages, {"role": "user", "content": prompt}]

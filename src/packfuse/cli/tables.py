@@ -1,0 +1,162 @@
+"""Records, weights and checks as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.bar import Bar
+from rich.table import Table
+from rich.text import Text
+
+from packfuse.record import FusionRecord
+from packfuse.registry import Registry, alignments, rules, weightings
+from packfuse.starter_plan import megabytes
+
+if TYPE_CHECKING:
+    from packfuse.weighing import Weighing
+
+_WIDTH = 20
+
+
+def record_view(record: FusionRecord) -> list[Table | Text]:
+    """Who was trusted, and how it went."""
+    table = _table("member", "weight", "", "loss", "bits/byte", "prompt")
+    for name in record.members:
+        table.add_row(
+            name,
+            *_weight(record.weights[name]),
+            _number(record.prompt_loss, name),
+            _number(record.bits_per_byte, name),
+            f"{record.usage.prompt_tokens_by_member[name]} tokens",
+        )
+    method = [
+        spec_text(record.fusion, rules()),
+        spec_text(record.weighting, weightings()),
+        spec_text(record.alignment, alignments()),
+        f"in the tokens of {record.reference}",
+    ]
+    lines = [_line(method), _line(_course(record)), *map(_note, record.notes)]
+    return [table, *lines]
+
+
+def _course(record: FusionRecord) -> list[str]:
+    timings, count = record.timings, record.usage.completion_tokens
+    found = [
+        f"{count} {'token' if count == 1 else 'tokens'} ({record.finish_reason})",
+        f"{timings.tokens_per_second:.1f} tokens/s",
+        f"prompt read in {timings.prefill_seconds + timings.weights_seconds:.1f} s",
+    ]
+    if record.agreed is not None:
+        found.append(f"members agreed on {record.agreed:.0%}")
+    if record.overruled is not None:
+        found.append(f"reference overruled on {record.overruled:.0%}")
+    return found
+
+
+def trace_view(record: FusionRecord) -> Table:
+    """One row a token: its probability for the pack and each member, and who wanted another one."""
+    table = _table("token", "pack", *record.members)
+    for step in record.trace or []:
+        cells = [
+            _opinion(step.text, step.member_probabilities[name], step.member_choices[name])
+            for name in record.members
+        ]
+        table.add_row(Text(repr(step.text)), f"{step.probability:.3f}", *cells)
+    return table
+
+
+def _opinion(text: str, probability: float, choice: str) -> Text:
+    found = Text(f"{probability:.3f}")
+    return found if choice == text else found.append(f"  {choice!r}", "yellow")
+
+
+def weighing_view(weighing: Weighing) -> list[Table | Text]:
+    """What each member made of a prompt, and each weighting of that."""
+    members = _table("member", "loss", "bits/byte", "prompt")
+    for name in weighing.members:
+        members.add_row(
+            name,
+            _number(weighing.prompt_loss, name),
+            _number(weighing.bits_per_byte, name),
+            f"{weighing.prompt_tokens[name]} tokens",
+        )
+    table = _table("weighting", "member", "weight", "")
+    for label, weights in weighing.weights.items():
+        for index, (name, weight) in enumerate(weights.items()):
+            last = index == len(weights) - 1
+            table.add_row("" if index else label, name, *_weight(weight), end_section=last)
+    facts = [
+        f"loss in nats per token of {weighing.reference}",
+        f"{weighing.scored_tokens} of them scored",
+        f"weights for {spec_text(weighing.fusion, rules())}",
+    ]
+    return [members, _line(facts), Text(), table, *map(_note, weighing.notes)]
+
+
+def spec_text(spec: dict[str, Any], registry: Registry[Any]) -> str:
+    """A part with those parameters that differ from their defaults.
+
+    Example:
+        >>> spec_text({"name": "unite", "k": 5}, rules())
+        'unite(k=5)'
+    """
+    fields = registry.parts[spec["name"]].model_fields
+    own = {
+        name: value
+        for name, value in spec.items()
+        if name in fields and value != fields[name].get_default()
+    }
+    inner = ", ".join(f"{name}={value}" for name, value in own.items())
+    return f"{spec['name']}({inner})" if inner else str(spec["name"])
+
+
+def facts_table(names: Iterable[str]) -> Table:
+    """A table with one column a model; rows are facts."""
+    table = _table("")
+    for name in names:
+        table.add_column(Text(name), overflow="fold")
+    return table
+
+
+def count(value: int | None) -> str:
+    """A number of parameters.
+
+    Example:
+        >>> [count(value) for value in (None, 950, 134_515_008, 7_241_732_096)]
+        ['?', '950', '134.5 M', '7.24 B']
+    """
+    if value is None:
+        return "?"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.2f} {unit}" if unit == "B" else f"{value / size:.1f} {unit}"
+    return str(value)
+
+
+def size(value: int | None) -> str:
+    """Bytes in words."""
+    return "?" if value is None else megabytes(value)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _weight(weight: float) -> tuple[Bar, str]:
+    return Bar(1.0, 0, weight, width=_WIDTH, color="cyan"), f"{weight:6.1%}"
+
+
+def _number(values: dict[str, float] | None, name: str) -> str:
+    return "-" if values is None else f"{values[name]:.3f}"
+
+
+def _line(facts: Iterable[str]) -> Text:
+    return Text(" · ".join(facts), style="dim")
+
+
+def _note(text: str) -> Text:
+    return Text(f"note: {text}", style="yellow")

@@ -1,0 +1,36 @@
+"""`packfuse weights`: who is trusted on a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from packfuse.cli.options import PackOptions, spec
+from packfuse.cli.prompts import read_prompt
+from packfuse.cli.screen import Screen
+from packfuse.cli.tables import weighing_view
+
+
+def weights(
+    screen: Screen,
+    pack: PackOptions,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="What to weigh on; - reads standard input, which joins it if piped."),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat/--raw", help="A message under chat templates, or plain text.")
+    ] = False,
+) -> None:
+    """Show who is trusted on a prompt, under every weighting or the one that is named."""
+    text = read_prompt(prompt)
+    pack.settings()
+    asked: list[Any] | None = [spec(pack.weighting)] if pack.weighting else None
+    loaded = replace(pack, weighting=None).load(screen)
+    if pack.weight:
+        asked = [loaded.weighting]
+    found = loaded.weigh([{"role": "user", "content": text}] if chat else text, asked)
+    screen.show(*weighing_view(found))
+    screen.document(found)
