@@ -61,9 +61,7 @@ def prefill(
     row.feed(prompt.stream)
     scoring = None
     if prompt.texts and (score or given is None):
-        vocabularies = [member.vocabulary for member in engine.members]
-        ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
-        scoring = Scoring(vocabularies, engine.reference_index, ids, prompt.texts, fit)
+        scoring = _scoring(engine, prompt, row, weighting, fit)
     engine.prefill(row, scoring.visits() if scoring else [None] * len(names))
     read = time.perf_counter()
     weights = given if given is not None else _weigh(engine, weighting, scoring, fit)
@@ -72,6 +70,20 @@ def prefill(
     engine.settle([row])
     lengths = tuple(reader.session.length if reader else 0 for reader in row.readers)
     return row, _fit(scoring, weights, lengths, read - started, fitted - read)
+
+
+def _scoring(
+    engine: Engine, prompt: PackPrompt, row: Row, weighting: Weighting, fit: bool
+) -> Scoring:
+    """Plan the scoring of a fed row."""
+    vocabularies = [member.vocabulary for member in engine.members]
+    ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
+    # In a plain prompt, members may stand in for the reference token by token.
+    mapped = [p if prompt.stream and p.verbatim else None for p in engine.pairings]
+    texts = prompt.texts
+    if all(mapped):
+        texts = (engine.reference.decode(row.ids),)
+    return Scoring(vocabularies, engine.reference_index, ids, texts, fit, weighting.limits, mapped)
 
 
 def _weigh(engine: Engine, weighting: Weighting, scoring: Scoring | None, fit: bool) -> Weights:

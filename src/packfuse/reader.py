@@ -49,7 +49,7 @@ class Reader:
         self.base = prompt.text
         self.ends_turns = prompt.ends_turns
         self.session: Session = member.open()
-        self.path = TextPath(member.vocabulary)
+        self.path = TextPath(member.vocabulary, pairing.ahead)
         self.straddle = pairing.straddle()
         self.place: Place | None = None
 

@@ -15,16 +15,10 @@ from packfuse.alignments.base import Pairing
 from packfuse.candidates import compress, join
 from packfuse.member import Visit
 from packfuse.vocabulary import Vocabulary
-from packfuse.weightings.base import Evidence, Weights
+from packfuse.weightings.base import Evidence, Limits, Weights
 
 FIT_BYTES = 64 * 2**20
-"""Memory for one member's distributions at fitting positions; bounds how many there are."""
-
-FIT_POSITIONS = 128
-"""Most positions used for fitting weights; `exact` is no better with more (docs/log.md)."""
-
-CANDIDATES = 256
-"""Tokens per member and position that are kept for fitting; the rest is one residual."""
+"""Memory for one member's distributions at fitting positions, where their number is limited."""
 
 _BLOCK = 16
 
@@ -34,10 +28,11 @@ class Side:
     """One member's reading of the prompt.
 
     Attributes:
-        ids: Its tokens of the whole prompt.
+        ids: Its tokens of the whole prompt; for a mapped member, the reference's.
         spans: (index, start, end) of the tokens that lie inside the scored texts.
         logps: Log-probability of each token given those before it; NaN where there is none.
-        rows: Next-token log-probabilities after selected numbers of tokens, `[columns]`.
+        rows: Next-token log-probabilities after selected numbers of tokens, `[columns]`; for a
+            mapped member in the reference's vocabulary.
     """
 
     ids: list[int]
@@ -63,6 +58,8 @@ class Scoring:
         ids: Sequence[list[int]],
         texts: Sequence[bytes],
         fit: bool,
+        limits: Limits | None = None,
+        mapped: Sequence[Pairing | None] = (),
     ) -> None:
         """Plan what to look at.
 
@@ -72,12 +69,18 @@ class Scoring:
             ids: The prompt in every member's tokens.
             texts: The words to score, in order; losses are taken on nothing else.
             fit: Whether distributions at fitting positions are wanted.
+            limits: How many of them.
+            mapped: By member, the pairing of one that reads the reference's ids one for one: it
+                is asked for the same tokens as the reference, through the pairing. None for
+                members that read their own tokens; nothing if all do.
         """
-        self.reference = reference
-        self.sides = [
-            Side(own, _spans(own, vocabulary, texts), np.full(len(own), np.nan))
-            for own, vocabulary in zip(ids, vocabularies, strict=True)
-        ]
+        self.reference, self.limits = reference, limits or Limits()
+        self.mapped = list(mapped) or [None] * len(vocabularies)
+        self.sides = []
+        for k, pairing in enumerate(self.mapped):
+            asked = k if pairing is None else reference
+            own, spans = ids[asked], _spans(ids[asked], vocabularies[asked], texts)
+            self.sides.append(Side(own, spans, np.full(len(own), np.nan)))
         shared = set.intersection(*(set(side.boundaries) for side in self.sides))
         self.common = sorted(shared)
         self._segments = _segments(texts)
@@ -90,8 +93,10 @@ class Scoring:
         """Offsets, evenly spread, where every member and the reference begin a token."""
         starts = {start for _, start, _ in self.sides[self.reference].spans}
         usable = [offset for offset in self.common if offset in starts]
+        if self.limits.positions is None:
+            return usable
         widest = max(vocabulary.columns for vocabulary in vocabularies)
-        most = min(FIT_POSITIONS, max(32, FIT_BYTES // (4 * widest)))
+        most = min(self.limits.positions, max(32, FIT_BYTES // (4 * widest)))
         if len(usable) <= most:
             return usable
         return [usable[round(i)] for i in np.linspace(0, len(usable) - 1, most)]
@@ -101,7 +106,9 @@ class Scoring:
         return [partial(self._visit, k) for k in range(len(self.sides))]
 
     def _visit(self, k: int, start: int, logps: Tensor) -> None:
-        side = self.sides[k]
+        side, pairing = self.sides[k], self.mapped[k]
+        if pairing is not None:
+            logps = pairing.translate(logps)
         following = side.ids[start + 1 : start + 1 + len(logps)]
         if following:
             chosen = torch.tensor(following, device=logps.device)[:, None]
@@ -113,9 +120,7 @@ class Scoring:
 
     def pieces(self) -> Weights:
         """Log-probability of the text between neighboring common boundaries, `[K, M]`, nats."""
-        edges = [
-            (low, high) for low, high in pairwise(self.common) if self._together(low, high)
-        ]
+        edges = [(low, high) for low, high in pairwise(self.common) if self._together(low, high)]
         table = np.zeros((len(self.sides), len(edges)))
         for k, side in enumerate(self.sides):
             starts = np.array([low for low, _ in edges])
@@ -150,10 +155,10 @@ class Scoring:
     @property
     def scored_bytes(self) -> int:
         """Bytes of text scored."""
-        return sum(h - l for l, h in pairwise(self.common) if self._together(l, h))
+        return sum(high - low for low, high in pairwise(self.common) if self._together(low, high))
 
     def losses(self, normalize: str = "reference") -> Weights:
-        """Prompt loss by member in nats per reference token, or per `"own"` token; 0 for no text."""
+        """Prompt loss by member, nats per reference token or per `"own"` token; 0 for no text."""
         shared = max(1, self.tokens)
         table = []
         for k, side in enumerate(self.sides):
@@ -178,11 +183,18 @@ class Scoring:
             part = self.positions[start : start + _BLOCK]
             belief = torch.stack([own.rows[own.boundaries[offset]] for offset in part])
             carried = [
-                pairing.carry([side.rows[side.boundaries[o]] for o in part], belief, [None] * len(part))
-                for side, pairing in zip(self.sides, pairings, strict=True)
+                self._carried(k, pairing, part, belief) for k, pairing in enumerate(pairings)
             ]
-            blocks.append(compress(torch.stack(carried), labels[start : start + _BLOCK], CANDIDATES))
+            known = labels[start : start + _BLOCK]
+            blocks.append(compress(torch.stack(carried), known, self.limits.candidates))
         return join(blocks)
+
+    def _carried(self, k: int, pairing: Pairing, offsets: Sequence[int], belief: Tensor) -> Tensor:
+        side = self.sides[k]
+        rows = [side.rows[side.boundaries[offset]] for offset in offsets]
+        if self.mapped[k] is not None:
+            return torch.stack(rows)
+        return pairing.carry(rows, belief, [None] * len(rows))
 
 
 def _segments(texts: Sequence[bytes]) -> list[tuple[int, int]]:

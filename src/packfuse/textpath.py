@@ -18,7 +18,7 @@ class TextPath:
 
     The path is a function of the text alone. Only the tail is written anew, as long as it joins
     what was there; trailing white space is written as it would be before a word, because that is
-    what pre-tokenizers that look ahead will do to it.
+    what pre-tokenizers that look ahead will do to it, or else (`ahead=False`) as it stands.
 
     Attributes:
         ids: The member's tokens.
@@ -26,9 +26,9 @@ class TextPath:
         whole: Whether the text ends on a character boundary; if not, `ids` stop before it.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, ahead: bool = True) -> None:
         """Start with the empty text."""
-        self.vocabulary = vocabulary
+        self.vocabulary, self.ahead = vocabulary, ahead
         self.text = b""
         self.ids: list[int] = []
         self.ends: list[int] = []
@@ -36,7 +36,7 @@ class TextPath:
 
     def copy(self) -> TextPath:
         """An independent copy."""
-        twin = TextPath(self.vocabulary)
+        twin = TextPath(self.vocabulary, self.ahead)
         twin.text, twin.whole = self.text, self.whole
         twin.ids, twin.ends = list(self.ids), list(self.ends)
         return twin
@@ -72,7 +72,8 @@ class TextPath:
 
     def _write(self, data: bytes) -> tuple[list[int], list[int]]:
         """Tokens, and where they end; white space at the end as it is written before a word."""
-        ids, ends = self.vocabulary.encode_spans(data + b"a" if data[-1:].isspace() else data)
+        hidden = self.ahead and data[-1:].isspace()
+        ids, ends = self.vocabulary.encode_spans(data + b"a" if hidden else data)
         kept = bisect.bisect_right(ends, len(data))
         if kept == len(ids):
             return ids, ends

@@ -11,7 +11,7 @@ from packfuse.errors import ConfigError
 from packfuse.loading import unique_names
 from packfuse.record import by_name
 from packfuse.registry import rules, weightings
-from packfuse.weightings.base import Evidence, Weighting, Weights, equal
+from packfuse.weightings.base import Evidence, Limits, Weighting, Weights, equal
 
 if TYPE_CHECKING:
     from packfuse.generation import Runner
@@ -51,12 +51,17 @@ class Survey(Weighting):
     source: ClassVar[str] = "not a method of its own"
 
     asked: dict[str, Any]
-    """Weightings by the label under which their weights are kept."""
+    """Weightings by the label under which their weights are kept; all want the same evidence."""
     _answers: dict[str, Weights] = PrivateAttr(default_factory=dict)
 
     def needs_scores(self, pool: str) -> bool:
         """Whatever any of them needs."""
         return any(weighting.needs_scores(pool) for weighting in self.asked.values())
+
+    @property
+    def limits(self) -> Limits:
+        """What they all want."""
+        return next((weighting.limits for weighting in self.asked.values()), Limits())
 
     def fit(self, evidence: Evidence, pool: str) -> Weights:
         """Equal weights; what the others say is kept."""
@@ -75,12 +80,13 @@ def weigh(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
     names = runner.pack.names
     found = {label: weighting.for_members(names) for label, weighting in asked.items()}
     with runner.settings():
-        # Losses per reference token and per own token are different evidence.
-        for normalize in dict.fromkeys(weighting.normalize for weighting in asked.values()):
+        # Losses per reference token and per own token are different evidence; so are limits.
+        for normalize, limits in dict.fromkeys((w.normalize, w.limits) for w in asked.values()):
             open_ones = {
                 label: weighting
                 for label, weighting in asked.items()
-                if weighting.normalize == normalize and found[label] is None
+                if (weighting.normalize, weighting.limits) == (normalize, limits)
+                and found[label] is None
             }
             survey = Survey(normalize=normalize, asked=open_ones)
             runner.request.weighting = survey

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from packfuse.lexicon import Lexicon
+from packfuse.lexicon import Lexicon, writable
 from packfuse.relation import Progress
 from packfuse.straddle import Straddle
 from packfuse.vocabulary import Vocabulary
@@ -21,12 +23,25 @@ class Pairing(ABC):
 
     Attributes:
         verbatim: Whether the member reads the reference's ids (through `map_ids`), not its text.
+        ahead: Whether it reads white space at the end of the text as it would before a word.
     """
 
     verbatim: bool = False
+    ahead: bool = True
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
         """The member's ids for reference ids; only for verbatim pairings."""
+        raise NotImplementedError
+
+    def translate(self, logps: Tensor) -> Tensor:
+        """What the member says of reference ids; only for verbatim pairings.
+
+        Args:
+            logps: `[N, member columns]`, nats.
+
+        Returns:
+            Log-probabilities `[N, reference columns]`.
+        """
         raise NotImplementedError
 
     def straddle(self) -> Straddle | None:
@@ -89,6 +104,11 @@ class Same(Pairing):
         """The same ids."""
         return list(ids)
 
+    def translate(self, logps: Tensor) -> Tensor:
+        """The same, as wide as the reference's."""
+        extra = self.columns - logps.shape[-1]
+        return nn.functional.pad(logps, (0, extra), value=float("-inf")) if extra else logps
+
     def carry(
         self,
         member: Sequence[Tensor | None],
@@ -96,9 +116,59 @@ class Same(Pairing):
         straddles: Sequence[Straddle | None],
     ) -> Tensor:
         """The member's own log-probabilities."""
-        rows = stack(member, reference)
-        extra = self.columns - rows.shape[-1]
-        return nn.functional.pad(rows, (0, extra), value=float("-inf")) if extra else rows
+        return self.translate(stack(member, reference))
+
+
+class Mapped(Pairing):
+    """Every reference token takes the log-probability of one member token, whoever shares it."""
+
+    def __init__(
+        self,
+        table: NDArray[np.int64],
+        reference: Vocabulary,
+        *,
+        verbatim: bool = False,
+        ahead: bool = True,
+    ) -> None:
+        """Carry through `table`.
+
+        Args:
+            table: The member's id by reference id, `[reference columns]`; -1 for none. Only text
+                and ends are carried: a member's text must not turn into control tokens.
+            reference: The reference's vocabulary.
+            verbatim: See `Pairing`.
+            ahead: Likewise.
+        """
+        self.verbatim, self.ahead = verbatim, ahead
+        carried = (table >= 0) & writable(reference)
+        self._table = table
+        self._tokens = torch.from_numpy(np.where(carried, table, 0))
+        self._silent = torch.from_numpy(~carried)
+
+    def map_ids(self, ids: Sequence[int]) -> list[int]:
+        """The member's ids, one for one."""
+        mapped: list[int] = self._table[list(ids)].clip(min=0).tolist()
+        return mapped
+
+    def translate(self, logps: Tensor) -> Tensor:
+        """Normalized over the reference's ids."""
+        tokens, silent = self._tokens.to(logps.device), self._silent.to(logps.device)
+        return logps.index_select(-1, tokens).masked_fill_(silent, -torch.inf).log_softmax(-1)
+
+    def carry(
+        self,
+        member: Sequence[Tensor | None],
+        reference: Tensor,
+        straddles: Sequence[Straddle | None],
+    ) -> Tensor:
+        """See `translate`; where the member has nothing to say it echoes the reference."""
+        if all(row is None for row in member):
+            return reference.clone()
+        carried = self.translate(stack(member, reference))
+        for index, row in enumerate(member):
+            if row is None:
+                carried[index] = reference[index]
+        return carried
 
 
 def stack(rows: Sequence[Tensor | None], reference: Tensor) -> Tensor:

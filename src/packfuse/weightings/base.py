@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,18 @@ class Evidence:
         return len(self.losses)
 
 
+class Limits(NamedTuple):
+    """How much of a prompt's distributions to keep for fitting; None keeps everything.
+
+    Attributes:
+        positions: Most positions; memory may allow fewer.
+        candidates: Tokens of each member at a position; all others together count as one.
+    """
+
+    positions: int | None = 128
+    candidates: int | None = 256
+
+
 class Weighting(BaseModel, ABC):
     """How much to trust each member on a prompt.
 
@@ -77,6 +89,11 @@ class Weighting(BaseModel, ABC):
         """Whether `Evidence.scores` is needed to fit a rule of this `pool`."""
         return False
 
+    @property
+    def limits(self) -> Limits:
+        """How many scores are wanted."""
+        return Limits()
+
     def for_members(self, names: Sequence[str]) -> Weights | None:
         """Weights `[K]` that no prompt can change, or None where the prompt decides."""
         return None
@@ -95,6 +112,24 @@ class Shrinking(Weighting):
     def shrink(self, weights: Weights, evidence: Evidence) -> Weights:
         """`weights`, `[K]` or rows of them, blended with equal ones by the prompt's length."""
         return blend(weights, evidence.tokens, self.shrinkage)
+
+
+class Fitted(Shrinking):
+    """A weighting that is fitted to the members' distributions at positions of the prompt."""
+
+    positions: int | None = Field(default=Limits().positions, ge=1)
+    """Most positions to fit to, evenly spread; memory may allow fewer. None for all (the paper)."""
+    candidates: int | None = Field(default=Limits().candidates, ge=1)
+    """Tokens of each member to tell apart at a position; None for all of them (the paper)."""
+
+    def needs_scores(self, pool: str) -> bool:
+        """Only logits have to be pooled over candidates."""
+        return pool == "logit"
+
+    @property
+    def limits(self) -> Limits:
+        """As the parameters say."""
+        return Limits(self.positions, self.candidates)
 
 
 def equal(members: int) -> Weights:

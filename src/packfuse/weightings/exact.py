@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.optimize import LinearConstraint, minimize
 
-from packfuse.weightings.base import Evidence, Shrinking, Weights, equal
+from packfuse.weightings.base import Evidence, Fitted, Weights, equal
 from packfuse.weightings.losses import LinearLoss, PromptLoss, prompt_loss
 from packfuse.weightings.opt import greedy
 
@@ -17,7 +17,7 @@ SMALL = 1e-3
 """Shares below this are tried as 0: a solver stops short of the edge, and who gets 0 can rest."""
 
 
-class Exact(Shrinking):
+class Exact(Fitted):
     """The optimum that PackLLM-opt approximates, for either pool.
 
     The prompt loss of a logit pool is a log-sum-exp of linear functions of the weights, that of a
@@ -31,10 +31,6 @@ class Exact(Shrinking):
 
     name: ClassVar[str] = "exact"
     source: ClassVar[str] = "the optimum of PackLLM's objective, arXiv 2404.11531, section 3"
-
-    def needs_scores(self, pool: str) -> bool:
-        """Only logits have to be pooled over candidates."""
-        return pool == "logit"
 
     def fit(self, evidence: Evidence, pool: str) -> Weights:
         """The weights with the lowest prompt loss."""

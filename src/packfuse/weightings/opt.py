@@ -8,15 +8,16 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from packfuse.weightings.base import Evidence, Shrinking, Weights, equal
+from packfuse.weightings.base import Evidence, Fitted, Weights, equal
 from packfuse.weightings.losses import PromptLoss, prompt_loss
 
 
-class Opt(Shrinking):
+class Opt(Fitted):
     """Members join by rising prompt loss, each by one search over a grid of shares.
 
-    The paper's own is `Opt(shrinkage=0, normalize="own")`. For a linear pool the same search runs
-    on probabilities of pieces of text, in place of logits.
+    The paper's own is `Opt(shrinkage=0, normalize="own", positions=None, candidates=None)`, which
+    keeps the prompt's distributions over the whole vocabulary. For a linear pool the same search
+    runs on probabilities of pieces of text, in place of logits.
     """
 
     name: ClassVar[str] = "opt"
@@ -26,10 +27,6 @@ class Opt(Shrinking):
     """Distance between neighboring shares of the grid, which runs from 0 to 1."""
     early_stop: bool = True
     """Leave out the remaining members once one has been given nothing."""
-
-    def needs_scores(self, pool: str) -> bool:
-        """Only logits have to be pooled over candidates."""
-        return pool == "logit"
 
     def fit(self, evidence: Evidence, pool: str) -> Weights:
         """The weights that the greedy search ends with."""
