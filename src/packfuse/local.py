@@ -18,7 +18,7 @@ from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.member import Member, Read, Session
 from packfuse.vocabulary import Vocabulary
 
-LOGITS_BYTES = 64 * 2**20
+LOGITS_BYTES = 32 * 2**20
 """Largest block of float32 logits made at once; longer reads go in chunks."""
 
 _SNAPSHOTS = 4
@@ -88,7 +88,7 @@ class LocalMember(Member):
         visiting = any(request.visit for request in requests)
         size = max(1, LOGITS_BYTES // (4 * self.vocabulary.columns * len(requests)))
         kept: list[Tensor] = []
-        for start, stop in _chunks(count, count - (0 if visiting else keep), size):
+        for start, stop in _chunks(count, 0 if visiting else count - keep, size):
             wanted = stop - start if visiting else max(0, stop - max(start, count - keep))
             logps = self._forward(requests, start, stop, max(1, wanted))
             for row, request in enumerate(requests):
@@ -136,13 +136,15 @@ class LocalMember(Member):
         for session, cache, request in zip(sessions, _part(batch, lengths, new), requests, strict=True):
             session.state.cache = cache
             session.ids.extend(request.ids[start:stop])
-        real, columns = len(self.vocabulary.tokenizer), self.vocabulary.columns
+        real, columns = self.vocabulary.size, self.vocabulary.columns
         logps = torch.log_softmax(logits[..., :real].float(), dim=-1)
         if bool(torch.isnan(logps[..., 0]).any()):
             raise MemberError(
                 f"member {self.name!r} gave NaN logits at token {longest + new}",
                 hint="load it in bfloat16 or float32, or leave it out of the pack",
             )
+        if real == columns:
+            return logps
         # Columns that are no token get no mass.
         return nn.functional.pad(logps, (0, columns - real), value=float("-inf"))
 

@@ -17,7 +17,7 @@ from packfuse.member import Visit
 from packfuse.vocabulary import Vocabulary
 from packfuse.weightings.base import Evidence, Limits, Weights
 
-FIT_BYTES = 64 * 2**20
+FIT_BYTES = 48 * 2**20
 """Memory for one member's distributions at fitting positions, where their number is limited."""
 
 _BLOCK = 16
