@@ -16,6 +16,11 @@ class FusedCache(Cache):
 
     `generate` crops, reorders and measures it like any other cache; what it holds is one `Row` per
     sequence, which in turn holds one session per member.
+
+    Attributes:
+        rows: One a sequence.
+        seen: Reference positions read so far, left padding included.
+        endings: Ids after which a row of the running `generate` has nothing more to say.
     """
 
     is_compileable = False
@@ -25,14 +30,14 @@ class FusedCache(Cache):
         """An empty cache; the first forward pass fills it."""
         super().__init__(layers=[])
         self.rows: list[Row] = []
-        self.pads: list[int] = []
         self.seen = 0
+        self.endings: frozenset[int] = frozenset()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Reference positions read so far, left padding included."""
         return self.seen
 
-    def get_max_length(self, layer_idx: int = 0) -> int:
+    def get_max_length(self, layer_idx: int | None = None) -> int:
         """No maximum of its own; the members' context windows are checked as they read."""
         return -1
 
@@ -72,14 +77,18 @@ class FusedCache(Cache):
             rows.append(row.fork() if index in taken else row)
             taken.add(index)
         self.rows = rows
-        self.pads = [self.pads[index] for index in order]
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows there are; -1 before the first forward pass."""
+        return len(self.rows) or -1
 
     def activate_past_recording(self) -> None:
         """Nothing to do: every member's session can always be rolled back."""
 
     def reset(self) -> None:
         """Forget everything."""
-        self.rows, self.pads, self.seen = [], [], 0
+        self.rows, self.seen = [], 0
 
     def __len__(self) -> int:
         """One layer, as far as others can tell."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from packfuse.errors import PromptError
 from packfuse.vocabulary import Vocabulary
@@ -44,12 +45,15 @@ class PackPrompt:
             tokens, control tokens by role.
         texts: The words on which the members' losses are taken (not templates).
         notes: What was done to the prompt that the user should know.
+        fresh: Whether nothing precedes the stream, so that it begins as the reference's tokenizer
+            begins a text: with its beginning of sequence, with its dummy space.
     """
 
     members: tuple[MemberPrompt, ...]
     stream: tuple[int, ...] = ()
     texts: tuple[bytes, ...] = ()
     notes: tuple[str, ...] = ()
+    fresh: bool = False
 
 
 def blank(vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
@@ -59,12 +63,10 @@ def blank(vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
         for k, vocabulary in enumerate(vocabularies)
     ]
     members[reference] = MemberPrompt(())
-    return PackPrompt(tuple(members))
+    return PackPrompt(tuple(members), fresh=True)
 
 
-def from_ids(
-    ids: Sequence[int], vocabularies: Sequence[Vocabulary], reference: int
-) -> PackPrompt:
+def from_ids(ids: Sequence[int], vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
     """A plain prompt from reference ids.
 
     Raises:
@@ -79,8 +81,18 @@ def from_ids(
             f"token id {outside[0]} is outside the reference's {own.columns} ids",
             hint="use the pack's own tokenizer",
         )
-    text = own.decode(ids).removeprefix(own.text_prefix)
-    return replace(blank(vocabularies, reference), stream=tuple(ids), texts=(text,))
+    return replace(blank(vocabularies, reference), stream=tuple(ids), texts=tuple(_texts(ids, own)))
+
+
+def _texts(ids: Sequence[int], own: Vocabulary) -> Iterator[bytes]:
+    """The words between control tokens, without the dummy space at the front."""
+    prefix = own.text_prefix
+    for control, run in groupby(ids, key=lambda index: index in own.control_ids):
+        if not control:
+            text = own.decode(run).removeprefix(prefix)
+            prefix = b""
+            if text.strip():
+                yield text
 
 
 def from_text(text: str, vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:

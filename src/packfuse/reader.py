@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from packfuse.alignments.base import Pairing
+from packfuse.joints import Inner
 from packfuse.member import Member, Read, Session, Visit
 from packfuse.prompt import MemberPrompt
-from packfuse.straddle import Inner
 from packfuse.textpath import TextPath
+from packfuse.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,11 @@ class Reader:
     end changes earlier tokens, the session is rolled back and the tail read again.
     """
 
-    def __init__(self, member: Member, pairing: Pairing, prompt: MemberPrompt) -> None:
+    def __init__(
+        self, member: Member, pairing: Pairing, prompt: MemberPrompt, reference: Vocabulary
+    ) -> None:
         """Start before the prompt."""
-        self.member, self.pairing = member, pairing
+        self.member, self.pairing, self.reference = member, pairing, reference
         if pairing.verbatim:
             prompt = prompt.as_ids(member.vocabulary)
         self.fixed = list(prompt.fixed)
@@ -70,8 +75,47 @@ class Reader:
         self.path.update(self.base + text)
         return self.fixed + self.path.ids
 
+    def close(self, stream: Sequence[int], text: bytes, control: int, opening: bool) -> None:
+        """Fix what was read, and the reference's control token after it.
+
+        Args:
+            stream: The row's reference ids since the last control token.
+            text: What they spell.
+            control: The control token.
+            opening: Whether nothing came before it.
+        """
+        ids = self._by_role(control, opening)
+        if ids is None:
+            return
+        before = self.ids(stream, text)
+        if not self.pairing.verbatim:
+            # Half a character at the end will never be whole.
+            before += self.member.vocabulary.encode_bytes((self.base + text)[len(self.path.text) :])
+        self.fixed, self.base = [*before, *ids], b""
+        self.path.update(b"")
+        self.straddle = self.pairing.straddle()
+
+    def _by_role(self, control: int, opening: bool) -> list[int] | None:
+        """The member's ids for a control token of the reference; None: it has its own already."""
+        if self.pairing.verbatim:
+            return self.pairing.map_ids([control])
+        own, reference = self.member.vocabulary, self.reference
+        if opening and control in (*reference.prefix_ids, *reference.end_ids):
+            return None
+        twin = own.controls.get(reference.spell(control), own.columns)
+        if twin < own.columns:
+            return [twin]
+        if control in reference.end_ids and own.end_ids:
+            return [own.end_ids[0]]
+        return own.encode_bytes(reference.spell(control).encode())
+
     def scan(
-        self, stream: Sequence[int], ends: Sequence[int], text: bytes, first: int, visit: Visit | None
+        self,
+        stream: Sequence[int],
+        ends: Sequence[int],
+        text: bytes,
+        first: int,
+        visit: Visit | None,
     ) -> Scan:
         """Read up to the end of `text`; the places after `first`, ..., `len(stream)` tokens.
 
@@ -104,22 +148,21 @@ class Reader:
         return {first + offset: logps[offset] for offset in range(keep)}
 
     def _scan_text(self, ends: Sequence[int], text: bytes, first: int, visit: Visit | None) -> Scan:
-        start = len(self.base)
+        start, whole_text = len(self.base), self.base + text
         marks = [start + (ends[t - 1] if t else 0) for t in range(max(0, first - 1), len(ends) + 1)]
         if first == 0:
             marks.insert(0, -1)
-        whole_text = self.base + text
-        steps = [self._step(whole_text, low, high) for low, high in zip(marks, marks[1:], strict=False)]
+        steps = [
+            self._step(whole_text, low, high) for low, high in itertools.pairwise(marks)
+        ]
         final = steps[-1].ids
-        served = [step for step in steps if final[: len(step.ids)] == step.ids]
-        wanted = [step.first for step in served if step.first <= len(step.ids)]
-        main = yield from self._read(
-            self.session, final, max(1, min(wanted, default=len(final) + 1)), visit
-        )
+        served = [final[: len(step.ids)] == step.ids for step in steps]
+        wanted = [step.first for step, same in zip(steps, served, strict=True) if same]
+        main = yield from self._read(self.session, final, max(1, min(wanted)), visit)
         places: list[Place] = []
-        for step in steps:
+        for step, same in zip(steps, served, strict=True):
             logps = main
-            if step.first <= len(step.ids) and final[: len(step.ids)] != step.ids:
+            if not same:
                 side = self.member.fork(self.session)
                 logps = yield from self._read(side, step.ids, max(1, step.first))
             places.append(step.place(logps))
@@ -129,9 +172,10 @@ class Reader:
         """The path of `text[:high]`, and which of its boundaries lie after `low`."""
         self.path.update(text[:high])
         ids, ends, fixed = self.fixed + self.path.ids, self.path.ends, len(self.fixed)
-        first = fixed + next((i for i, end in enumerate(ends, 1) if end > low), len(ends) + 1)
-        if low < 0:
-            first = len(ids)
+        first = len(ids) if low < 0 else fixed + bisect_right(ends, low) + 1
+        if self.path.whole:
+            # Where a reference token spells nothing, the place is that before it.
+            first = min(first, len(ids))
         inner = [
             (m, text[ends[m - fixed - 1] : high], ids[m])
             for m in range(first, len(ids))
@@ -142,7 +186,14 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A path and the boundaries on it that matter, as counts of the member's tokens."""
+    """A path and the boundaries on it that matter, as counts of the member's tokens.
+
+    Attributes:
+        ids: The path.
+        first: The first boundary whose distribution is wanted; beyond the path for none.
+        inner: (boundary, bytes from it to the end of the reference token, next id on the path).
+        whole: Whether the text ends on a character boundary.
+    """
 
     ids: list[int]
     first: int
@@ -152,7 +203,7 @@ class _Step:
     def place(self, logps: dict[int, Tensor]) -> Place:
         if not self.whole:
             return Place(None, whole=False)
-        inner = tuple(Inner(rest, logps[m], token) for m, rest, token in self.inner if m in logps)
+        inner = tuple(Inner(rest, logps[m], token) for m, rest, token in self.inner)
         return Place(logps.get(len(self.ids)), inner)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -50,13 +51,18 @@ def relate(one: Vocabulary, other: Vocabulary, progress: Progress | None = None)
             done += len(chunk)
             if progress:
                 progress(done, total)
+    pairs.update((mine, twin) for mine in _ends(one) for twin in _ends(other))
     # The same bytes under several ids: whoever begins with one begins with each of them.
     for token, ids in one.ids_of.items():
         twins = other.ids_of.get(token, ())
         if len(ids) > 1 or len(twins) > 1:
             pairs.update((mine, twin) for mine in ids for twin in twins)
-    pairs.update((mine, twin) for mine in one.end_ids for twin in other.end_ids)
     return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+
+
+def _ends(vocabulary: Vocabulary) -> list[int]:
+    """End ids that are no text; one that is text (a newline) pairs as text."""
+    return [index for index in vocabulary.end_ids if vocabulary.token_bytes[index] is None]
 
 
 def _first_tokens(vocabulary: Vocabulary, tokens: Sequence[bytes]) -> list[set[int]]:
@@ -92,18 +98,30 @@ class Relation:
         """`pairs` are `[P, 2]` (member id, reference id)."""
         by_reference = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
         tokens, targets = by_reference[:, 0], by_reference[:, 1]
-        partners = np.bincount(tokens, minlength=member.columns)
-        single = partners[tokens] == 1
-        self.single = _columns(by_reference[single])
-        self.split = _columns(by_reference[~single])
-        # Members tokens that are split, numbered densely: normalizers need no vocabulary-wide array.
-        self.split_tokens, group = torch.unique(self.split[0], return_inverse=True)
-        self.split_group = group
-        self.member_columns, self.reference_columns = member.columns, reference.columns
+        single = np.bincount(tokens, minlength=member.columns)[tokens] == 1
         self._starts = np.searchsorted(targets, np.arange(reference.columns + 1))
-        self._tokens = torch.from_numpy(np.ascontiguousarray(tokens))
+        self._tokens = _tensor(tokens)
+        self._single = _tensor(tokens[single]), _tensor(targets[single])
+        self._split = _tensor(tokens[~single]), _tensor(targets[~single])
+        # Member tokens that are split, numbered densely: normalizers need no vocabulary-wide array.
+        split_tokens, self._group = torch.unique(self._split[0], return_inverse=True)
+        self._groups = len(split_tokens)
         self._group_of = torch.full((member.columns,), -1)
-        self._group_of[self.split_tokens] = torch.arange(len(self.split_tokens))
+        self._group_of[split_tokens] = torch.arange(self._groups)
+        self._moved: dict[torch.device, Relation] = {}
+
+    def on(self, device: torch.device) -> Relation:
+        """This relation with its tensors on a device, copied there once."""
+        if device == self._tokens.device:
+            return self
+        if device not in self._moved:
+            twin = copy.copy(self)
+            for name in ("_tokens", "_group", "_group_of"):
+                setattr(twin, name, getattr(self, name).to(device))
+            for name in ("_single", "_split"):
+                setattr(twin, name, tuple(ids.to(device) for ids in getattr(self, name)))
+            self._moved[device] = twin
+        return self._moved[device]
 
     def partners(self, target: int) -> Tensor:
         """The member tokens that can begin what reference token `target` begins, `[n]`."""
@@ -113,48 +131,49 @@ class Relation:
         """Carry distributions into the reference vocabulary.
 
         Args:
-            member: Probabilities `[N, member columns]`.
+            member: Probabilities `[N, member columns]`, on the reference's device.
             reference: The reference's own probabilities `[N, reference columns]`.
 
         Returns:
             Probabilities `[N, reference columns]`; rows sum to the mass of the paired tokens.
         """
+        here = self.on(reference.device)
         carried = torch.zeros_like(reference)
-        tokens, targets = self.single
+        tokens, targets = here._single
         carried.index_add_(1, targets, member.index_select(1, tokens))
-        tokens, targets = self.split
+        tokens, targets = here._split
         belief = reference.index_select(1, targets)
-        share = self._normalizers(belief).index_select(1, self.split_group)
+        share = here._normalizers(belief).index_select(1, here._group)
         belief.div_(share.clamp_min_(torch.finfo(belief.dtype).tiny))
         carried.index_add_(1, targets, belief.mul_(member.index_select(1, tokens)))
         return carried
 
     def _normalizers(self, belief: Tensor) -> Tensor:
-        total = belief.new_zeros((len(belief), len(self.split_tokens)))
-        return total.index_add_(1, self.split_group, belief)
+        total = belief.new_zeros((len(belief), self._groups))
+        return total.index_add_(1, self._group, belief)
 
     def flow(self, target: int, member: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """The parts of `carry` that arrive at one reference token.
 
         Args:
             target: Reference token id.
-            member: Probabilities `[member columns]`.
-            reference: Probabilities `[reference columns]`.
+            member: Log-probabilities `[member columns]`.
+            reference: Log-probabilities `[reference columns]`.
 
         Returns:
-            Member token ids and the mass that each sends, both `[n]`.
+            Member token ids and the mass that each sends, both `[n]`, on the reference's device.
         """
-        tokens = self.partners(target)
-        mass = member[tokens]
-        groups = self._group_of[tokens]
+        here = self.on(reference.device)
+        tokens = here.partners(target)
+        mass = member.to(reference.device)[tokens].exp()
+        groups = here._group_of[tokens]
         split = groups >= 0
         if bool(split.any()):
-            total = self._normalizers(reference[self.split[1]][None])[0][groups.clamp_min(0)]
-            share = reference[target] / total.clamp_min(torch.finfo(total.dtype).tiny)
-            mass = torch.where(split, mass * share, mass)
+            total = here._normalizers(reference[here._split[1]].exp()[None])[0]
+            share = total[groups.clamp_min(0)].clamp_min(torch.finfo(total.dtype).tiny)
+            mass = torch.where(split, mass * (reference[target].exp() / share), mass)
         return tokens, mass
 
 
-def _columns(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    left, right = (torch.from_numpy(np.ascontiguousarray(pairs[:, i])) for i in (0, 1))
-    return left, right
+def _tensor(ids: Pairs) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(ids))

@@ -10,6 +10,9 @@ from packfuse.prompt import PackPrompt
 from packfuse.reader import Place, Reader
 from packfuse.vocabulary import Vocabulary
 
+Closing = tuple[list[int], bytes]
+"""What a reader had before a control token: its fixed ids and its base text."""
+
 
 class Row:
     """A sequence that grows, shrinks and forks.
@@ -18,14 +21,17 @@ class Row:
         prompt: What it began with.
         ids: Every reference id given so far, control tokens included.
         stream: Those since the last control token: text that members read in their own tokens.
+        ends: Where each of those ends in `text`.
+        text: What the stream spells, bytes.
+        unread: Ids that came after the end of the answer; read only if more follows.
         readers: One by member; None for a member that has no say in this row.
         weights: `[K]`, how much each member is trusted.
         last: Fused log-probabilities after the last token, `[reference columns]`.
+        heard: The members' log-probabilities behind `last`, `[K, reference columns]`.
         prefilled: Places of the prompt, read but not fused yet.
         offset: Tokens of the prompt that are in the members' templates, not in `ids`.
-        heard: The members' log-probabilities behind `last`, `[K, V]`.
-        place: Which row of the batch it is, for those who watch.
         warm: Whether the readers stand at the end of `stream` with their filters up to date.
+        place: Which row of the batch it is, for those who watch.
     """
 
     def __init__(
@@ -41,12 +47,13 @@ class Row:
         self.unread: list[int] = []
         self.weights: Tensor | None = None
         self.last: Tensor | None = None
+        self.heard: Tensor | None = None
         self.warm = False
         self.offset = 0
-        self.heard: Tensor | None = None
         self.place = 0
         self.prefilled: list[list[Place] | None] = []
-        self._closed: list[tuple[int, list[tuple[list[int], bytes] | None]]] = []
+        self._closed: list[tuple[int, list[Closing | None]]] = []
+        self._first_text: int | None = None
 
     def fork(self) -> Row:
         """An independent copy."""
@@ -73,58 +80,61 @@ class Row:
     def append(self, ids: Sequence[int]) -> None:
         """Take text tokens."""
         for index in ids:
-            token = self.reference.token_bytes[index] or b""
-            self.text += token
+            self.text += self._spelled(index)
             self.ids.append(index)
             self.stream.append(index)
             self.ends.append(len(self.text))
 
+    def _spelled(self, index: int) -> bytes:
+        token = self.reference.token_bytes[index] or b""
+        if self._first_text is None:
+            self._first_text = len(self.ids)
+            if self.prompt.fresh:
+                # The dummy space is the reference's own business.
+                return token.removeprefix(self.reference.text_prefix)
+        return token
+
     def close(self, index: int) -> None:
         """Take a control token: what came before it becomes fixed for every member."""
-        before: list[tuple[list[int], bytes] | None] = []
+        opening = self.prompt.fresh and not self.ids
+        before: list[Closing | None] = []
         for reader in self.readers:
             if reader is None:
                 before.append(None)
                 continue
             before.append((reader.fixed, reader.base))
-            ids = reader.ids(self.stream, self.text)
-            reader.fixed = [*ids, *self._by_role(reader, index)]
-            reader.base = b""
-            reader.path.update(b"")
-            reader.straddle = reader.pairing.straddle()
+            reader.close(self.stream, self.text, index, opening)
         self._closed.append((len(self.ids), before))
         self.ids.append(index)
         self._restart([])
 
-    def _by_role(self, reader: Reader, index: int) -> list[int]:
-        if reader.pairing.verbatim:
-            return reader.pairing.map_ids([index])
-        vocabulary = reader.member.vocabulary
-        opens = index in (*self.reference.prefix_ids, *self.reference.end_ids)
-        if not self.ids and opens:
-            return []  # A beginning of sequence; every member has its own already.
-        if index in self.reference.end_ids and vocabulary.end_ids:
-            return [vocabulary.end_ids[0]]
-        return vocabulary.encode_bytes(self.reference.spell(index).encode())
-
     def crop(self, count: int) -> None:
-        """Forget the last `count` tokens."""
+        """Forget the last `count` tokens.
+
+        Raises:
+            ValueError: if that reaches into the part of the prompt that came in templates.
+        """
         if count == 0:
             return
         target = len(self.ids) + len(self.unread) - count
+        if target < 0:
+            raise ValueError(f"a row of {len(self.ids)} tokens cannot lose {count}")
         self.unread = self.unread[: max(0, target - len(self.ids))]
         if target >= len(self.ids):
             return
-        stream_start = len(self.ids) - len(self.stream)
+        start = len(self.ids) - len(self.stream)
         ids = self.ids[:target]
         while self._closed and self._closed[-1][0] >= target:
-            position, before = self._closed.pop()
+            _, before = self._closed.pop()
             for reader, old in zip(self.readers, before, strict=True):
                 if reader is not None and old is not None:
                     reader.fixed, reader.base = old
-            stream_start = self._closed[-1][0] + 1 if self._closed else 0
-        self.ids = ids[:stream_start]
-        self._restart(ids[stream_start:])
+            start = self._closed[-1][0] + 1 if self._closed else 0
+        self.ids = ids[:start]
+        if self._first_text is not None and self._first_text >= start:
+            self._first_text = None
+        self.last = self.heard = None
+        self._restart(ids[start:])
 
     def _restart(self, stream: Sequence[int]) -> None:
         self.stream, self.ends, self.text, self.warm = [], [], b"", False

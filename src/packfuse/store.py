@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -64,7 +63,7 @@ def _save(path: Path, key: str, table: Map) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             temporary = Path(file.name)
         save_file({"map": compact}, temporary, metadata={"key": key})
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         warnings.warn(f"alignment cache {path} cannot be written: {error}", RuntimeWarning, 2)
         if temporary:

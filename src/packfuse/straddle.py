@@ -9,97 +9,35 @@ on inside a straddle, ends one, or begins new ones, and the next distribution is
 
 from __future__ import annotations
 
-import bisect
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from packfuse.relation import Relation
-from packfuse.vocabulary import Vocabulary
+from packfuse.joints import Inner, Joints
 
 WINDOW = 8
 """Reference tokens that the filter looks back; makes its state a function of the last tokens."""
 
-MOST = 256
-"""Straddles kept per reference token."""
-
-LEAST = 1e-5
-"""Share of a reference token's mass below which a straddle is dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Inner:
-    """A member boundary inside a reference token.
-
-    Attributes:
-        pending: Bytes from this boundary to the end of the reference token.
-        logps: The member's log-probabilities here, `[member columns]`.
-        token: What the member reads next on its own path.
-    """
-
-    pending: bytes
-    logps: Tensor
-    token: int
+Masses = dict[bytes, float]
+"""Mass of straddles by the bytes that remain of them."""
 
 
 @dataclass(slots=True)
 class _Source:
-    """Everything that began at one reference token, per unit of cut mass before it."""
+    """Everything that began at one reference token, per unit of cut mass before it.
+
+    Attributes:
+        closed: Mass that ended with the token.
+        alive: Mass that went on past it and still does.
+        ended: Mass of its straddles that ended with each later token.
+    """
 
     closed: float
-    alive: dict[bytes, float]
+    alive: Masses
     ended: list[float] = field(default_factory=list)
-
-
-class Joints:
-    """Where two vocabularies' tokens overlap: byte ranges and consistency, cached."""
-
-    def __init__(self, relation: Relation, member: Vocabulary, reference: Vocabulary) -> None:
-        """Sort both vocabularies by bytes once."""
-        self.relation, self.member, self.reference = relation, member, reference
-        self._member_ids = torch.tensor([member.ids_of[b][0] for b in member.sorted_bytes])
-        self._reference_ids = torch.tensor([reference.ids_of[b][0] for b in reference.sorted_bytes])
-        self.continuations = lru_cache(maxsize=8192)(self._continuations)
-        self.consistent = lru_cache(maxsize=65536)(self._consistent)
-
-    def _continuations(self, rest: bytes) -> Tensor:
-        """Reference tokens that can come next when the text goes on with `rest`, `[n]`."""
-        low, high = _prefix_range(self.reference.sorted_bytes, rest)
-        ids = self._reference_ids[low:high]
-        first = self.reference.first_token(rest)
-        if first is None or self.reference.token_bytes[first] == rest:
-            return ids
-        return torch.cat([ids, torch.tensor([first])])
-
-    def _consistent(self, target: int, rest: bytes) -> bool:
-        """Whether the reference writes `target` first when `rest` follows it."""
-        text = (self.reference.token_bytes[target] or b"") + rest
-        firsts = {self.reference.first_token(text), self.reference.first_token(text + b"a")}
-        return target in firsts
-
-    def longer(self, inner: Inner, target: int) -> list[tuple[bytes, float]]:
-        """Member tokens that go on past the reference token's end: (remaining bytes, probability)."""
-        low, high = _prefix_range(self.member.sorted_bytes, inner.pending)
-        probs = inner.logps[self._member_ids[low:high]].exp()
-        values, places = probs.topk(min(MOST, len(probs)))
-        least = LEAST * float(inner.logps[inner.token].exp())
-        found: list[tuple[bytes, float]] = []
-        for value, place in zip(values.tolist(), places.tolist(), strict=True):
-            rest = self.member.sorted_bytes[low + place][len(inner.pending) :]
-            if value > least and rest and self.consistent(target, rest):
-                found.append((rest, value))
-        return found
-
-
-def _prefix_range(words: Sequence[bytes], prefix: bytes) -> tuple[int, int]:
-    """The range of sorted `words` that begin with `prefix`."""
-    low = bisect.bisect_left(words, prefix)
-    high = bisect.bisect_left(words, prefix + b"\xff" * 8, lo=low)
-    return low, high
 
 
 class Straddle:
@@ -115,9 +53,7 @@ class Straddle:
     def copy(self) -> Straddle:
         """An independent copy."""
         twin = copy.copy(self)
-        twin._sources = [
-            _Source(s.closed, dict(s.alive), list(s.ended)) for s in self._sources
-        ]
+        twin._sources = [_Source(s.closed, dict(s.alive), list(s.ended)) for s in self._sources]
         return twin
 
     def advance(
@@ -132,30 +68,33 @@ class Straddle:
 
         Args:
             target: The reference token.
-            member: The member's probabilities at the cut before it, `[member columns]`; None if
+            member: The member's log-probabilities at the cut before it, `[member columns]`; None if
                 there was no cut (the text stood inside a character).
-            reference: The reference's probabilities before it, `[reference columns]`.
+            reference: The reference's log-probabilities before it, `[reference columns]`.
             inner: The member's own boundaries inside the token, in order.
             open_end: Whether the member's tokens can end after it (not inside a character).
         """
+        self._open = open_end
         token = self.joints.reference.token_bytes[target]
         if token is None:
-            self._sources, self._open = [], open_end
+            self._sources = []
             self._update()
             return
-        steps = [self._move(source, target, token, reference) for source in self._sources]
-        fresh, closed = self._begin(target, token, member, reference)
-        for source, ended in zip(self._sources, steps, strict=True):
-            source.ended.append(ended)
-        self._sources.append(_Source(closed, fresh))
-        self._chain(target, inner, open_end)
+        for source in self._sources:
+            source.ended.append(self._move(source, target, token, reference))
+        rests, closed = (
+            self.joints.begin(target, member, reference) if member is not None else ([], 0.0)
+        )
+        alive: Masses = {}
+        _add(alive, rests, 1.0)
+        self._sources.append(_Source(closed, alive))
+        self._chain(target, inner)
         self._sources = self._sources[-WINDOW:]
-        self._open = open_end
         self._update()
 
     def _move(self, source: _Source, target: int, token: bytes, reference: Tensor) -> float:
         """Move a source's straddles over `token`; the mass of those that it ends."""
-        ended, alive = 0.0, {}
+        ended, alive = 0.0, Masses()
         for rest, mass in source.alive.items():
             longer = len(rest) > len(token) and rest.startswith(token)
             if not longer and not token.startswith(rest):
@@ -163,8 +102,8 @@ class Straddle:
             follow = self.joints.continuations(rest)
             if not bool((follow == target).any()):
                 continue
-            total = float(reference[follow].sum())
-            share = mass * float(reference[target]) / total if total > 0 else 0.0
+            total = float(reference[follow].exp().sum())
+            share = mass * float(reference[target].exp()) / total if total > 0 else 0.0
             if longer:
                 alive[rest[len(token) :]] = share
             else:
@@ -172,46 +111,22 @@ class Straddle:
         source.alive = alive
         return ended
 
-    def _begin(
-        self, target: int, token: bytes, member: Tensor | None, reference: Tensor
-    ) -> tuple[dict[bytes, float], float]:
-        """Split what the cut sends to `target` into longer member tokens and the rest."""
-        if member is None:
-            return {}, 0.0
-        tokens, mass = self.joints.relation.flow(target, member, reference)
-        closed, total = 0.0, float(mass.sum())
-        if len(mass) > MOST:
-            mass, places = mass.topk(MOST)
-            tokens = tokens[places]
-        fresh: dict[bytes, float] = {}
-        for index, value in zip(tokens.tolist(), mass.tolist(), strict=True):
-            mine = self.joints.member.token_bytes[index]
-            if mine is not None and len(mine) > len(token) and mine.startswith(token):
-                if value > LEAST * total:
-                    rest = mine[len(token) :]
-                    fresh[rest] = fresh.get(rest, 0.0) + value
-            else:
-                closed += value
-        return fresh, closed
-
-    def _chain(self, target: int, inner: Sequence[Inner], open_end: bool) -> None:
-        """Let ended mass run over the member's boundaries inside the token."""
-        keep, births = 1.0, {}
+    def _chain(self, target: int, inner: Sequence[Inner]) -> None:
+        """Let the mass that ends here run over the member's boundaries inside the token."""
+        keep, births = 1.0, Masses()
         for place in inner:
             longer = self.joints.longer(place, target)
             own = float(place.logps[place.token].exp())
             total = own + sum(value for _, value in longer)
-            for rest, value in longer:
-                births[rest] = births.get(rest, 0.0) + (keep * value / total if total else 0.0)
+            _add(births, longer, keep / total if total else 0.0)
             keep = keep * own / total if total else 0.0
-        if not open_end:
+        if not self._open:
             keep = 0.0
         for source in self._sources[:-1]:
-            ended = source.ended[-1]
-            source.ended[-1] = ended * keep
-            _add(source.alive, births, ended)
+            _add(source.alive, births.items(), source.ended[-1])
+            source.ended[-1] *= keep
         last = self._sources[-1]
-        _add(last.alive, births, last.closed)
+        _add(last.alive, births.items(), last.closed)
         last.closed *= keep
 
     def _update(self) -> None:
@@ -222,9 +137,9 @@ class Straddle:
             cut[step + 1] = cut[step] * self._sources[step].closed + sum(
                 cut[i] * self._sources[i].ended[step - i - 1] for i in range(step)
             )
-        alive: dict[bytes, float] = {}
+        alive: Masses = {}
         for mass, source in zip(cut, self._sources, strict=False):
-            _add(alive, source.alive, mass)
+            _add(alive, source.alive.items(), mass)
         total = cut[count] + sum(alive.values())
         if total > 0:
             self.cut = cut[count] / total
@@ -253,16 +168,17 @@ class Straddle:
         if self.alive:
             parts = [self.joints.continuations(rest) for rest in self.alive]
             sizes = torch.tensor([len(part) for part in parts])
-            ids, group = torch.cat(parts), torch.repeat_interleave(sizes)
+            ids = torch.cat(parts).to(reference.device)
+            group = torch.repeat_interleave(sizes).to(reference.device)
             belief = reference[ids]
             share = belief.new_zeros(len(parts)).index_add_(0, group, belief)
-            mass = torch.tensor(list(self.alive.values()), dtype=belief.dtype)
+            mass = belief.new_tensor(list(self.alive.values()))
             scale = torch.where(share > 0, mass / share, 0.0)
             mixed.index_add_(0, ids, belief * scale[group])
         total = mixed.sum()
         return mixed / total if float(total) > 0 else None
 
 
-def _add(into: dict[bytes, float], masses: dict[bytes, float], factor: float) -> None:
-    for rest, mass in masses.items():
+def _add(into: Masses, masses: Iterable[tuple[bytes, float]], factor: float) -> None:
+    for rest, mass in masses:
         into[rest] = into.get(rest, 0.0) + mass * factor

@@ -92,22 +92,38 @@ class Alignment(BaseModel, ABC):
 
 
 class Same(Pairing):
-    """The member shares the reference's tokenizer: nothing is carried, nothing is lost."""
+    """The member writes every text in the reference's ids: nothing is carried, nothing is lost.
+
+    Control tokens may differ: those of the reference that the member does not have get no mass.
+    """
 
     verbatim = True
 
-    def __init__(self, columns: int) -> None:
-        """`columns` is the width of the reference's logits; padding may differ."""
-        self.columns = columns
+    def __init__(self, member: Vocabulary, reference: Vocabulary) -> None:
+        """Compare the control tokens of two vocabularies with one `text_digest`."""
+        self.columns = reference.columns
+        strange = [
+            index
+            for name, index in reference.controls.items()
+            if index < self.columns and member.controls.get(name) != index
+        ]
+        # An id that the member lacks is read as one that ends its turns, if that is its role.
+        ends = {index: member.end_ids[0] for index in reference.end_ids if member.end_ids}
+        self._swap = {i: ends.get(i, min(i, member.columns - 1)) for i in strange}
+        self._strange = torch.tensor([*strange, *range(reference.size, self.columns)]).long()
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
-        """The same ids."""
-        return list(ids)
+        """The same ids, control tokens that the member lacks by their role."""
+        return [self._swap.get(index, index) for index in ids] if self._swap else list(ids)
 
     def translate(self, logps: Tensor) -> Tensor:
         """The same, as wide as the reference's."""
         extra = self.columns - logps.shape[-1]
-        return nn.functional.pad(logps, (0, extra), value=float("-inf")) if extra else logps
+        if extra:
+            logps = nn.functional.pad(logps, (0, extra), value=float("-inf"))
+        if len(self._strange):
+            logps = logps.index_fill(-1, self._strange.to(logps.device), float("-inf"))
+        return logps
 
     def carry(
         self,

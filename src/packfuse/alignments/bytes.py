@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from packfuse.alignments.base import Alignment, Pairing, Same, stack
+from packfuse.joints import Joints
 from packfuse.relation import VERSION, Progress, Relation, relate
 from packfuse.store import cached_map
-from packfuse.straddle import Joints, Straddle
+from packfuse.straddle import Straddle
 from packfuse.vocabulary import Vocabulary
 
 
@@ -35,8 +36,8 @@ class Bytes(Alignment):
         self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
     ) -> Pairing:
         """Relate the two vocabularies, or take their relation from the cache."""
-        if member.fingerprint == reference.fingerprint:
-            return Same(reference.columns)
+        if member.text_digest == reference.text_digest:
+            return Same(member, reference)
         one, other = sorted((member, reference), key=lambda v: v.fingerprint)
         pairs = cached_map("bytes", VERSION, one, other, lambda: relate(one, other, progress))
         if one is not member:

@@ -41,8 +41,8 @@ class Mined(Alignment):
         self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
     ) -> Pairing:
         """Mine the map, which takes up to minutes, or take it from the cache."""
-        if member.fingerprint == reference.fingerprint:
-            return Same(reference.columns)
+        if member.text_digest == reference.text_digest:
+            return Same(member, reference)
         table = cached_map(
             "mined", VERSION, member, reference, lambda: mine(member, reference, progress)
         )

@@ -35,8 +35,8 @@ class Prefix(Alignment):
         self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
     ) -> Pairing:
         """Look up every reference token, or take the map from the cache."""
-        if member.fingerprint == reference.fingerprint:
-            return Same(reference.columns)
+        if member.text_digest == reference.text_digest:
+            return Same(member, reference)
         table = cached_map(
             "prefix", VERSION, member, reference, lambda: first_tokens(member, reference, progress)
         )

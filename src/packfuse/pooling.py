@@ -1,0 +1,117 @@
+"""What the members say at one place of each row, carried to the reference and combined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from packfuse.alignments.base import Pairing
+from packfuse.job import Job
+from packfuse.lexicon import Lexicon
+from packfuse.member import Member
+from packfuse.row import Row
+from packfuse.rules.base import Rule
+from packfuse.vocabulary import Vocabulary
+
+Watch = Callable[[Row, Tensor, Tensor], None]
+"""Sees each fused position: the row, the members' log-probabilities `[K, V]`, the fused `[V]`."""
+
+
+class Pooling:
+    """Carries and combines; it knows the pairings, but no rule."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        reference: int,
+        pairings: Sequence[Pairing],
+        lexicon: Lexicon | None,
+    ) -> None:
+        """`pairings` are by member, with member number `reference`."""
+        self.vocabularies: list[Vocabulary] = [member.vocabulary for member in members]
+        self.reference, self.pairings, self.lexicon = reference, list(pairings), lexicon
+        self._ends = torch.tensor(self.vocabularies[reference].end_ids, dtype=torch.long)
+
+    def pool(
+        self, rule: Rule, jobs: Sequence[Job], steps: Sequence[int], watch: Watch | None
+    ) -> None:
+        """Carry and combine one place of each job."""
+        at = list(zip(jobs, steps, strict=True))
+        members = range(len(self.pairings))
+        belief = torch.stack([job.logps(step) for job, step in at])
+        logps = torch.stack([self._carried(k, at, belief) for k in members])
+        weights = torch.stack([self._weights(job.row) for job in jobs]).to(belief)
+        if self.lexicon and rule.by_words:
+            words = [self._own_rows(k, at, belief) for k in members]
+            fused = rule.fuse_words(words, weights, self.lexicon, self.reference)
+        else:
+            fused = rule.fuse(logps, weights)
+        for index, job in enumerate(jobs):
+            job.out.append(fused[index])
+            job.row.last, job.row.heard = fused[index], logps[:, index]
+            if watch:
+                watch(job.row, logps[:, index], fused[index])
+
+    def _weights(self, row: Row) -> Tensor:
+        if row.weights is not None:
+            return row.weights
+        count = len(self.pairings)
+        return torch.full((count,), 1 / count)
+
+    def _carried(self, k: int, at: Sequence[tuple[Job, int]], belief: Tensor) -> Tensor:
+        """Member k's distributions in the reference vocabulary, `[N, V]`; absent ones echo it."""
+        present, said, readers = [], [], []
+        for index, (job, step) in enumerate(at):
+            places, reader = job.places[k], job.row.readers[k]
+            if places is not None and reader is not None:
+                present.append(index)
+                said.append(places[step].logps)
+                readers.append(reader)
+        if not present:
+            return belief
+        some = belief if len(present) == len(at) else belief[present]
+        carried = self.pairings[k].carry(said, some, [reader.straddle for reader in readers])
+        if not all(reader.ends_turns for reader in readers):
+            rows = zip(readers, carried, some, strict=True)
+            carried = torch.stack(
+                [c if reader.ends_turns else self._leave_ends(c, b) for reader, c, b in rows]
+            )
+        if len(present) == len(at):
+            return carried
+        return belief.index_copy(0, torch.tensor(present, device=belief.device), carried)
+
+    def _own_rows(self, k: int, at: Sequence[tuple[Job, int]], belief: Tensor) -> Tensor:
+        """Member k's distributions over its own tokens, `[N, columns]`; -inf where it has none."""
+        vocabulary = self.vocabularies[k]
+        rows: list[Tensor | None] = []
+        for index, (job, step) in enumerate(at):
+            places, reader = job.places[k], job.row.readers[k]
+            said = places[step].logps if places is not None else None
+            if said is not None and reader and not reader.ends_turns:
+                said = self._leave_own_ends(said, vocabulary.end_ids, belief[index])
+            rows.append(said)
+        present = next((row for row in rows if row is not None), belief)
+        silent = present.new_full((vocabulary.columns,), -torch.inf)
+        return torch.stack([silent if row is None else row for row in rows])
+
+    def _leave_own_ends(self, said: Tensor, ends: Sequence[int], belief: Tensor) -> Tensor:
+        """`_leave_ends` for a distribution over the member's own tokens."""
+        if not ends:
+            return said
+        values = said.new_full((len(ends),), -torch.inf)
+        values[0] = belief[self._ends.to(belief.device)].logsumexp(0)
+        return _with_ends(said, torch.tensor(ends, device=said.device), values)
+
+    def _leave_ends(self, carried: Tensor, belief: Tensor) -> Tensor:
+        """The carried distribution with the reference's own probability of ending the turn."""
+        ends = self._ends.to(carried.device)
+        return _with_ends(carried, ends, belief[ends])
+
+
+def _with_ends(said: Tensor, ends: Tensor, values: Tensor) -> Tensor:
+    """Log-probabilities with `values` at `ends`; all others keep their proportions."""
+    mine, theirs = (p.exp().sum().clamp(0, 1 - 1e-6) for p in (said[ends], values))
+    moved = said + (torch.log1p(-theirs) - torch.log1p(-mine))
+    return moved.index_copy(0, ends, values)
