@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from packfuse.config import MemberConfig
 from packfuse.errors import LoadError, PackError
@@ -129,7 +130,9 @@ def look(member: MemberConfig, dtype: str = "auto", trust_remote_code: bool = Fa
 
 def _architecture(config: Any, problems: list[str]) -> dict[str, Any]:
     causal = is_causal(config)
-    own = (config.architectures or [type(config).__name__])[0]
+    # A GGUF file names its kind of model alone.
+    usual = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, type(config).__name__)
+    own = str((config.architectures or [usual])[0])
     if not causal:
         problems.append(f"it is a {own}, not a causal language model")
     return {"architecture": own, "causal": causal}

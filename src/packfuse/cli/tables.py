@@ -136,7 +136,9 @@ def count(value: int | None) -> str:
 
 def size(value: int | None) -> str:
     """Bytes in words."""
-    return "?" if value is None else megabytes(value)
+    if value is None:
+        return "?"
+    return megabytes(value) if value >= 1e6 else f"{value / 1e3:.0f} kB"
 
 
 def _table(*columns: str) -> Table:
