@@ -116,14 +116,13 @@ class Ruler:
         weights: dict[str, dict[str, Tensor]],
     ) -> None:
         """Go through the second half one reference token at a time."""
-        assert row.heard is not None
-        logps = row.heard
+        logps = _heard(row)
         for index, token in enumerate(rest):
             both = starts[index] in shared
             self._count(logps, token, both, weights)
             if index + 1 < len(rest):
                 self.engine.advance([row], [[token]])
-                logps = row.heard
+                logps = _heard(row)
 
     def _count(
         self, logps: Tensor, token: int, both: bool, weights: dict[str, dict[str, Tensor]]
@@ -164,6 +163,12 @@ class Ruler:
         }
 
 
+def _heard(row: Row) -> Tensor:
+    if row.heard is None:
+        raise RuntimeError("nothing was fused in this row")
+    return row.heard
+
+
 def _ends(vocabulary: Any, ids: list[int]) -> list[int]:
     found, end = [], -len(vocabulary.text_prefix)
     for index in ids:
@@ -189,7 +194,9 @@ def show(console: Console, name: str, result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="folder of question files in JSON lines")
     parser.add_argument("--each", type=int, default=4, help="passages of every kind")
     parser.add_argument("--seed", type=int, default=7)
@@ -211,7 +218,12 @@ def main() -> None:
             results[name] = ruler.result()
             show(console, name, results[name])
     summary = _summary(results, [member.name for member in members])
-    document = {"machine": machine(), "seconds": time.time() - started, **summary, "results": results}
+    document = {
+        "machine": machine(),
+        "seconds": time.time() - started,
+        **summary,
+        "results": results,
+    }
     print(json.dumps(document))
 
 

@@ -59,7 +59,8 @@ def members_alone(context: int, tokens: int) -> int:
     folders = starter_paths(progress=False)
     config = PackConfig(members=[MemberConfig(model=str(f)) for f in folders.values()])
     members = [
-        load_member(name, entry, config) for name, entry in zip(folders, config.members, strict=True)
+        load_member(name, entry, config)
+        for name, entry in zip(folders, config.members, strict=True)
     ]
     prompt = prompt_of(members[0], context)
     with Peak() as peak:
@@ -91,14 +92,18 @@ def main() -> None:
     found: dict[str, int] = {}
     for name in ("members", "pack"):
         command = [sys.executable, __file__, "--only", name, "--context", str(options.context)]
-        run = subprocess.run(
+        run = subprocess.run(  # noqa: S603 - this very file
             [*command, "--tokens", str(options.tokens)], capture_output=True, text=True, check=True
         )
         found[name] = int(run.stdout.split()[-1])
         print(f"{name}: {found[name] / 2**20:,.0f} MiB at most")
     ratio = found["pack"] / found["members"]
     print(f"pack / members: {ratio:.3f}")
-    print(json.dumps({"machine": machine(), "bytes": found, "ratio": ratio, "context": options.context}))
+    print(
+        json.dumps(
+            {"machine": machine(), "bytes": found, "ratio": ratio, "context": options.context}
+        )
+    )
 
 
 if __name__ == "__main__":

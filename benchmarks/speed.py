@@ -11,11 +11,11 @@ import argparse
 import json
 import statistics
 import time
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 from common import machine
-from pydoc_data.topics import topics
 from rich.console import Console
 from rich.table import Table
 from transformers.generation.streamers import BaseStreamer
@@ -97,7 +97,12 @@ def steps(pack: Pack, context: int, tokens: int, rounds: int) -> dict[str, Any]:
         own / sum(table[name][i] for name in pack.names) for i, own in enumerate(table["pack"])
     ]
     milliseconds = {name: 1000 * statistics.median(times) for name, times in table.items()}
-    return {"context": context, "ms": milliseconds, "ratio": statistics.median(ratios), "ratios": ratios}
+    return {
+        "context": context,
+        "ms": milliseconds,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
 
 
 def weights(pack: Pack, context: int, rounds: int) -> dict[str, Any]:
@@ -148,7 +153,9 @@ def main() -> None:
     console = Console()
     pack = Pack.starter(reference=options.reference)
     fused(pack, "Warm up.", 4)
-    rows = [steps(pack, c, options.tokens, options.rounds) for c in options.context or [128, 512, 2048]]
+    rows = [
+        steps(pack, c, options.tokens, options.rounds) for c in options.context or [128, 512, 2048]
+    ]
     fitting = weights(pack, 512, options.rounds)
     table = Table(title="Milliseconds per token, greedy, batch 1")
     for column in ("context", *pack.names, "pack", "pack / sum"):

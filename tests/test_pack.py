@@ -247,9 +247,10 @@ def test_configuration_round_trip(tmp_path) -> None:
     pack.save_config(file)
     again = Pack.from_config(file)
     assert again.names == ["deepseek", "second"]
-    assert again.generate("Hello", max_new_tokens=4).text == pack.generate(
-        "Hello", max_new_tokens=4
-    ).text
+    assert (
+        again.generate("Hello", max_new_tokens=4).text
+        == pack.generate("Hello", max_new_tokens=4).text
+    )
     assert PackConfig.read(file).weighting == {
         "name": "fixed",
         **again.weighting.model_dump(mode="json"),

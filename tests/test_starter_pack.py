@@ -53,7 +53,9 @@ def test_the_pack_answers(pack: Pack) -> None:
     "prompt", ["def factorial(n):\n    if n == 0:", "class Stack:\n    def __init__(self):"]
 )
 def test_generated_python_has_sound_indentation(members, reference: str, prompt: str) -> None:
-    lines = (prompt + Pack(members, reference=reference).generate(prompt, max_new_tokens=40).text).split("\n")
+    lines = (
+        prompt + Pack(members, reference=reference).generate(prompt, max_new_tokens=40).text
+    ).split("\n")
     # The length limit cuts the last statement; everything before it has to be Python.
     whole = "\n".join(lines[:-1]).rstrip()
     while whole.endswith((":", "else")):
@@ -64,7 +66,8 @@ def test_generated_python_has_sound_indentation(members, reference: str, prompt:
 
 @pytest.mark.parametrize("reference", ["SmolLM2-135M-Instruct", "gemma-3-270m"])
 @pytest.mark.parametrize(
-    "prompt", ["Die schönsten Städte Österreichs sind", "中国的首都是", "🦊🐻🐼 are emoji. More emoji: 🐶🐱"]
+    "prompt",
+    ["Die schönsten Städte Österreichs sind", "中国的首都是", "🦊🐻🐼 are emoji. More emoji: 🐶🐱"],
 )
 def test_no_character_is_broken_while_streaming(members, reference: str, prompt: str) -> None:
     pack = Pack(members, reference=reference)
@@ -103,11 +106,12 @@ def _evidence(pack: Pack, prompt: str) -> Evidence:
 @pytest.mark.parametrize("pool", ["logit", "linear"])
 def test_exact_is_never_worse_than_opt_on_real_logits(pack: Pack, prompt: str, pool: str) -> None:
     evidence = _evidence(pack, prompt)
-    loss = prompt_loss(evidence, pool).value
+    loss = prompt_loss(evidence, pool)
+    assert loss is not None
     plain = {"shrinkage": 0.0}
     exact = weightings().make({"name": "exact", **plain}).fit(evidence, pool)
     opt = weightings().make({"name": "opt", **plain}).fit(evidence, pool)
-    assert loss(exact) <= loss(opt) + 1e-9
+    assert loss.value(exact) <= loss.value(opt) + 1e-9
 
 
 def test_chat_ends_by_itself(pack: Pack) -> None:

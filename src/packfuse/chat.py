@@ -48,7 +48,8 @@ def check_messages(messages: Sequence[Any]) -> list[Message]:
             raise PromptError(f"message {number} has no role: {message!r}", hint=f"roles: {ROLES}")
         if message["role"] not in ROLES:
             raise PromptError(
-                f"message {number} has the role {message['role']!r}", hint=f"roles: {', '.join(ROLES)}"
+                f"message {number} has the role {message['role']!r}",
+                hint=f"roles: {', '.join(ROLES)}",
             )
         if not isinstance(message.get("content", ""), str):
             raise PromptError(
@@ -113,7 +114,9 @@ def _render(
     except (TemplateError, ValueError) as error:
         folded = fold(messages)
         if folded == messages:
-            raise PromptError(f"the chat template of {name} refuses the messages: {error}") from error
+            raise PromptError(
+                f"the chat template of {name} refuses the messages: {error}"
+            ) from error
     try:
         ids = _apply(vocabulary, folded, arguments)
     except (TemplateError, ValueError) as error:
@@ -122,18 +125,16 @@ def _render(
     return MemberPrompt(tuple(ids))
 
 
-def _apply(
-    vocabulary: Vocabulary, messages: list[Message], arguments: dict[str, Any]
-) -> list[int]:
-    ids: list[int] = vocabulary.tokenizer.apply_chat_template(
+def _apply(vocabulary: Vocabulary, messages: list[Message], arguments: dict[str, Any]) -> list[int]:
+    encoded: Any = vocabulary.tokenizer.apply_chat_template(
         messages,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         sanitize_control_tokens=True,
         **arguments,
-    )["input_ids"]
-    return ids
+    )
+    return list(encoded["input_ids"])
 
 
 def fold(messages: Sequence[Message]) -> list[Message]:

@@ -102,7 +102,9 @@ class PackConfig(BaseModel):
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "it"
             known = ", ".join(cls.model_fields)
-            raise ConfigError(f"{where}: {place}: {first['msg']}", hint=f"fields: {known}") from error
+            raise ConfigError(
+                f"{where}: {place}: {first['msg']}", hint=f"fields: {known}"
+            ) from error
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a YAML file in one piece."""
@@ -112,4 +114,4 @@ class PackConfig(BaseModel):
         )
         temporary = file.with_name(f".{file.name}.part")
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, file)
+        temporary.replace(file)

@@ -13,7 +13,7 @@ from transformers import StoppingCriteria
 from packfuse.vocabulary import Vocabulary
 
 
-class StopText(StoppingCriteria):  # type: ignore[misc]
+class StopText(StoppingCriteria):
     """Ends a row as soon as its generated text holds a stop string, wherever tokens end."""
 
     def __init__(self, vocabulary: Vocabulary, stop: Sequence[str], prompt_length: int) -> None:
@@ -30,7 +30,7 @@ class StopText(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor(done, device=input_ids.device)
 
 
-class Cancelled(StoppingCriteria):  # type: ignore[misc]
+class Cancelled(StoppingCriteria):
     """Ends every row once the caller has lost interest."""
 
     def __init__(self, event: threading.Event) -> None:

@@ -19,6 +19,7 @@ from packfuse.answer import Answer, Chunk
 from packfuse.chat import render_chat
 from packfuse.criteria import Cancelled, StopText
 from packfuse.emitter import Emitter, whole_text
+from packfuse.errors import PromptError
 from packfuse.fitting import Fit, prefill
 from packfuse.model import FusedForCausalLM
 from packfuse.observer import Observed, Observer
@@ -63,13 +64,15 @@ class Runner:
                 answers.update(self._generate(reference, group, streamer))
         return [answer for place in sorted(answers) for answer in answers[place]]
 
-    def stream(self, lock: threading.RLock) -> Iterator[Chunk]:  # type: ignore[valid-type]
+    def stream(self, lock: threading.RLock) -> Iterator[Chunk]:
         """Answer the one prompt, chunk by chunk, from a thread that ends with the iterator."""
-        pieces: queue.SimpleQueue[list[int] | Emitter | Answer | BaseException] = queue.SimpleQueue()
+        pieces: queue.SimpleQueue[list[int] | Emitter | Answer | BaseException] = (
+            queue.SimpleQueue()
+        )
 
         def work() -> None:
             try:
-                with lock:  # type: ignore[attr-defined]
+                with lock:
                     pieces.put(self.run(_Feed(pieces, self))[0])
             except BaseException as error:
                 pieces.put(error)
@@ -96,7 +99,8 @@ class Runner:
     def score(self, continuation: str) -> float:
         """See `Pack.score`."""
         prompt = self.request.prompts[0]
-        assert isinstance(prompt, str)
+        if not isinstance(prompt, str):
+            raise PromptError("only text can be scored", hint="render the chat first")
         # Trailing spaces belong to the first word of the continuation, as in lm-eval.
         context = prompt.rstrip(" ") or prompt
         rest = prompt[len(context) :] + continuation
@@ -113,8 +117,7 @@ class Runner:
             return self._sum(model, item.row, new)
 
     def _sum(self, model: FusedForCausalLM, row: Row, new: Sequence[int]) -> float:
-        assert row.last is not None
-        total = float(row.last[new[0]]) if new else 0.0
+        total = float(row.last[new[0]]) if row.last is not None else 0.0
         for start in range(0, len(new) - 1, 32):
             part = list(new[start : min(start + 32, len(new) - 1)])
             logits = model.engine.advance([row], [part], len(part))[0]
@@ -292,7 +295,7 @@ class Runner:
         )
 
 
-class _Feed(BaseStreamer):  # type: ignore[misc]
+class _Feed(BaseStreamer):
     """Passes ids from transformers' loop to the stream's reader."""
 
     def __init__(self, pieces: Any, runner: Runner) -> None:

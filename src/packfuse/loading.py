@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.quantizers.auto import AutoQuantizationConfig
 
@@ -79,7 +84,7 @@ def load_member(name: str, member: MemberConfig, pack: PackConfig) -> LocalMembe
 
 def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LocalMember:
     """A member from a loaded model and its tokenizer."""
-    ends = model.generation_config.eos_token_id if model.generation_config else None
+    ends = getattr(model.generation_config, "eos_token_id", None)
     if ends is None:
         ends = getattr(model.config.get_text_config(), "eos_token_id", None)
     end_ids = [ends] if isinstance(ends, int) else list(ends or ())

@@ -69,10 +69,12 @@ class Observer:
                 text=spell(token),
                 probability=float(fused[token].exp()),
                 member_probabilities={
-                    name: float(p) for name, p in zip(self.names, logps[:, token].exp(), strict=True)
+                    name: float(p)
+                    for name, p in zip(self.names, logps[:, token].exp(), strict=True)
                 },
                 member_choices={
-                    name: spell(int(c)) for name, c in zip(self.names, logps.argmax(-1), strict=True)
+                    name: spell(int(c))
+                    for name, c in zip(self.names, logps.argmax(-1), strict=True)
                 },
             )
         )

@@ -106,12 +106,16 @@ class Pack:
         Args:
             models: Hub ids, folders, GGUF files, mappings with the fields of `MemberConfig`, or
                 (model, tokenizer) pairs that are loaded already.
-            fusion: See `Pack`; so are `weighting`, `alignment`, `reference` and `progress`.
+            fusion: See `Pack`.
+            weighting: See `Pack`.
+            alignment: See `Pack`.
+            reference: See `Pack`.
             dtype: For members that do not say otherwise; so are the next two.
             device_map: As in transformers.
             quantization_config: A transformers quantization configuration.
             trust_remote_code: Run code that comes with a model.
             unsafe_weights: Accept weights that are not safetensors.
+            progress: Show progress of what takes long.
 
         Raises:
             LoadError: if a member cannot be loaded; the others are freed.
@@ -124,7 +128,9 @@ class Pack:
         if ready:
             if len(ready) < len(models):
                 raise ConfigError("loaded models and names cannot be mixed", hint="load them all")
-            names = unique_names([short_name(str(model.name_or_path or "member")) for model, _ in ready])
+            names = unique_names(
+                [short_name(str(model.name_or_path or "member")) for model, _ in ready]
+            )
             members = [wrap(name, *pair) for name, pair in zip(names, ready, strict=True)]
             return cls(members, reference=reference, progress=progress, **settings)
         entries = [dict(m) if isinstance(m, Mapping) else {"model": os.fspath(m)} for m in models]  # type: ignore[arg-type]
@@ -189,7 +195,9 @@ class Pack:
         }
         members = load_members(config)
         try:
-            return cls(members, reference=config.reference, progress=progress, config=config, **chosen)
+            return cls(
+                members, reference=config.reference, progress=progress, config=config, **chosen
+            )
         except BaseException:
             members.clear()
             gc.collect()

@@ -33,7 +33,7 @@ class Timings(_Plain):
 
 
 class TraceStep(_Plain):
-    """One generated token: what the pack gave it, what each member did, what each would have said."""
+    """One generated token: what the pack and each member gave it, and what each would have said."""
 
     text: str
     probability: float

@@ -105,7 +105,9 @@ def _prompts(prompt: Any) -> tuple[list[Prompt], bool]:
         return [list(prompt)], True
     chats = (str, Sequence)
     if any(not isinstance(item, chats) or isinstance(item, bytes) for item in prompt):
-        raise PromptError("a batch holds texts or chats", hint="do not mix them with single messages")
+        raise PromptError(
+            "a batch holds texts or chats", hint="do not mix them with single messages"
+        )
     return [_text(item) if isinstance(item, str) else list(item) for item in prompt], False
 
 
