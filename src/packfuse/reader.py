@@ -98,7 +98,7 @@ class Reader:
     def _by_role(self, control: int, opening: bool) -> list[int] | None:
         """The member's ids for a control token of the reference; None: it has its own already."""
         if self.pairing.verbatim:
-            return self.pairing.map_ids([control])
+            return self.pairing.map_control(control)
         own, reference = self.member.vocabulary, self.reference
         if opening and control in (*reference.prefix_ids, *reference.end_ids):
             return None

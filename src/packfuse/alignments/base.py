@@ -33,6 +33,10 @@ class Pairing(ABC):
         """The member's ids for reference ids; only for verbatim pairings."""
         raise NotImplementedError
 
+    def map_control(self, index: int) -> list[int]:
+        """The member's ids for a control token of the reference; only for verbatim pairings."""
+        return self.map_ids([index])
+
     def translate(self, logps: Tensor) -> Tensor:
         """What the member says of reference ids; only for verbatim pairings.
 
@@ -107,14 +111,18 @@ class Same(Pairing):
             for name, index in reference.controls.items()
             if index < self.columns and member.controls.get(name) != index
         ]
-        # An id that the member lacks is read as one that ends its turns, if that is its role.
-        ends = {index: member.end_ids[0] for index in reference.end_ids if member.end_ids}
-        self._swap = {i: ends.get(i, min(i, member.columns - 1)) for i in strange}
+        # What the member lacks is read as the end of its turns if that is its role, or as text.
+        ends = {index: [member.end_ids[0]] for index in reference.end_ids if member.end_ids}
+        self._controls = {i: ends.get(i) or member.encode(reference.spell(i)) for i in strange}
         self._strange = torch.tensor([*strange, *range(reference.size, self.columns)]).long()
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
-        """The same ids, control tokens that the member lacks by their role."""
-        return [self._swap.get(index, index) for index in ids] if self._swap else list(ids)
+        """The same ids."""
+        return list(ids)
+
+    def map_control(self, index: int) -> list[int]:
+        """The same id if the member has it."""
+        return self._controls.get(index, [index])
 
     def translate(self, logps: Tensor) -> Tensor:
         """The same, as wide as the reference's."""
