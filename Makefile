@@ -28,7 +28,7 @@ help: ## Say what can be made
 
 demo: starter ## Install, fetch the starter pack, fuse it on a prompt
 	@echo "== Fusing the starter pack on: $$PROMPT"
-	@$(BIN)/packfuse run "$$PROMPT"
+	@$(BIN)/packfuse run --max-tokens 48 --repetition-penalty 1.2 -- "$$PROMPT" </dev/null
 
 test: lint starter ## Install, lint, type-check and run every test
 	@echo "== Running the tests"
