@@ -132,10 +132,15 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         return torch.cat([first, later], 1) if keep > len(rest[0]) else later
 
     def _advance(self, cache: FusedCache, texts: list[list[int]], keep: int) -> Tensor:
-        wanted = min(keep, *map(len, texts)) if len(texts) > 1 else min(keep, len(texts[0]))
-        logits = self.engine.advance(cache.rows, texts, wanted, self.watch, cache.endings)
+        """Read what is new in every row; the last `keep` positions, padding among them."""
+        if keep <= min(map(len, texts)):
+            return self.engine.advance(cache.rows, texts, keep, self.watch, cache.endings)
         # Padding has no distribution; whatever stands there is masked by whoever padded.
-        return nn.functional.pad(logits, (0, 0, keep - wanted, 0)) if keep > wanted else logits
+        found = []
+        for row, text in zip(cache.rows, texts, strict=True):
+            logits = self.engine.advance([row], [text], min(keep, len(text)), self.watch)[0]
+            found.append(nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
+        return torch.stack(found)
 
     def _blank(self, like: Row | None) -> Row:
         """A row that has read nothing, with the weights of another row or the default ones."""
@@ -158,14 +163,17 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         ids = arguments.pop("input_ids", None) if ids is None else ids
         if ids is None:
             raise PromptError("there is nothing to generate from", hint="pass `input_ids`")
-        settings = self._settings(arguments)
+        settings = self._settings(arguments, ids)
         check_decoding(settings, arguments, self.config.vocab_size)
         added: list[Key] = []
         width = self.prefills.width
         try:
             cache = arguments.get("past_key_values")
             if cache is None:
-                self._fit_prompts(_unpadded(ids, arguments.get("attention_mask")), added)
+                mask = arguments.get("attention_mask")
+                if mask is None:
+                    mask = self._prepare_attention_mask_for_generation(ids, settings, {})
+                self._fit_prompts(_unpadded(ids, mask), added)
                 self.prefills.width = ids.shape[1]
                 if settings.use_cache is not False:
                     arguments["past_key_values"] = cache = FusedCache()
@@ -177,11 +185,16 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             self.prefills.width = width
             self.prefills.drop(added)
 
-    def _settings(self, arguments: dict[str, Any]) -> GenerationConfig:
-        """The generation settings in force: those given, then the pack's."""
+    def _settings(self, arguments: dict[str, Any], ids: Tensor) -> GenerationConfig:
+        """The generation settings in force, as `generate` will find them."""
+        mixin: Any = GenerationMixin
         given = {key: value for key, value in arguments.items() if key != "generation_config"}
-        prepare: Any = GenerationMixin._prepare_generation_config
-        config: GenerationConfig = prepare(self, arguments.get("generation_config"), **given)[0]
+        config: GenerationConfig
+        config, _ = mixin._prepare_generation_config(
+            self, arguments.get("generation_config"), **given
+        )
+        masked = arguments.get("attention_mask") is not None
+        mixin._prepare_special_tokens(self, config, masked, device=ids.device, batch_size=len(ids))
         return config
 
     def _fit_prompts(self, texts: list[list[int]], added: list[Key]) -> None:
@@ -232,20 +245,18 @@ def _checked(given: Any) -> FusedCache:
 
 def _endings(settings: GenerationConfig) -> frozenset[int]:
     """Ids after which a row is over, and those that fill it up."""
-    found: list[Any] = [settings.pad_token_id]
-    ends = settings.eos_token_id
-    found += (
-        ends.tolist() if isinstance(ends, Tensor) else ends if isinstance(ends, list) else [ends]
-    )
-    return frozenset(int(index) for index in found if index is not None)
+    tensors = (settings._eos_token_tensor, settings._pad_token_tensor)
+    return frozenset(i for ids in tensors if ids is not None for i in ids.flatten().tolist())
 
 
 def _unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     """Rows without the padding on the left.
 
     Raises:
-        PromptError: for a mask that has zeros elsewhere, or nothing but zeros.
+        PromptError: for no tokens, or a mask that has zeros elsewhere.
     """
+    if ids.numel() == 0:
+        raise PromptError("the prompt has no tokens", hint="give at least one token")
     rows: list[list[int]] = ids.tolist()
     if mask is None:
         return rows
