@@ -186,6 +186,19 @@ def test_columns_that_nobody_allows_count_for_nothing():
     np.testing.assert_allclose(found[1], expected[1], atol=1e-12)
 
 
+def test_columns_that_somebody_forbids_count_for_nothing():
+    evidence = random_evidence(0)
+    assert evidence.scores is not None
+    assert evidence.labels is not None
+    more = torch.nn.functional.pad(evidence.scores, (0, 50), value=-1.0)
+    more[1, :, -50:] = -torch.inf
+    weights = np.array([0.4, 0.6])
+    expected = LogitLoss(evidence.scores, evidence.labels).slope(weights)
+    found = LogitLoss(more, evidence.labels).slope(weights)
+    assert found[0] == pytest.approx(expected[0], abs=1e-12)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_scores_of_any_precision_are_fitted(dtype: torch.dtype):
     evidence = random_evidence(4)

@@ -14,6 +14,9 @@ from packfuse.weightings.base import Evidence, Weights
 FLOOR = -60.0
 """Nats below which a log-probability counts as this much: -inf has no slope to follow."""
 
+_NOTHING = 100 * FLOOR
+"""As good as -inf, but 0 times it is 0."""
+
 
 class PromptLoss(ABC):
     """Mean -log p of what came next, nats per position, under the pool with given weights."""
@@ -31,14 +34,16 @@ class LogitLoss(PromptLoss):
     """Logit pool: `mean_t [logsumexp_c Σ_k w_k s_kt(c) - Σ_k w_k s_kt(y_t)]`.
 
     Scores are taken relative to the label's, which leaves only the first term, and cut off at
-    `FLOOR`. They stay on their device, in float64 where the device has it.
+    `FLOOR`. What some member forbids (-inf) is out for all, as in a pool of them; only a label
+    stays. They stay on their device, in float64 where the device has it.
     """
 
     def __init__(self, scores: Tensor, labels: Tensor) -> None:
         """`scores` `[K, T, C]` log-probabilities, `labels` `[T]`."""
         exact = torch.float32 if scores.device.type == "mps" else torch.float64
-        scores = scores.detach().clamp(min=FLOOR).to(exact)
         at = labels.to(scores.device).expand(len(scores), -1).unsqueeze(-1)
+        forbidden = torch.isneginf(scores).any(0, keepdim=True).scatter(-1, at[:1], value=False)
+        scores = scores.detach().clamp(min=FLOOR).to(exact).masked_fill_(forbidden, _NOTHING)
         self._shape = scores.shape[1:]
         scores -= scores.gather(-1, at)
         self._scores = scores.flatten(1)
