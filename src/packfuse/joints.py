@@ -39,10 +39,8 @@ class Joints:
     """Byte ranges and consistency of a member and the reference, cached."""
 
     def __init__(self, relation: Relation, member: Vocabulary, reference: Vocabulary) -> None:
-        """Sort both vocabularies by bytes once."""
+        """Nothing is computed yet."""
         self.relation, self.member, self.reference = relation, member, reference
-        self._member_ids = torch.tensor([member.ids_of[b][0] for b in member.sorted_bytes])
-        self._reference_ids = torch.tensor([reference.ids_of[b][0] for b in reference.sorted_bytes])
         self.continuations = lru_cache(maxsize=8192)(self._continuations)
         self.consistent = lru_cache(maxsize=65536)(self._consistent)
         self._overhangs = lru_cache(maxsize=1024)(self._find_overhangs)
@@ -50,7 +48,7 @@ class Joints:
     def _continuations(self, rest: bytes) -> Tensor:
         """Reference tokens that can come next when the text goes on with `rest`, `[n]`."""
         low, high = _prefix_range(self.reference.sorted_bytes, rest)
-        ids = self._reference_ids[low:high]
+        ids = self.reference.sorted_ids[low:high]
         first = self.reference.first_token(rest)
         if first is None or self.reference.token_bytes[first] == rest:
             return ids
@@ -99,7 +97,7 @@ class Joints:
     def longer(self, inner: Inner, target: int) -> list[tuple[bytes, float]]:
         """(remaining bytes, probability) of member tokens that go on past the target's end."""
         low, high = _prefix_range(self.member.sorted_bytes, inner.pending)
-        probs = inner.logps[self._member_ids[low:high]].exp()
+        probs = inner.logps[self.member.sorted_ids[low:high]].exp()
         values, places = probs.topk(min(MOST, len(probs)))
         least = LEAST * float(inner.logps[inner.token].exp())
         found: list[tuple[bytes, float]] = []

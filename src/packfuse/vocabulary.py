@@ -11,8 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -255,6 +257,12 @@ class Vocabulary:
     def sorted_bytes(self) -> list[bytes]:
         """The distinct tokens in byte order: what begins with one prefix is one range."""
         return sorted(self.ids_of)
+
+    @cached_property
+    def sorted_ids(self) -> Tensor:
+        """The id of each of `sorted_bytes`, `[n]`."""
+        first = (self.ids_of[token][0] for token in self.sorted_bytes)
+        return torch.from_numpy(np.fromiter(first, np.int64, len(self.sorted_bytes)))
 
     @cached_property
     def text_digest(self) -> str:

@@ -1,0 +1,52 @@
+"""How long two vocabularies take to align, from nothing and from the cache.
+
+    python benchmarks/vocabularies.py [--alignment bytes] [--alignment mined]
+
+Works in a cache folder of its own. The last line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+
+from common import machine
+from transformers import AutoTokenizer
+
+from packfuse.registry import alignments
+from packfuse.starter import starter_paths
+from packfuse.vocabulary import Vocabulary
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--alignment", action="append")
+    options = parser.parse_args()
+    folders = starter_paths(progress=False)
+    vocabularies = {
+        name: Vocabulary(AutoTokenizer.from_pretrained(folder)) for name, folder in folders.items()
+    }
+    found: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["PACKFUSE_CACHE"] = cache
+        for name in options.alignment or ["bytes", "prefix", "mined"]:
+            alignment = alignments().make(name)
+            for reference in vocabularies:
+                member = next(other for other in vocabularies if other != reference)
+                seconds = []
+                for _ in range(2):
+                    started = time.perf_counter()
+                    alignment.pair(vocabularies[member], vocabularies[reference])
+                    seconds.append(time.perf_counter() - started)
+                row = {"alignment": name, "reference": reference, "first": seconds[0]}
+                found.append({**row, "again": seconds[1]})
+                print(f"{name} into {reference}: {seconds[0]:.2f} s, again {seconds[1]:.2f} s")
+    print(json.dumps({"machine": machine(), "seconds": found}))
+
+
+if __name__ == "__main__":
+    main()
