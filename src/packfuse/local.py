@@ -93,7 +93,9 @@ class LocalMember(Member):
         visiting = any(request.visit for request in requests)
         size = max(1, LOGITS_BYTES // (4 * self.vocabulary.columns * len(requests)))
         kept: list[Tensor] = []
-        for start, stop in _chunks(count, 0 if visiting else count - keep, size):
+        # Logits that nobody wants cost nothing, unless the model makes them all.
+        silent = count - keep if self._keeps_logits and not visiting else 0
+        for start, stop in _chunks(count, silent, size):
             wanted = stop - start if visiting else max(1, stop - max(start, count - keep))
             logps = self._forward(requests, start, stop, wanted)
             for row, request in enumerate(requests):
@@ -202,11 +204,12 @@ def _take_snapshot(session: Session) -> None:
 
 
 def _chunks(count: int, silent: int, size: int) -> Iterator[tuple[int, int]]:
-    """Ranges to read: the part whose logits nobody wants at once, the rest in chunks of `size`."""
-    if silent > 0:
-        yield 0, silent
-    for start in range(max(0, silent), count, size):
-        yield start, min(start + size, count)
+    """Ranges to read, each with `size` logits at most; the first `silent` tokens have none."""
+    start = 0
+    while start < count:
+        stop = min(count, max(start, silent) + size)
+        yield start, stop
+        start = stop
 
 
 def context_window(config: PreTrainedConfig, tokenizer: Any) -> int:

@@ -1,0 +1,320 @@
+"""A member reads, rolls back and forks as if it had read everything anew each time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
+
+from packfuse import local
+from packfuse.errors import LoadError, MemberError, PromptError
+from packfuse.local import LocalMember
+from packfuse.member import Read, Session
+from tests import fusing, pico
+
+EXACT = 1e-4
+"""Largest difference of log-probabilities for the same prefix; 4e-5 was measured."""
+RECURRENT = 2e-3
+"""The same for recurrent members, which sum up differently in chunks; 9e-4 was measured."""
+
+every_arch = pytest.mark.parametrize("arch", pico.ARCHITECTURES)
+IDS = [1, *range(300, 340)]
+
+
+def member(arch: str) -> LocalMember:
+    return fusing.member("mistral", arch)
+
+
+def tolerance(arch: str) -> float:
+    return RECURRENT if arch == "qwen3_next" else EXACT
+
+
+@functools.cache
+def anew(arch: str, ids: tuple[int, ...]) -> Tensor:
+    """Log-probabilities after every token, read in one go without a cache."""
+    one = member(arch)
+    with torch.no_grad():
+        logits = one.model(torch.tensor([ids]), use_cache=False).logits[0]
+    logits[:, one.vocabulary.size :] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+def read(one: LocalMember, session: Session, ids: Sequence[int], keep: int = 1) -> Tensor:
+    return one.read([Read(session, list(ids), keep)])[0]
+
+
+@every_arch
+@pytest.mark.parametrize("chunks", [[41], [40, 1], [1] * 41, [7, 20, 1, 1, 12]], ids=len)
+def test_chunks_read_as_one(arch: str, chunks: list[int]) -> None:
+    """Sliding windows, convolutions and recurrences included: 41 tokens, a window of 8."""
+    one, start = member(arch), 0
+    session = one.open()
+    for size in chunks:
+        logps = read(one, session, IDS[start : start + size], size)
+        expected = anew(arch, tuple(IDS))[start : start + size]
+        assert fusing.gap(logps, expected) < tolerance(arch)
+        start += size
+    assert session.ids == IDS
+
+
+@every_arch
+@settings(max_examples=20)
+@given(data=st.data())
+def test_any_way_of_reading_ends_in_the_same_place(arch: str, data: st.DataObject) -> None:
+    """Reads, rollbacks and forks, in several rows at once, at uneven lengths."""
+    one = member(arch)
+    sessions = [one.open() for _ in range(3)]
+    rows = [IDS[k:] for k in range(3)]
+    for _ in range(data.draw(st.integers(1, 6))):
+        requests, wanted = [], []
+        for index, session in enumerate(sessions):
+            row, at = rows[index], session.length
+            if data.draw(st.booleans()) and at:
+                one.rollback(session, data.draw(st.integers(0, at)))
+                assert session.length <= at
+                at = session.length
+            if data.draw(st.integers(0, 4)) == 0:
+                sessions[index] = one.fork(session)
+            size = data.draw(st.sampled_from([1, 1, 2, 3, 9]))
+            if at + size <= len(row):
+                keep = data.draw(st.integers(1, size))
+                requests.append(Read(sessions[index], row[at : at + size], keep))
+                wanted.append(anew(arch, tuple(row))[at + size - keep : at + size])
+        for logps, expected in zip(one.read(requests), wanted, strict=True):
+            assert fusing.gap(logps, expected) < tolerance(arch)
+
+
+@every_arch
+def test_a_fork_is_independent(arch: str) -> None:
+    one = member(arch)
+    first = one.open()
+    read(one, first, IDS[:20])
+    second = one.fork(first)
+    other = [*IDS[:20], 9, 8, 7]
+    assert fusing.gap(read(one, second, [9, 8, 7]), anew(arch, tuple(other))[-1:]) < tolerance(arch)
+    rest = read(one, first, IDS[20:23])
+    assert fusing.gap(rest, anew(arch, tuple(IDS))[22:23]) < tolerance(arch)
+    one.rollback(second, 21)
+    again = read(one, second, [*other[second.length : 21], 5])
+    assert fusing.gap(again, anew(arch, (*other[:21], 5))[-1:]) < tolerance(arch)
+    assert first.ids == IDS[:23]
+
+
+@every_arch
+def test_a_rollback_forgets_at_most_a_little_more(arch: str) -> None:
+    """States without a time axis go back to where they were saved: the last few reads."""
+    one = member(arch)
+    session = one.open()
+    for start in range(0, 20, 2):
+        read(one, session, IDS[start : start + 2])
+    one.rollback(session, 20)
+    assert session.length == 20
+    one.rollback(session, 17)
+    assert session.length in ((16,) if arch in ("lfm2", "qwen3_next") else (17,))
+    assert session.ids == IDS[: session.length]
+    one.rollback(session, 0)
+    assert session.length == 0
+
+
+@every_arch
+def test_a_visitor_sees_every_position(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = member(arch)
+    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
+    seen: list[tuple[int, Tensor]] = []
+    request = Read(one.open(), IDS, 3, lambda start, logps: seen.append((start, logps.clone())))
+    kept = one.read([request])[0]
+    assert [start for start, _ in seen] == [0, 9, 18, 27, 36]
+    whole = torch.cat([logps for _, logps in seen])
+    assert fusing.gap(whole, anew(arch, tuple(IDS))) < tolerance(arch)
+    assert kept.equal(whole[-3:])
+
+
+def test_few_logits_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = member("llama")
+    sizes: list[tuple[int, int]] = []
+    forward = one.model.forward
+
+    def watched(**inputs: Any) -> Any:
+        sizes.append((inputs["input_ids"].shape[1], inputs["logits_to_keep"]))
+        return forward(**inputs)
+
+    monkeypatch.setattr(one.model, "forward", watched)
+    read(one, one.open(), IDS)
+    assert sizes == [(41, 1)]
+    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
+    sizes.clear()
+    read(one, one.open(), IDS, 20)
+    assert sizes == [(30, 9), (9, 9), (2, 2)]
+
+
+def test_columns_that_are_no_token_get_nothing() -> None:
+    one = member("llama")
+    logps = read(one, one.open(), IDS)[0]
+    assert len(logps) == one.vocabulary.columns > one.vocabulary.size
+    assert torch.isneginf(logps[one.vocabulary.size :]).all()
+    assert float(logps.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("cut", [510, 512])
+def test_a_full_context_window_can_be_used_up(cut: int) -> None:
+    one = fusing.member("mistral", "llama", 0, 512)
+    session = one.open()
+    read(one, session, [5] * cut)
+    if cut < 512:
+        read(one, session, [6] * (512 - cut))
+    with pytest.raises(
+        PromptError, match=r"'mistral-llama-0' would read 513 tokens, and can read 512"
+    ):
+        read(one, session, [7])
+    assert session.length == 512
+
+
+def broken(one: LocalMember, at: int, value: float) -> LocalMember:
+    """The member with logits that break from the `at`-th token read on."""
+
+    seen: list[int] = []
+
+    def spoil(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        seen.append(output.shape[1])
+        if sum(seen) >= at:
+            output[:, at - sum(seen) - 1 :, 7] = value
+        return output
+
+    model = pico.tiny_model(pico.real_tokenizer("mistral"))
+    model.lm_head.register_forward_hook(spoil)
+    return LocalMember(one.name, model, one.vocabulary)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_member_that_breaks_is_named(value: float) -> None:
+    one = broken(member("llama"), 12, value)
+    session = one.open()
+    for index in IDS[:11]:
+        read(one, session, [index])
+    with pytest.raises(
+        MemberError, match=r"'mistral-llama-0' gave NaN logits after token 12 .*bfloat16"
+    ):
+        read(one, session, IDS[11:12])
+    # What was read is gone, so that nothing half-read can be used.
+    assert session.length == 0
+    one = broken(member("llama"), 12, value)
+    with pytest.raises(MemberError, match="after token 12"):
+        read(one, one.open(), IDS, len(IDS))
+
+
+def test_one_impossible_token_is_no_reason_to_stop() -> None:
+    one = broken(member("llama"), 1, -torch.inf)
+    logps = read(one, one.open(), IDS[:1])[0]
+    assert torch.isneginf(logps[7])
+    assert float(logps.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_model_that_fails_is_named_and_leaves_nothing_half_read() -> None:
+    tokenizer = pico.real_tokenizer("mistral")
+    one = LocalMember("faulty", pico.tiny_model(tokenizer), member("llama").vocabulary)
+    session = one.open()
+    read(one, session, IDS[:5])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    hook = one.model.lm_head.register_forward_hook(fail)
+    with pytest.raises(MemberError, match="'faulty' failed after 5 tokens: out of luck"):
+        read(one, session, IDS[5:7])
+    hook.remove()
+    again = read(one, session, IDS[:7][session.length :])
+    assert fusing.gap(again, anew("llama", tuple(IDS))[6:7]) < EXACT
+
+
+def test_logits_of_another_width_are_refused() -> None:
+    one = LocalMember("odd", member("llama").model, fusing.vocabulary("deepseek"))
+    with pytest.raises(MemberError, match=r"'odd' gives 32064 logits, not 129344"):
+        read(one, one.open(), IDS)
+
+
+def test_a_model_with_a_cache_of_its_own_kind_is_refused() -> None:
+    config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
+    model = MambaForCausalLM(config)
+    with pytest.raises(LoadError, match=r"'m': MambaForCausalLM does not take `past_key_values`"):
+        LocalMember("m", model, fusing.vocabulary("mistral"))
+
+
+def test_a_model_with_an_unknown_kind_of_layer_is_refused() -> None:
+    model = pico.tiny_model(pico.real_tokenizer("mistral"), "gemma3")
+    model.config.layer_types = ["indexed_attention"] * 4
+    with pytest.raises(LoadError, match=r"'m' keeps its past in a DynamicIndexedLayer"):
+        LocalMember("m", model, fusing.vocabulary("mistral"))
+
+
+def hybrid() -> PreTrainedModel:
+    """Attention and recurrence in one layer."""
+    settings: dict[str, Any] = {
+        "vocab_size": 32_064, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "mamba_d_ssm": 32,
+        "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16,
+    }  # fmt: skip
+    return FalconH1ForCausalLM(FalconH1Config(**settings))
+
+
+def mixture_of_experts() -> PreTrainedModel:
+    config = MixtralConfig(
+        vocab_size=32_064, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
+    return MixtralForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [hybrid, mixture_of_experts])
+def test_other_families(make: Callable[[], PreTrainedModel]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    one = LocalMember("other", model, fusing.vocabulary("mistral"))
+    sessions = [one.open(), one.open()]
+    with torch.no_grad():
+        logits = model(torch.tensor([IDS]), use_cache=False).logits[0]
+    logits[:, one.vocabulary.size :] = -torch.inf
+    expected = logits.log_softmax(-1)
+    read(one, sessions[0], IDS[:20])
+    read(one, sessions[1], IDS[:9])
+    one.rollback(sessions[0], 18)
+    requests = [Read(session, IDS[session.length : session.length + 4]) for session in sessions]
+    for session, logps in zip(sessions, one.read(requests), strict=True):
+        assert fusing.gap(logps[0], expected[session.length - 1]) < EXACT
+
+
+def test_reading_changes_no_member() -> None:
+    one = member("gemma3")
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    config = one.model.config.to_dict()
+    session = one.open()
+    read(one, session, IDS)
+    one.rollback(session, 4)
+    assert all(value.equal(before[name]) for name, value in one.model.state_dict().items())
+    assert one.model.config.to_dict() == config
+    assert not one.model.training
+    cache = DynamicCache(config=one.model.config)
+    assert one.model(torch.tensor([IDS[:3]]), past_key_values=cache).logits.shape[1] == 3
+
+
+def test_the_window_is_the_models_or_else_the_tokenizers() -> None:
+    tokenizer = pico.real_tokenizer("mistral")
+    config = member("llama").model.config
+    assert local.context_window(config, tokenizer) == 512
+    bare = MambaConfig(vocab_size=64)
+    assert local.context_window(bare, tokenizer) == min(tokenizer.model_max_length, 2**31 - 1)
