@@ -33,18 +33,18 @@ def main() -> None:
     found: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["PACKFUSE_CACHE"] = cache
-        for name in options.alignment or ["bytes", "prefix", "mined"]:
-            alignment = alignments().make(name)
-            for reference in vocabularies:
-                member = next(other for other in vocabularies if other != reference)
+        for kind in options.alignment or ["bytes", "prefix", "mined"]:
+            alignment = alignments().make(kind)
+            for reference, own in vocabularies.items():
+                member = next(v for name, v in vocabularies.items() if name != reference)
                 seconds = []
                 for _ in range(2):
                     started = time.perf_counter()
-                    alignment.pair(vocabularies[member], vocabularies[reference])
+                    alignment.pair(member, own)
                     seconds.append(time.perf_counter() - started)
-                row = {"alignment": name, "reference": reference, "first": seconds[0]}
+                row = {"alignment": kind, "reference": reference, "first": seconds[0]}
                 found.append({**row, "again": seconds[1]})
-                print(f"{name} into {reference}: {seconds[0]:.2f} s, again {seconds[1]:.2f} s")
+                print(f"{kind} into {reference}: {seconds[0]:.2f} s, again {seconds[1]:.2f} s")
     print(json.dumps({"machine": machine(), "seconds": found}))
 
 
