@@ -152,9 +152,7 @@ class Reader:
         marks = [start + (ends[t - 1] if t else 0) for t in range(max(0, first - 1), len(ends) + 1)]
         if first == 0:
             marks.insert(0, -1)
-        steps = [
-            self._step(whole_text, low, high) for low, high in itertools.pairwise(marks)
-        ]
+        steps = [self._step(whole_text, low, high) for low, high in itertools.pairwise(marks)]
         final = steps[-1].ids
         served = [final[: len(step.ids)] == step.ids for step in steps]
         wanted = [step.first for step, same in zip(steps, served, strict=True) if same]

@@ -176,8 +176,10 @@ class Mapped(Pairing):
 
     def translate(self, logps: Tensor) -> Tensor:
         """Normalized over the reference's ids."""
-        tokens, silent = self._tokens.to(logps.device), self._silent.to(logps.device)
-        return logps.index_select(-1, tokens).masked_fill_(silent, -torch.inf).log_softmax(-1)
+        if self._tokens.device != logps.device:
+            self._tokens, self._silent = (t.to(logps.device) for t in (self._tokens, self._silent))
+        said = logps.index_select(-1, self._tokens).masked_fill_(self._silent, -torch.inf)
+        return said.log_softmax(-1)
 
     def carry(
         self,
