@@ -11,7 +11,9 @@ from torch import Tensor
 from packfuse import Pack
 from packfuse.alignments.mined import Mined
 from packfuse.fitting import prefill
+from packfuse.generation import Runner
 from packfuse.prompt import from_text
+from packfuse.request import check
 from packfuse.weightings.base import Limits, Weighting
 from packfuse.weightings.opt import Opt
 from packfuse.weightings.sim import Sim
@@ -147,3 +149,18 @@ def test_members_are_scored_over_the_references_vocabulary():
     assert record.scored_tokens == len(ids) - 1
     assert record.prompt_loss is not None
     assert list(record.prompt_loss.values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_reference_is_chosen_by_what_members_make_of_the_text():
+    """Mapped tokens would speak for the reference at hand."""
+    case = Case(("mistral", "deepseek"), 1, (0.3, 0.2))
+    pack = tiny_pack(case.members, weighting="sim", alignment="mined")
+    runner = Runner(pack, check(PROMPT, {}, rule=pack.rule, weighting=pack.weighting))
+    item = runner._read(0, PROMPT, 0)
+    found = runner._own_losses(item)
+    assert found is not None
+    reading = case.pack(weighting="sim").generate(PROMPT, max_new_tokens=1).record
+    assert found.tolist() == pytest.approx(list((reading.prompt_loss or {}).values()))
+    assert item.fit.losses is not None
+    assert found[1] != pytest.approx(item.fit.losses[1])
+    assert runner._better_reference(item) == found.argmin()

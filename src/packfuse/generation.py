@@ -19,6 +19,7 @@ from packfuse.answer import Answer, Chunk
 from packfuse.chat import render_chat
 from packfuse.criteria import Cancelled, StopText
 from packfuse.emitter import Emitter, whole_text
+from packfuse.engine import Engine
 from packfuse.errors import PromptError
 from packfuse.fitting import Fit, prefill
 from packfuse.model import FusedForCausalLM
@@ -28,6 +29,8 @@ from packfuse.record import FinishReason, FusionRecord, Timings, Usage, by_name
 from packfuse.registry import alignments, rules, weightings
 from packfuse.request import Prompt, Request
 from packfuse.row import Row
+from packfuse.weightings.base import Weights
+from packfuse.weightings.top1 import Top1
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
@@ -53,6 +56,7 @@ class Runner:
         """Nothing runs yet."""
         self.pack, self.request = pack, request
         self.cancelled = threading.Event()
+        self._readings: dict[int, Engine] = {}
 
     def run(self, streamer: BaseStreamer | None = None) -> list[Answer]:
         """Answer every prompt; prompts with the same reference run as one batch."""
@@ -153,9 +157,21 @@ class Runner:
         if self.pack.reference != "auto" or item.fit.losses is None:
             return item.reference
         able = [k for k, side in enumerate(item.prompt.members) if side.ends_turns]
-        if not able:
+        losses = self._own_losses(item)
+        if not able or losses is None:
             return item.reference
-        return min(able, key=lambda k: float(item.fit.losses[k]))  # type: ignore[index]
+        return min(able, key=lambda k: float(losses[k]))
+
+    def _own_losses(self, item: _Prepared) -> Weights | None:
+        """What the members make of the prompt in their own tokens."""
+        alignment = self.pack.alignment.reading
+        alone = len(self.pack.members) == 1
+        if alone or alignment is self.pack.alignment or not item.prompt.stream:
+            return item.fit.losses
+        if item.reference not in self._readings:
+            engine = Engine(self.pack.members, item.reference, alignment, self.request.rule)
+            self._readings[item.reference] = engine
+        return prefill(self._readings[item.reference], item.prompt, Top1())[1].losses
 
     def _read(self, place: int, prompt: Prompt, reference: int) -> _Prepared:
         model = self.pack.fused(reference)

@@ -90,6 +90,11 @@ class Alignment(BaseModel, ABC):
     ) -> Pairing:
         """Prepare to carry from `member` to `reference`; may take seconds and be cached on disk."""
 
+    @property
+    def reading(self) -> Alignment:
+        """The same with every member reading the text in its own tokens, to compare losses."""
+        return self
+
     def lexicon(self, vocabularies: Sequence[Vocabulary]) -> Lexicon | None:
         """For rules that compare words, not distributions; None leaves them the carried ones."""
         return None

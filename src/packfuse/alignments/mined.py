@@ -48,6 +48,11 @@ class Mined(Alignment):
         )
         return Mapped(table, reference, verbatim=self.inputs == "map")
 
+    @property
+    def reading(self) -> Mined:
+        """The paper, too, picks the reference by what members make of the text itself."""
+        return self if self.inputs == "text" else self.model_copy(update={"inputs": "text"})
+
 
 def mine(
     member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
