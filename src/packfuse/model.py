@@ -177,6 +177,8 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
                 self.prefills.width = ids.shape[1]
                 if settings.use_cache is not False:
                     arguments["past_key_values"] = cache = FusedCache()
+                    if settings.cache_implementation is not None:
+                        arguments["cache_implementation"] = None
             if isinstance(cache, FusedCache):
                 cache.endings = _endings(settings)
             generate: Any = GenerationMixin.generate
