@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,9 @@ from packfuse.answer import Chunk
 from packfuse.errors import PackError
 from packfuse.record import FusionRecord
 from packfuse.stages import Stages
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters other than tabs and line ends."""
 
 
 class Screen:
@@ -60,12 +64,16 @@ class Screen:
                 text += chunk.text
                 record = chunk.record or record
                 if not self.as_json:
-                    typer.echo(chunk.text, nl=False)
+                    typer.echo(self._shown(chunk.text), nl=False)
         if not self.as_json and not text.endswith("\n"):
             typer.echo()
         if record is None:
             raise PackError("the stream ended without a record")
         return text, record
+
+    def _shown(self, text: str) -> str:
+        """Text as it is, but for a terminal without what would move its cursor or color it."""
+        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if self.out.is_terminal else text
 
     def fail(self, error: PackError) -> None:
         """Say what went wrong and what to do next."""

@@ -22,10 +22,12 @@ def starter(
 ) -> None:
     """Fetch and prepare the starter pack, once; its licenses and sizes are said first."""
     found = plan()
-    if not only_plan and not found.ready:
+    if only_plan or found.ready:
+        screen.show(Text(found.notice()))
+    else:
         starter_paths()
         found = plan()
-    screen.show(Text(found.notice()), "", _table(found))
+    screen.show("", _table(found))
     screen.document(found)
 
 
