@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -561,38 +558,6 @@ def test_ctrl_c_stops_generation_quietly(tmp_path: Path):
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == ""
     assert process.returncode == 130
-
-
-def until(terminal: int, mark: bytes) -> bytes:
-    """Everything that a terminal shows up to `mark`."""
-    shown = b""
-    while mark not in shown:
-        shown += os.read(terminal, 4096)
-    return shown
-
-
-def test_ctrl_c_in_a_chat_stops_the_answer_and_nothing_else(tmp_path: Path):
-    members = endless(tmp_path)[4:]
-    person, terminal = pty.openpty()
-    streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
-    command = [sys.executable, "-m", "packfuse", "chat", *members]
-    with contextlib.ExitStack() as stack:
-        process = stack.enter_context(subprocess.Popen(command, **streams))  # noqa: S603
-        stack.callback(process.kill)
-        os.close(terminal)
-        until(person, b"> ")
-        os.write(person, b"Hello\n")
-        until(person, b"Hello\r\n")
-        until(person, b"e")
-        process.send_signal(signal.SIGINT)
-        stopped = until(person, b"\n> ")
-        os.write(person, b"/weights\n")
-        remembered = until(person, b"\n> ")
-        os.write(person, b"/exit\n")
-        assert process.wait() == 0
-    os.close(person)
-    assert b"Traceback" not in stopped
-    assert b"nothing has been said yet" in remembered
 
 
 def test_a_terminal_gets_no_control_characters():
