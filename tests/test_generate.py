@@ -7,7 +7,8 @@ import gc
 import io
 import weakref
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from typing import Any
 
 import pytest
@@ -519,3 +520,31 @@ def test_a_rolling_cache_is_measured_and_cut_like_any_other() -> None:
     assert (cache.get_seq_length(), cache.batch_size) == (0, -1)
     with pytest.raises(TypeError, match="no key and value tensors"):
         list(cache)
+
+
+def test_members_are_optimized_while_decoding_and_only_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """transformers switches how experts run for its loop; a pack passes that on to members."""
+    model = fusing.fused(PAIR)
+    ids, inside, most = fusing.prompt(model), [], 0
+
+    @contextmanager
+    def optimized(name: str) -> Iterator[None]:
+        nonlocal most
+        inside.append(name)
+        most = max(most, len(inside))
+        try:
+            yield
+        finally:
+            inside.remove(name)
+
+    for index, member in enumerate(model.members):
+        monkeypatch.setattr(member, "_optimize_model_for_decode", partial(optimized, str(index)))
+    usual = run(model, ids)
+    assert (inside, most) == ([], 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, ids, logits_processor=LogitsProcessorList([Fail(2)]))
+    assert inside == []
+    monkeypatch.undo()
+    assert run(model, ids) == usual

@@ -17,7 +17,27 @@ PIECES = (
     " the", "The", "\n", "\n\n", "    ", "  ", "\t", "if x:", " 12345", "3.14", "不", "客气", "é",
     "e\u0301", "😀", "👩\u200d👧", "▁", "'s", "...", "<s>", "</s>", "\r\n", "\x07", "\u00a0",
 )  # fmt: skip
+# Long runs without a space, in which the tail is cut between characters.
+LONG = (
+    "哈",
+    "哈哈",
+    "你好",
+    "中文字",
+    "。",
+    "，",
+    "日本語",
+    "の",
+    "カタカナ",
+    "😀",
+    "👩\u200d👧",
+    "\u0301",
+    "é",
+    "ก็",
+    "7",
+    "a",
+)
 texts = st.one_of(
+    st.lists(st.sampled_from(LONG), max_size=150).map("".join),
     st.lists(st.sampled_from(PIECES), max_size=60).map("".join),
     st.text(st.characters(codec="utf-8"), max_size=40),
 )
@@ -58,7 +78,7 @@ def test_shrinking_and_changing_equals_starting_anew(
     path, data = TextPath(vocabulary(member)), text.encode()
     ends = [0, *boundaries(reference, text)]
     for cut in cuts:
-        part = data[: ends[cut % len(ends)]]
+        part = data[: ends[-cut % len(ends)]]
         for goal in (part, part + other.encode()):
             path.update(goal)
             assert (path.ids, path.ends, path.whole) == fresh(member, goal)

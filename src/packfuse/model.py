@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from packfuse.engine import Engine
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fitting import prefill
 from packfuse.fusedconfig import FusedConfig, fused_config, fused_generation_config
+from packfuse.inputs import checked_cache, endings, unpadded
 from packfuse.local import LocalMember
 from packfuse.pooling import Watch
 from packfuse.prefills import Key, Prefills
@@ -96,9 +99,9 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         """
         if labels is not None:
             raise UnsupportedError("a pack has no loss to train on", hint="leave `labels` out")
-        cache = _checked(past_key_values)
+        cache = checked_cache(past_key_values)
         columns = input_ids.shape[1]
-        texts = _unpadded(input_ids, attention_mask)
+        texts = unpadded(input_ids, attention_mask)
         keep = min(logits_to_keep or columns, columns)
         if cache.rows:
             logits = self._advance(cache, texts, keep)
@@ -173,14 +176,14 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
                 mask = arguments.get("attention_mask")
                 if mask is None:
                     mask = self._prepare_attention_mask_for_generation(ids, settings, {})
-                self._fit_prompts(_unpadded(ids, mask), added)
+                self._fit_prompts(unpadded(ids, mask), added)
                 self.prefills.width = ids.shape[1]
                 if settings.use_cache is not False:
                     arguments["past_key_values"] = cache = FusedCache()
                     if settings.cache_implementation is not None:
                         arguments["cache_implementation"] = None
             if isinstance(cache, FusedCache):
-                cache.endings = _endings(settings)
+                cache.endings = endings(settings)
             generate: Any = GenerationMixin.generate
             return generate(self, ids, **arguments)
         finally:
@@ -198,6 +201,15 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         masked = arguments.get("attention_mask") is not None
         mixin._prepare_special_tokens(self, config, masked, device=ids.device, batch_size=len(ids))
         return config
+
+    @contextmanager
+    def _optimize_model_for_decode(self) -> Iterator[None]:
+        """What transformers does around its decoding loop, for each member: faster experts."""
+        with ExitStack() as stack:
+            for member in self.members:
+                optimized: Any = getattr(member, "_optimize_model_for_decode", nullcontext)
+                stack.enter_context(optimized())
+            yield
 
     def _fit_prompts(self, texts: list[list[int]], added: list[Key]) -> None:
         """Read and weigh the prompts that are not here yet; their keys go to `added`."""
@@ -232,42 +244,3 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: members come with their weights."""
-
-
-def _checked(given: Any) -> FusedCache:
-    if given is None:
-        return FusedCache()
-    if not isinstance(given, FusedCache):
-        raise UnsupportedError(
-            f"a pack cannot use a {type(given).__name__}",
-            hint="pass no cache, or one that the pack returned",
-        )
-    return given
-
-
-def _endings(settings: GenerationConfig) -> frozenset[int]:
-    """Ids after which a row is over, and those that fill it up."""
-    tensors = (settings._eos_token_tensor, settings._pad_token_tensor)
-    return frozenset(i for ids in tensors if ids is not None for i in ids.flatten().tolist())
-
-
-def _unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    """Rows without the padding on the left.
-
-    Raises:
-        PromptError: for no tokens, or a mask that has zeros elsewhere.
-    """
-    if ids.numel() == 0:
-        raise PromptError("the prompt has no tokens", hint="give at least one token")
-    rows: list[list[int]] = ids.tolist()
-    if mask is None:
-        return rows
-    mask = mask[:, mask.shape[1] - ids.shape[1] :]
-    kept = [int(count) for count in mask.sum(-1).tolist()]
-    for index, count in enumerate(kept):
-        if count == 0 or not bool(mask[index, len(mask[index]) - count :].all()):
-            raise PromptError(
-                f"row {index} of the attention mask has zeros on the right, inside or everywhere",
-                hint="pad on the left",
-            )
-    return [row[len(row) - count :] for row, count in zip(rows, kept, strict=True)]

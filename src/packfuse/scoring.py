@@ -33,19 +33,21 @@ class Side:
         logps: Log-probability of each token given those before it; NaN where there is none.
         rows: Next-token log-probabilities after selected numbers of tokens, `[columns]`; for a
             mapped member in the reference's vocabulary.
+        boundaries: Token count by text offset, where the member both ends a token and predicts the
+            next.
     """
 
     ids: list[int]
     spans: list[tuple[int, int, int]]
     logps: Weights
     rows: dict[int, Tensor] = field(default_factory=dict)
+    boundaries: dict[int, int] = field(init=False)
 
-    @property
-    def boundaries(self) -> dict[int, int]:
-        """Token count by text offset, where the member both ends a token and predicts the next."""
+    def __post_init__(self) -> None:
+        """Find the boundaries; where texts meet, what comes after counts."""
         starts = {start: index for index, start, _ in self.spans if index}
         ends = {end: index + 1 for index, _, end in self.spans}
-        return {**ends, **starts}
+        self.boundaries = {**ends, **starts}
 
 
 class Scoring:

@@ -62,11 +62,9 @@ class TextPath:
         self.text = body
 
     def _joint(self, index: int, body: bytes) -> int:
-        """The last boundary at or before token `index` where a word begins."""
+        """The last boundary at or before token `index` from which text is written as before."""
         for keep in range(min(index, len(self.ids) - _OVERLAP), 0, -1):
-            end = self.ends[keep - 1]
-            before, after = body[end - 1 : end], body[end : end + 1]
-            if after.isspace() and not before.isspace():
+            if _separate(body, self.ends[keep - 1]):
                 return keep
         return 0
 
@@ -88,6 +86,14 @@ def _shared(one: bytes, other: bytes) -> int:
         return len(one)
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (left, right) in pairs if left != right), len(other))
+
+
+def _separate(text: bytes, at: int) -> bool:
+    """Whether a word begins at `at`, or one long character follows another (no spaces there)."""
+    before, after = text[at - 1], text[at : at + 1]
+    if after.isspace():
+        return not text[at - 1 : at].isspace()
+    return before >= 0x80 and after >= b"\xe0"
 
 
 def _incomplete(data: bytes) -> int:
