@@ -133,6 +133,20 @@ def test_a_rollback_forgets_at_most_a_little_more(arch: str) -> None:
 
 
 @every_arch
+def test_a_row_rolled_back_to_nothing_joins_new_rows(arch: str) -> None:
+    one = member(arch)
+    session = one.open()
+    read(one, session, IDS[:9])
+    one.rollback(session, 0)
+    assert session.ids == []
+    rows = [session, one.open()]
+    for first in (rows, rows[::-1]):
+        sessions = [one.fork(row) for row in first]
+        for logps in one.read([Read(row, IDS[:5], 1) for row in sessions]):
+            assert fusing.gap(logps[-1], anew(arch, tuple(IDS))[4]) < tolerance(arch)
+
+
+@every_arch
 def test_a_visitor_sees_every_position(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = member(arch)
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)

@@ -178,13 +178,15 @@ class LocalMember(Member):
         if length >= session.length:
             return
         state: _State = session.state
+        saved: list[Any] = []
         if kvcache.has_states(state.cache):
             state.snapshots = [entry for entry in state.snapshots if entry[0] <= length]
-            if not state.snapshots:
-                session.ids, session.state = [], self.open().state
-                return
-            length, saved = state.snapshots[-1]
-            kvcache.restore(state.cache, saved)
+            length, saved = state.snapshots[-1] if state.snapshots else (0, saved)
+        if length <= 0:
+            # A cache cut to nothing would not join those that never held anything.
+            session.ids, session.state = [], self.open().state
+            return
+        kvcache.restore(state.cache, saved)
         kvcache.cut(state.cache, length)
         del session.ids[length:]
 
