@@ -16,6 +16,9 @@ GAP = 1e-7
 SMALL = 1e-3
 """Shares below this are tried as 0: a solver stops short of the edge, and who gets 0 can rest."""
 
+ROUNDING = 1e-13
+"""Nats per position: two losses that differ by less are equal."""
+
 
 class Exact(Fitted):
     """The optimum that PackLLM-opt approximates, for either pool.
@@ -43,8 +46,9 @@ class Exact(Fitted):
             start = em(simplex.corners @ loss.odds, start)
         found = simplex.descend(start)
         if simplex.gap(found) > GAP:
-            rivals = [greedy(loss, evidence.losses), start, equal(evidence.members)]
-            found = min([found, *rivals, *np.eye(evidence.members)], key=simplex.value)
+            searches = [greedy(loss, evidence.losses, early_stop=stop) for stop in (True, False)]
+            rivals = [*searches, start, equal(evidence.members), *np.eye(evidence.members)]
+            found = min([found, *rivals], key=simplex.value)
         return found @ simplex.corners
 
 
@@ -85,7 +89,7 @@ class _Simplex:
         for at in np.flatnonzero((point > 0) & (point < SMALL)):
             without = np.where(np.arange(len(point)) == at, 0.0, point)
             without /= without.sum()
-            if self.value(without) <= self.value(point):
+            if self.value(without) <= self.value(point) + ROUNDING:
                 point = without
         return point
 
