@@ -126,14 +126,16 @@ def _render(
 
 
 def _apply(vocabulary: Vocabulary, messages: list[Message], arguments: dict[str, Any]) -> list[int]:
-    encoded: Any = vocabulary.tokenizer.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        sanitize_control_tokens=True,
-        **arguments,
-    )
+    # Fast tokenizers change their settings while they encode.
+    with vocabulary.lock:
+        encoded: Any = vocabulary.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            sanitize_control_tokens=True,
+            **arguments,
+        )
     return list(encoded["input_ids"])
 
 

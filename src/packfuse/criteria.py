@@ -31,12 +31,13 @@ class StopText(StoppingCriteria):
 
 
 class Cancelled(StoppingCriteria):
-    """Ends every row once the caller has lost interest."""
+    """Ends the rows whose callers have lost interest."""
 
-    def __init__(self, event: threading.Event) -> None:
-        """`event` is set to cancel."""
-        self.event = event
+    def __init__(self, events: Sequence[threading.Event]) -> None:
+        """`events` by prompt, set to cancel; a prompt may have several rows."""
+        self.events = list(events)
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Which rows are done, `[B]`."""
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+        done = torch.tensor([event.is_set() for event in self.events], device=input_ids.device)
+        return done.repeat_interleave(len(input_ids) // len(done))

@@ -46,12 +46,12 @@ class Emitter:
             end, _, self.stopped = min(found)
             self._held = ""
             return text[: end - len(self.stopped)]
-        keep = max((_overlap(text, s) for s in self.stop), default=0)
+        keep = max((overlap(text, s) for s in self.stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How many characters at the end of `text` begin `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):

@@ -45,7 +45,7 @@ class Engine:
             alignment.pair(member.vocabulary, self.reference, progress) for member in members
         ]
         self.lexicon = alignment.lexicon([member.vocabulary for member in members])
-        self._pooling = Pooling(self.members, reference, self.pairings, self.lexicon)
+        self.pooling = Pooling(self.members, reference, self.pairings, self.lexicon)
 
     def open(self, prompt: PackPrompt) -> Row:
         """A row that has read nothing yet; every member takes part."""
@@ -178,6 +178,6 @@ class Engine:
             if turn:
                 for job, step in zip(group, steps, strict=True):
                     job.follow(step)
-            self._pooling.pool(self.rule, group, steps, watch)
+            self.pooling.pool(self.rule, group, steps, watch)
         for job in jobs:
             job.finish()

@@ -22,6 +22,10 @@ class ConfigError(PackError, ValueError):
     """A setting is unknown, out of range, or contradicts another."""
 
 
+class ConstraintError(ConfigError):
+    """A constraint that is malformed, cannot be expressed, or cannot be kept."""
+
+
 class LoadError(PackError, RuntimeError):
     """A member's model or tokenizer cannot be loaded or cannot be used."""
 

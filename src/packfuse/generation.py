@@ -5,18 +5,20 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from packfuse.answer import Answer, Chunk
 from packfuse.chat import render_chat
+from packfuse.constrained import Constrained
 from packfuse.criteria import Cancelled, StopText
 from packfuse.emitter import Emitter, whole_text
 from packfuse.engine import Engine
@@ -52,14 +54,22 @@ class _Prepared:
 class Runner:
     """One request on one pack. Whoever runs it holds the pack's lock."""
 
-    def __init__(self, pack: Pack, request: Request) -> None:
-        """Nothing runs yet."""
+    def __init__(
+        self, pack: Pack, request: Request, cancels: Sequence[threading.Event] | None = None
+    ) -> None:
+        """Nothing runs yet. Setting one of `cancels` ends that prompt's answer within one step."""
         self.pack, self.request = pack, request
-        self.cancelled = threading.Event()
+        self.cancels = list(cancels or [threading.Event() for _ in request.prompts])
         self._readings: dict[int, Engine] = {}
 
     def run(self, streamer: BaseStreamer | None = None) -> list[Answer]:
-        """Answer every prompt; prompts with the same reference run as one batch."""
+        """Answer every prompt; prompts with the same reference run as one batch.
+
+        Raises:
+            CancelledError: if every prompt was cancelled before it was read.
+        """
+        if all(cancel.is_set() for cancel in self.cancels):
+            raise CancelledError
         with self.settings():
             prepared = [self.prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
             answers: dict[int, list[Answer]] = {}
@@ -68,7 +78,7 @@ class Runner:
                 answers.update(self._generate(reference, group, streamer))
         return [answer for place in sorted(answers) for answer in answers[place]]
 
-    def stream(self, lock: threading.RLock) -> Iterator[Chunk]:
+    def stream(self, lock: threading.RLock) -> Generator[Chunk]:
         """Answer the one prompt, chunk by chunk, from a thread that ends with the iterator."""
         pieces: queue.SimpleQueue[list[int] | Emitter | Answer | BaseException] = (
             queue.SimpleQueue()
@@ -97,7 +107,7 @@ class Runner:
                 elif emitter and (text := emitter.push(piece)):
                     yield Chunk(text)
         finally:
-            self.cancelled.set()
+            self.cancels[0].set()
             thread.join()
 
     def score(self, continuation: str) -> float:
@@ -138,12 +148,17 @@ class Runner:
             if self.request.seed is not None:
                 torch.manual_seed(self.request.seed)
             for engine in engines:
-                engine.rule = self.request.rule
+                self._set(engine)
             try:
                 yield
             finally:
                 for model in self.pack._models.values():
                     model.engine.rule = self.pack.rule
+                    model.engine.pooling.backed = False
+
+    def _set(self, engine: Engine) -> None:
+        engine.rule = self.request.rule
+        engine.pooling.backed = self.request.constraint is not None
 
     def prepare(self, place: int, prompt: Prompt) -> _Prepared:
         """Render and read a prompt under its reference."""
@@ -175,7 +190,7 @@ class Runner:
 
     def _read(self, place: int, prompt: Prompt, reference: int) -> _Prepared:
         model = self.pack.fused(reference)
-        model.engine.rule = self.request.rule
+        self._set(model.engine)
         vocabularies = [member.vocabulary for member in self.pack.members]
         stop = self.request.stop
         if isinstance(prompt, str):
@@ -195,10 +210,14 @@ class Runner:
         observer = Observer(model.engine, self.request.trace) if self.request.observable else None
         ids, mask = _padded([item.ids for item in group], model)
         criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
-        criteria.append(Cancelled(self.cancelled))
+        criteria.append(Cancelled([self.cancels[item.place] for item in group]))
         stop = tuple(dict.fromkeys(text for item in group for text in item.stop))
         if stop:
             criteria.append(StopText(model.engine.reference, stop, ids.shape[1]))
+        processors = LogitsProcessorList(arguments.pop("logits_processor", None) or [])
+        if self.request.constraint is not None:
+            constrained = Constrained(model.engine.reference, self.request.constraint, ids.shape[1])
+            processors.append(constrained)
         if isinstance(streamer, _Feed):
             streamer.begin(Emitter(model.engine.reference, stop))
         for item in group:
@@ -210,6 +229,7 @@ class Runner:
                 ids,
                 attention_mask=mask,
                 stopping_criteria=criteria,
+                logits_processor=processors,
                 streamer=streamer,
                 **arguments,
             )
@@ -254,7 +274,7 @@ class Runner:
         ids = ids if end is None else ids[: end + 1]
         text, stopped = whole_text(ids, model.engine.reference, stop)
         reason: FinishReason = "stop" if stopped is not None or end is not None else "length"
-        if reason == "length" and self.cancelled.is_set():
+        if reason == "length" and self.cancels[item.place].is_set():
             reason = "cancelled"
         if seen and observer and ids:
             observer.settle(seen, ids[-1])
@@ -306,6 +326,7 @@ class Runner:
                 tokens_per_second=generated / seconds if seconds > 0 else 0.0,
             ),
             seed=request.seed,
+            constraint=request.constraint.kind if request.constraint else None,
             notes=notes,
             trace=seen.trace[:count] if request.trace and seen else None,
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from packfuse.alignments.base import Alignment
 from packfuse.answer import Answer, Chunk
+from packfuse.batcher import Batcher
+from packfuse.chat import render_chat
 from packfuse.config import PackConfig
 from packfuse.engine import Engine
 from packfuse.errors import ConfigError
@@ -23,7 +26,7 @@ from packfuse.local import LocalMember
 from packfuse.model import FusedForCausalLM
 from packfuse.progress import alignment_progress
 from packfuse.registry import alignments, rules, weightings
-from packfuse.request import check
+from packfuse.request import Request, check
 from packfuse.rules.base import Rule
 from packfuse.weighing import Weighing, weigh
 from packfuse.weightings.base import Weighting
@@ -82,7 +85,8 @@ class Pack:
         self.reference = reference
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self.batcher = Batcher(self)
         self.fused(self.default_reference)
 
     @classmethod
@@ -230,7 +234,7 @@ class Pack:
 
     def fused(self, reference: int) -> FusedForCausalLM:
         """The pack as a transformers model that speaks member `reference`'s tokens."""
-        with self._lock:
+        with self.lock:
             if reference not in self._models:
                 with alignment_progress(self._progress) as progress:
                     engine = Engine(self.members, reference, self.alignment, self.rule, progress)
@@ -258,7 +262,8 @@ class Pack:
         Args:
             prompt: Text; messages `[{"role": ..., "content": ...}]`; or a list of texts or chats.
             **arguments: transformers' generation arguments by their own names, and `stop`, `seed`,
-                `trace`, `fusion`, `weighting`, `weights`, `chat_template_kwargs`.
+                `trace`, `fusion`, `weighting`, `weights`, `chat_template_kwargs`, `constraint` (a
+                JSON schema, a pydantic model, `Regex` or `Grammar` of `packfuse.constraint`).
 
         Returns:
             An `Answer` (`.text`, `.record`) for one prompt, a list of them for a list. Several
@@ -269,9 +274,8 @@ class Pack:
             ConfigError: for unknown settings.
             WeightsError: for unusable weights.
         """
-        request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
-        request.weighting.for_members(self.names)
-        with self._lock:
+        request = self.request(prompt, arguments)
+        with self.lock:
             answers: list[Answer] = Runner(self, request).run()
         several = request.arguments.get("num_return_sequences", 1) > 1
         return answers[0] if request.single and not several else answers
@@ -290,11 +294,46 @@ class Pack:
         Raises:
             ConfigError: for several prompts, beams or return sequences.
         """
+        request = self.request(prompt, arguments)
+        return self.run_stream(request)
+
+    def request(self, prompt: Any, arguments: Mapping[str, Any]) -> Request:
+        """A checked call, for those who run it themselves; see `generate`."""
         request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
         request.weighting.for_members(self.names)
+        return request
+
+    def run_stream(
+        self, request: Request, cancel: threading.Event | None = None
+    ) -> Generator[Chunk]:
+        """See `stream`; setting `cancel` stops generation within one step."""
         if not request.single or request.arguments.get("num_beams", 1) > 1:
             raise ConfigError("a stream answers one prompt, without beams", hint="use generate")
-        return Runner(self, request).stream(self._lock)
+        return Runner(self, request, [cancel] if cancel else None).stream(self.lock)
+
+    def count_tokens(self, prompt: Any, **template: Any) -> int:
+        """How long a text or a chat is, in the default reference's tokens.
+
+        Args:
+            prompt: Text, which may be empty, or messages as they are rendered for an answer.
+            **template: Arguments for the chat template.
+
+        Raises:
+            PromptError: for malformed messages.
+        """
+        reference = self.default_reference
+        vocabularies = [member.vocabulary for member in self.members]
+        if isinstance(prompt, str):
+            return len(vocabularies[reference].encode(prompt))
+        return len(render_chat(prompt, vocabularies[reference : reference + 1], 0, template).ids)
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether the default reference's template opens its reasoning with `<think>` by itself."""
+        own = self.members[self.default_reference].vocabulary
+        rendered = render_chat([{"role": "user", "content": "?"}], [own], 0)
+        tail = "".join(own.spell(index) for index in rendered.ids[-4:])
+        return tail.rstrip().endswith("<think>")
 
     def score(self, prompt: str, continuation: str, **arguments: Any) -> float:
         """Log-probability of `continuation` after `prompt` under the fused model, nats.
@@ -307,8 +346,8 @@ class Pack:
         """
         if not continuation:
             raise ConfigError("the continuation is empty", hint="give at least one character")
-        request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
-        with self._lock:
+        request = self.request(prompt, arguments)
+        with self.lock:
             return Runner(self, request).score(continuation)
 
     def weigh(
@@ -328,7 +367,7 @@ class Pack:
         request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
         if not request.single:
             raise ConfigError("one prompt is weighed at a time", hint="give a text or one chat")
-        with self._lock:
+        with self.lock:
             return weigh(Runner(self, request), weightings)
 
 

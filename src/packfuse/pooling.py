@@ -13,6 +13,7 @@ from packfuse.lexicon import Lexicon
 from packfuse.member import Member
 from packfuse.row import Row
 from packfuse.rules.base import Rule
+from packfuse.rules.pools import backed
 from packfuse.vocabulary import Vocabulary
 
 Watch = Callable[[Row, Tensor, Tensor], None]
@@ -32,6 +33,8 @@ class Pooling:
         """`pairings` are by member, with member number `reference`."""
         self.vocabularies: list[Vocabulary] = [member.vocabulary for member in members]
         self.reference, self.pairings, self.lexicon = reference, list(pairings), lexicon
+        self.backed = False
+        """Whether tokens that the rule drops come last instead of never (for constraints)."""
         self._ends = torch.tensor(self.vocabularies[reference].end_ids, dtype=torch.long)
 
     def pool(
@@ -48,6 +51,8 @@ class Pooling:
             fused = rule.fuse_words(words, weights, self.lexicon, self.reference)
         else:
             fused = rule.fuse(logps, weights)
+        if self.backed:
+            fused = backed(fused, logps, weights)
         for index, job in enumerate(jobs):
             job.out.append(fused[index])
             job.row.last, job.row.heard = fused[index], logps[:, index]

@@ -60,6 +60,7 @@ class FusionRecord(_Plain):
         overruled: Share of steps where the pack's first choice was not the reference's.
         timings: Seconds.
         seed: The seed of the call, if one was given.
+        constraint: What the answer was held to: "json_schema", "regex" or "grammar".
         notes: What was done to the prompt that the user should know.
         trace: One entry a step, if asked for.
     """
@@ -80,6 +81,7 @@ class FusionRecord(_Plain):
     overruled: float | None = None
     timings: Timings
     seed: int | None = None
+    constraint: str | None = None
     notes: list[str] = []
     trace: list[TraceStep] | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from packfuse.constraint import Constraint, as_constraint
 from packfuse.errors import ConfigError, PromptError
 from packfuse.registry import rules, weightings
 from packfuse.rules.base import Rule
@@ -31,6 +32,7 @@ class Request:
         stop: Stop strings.
         seed: Seed of the random numbers.
         trace: Whether to record every step.
+        constraint: What the answers are held to.
         template: Arguments for the chat templates.
         arguments: For transformers' `generate`, under its own names.
     """
@@ -42,8 +44,28 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     trace: bool = False
+    constraint: Constraint | None = None
     template: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def joins(self, other: Request) -> bool:
+        """Whether both can be answered as one batch: the same settings, and no randomness to share.
+
+        Objects of the caller's own (processors, streamers) may count what they see, and stay alone.
+        """
+        alike = ("rule", "weighting", "stop", "seed", "trace", "constraint", "template")
+        return (
+            self._common
+            and other._common
+            and self.arguments == other.arguments
+            and all(getattr(self, name) == getattr(other, name) for name in alike)
+        )
+
+    @property
+    def _common(self) -> bool:
+        plain = (bool, int, float, str, type(None), list, tuple)
+        own = all(isinstance(value, plain) for value in self.arguments.values())
+        return self.single and self.observable and own and self.seed is None
 
     @property
     def observable(self) -> bool:
@@ -89,6 +111,7 @@ def check(
         stop=_stop(rest.pop("stop", None)),
         seed=rest.pop("seed", None),
         trace=bool(rest.pop("trace", False)),
+        constraint=as_constraint(rest.pop("constraint", None)),
         template=dict(rest.pop("chat_template_kwargs", None) or {}),
         arguments=_sampling(rest),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -68,6 +69,7 @@ class Vocabulary:
                 hint="save it as tokenizer.json with the tokenizers library",
             )
         self.tokenizer = tokenizer
+        self.lock = threading.Lock()
         spec: dict[str, Any] = json.loads(backend.to_str())
         ids = tokenizer.get_vocab()
         self.columns = columns or max(ids.values()) + 1

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LAST_RESORT = -1e4
+"""Nats: so much less likely that it counts only where nothing else is left."""
+
 
 def arithmetic(logps: Tensor, weights: Tensor) -> Tensor:
     """Log of the weighted arithmetic mean of K distributions.
@@ -53,3 +56,23 @@ def geometric(logps: Tensor, weights: Tensor) -> Tensor:
     if empty.any():
         pooled = torch.where(empty, arithmetic(logps, weights), pooled)
     return pooled
+
+
+def backed(fused: Tensor, logps: Tensor, weights: Tensor) -> Tensor:
+    """A fused distribution that leaves nothing out: last come the tokens that a rule dropped.
+
+    A rule may give all its mass to a few tokens (UniTE: to the union of the members' best), and a
+    constraint may forbid just those. Then the members' arithmetic mean decides among the rest.
+
+    Args:
+        fused: `[N, V]` log-probabilities of the rule, nats.
+        logps: `[K, N, V]` what the members said, as in `arithmetic`.
+        weights: `[N, K]`, as in `arithmetic`.
+
+    Returns:
+        `[N, V]`: `fused` where it is finite, and `LAST_RESORT` lower the mean of the members.
+    """
+    dropped = torch.isneginf(fused)
+    if not dropped.any():
+        return fused
+    return torch.where(dropped, arithmetic(logps, weights) + LAST_RESORT, fused)

@@ -1,0 +1,68 @@
+"""Calls and streams for asyncio: the event loop is never blocked, and cancelling stops the work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from typing import TypeVar
+
+T = TypeVar("T")
+
+MOST = 64
+"""Threads that wait for answers; what waits together can be answered together."""
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MOST, thread_name_prefix="packfuse")
+
+
+async def call(work: Callable[[threading.Event], T]) -> T:
+    """Run `work` in a thread; cancelling the task sets the event that `work` was given."""
+    cancel = threading.Event()
+    context = contextvars.copy_context()
+    try:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_threads(), context.run, work, cancel)
+    finally:
+        cancel.set()
+
+
+async def iterate(make: Callable[[threading.Event], Iterator[T]]) -> AsyncIterator[T]:
+    """The items of an iterator that runs in a thread.
+
+    Closing this, or cancelling the task, sets the event that `make` was given, and the thread ends
+    by itself.
+    """
+    cancel, loop = threading.Event(), asyncio.get_running_loop()
+    items: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
+
+    def put(item: tuple[T] | BaseException | None) -> None:
+        # The loop may be gone by now, and nobody waits any more.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(items.put_nowait, item)
+
+    def pump() -> None:
+        try:
+            for item in make(cancel):
+                put((item,))
+                if cancel.is_set():
+                    break
+        except BaseException as error:
+            put(error)
+        else:
+            put(None)
+
+    _threads().submit(contextvars.copy_context().run, pump)
+    try:
+        while (item := await items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0]
+    finally:
+        cancel.set()

@@ -1,0 +1,162 @@
+"""One way to write tools, calls and results for all members, each in its own chat template.
+
+Members come from families with different tool syntaxes. Under their own they would vote for
+different formats, so everyone reads and writes the same plain text: calls as JSON between
+`<tool_call>` tags, as the Hermes models introduced it, and results between `<tool_response>` tags.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from packfuse.chat import Message
+from packfuse.constraint import Constraint, Grammar, JsonSchema
+from packfuse.errors import PromptError
+from packfuse.tools.tool import Choice, Tool
+
+CALL, END_CALL = "<tool_call>\n", "\n</tool_call>"
+RESULT, END_RESULT = "<tool_response>\n", "\n</tool_response>"
+
+_OFFER = """You can use these tools, one JSON description a line:
+<tools>
+{tools}
+</tools>
+To use a tool, write its name and its arguments as JSON between tags, and nothing after that:
+<tool_call>
+{{"name": "name of the tool", "arguments": {{"argument": "value"}}}}
+</tool_call>"""
+_MUST = "You must use {which} now."
+_SCHEMA = "Answer with JSON that fits this schema, and nothing else:\n{schema}"
+_ROLES = {"developer": "system", "function": "tool", "human": "user", "ai": "assistant"}
+
+
+def render(
+    messages: Sequence[Mapping[str, Any]], choice: Choice, schema: JsonSchema | None = None
+) -> list[Message]:
+    """Messages with tools, calls and results, as plain turns of system, user and assistant.
+
+    Args:
+        messages: In OpenAI's form: `content` text or text blocks, `tool_calls`, `tool_call_id`.
+        choice: The tools on offer.
+        schema: What the whole answer has to fit.
+
+    Raises:
+        PromptError: for content that is not text.
+    """
+    names: dict[str, str] = {}
+    turns: list[Message] = []
+    for number, message in enumerate(messages):
+        role = _ROLES.get(str(message.get("role")), message.get("role"))
+        text = content_text(message.get("content"), number)
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", call)
+            names[str(call.get("id"))] = str(function["name"])
+            arguments = function.get("arguments", {})
+            if isinstance(arguments, str):
+                arguments = _loads(arguments)
+            text = "\n".join([*([text] if text else []), write_call(function["name"], arguments)])
+        if role == "tool":
+            name = message.get("name") or names.get(str(message.get("tool_call_id")))
+            text = _result(name, text)
+            if turns and turns[-1].get("result"):
+                turns[-1]["content"] += f"\n{text}"
+                continue
+            turns.append({"role": "user", "content": text, "result": True})
+        else:
+            turns.append({"role": role, "content": text})
+    instructions = _instructions(choice, schema)
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    if not instructions:
+        return turns
+    if turns and turns[0]["role"] == "system":
+        first, *rest = turns
+        return [{**first, "content": f"{first['content']}\n\n{instructions}".strip()}, *rest]
+    return [{"role": "system", "content": instructions}, *turns]
+
+
+def write_call(name: str, arguments: Any) -> str:
+    """A call as it is read and written."""
+    return (
+        f"{CALL}{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}{END_CALL}"
+    )
+
+
+def content_text(content: Any, number: int) -> str:
+    """The text of a message's content.
+
+    Raises:
+        PromptError: for images and other blocks that are not text.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = []
+    for block in content if isinstance(content, Sequence) else [content]:
+        if isinstance(block, str):
+            parts.append(block)
+        elif isinstance(block, Mapping) and isinstance(block.get("text"), str):
+            parts.append(block["text"])
+        elif not (isinstance(block, Mapping) and block.get("type") in ("tool_use", "tool_call")):
+            kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
+            raise PromptError(
+                f"message {number} holds a block of type {kind!r}", hint="a pack reads text only"
+            )
+    return "".join(parts)
+
+
+def constraint_of(choice: Choice) -> Constraint | None:
+    """The form of an answer: a forced call, or free text in which a call that begins is kept to."""
+    if choice.mode == "none":
+        return None
+    calls = " | ".join(f"call_{index}" for index in range(len(choice.tools)))
+    more = f"({_quoted(chr(10) + CALL)} body)*" if choice.several else ""
+    if choice.mode == "any":
+        start = f"start: {_quoted(CALL)} body {more}"
+    else:
+        tag, rest = CALL[:-1], CALL[-1:]
+        start = (
+            f"start: TEXT | head {_quoted(rest)} body {more}\n"
+            f"head[lazy]: TEXT {_quoted(tag)}\n"
+            "TEXT: /(.|\\n)*/"
+        )
+    bodies = [_body(index, tool) for index, tool in enumerate(choice.tools)]
+    return Grammar("\n".join(["%llguidance {}", start, f"body: {calls}", *bodies]))
+
+
+def _body(index: int, tool: Tool) -> str:
+    opening = _quoted(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ')
+    schema = json.dumps(tool.schema_of_arguments.laid_out(), ensure_ascii=False)
+    call = f"call_{index}: {opening} args_{index} {_quoted('}' + END_CALL)}"
+    return f"{call}\nargs_{index}: %json {schema}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _result(name: str | None, text: str) -> str:
+    if name:
+        text = json.dumps({"name": name, "content": text}, ensure_ascii=False)
+    return f"{RESULT}{text}{END_RESULT}"
+
+
+def _instructions(choice: Choice, schema: JsonSchema | None) -> str:
+    parts = []
+    if choice.tools:
+        parts.append(_OFFER.format(tools="\n".join(tool.described() for tool in choice.tools)))
+        if choice.mode == "any":
+            names = " or ".join(tool.name for tool in choice.tools)
+            parts.append(_MUST.format(which=names))
+    if schema is not None:
+        plain = json.dumps(schema.schema_, ensure_ascii=False)
+        parts.append(_SCHEMA.format(schema=plain))
+    return "\n\n".join(parts)
+
+
+def _loads(arguments: str) -> Any:
+    """Arguments as JSON; text that is none stays text."""
+    try:
+        return json.loads(arguments or "{}")
+    except ValueError:
+        return arguments

@@ -1,0 +1,142 @@
+"""One call of a front end: a chat turn that may use tools, or the completion of a text."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from packfuse.constraint import JsonSchema
+from packfuse.errors import ConfigError
+from packfuse.request import Request
+from packfuse.tools.protocol import constraint_of, render
+from packfuse.tools.reply import Piece, Reader, Reply
+from packfuse.tools.tool import Choice, choose, read_tools
+
+if TYPE_CHECKING:
+    from packfuse.pack import Pack
+
+
+class Completion:
+    """The continuation of a text."""
+
+    def __init__(self, pack: Pack, prompt: str, **arguments: Any) -> None:
+        """Check the call; nothing runs yet.
+
+        Args:
+            pack: Who answers.
+            prompt: The text.
+            **arguments: As for `Pack.generate`.
+
+        Raises:
+            PromptError: for an unusable prompt.
+            ConfigError: for unusable arguments.
+        """
+        self.pack = pack
+        self.request: Request = pack.request(prompt, arguments)
+
+    def reader(self) -> Reader:
+        """What takes the answer apart; a completion is all text."""
+        return Reader(calling=False, plain=True)
+
+    def answer(self, cancel: threading.Event | None = None) -> Reply:
+        """The whole answer; calls from several threads may be answered as one batch.
+
+        Args:
+            cancel: Setting it stops generation within one step.
+        """
+        answer = self.pack.batcher.answer(self.request, cancel)
+        return self.reader().whole(answer.text, answer.record)
+
+    def stream(self, cancel: threading.Event | None = None) -> Iterator[Piece]:
+        """The answer piece by piece; closing the iterator stops generation within one step."""
+        reader = self.reader()
+        with closing(self.pack.run_stream(self.request, cancel)) as chunks:
+            for chunk in chunks:
+                yield from reader.feed(chunk.text)
+                if chunk.record is not None:
+                    yield from reader.finish(chunk.record)
+
+
+class Turn(Completion):
+    """The next turn of a chat, with tools and structured answers.
+
+    Attributes:
+        choice: Which tools may be called.
+        messages: The chat as the members' templates get it.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Check the call; nothing runs yet.
+
+        Args:
+            pack: Who answers.
+            messages: OpenAI's form: roles system, user, assistant (with `tool_calls`), tool.
+            tools: OpenAI's form: `{"type": "function", "function": {...}}`.
+            tool_choice: See `packfuse.tools.tool.choose`.
+            parallel_tool_calls: Likewise.
+            response_format: `{"type": "json_schema", "json_schema": {"schema": {...}}}`, or
+                `{"type": "json_object"}`, or a JSON schema itself.
+            **arguments: As for `Pack.generate`.
+
+        Raises:
+            PromptError: for unusable messages.
+            ConfigError: for unusable tools or arguments, or two constraints at once.
+        """
+        self.choice: Choice = choose(tool_choice, read_tools(tools), parallel_tool_calls)
+        schema = _schema(response_format)
+        held = [c for c in (schema, arguments.get("constraint")) if c is not None]
+        if len(held) > 1 or (held and self.choice.mode == "any"):
+            raise ConfigError(
+                "an answer is held to one form",
+                hint="pass one of constraint, response_format and a forced tool call",
+            )
+        # Asked to answer in a form, a model has no room for calls.
+        if not held:
+            arguments["constraint"] = constraint_of(self.choice)
+        elif schema is not None:
+            arguments["constraint"] = schema
+        self.messages = render(messages, self.choice, schema)
+        self._calling = not held and self.choice.mode != "none"
+        super().__init__(pack, self.messages, **arguments)  # type: ignore[arg-type]
+
+    def reader(self) -> Reader:
+        """What takes the answer apart."""
+        return Reader(calling=self._calling, thinking=not self._forced and self.pack.thinks)
+
+    @property
+    def _forced(self) -> bool:
+        return self.request.constraint is not None and self.choice.mode != "auto"
+
+
+def _schema(response_format: Mapping[str, Any] | None) -> JsonSchema | None:
+    """The schema that a `response_format` asks for.
+
+    Raises:
+        ConfigError: for an unknown format.
+    """
+    if response_format is None or response_format.get("type") == "text":
+        return None
+    kind = response_format.get("type")
+    if kind == "json_object":
+        return JsonSchema({"type": "object"})
+    if kind == "json_schema" and "json_schema" in response_format:
+        inner = response_format["json_schema"]
+        return JsonSchema(inner.get("schema", inner))
+    if kind is not None and "properties" in response_format:
+        return JsonSchema(response_format)
+    raise ConfigError(
+        f"{dict(response_format)!r} is not a response format",
+        hint='write {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}',
+    )
