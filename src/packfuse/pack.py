@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -326,6 +327,30 @@ class Pack:
         if isinstance(prompt, str):
             return len(vocabularies[reference].encode(prompt))
         return len(render_chat(prompt, vocabularies[reference : reference + 1], 0, template).ids)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that answers depend on besides the call, as plain JSON, for caches.
+
+        Members that came from nowhere by name are told apart by a random id.
+        """
+        sources = [str(member.model.name_or_path) for member in self.members]
+        loaded = self._config.members if self._config else [None] * len(sources)
+        return {
+            "members": [
+                {
+                    "name": member.name,
+                    "source": source or uuid.uuid4().hex,
+                    "dtype": str(member.model.dtype),
+                    **(config.model_dump(mode="json", exclude_none=True) if config else {}),
+                }
+                for member, source, config in zip(self.members, sources, loaded, strict=True)
+            ],
+            "reference": self.reference,
+            "pack_fusion": rules().dump(self.rule),
+            "pack_weighting": weightings().dump(self.weighting),
+            "alignment": alignments().dump(self.alignment),
+        }
 
     @cached_property
     def thinks(self) -> bool:

@@ -2,6 +2,6 @@
 
 from packfuse.tools.reply import Broken, Call, Piece, Reply
 from packfuse.tools.tool import Choice, Tool
-from packfuse.tools.turn import Completion, Turn
+from packfuse.tools.turn import Completion, Turn, complete
 
-__all__ = ["Broken", "Call", "Choice", "Completion", "Piece", "Reply", "Tool", "Turn"]
+__all__ = ["Broken", "Call", "Choice", "Completion", "Piece", "Reply", "Tool", "Turn", "complete"]

@@ -29,6 +29,8 @@ To use a tool, write its name and its arguments as JSON between tags, and nothin
 </tool_call>"""
 _MUST = "You must use {which} now."
 _SCHEMA = "Answer with JSON that fits this schema, and nothing else:\n{schema}"
+_SILENT = ("tool_use", "tool_call", "invalid_tool_call", "reasoning", "thinking")
+"""Blocks of an assistant's own that say nothing more, or nothing for later turns."""
 _ROLES = {"developer": "system", "function": "tool", "human": "user", "ai": "assistant"}
 
 
@@ -97,7 +99,7 @@ def content_text(content: Any, number: int) -> str:
             parts.append(block)
         elif isinstance(block, Mapping) and isinstance(block.get("text"), str):
             parts.append(block["text"])
-        elif not (isinstance(block, Mapping) and block.get("type") in ("tool_use", "tool_call")):
+        elif not (isinstance(block, Mapping) and block.get("type") in _SILENT):
             kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
             raise PromptError(
                 f"message {number} holds a block of type {kind!r}", hint="a pack reads text only"

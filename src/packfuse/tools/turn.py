@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError
+from packfuse.generation import Runner
 from packfuse.request import Request
 from packfuse.tools.protocol import constraint_of, render
 from packfuse.tools.reply import Piece, Reader, Reply
@@ -57,6 +58,30 @@ class Completion:
                 yield from reader.feed(chunk.text)
                 if chunk.record is not None:
                     yield from reader.finish(chunk.record)
+
+
+def complete(
+    pack: Pack, prompts: Sequence[str], cancel: threading.Event | None = None, **arguments: Any
+) -> list[Reply]:
+    """The continuations of several texts, as one batch.
+
+    Args:
+        pack: Who answers.
+        prompts: The texts.
+        cancel: Setting it stops generation within one step.
+        **arguments: As for `Pack.generate`.
+
+    Raises:
+        PromptError: for an unusable prompt, or none.
+        ConfigError: for unusable arguments.
+    """
+    if len(prompts) == 1:
+        return [Completion(pack, prompts[0], **arguments).answer(cancel)]
+    request = pack.request(list(prompts), arguments)
+    with pack.lock:
+        cancels = [cancel or threading.Event()] * len(prompts)
+        answers = Runner(pack, request, cancels).run()
+    return [Reader(calling=False, plain=True).whole(a.text, a.record) for a in answers]
 
 
 class Turn(Completion):
@@ -114,6 +139,11 @@ class Turn(Completion):
     def reader(self) -> Reader:
         """What takes the answer apart."""
         return Reader(calling=self._calling, thinking=not self._forced and self.pack.thinks)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How long the chat is as it is rendered, in the default reference's tokens."""
+        return self.pack.count_tokens(self.messages, **self.request.template)
 
     @property
     def _forced(self) -> bool:

@@ -1,0 +1,17 @@
+"""A pack of local models, fused into one, as a LangChain chat model and LLM."""
+
+from importlib.metadata import version
+
+from langchain_packfuse.callbacks import FusionCallbackHandler, get_fusion_callback
+from langchain_packfuse.chat_models import ChatPackFuse
+from langchain_packfuse.llms import PackFuseLLM
+
+__version__ = version("langchain-packfuse")
+
+__all__ = [
+    "ChatPackFuse",
+    "FusionCallbackHandler",
+    "PackFuseLLM",
+    "__version__",
+    "get_fusion_callback",
+]

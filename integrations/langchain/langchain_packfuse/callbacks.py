@@ -1,0 +1,64 @@
+"""Collects the fusion records of all calls in a chain or an agent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.tracers.context import register_configure_hook
+
+
+class FusionCallbackHandler(BaseCallbackHandler):
+    """Keeps the fusion record of every answer, in the order in which they ended.
+
+    Attributes:
+        records: Plain JSON, one for each answer.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been collected yet."""
+        super().__init__()
+        self._lock = threading.Lock()
+        self.records: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        """How many records there are."""
+        return f"FusionCallbackHandler({len(self.records)} records)"
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        """Take the records out of an answer."""
+        for generations in response.generations:
+            for generation in generations:
+                info = generation.generation_info or {}
+                if isinstance(generation, ChatGeneration):
+                    info = generation.message.response_metadata
+                if "fusion" in info:
+                    with self._lock:
+                        self.records.append(info["fusion"])
+
+
+_collector: ContextVar[FusionCallbackHandler | None] = ContextVar("fusion_callback", default=None)
+register_configure_hook(_collector, inheritable=True)
+
+
+@contextmanager
+def get_fusion_callback() -> Iterator[FusionCallbackHandler]:
+    """Collect the fusion records of every call made inside the block.
+
+    Example:
+        >>> with get_fusion_callback() as fusion:
+        ...     pass  # agent.invoke(...)
+        >>> fusion.records
+        []
+    """
+    handler = FusionCallbackHandler()
+    token = _collector.set(handler)
+    try:
+        yield handler
+    finally:
+        _collector.reset(token)

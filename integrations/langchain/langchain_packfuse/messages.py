@@ -1,0 +1,105 @@
+"""Between LangChain's messages and packfuse's turns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    convert_to_openai_messages,
+)
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from packfuse import Pack
+from packfuse.tools import Broken, Piece, Reply, Turn
+
+
+def turn_of(
+    pack: Pack,
+    messages: Sequence[BaseMessage],
+    *,
+    tools: Sequence[Any] | None = None,
+    **arguments: Any,
+) -> Turn:
+    """A turn of a chat.
+
+    Raises:
+        PromptError: for messages that are not text, or none at all.
+        ConfigError: for unusable tools or arguments.
+    """
+    chat: Any = convert_to_openai_messages(list(messages))
+    offered = [convert_to_openai_tool(tool) for tool in tools or ()]
+    return Turn(pack, chat, tools=offered, **arguments)
+
+
+def metadata(reply: Reply, model_name: str) -> dict[str, Any]:
+    """`response_metadata` of a finished answer."""
+    found = {
+        "model_name": model_name,
+        "finish_reason": reply.finish_reason,
+        "fusion": reply.fusion,
+    }
+    if reply.broken:
+        found["invalid_tool_call_errors"] = [broken.error for broken in reply.broken]
+    return found
+
+
+def message_of(reply: Reply, model_name: str) -> AIMessage:
+    """The whole answer."""
+    return AIMessage(
+        content=reply.text,
+        additional_kwargs={"reasoning_content": reply.reasoning} if reply.reasoning else {},
+        tool_calls=[tool_call(name=c.name, args=c.arguments, id=c.id) for c in reply.calls],
+        invalid_tool_calls=[
+            invalid_tool_call(name=b.name, args=_unreadable(b), id=b.id, error=None)
+            for b in reply.broken
+        ],
+        usage_metadata=_usage(reply),
+        response_metadata=metadata(reply, model_name),
+    )
+
+
+def chunks_of(piece: Piece, model_name: str, calls: Iterator[int]) -> AIMessageChunk:
+    """One piece of a streamed answer; `calls` counts the calls."""
+    if piece.reply is not None:
+        return AIMessageChunk(
+            content="",
+            usage_metadata=_usage(piece.reply),
+            response_metadata=metadata(piece.reply, model_name),
+            chunk_position="last",
+        )
+    if piece.call is not None:
+        arguments = json.dumps(piece.call.arguments, ensure_ascii=False)
+        chunk = tool_call_chunk(
+            name=piece.call.name, args=arguments, id=piece.call.id, index=next(calls)
+        )
+        return AIMessageChunk(content="", tool_call_chunks=[chunk])
+    if piece.broken is not None:
+        broken = piece.broken
+        chunk = tool_call_chunk(
+            name=broken.name, args=_unreadable(broken), id=broken.id, index=next(calls)
+        )
+        return AIMessageChunk(content="", tool_call_chunks=[chunk])
+    if piece.reasoning:
+        return AIMessageChunk(content="", additional_kwargs={"reasoning_content": piece.reasoning})
+    return AIMessageChunk(content=piece.text)
+
+
+def _unreadable(broken: Broken) -> str:
+    """The arguments as a JSON string: merged chunks would be mended into a valid call otherwise."""
+    return json.dumps(broken.arguments, ensure_ascii=False)
+
+
+def _usage(reply: Reply) -> UsageMetadata:
+    usage = reply.usage
+    return UsageMetadata(
+        input_tokens=usage["prompt_tokens"],
+        output_tokens=usage["completion_tokens"],
+        total_tokens=usage["total_tokens"],
+    )
