@@ -76,7 +76,7 @@ class Batcher:
         request = replace(group[0].request, prompts=prompts)
         try:
             answers = Runner(self._pack, request, [call.cancel for call in group]).run()
-        except BaseException as error:
+        except Exception as error:
             if len(group) == 1:
                 group[0].answer.set_exception(error)
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ class Constrained(LogitsProcessor):
 
     def __init__(self, vocabulary: Vocabulary, constraint: Constraint, prompt_length: int) -> None:
         """`prompt_length` counts left padding; the prompt is not part of the text."""
-        self.start, self._ends = prompt_length, frozenset(vocabulary.end_ids)
+        self.start = prompt_length
+        # Rows that a stop string ended are filled up with padding.
+        self._ends = frozenset([*vocabulary.end_ids, vocabulary.tokenizer.pad_token_id])
         self._first = LLMatcher(_tokenizer(vocabulary), constraint.grammar())
         if self._first.is_error():
             raise ConstraintError(f"this {constraint.kind} fails: {self._first.get_error()}")
@@ -87,10 +89,12 @@ class _Tokens:
         self.bos_token_id = None
         self.tokens = [token or b"" for token in table]
         self.special_token_ids = [index for index, token in enumerate(table) if token is None]
-        self._encode = vocabulary.encode_bytes
+        # What is made here lives as long as the vocabulary, and must not keep it alive.
+        self._vocabulary = ref(vocabulary)
 
     def __call__(self, text: bytes) -> Sequence[int]:
-        return self._encode(text)
+        vocabulary = self._vocabulary()
+        return vocabulary.encode_bytes(text) if vocabulary else []
 
 
 def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from llguidance import LLMatcher
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PydanticUserError
 
 from packfuse.errors import ConstraintError
 
@@ -127,8 +127,11 @@ def as_constraint(given: Any) -> Constraint | None:
     """
     if given is None:
         return None
-    if inspect.isclass(given) and issubclass(given, BaseModel):
-        given = given.model_json_schema()
+    if inspect.isclass(given) and issubclass(given, BaseModel) and given is not BaseModel:
+        try:
+            given = given.model_json_schema()
+        except PydanticUserError as error:
+            raise ConstraintError(f"{given!r} has no JSON schema: {error.message}") from error
     if isinstance(given, Mapping):
         given = JsonSchema(given)
     if not isinstance(given, Constraint):
@@ -140,10 +143,14 @@ def as_constraint(given: Any) -> Constraint | None:
     return given
 
 
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_VALUES = ("const", "enum", "default", "examples")
+
+
 def _closed(schema: Any) -> Any:
     """A schema whose objects with listed properties hold no others."""
     if isinstance(schema, Mapping):
-        closed = {key: _closed(value) for key, value in schema.items()}
+        closed = {key: _closed_part(key, value) for key, value in schema.items()}
         properties = schema.get("properties")
         if isinstance(properties, Mapping) and schema.get("type", "object") == "object":
             closed.setdefault("additionalProperties", False)
@@ -151,3 +158,11 @@ def _closed(schema: Any) -> Any:
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     return schema
+
+
+def _closed_part(key: str, value: Any) -> Any:
+    if key in _VALUES:
+        return value
+    if key in _NAMED and isinstance(value, Mapping):
+        return {name: _closed(schema) for name, schema in value.items()}
+    return _closed(value)

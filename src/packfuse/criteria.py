@@ -36,8 +36,14 @@ class Cancelled(StoppingCriteria):
     def __init__(self, events: Sequence[threading.Event]) -> None:
         """`events` by prompt, set to cancel; a prompt may have several rows."""
         self.events = list(events)
+        self.lengths: dict[int, int] = {}
+        """How long the rows of a prompt were when it was cancelled, with their prompts."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Which rows are done, `[B]`."""
-        done = torch.tensor([event.is_set() for event in self.events], device=input_ids.device)
+        for index, event in enumerate(self.events):
+            if event.is_set():
+                self.lengths.setdefault(index, input_ids.shape[1])
+        done = torch.tensor([i in self.lengths for i in range(len(self.events))])
+        done = done.to(input_ids.device)
         return done.repeat_interleave(len(input_ids) // len(done))

@@ -65,7 +65,9 @@ class Request:
     def _common(self) -> bool:
         plain = (bool, int, float, str, type(None), list, tuple)
         own = all(isinstance(value, plain) for value in self.arguments.values())
-        return self.single and self.observable and own and self.seed is None
+        # These count padding.
+        padded = any(self.arguments.get(name) for name in ("max_length", "min_length"))
+        return self.single and self.observable and own and not padded and self.seed is None
 
     @property
     def observable(self) -> bool:

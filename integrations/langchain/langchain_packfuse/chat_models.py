@@ -22,7 +22,7 @@ from langchain_packfuse.settings import PackSettings
 from langchain_packfuse.structured import parser_for, response_format, with_raw
 from packfuse.aio import call, iterate
 from packfuse.tools import Reply, Turn
-from packfuse.tools.tool import choose, read_tools
+from packfuse.tools.tool import Tool, choose
 
 _THREADS = 64
 """Threads of a `batch`: prompts that wait together are answered together."""
@@ -147,7 +147,7 @@ class ChatPackFuse(PackSettings, BaseChatModel):
             ConstraintError: for a schema that answers cannot be held to.
         """
         offered = [convert_to_openai_tool(tool) for tool in tools]
-        choose(tool_choice, read_tools(offered), parallel_tool_calls)
+        choose(tool_choice, [Tool.read(tool) for tool in offered], parallel_tool_calls)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
         if parallel_tool_calls is not None:

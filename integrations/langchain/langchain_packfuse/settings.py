@@ -15,7 +15,7 @@ from packfuse.errors import ConfigError
 
 _RENAMED = {"max_tokens": "max_new_tokens", "timeout": "max_time"}
 """LangChain's names of generation arguments, and transformers'."""
-_FOREIGN = ("strict", "ls_structured_output_format", "model", "user")
+_FOREIGN = ("strict", "ls_structured_output_format")
 """What LangChain hands to every provider, and nothing here can use."""
 
 
@@ -112,6 +112,9 @@ class PackSettings(BaseLanguageModel[Any]):
     def _arguments(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of one call, under packfuse's names."""
         merged = {**self._settings, **call, **({} if stop is None else {"stop": stop})}
+        if merged.pop("model", None) is not None:
+            msg = "a call cannot change the models of a pack"
+            raise ConfigError(msg, hint="make another pack")
         arguments = {**merged.pop("model_kwargs", {})}
         for name, value in merged.items():
             if value is not None and name not in _FOREIGN:
@@ -123,7 +126,7 @@ class PackSettings(BaseLanguageModel[Any]):
         arguments = self._arguments(stop, {k: v for k, v in kwargs.items() if k in self._known})
         params = LangSmithParams(
             ls_provider="packfuse",
-            ls_model_name=self.model_name,
+            ls_model_name=kwargs.get("model") or self.model_name,
             ls_model_type="chat" if "Chat" in type(self).__name__ else "llm",
         )
         if (temperature := arguments.get("temperature")) is not None:

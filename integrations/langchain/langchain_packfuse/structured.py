@@ -37,12 +37,17 @@ class StrictParser(BaseGenerationOutputParser[Any]):
         text = result[0].text
         try:
             data = json.loads(text)
-            return self.model.model_validate(data) if self.model is not None else data
+            return data if self.model is None else _validated(self.model, data)
         except ValueError as error:
             reason = _finish_reason(result[0])
             msg = f"the answer is not complete JSON (finish_reason {reason!r}): {error}"
             hint = "raise max_tokens" if reason == "length" else "see the answer"
             raise OutputParserException(f"{msg} ({hint})", llm_output=text) from error
+
+
+def _validated(model: Any, data: Any) -> Any:
+    """An instance of a pydantic model, of version 2 or 1."""
+    return model.model_validate(data) if hasattr(model, "model_validate") else model.parse_obj(data)
 
 
 def _finish_reason(generation: Generation) -> Any:

@@ -77,17 +77,16 @@ class Choice(NamedTuple):
 
 
 def read_tools(given: Iterable[Any] | None) -> tuple[Tool, ...]:
-    """Tools, each name once.
+    """Tools, each name once; one that is given twice counts once.
 
     Raises:
-        ConfigError: for two tools of one name.
+        ConfigError: for two tools of one name that take different arguments.
     """
-    tools = tuple(Tool.read(item) for item in given or ())
-    names = [tool.name for tool in tools]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"two tools are called {twice!r}", hint="rename one of them")
-    return tools
+    tools: dict[str, Tool] = {}
+    for tool in map(Tool.read, given or ()):
+        if tools.setdefault(tool.name, tool).parameters != tool.parameters:
+            raise ConfigError(f"two tools are called {tool.name!r}", hint="rename one of them")
+    return tuple(tools.values())
 
 
 def choose(given: Any, tools: Sequence[Tool], parallel: bool | None = None) -> Choice:

@@ -147,7 +147,8 @@ class Turn(Completion):
 
     @property
     def _forced(self) -> bool:
-        return self.request.constraint is not None and self.choice.mode != "auto"
+        free = self._calling and self.choice.mode == "auto"
+        return self.request.constraint is not None and not free
 
 
 def _schema(response_format: Mapping[str, Any] | None) -> JsonSchema | None:

@@ -1,0 +1,76 @@
+"""LangChain's own integration tests, on the real starter pack and on a scripted one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from packfuse import Pack
+
+from langchain_packfuse import ChatPackFuse
+from tests.scripted import scripted_pack
+
+
+class TestStarterPack(ChatModelIntegrationTests):
+    """What depends on the package passes; what asks for intelligence says so."""
+
+    @pytest.fixture(autouse=True)
+    def _pack(self, starter: Pack) -> None:
+        type(self).pack = starter  # type: ignore[attr-defined]
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatPackFuse
+
+    @property
+    def supports_model_override(self) -> bool:
+        return False
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"pack": self.pack, "max_tokens": 64}  # type: ignore[attr-defined]
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def clever() -> Pack:
+    """A pack that knows the answers."""
+    return scripted_pack(script)
+
+
+ANSWERS = [
+    (r"magic_function_no_args\(\)", "magic_function_no_args", "{}"),
+    (r"magic_function\(3\)", "magic_function", '{"input": 3}'),
+    (r"Pirate greeting", "greeting_generator", '{"answer_style": "pirate"}'),
+    (r"你好啊集团", "unicode_customer", '{"customer_name": "你好啊集团", "description": "IT"}'),
+    (r"こんにちは株式会社", "unicode_customer", '{"customer_name": "こんにちは株式会社", "description": "IT"}'),
+    (r"weather in San Francisco", "get_weather", '{"location": "San Francisco, CA"}'),
+    (r"Hello!", "magic_function", '{"input": 1}'),
+]
+
+
+def script(prompt: str) -> str:
+    """What a good model would answer."""
+    last = prompt.rpartition("[user]")[2]
+    offered = re.search(r"<tools>\n(.*)\n</tools>", prompt, re.DOTALL)
+    for pattern, name, arguments in ANSWERS:
+        if offered and re.search(pattern, last) and f'"name": "{name}"' in offered[1]:
+            call = f'{{"name": "{name}", "arguments": {arguments}}}'
+            return f"<tool_call>\n{call}\n</tool_call>"
+    if "Tell me a joke" in prompt or "joke about" in prompt:
+        return '{"setup": "Why?", "punchline": "Because."}'
+    return "Hello, it is sunny."
+
+
+class TestScriptedPack(TestStarterPack):
+    """The same with a model that knows the answers: nothing is expected to fail."""
+
+    @pytest.fixture(autouse=True)
+    def _pack(self, clever: Pack) -> None:
+        type(self).pack = clever  # type: ignore[attr-defined]
