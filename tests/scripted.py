@@ -7,6 +7,7 @@ constraints are the real ones.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,8 @@ from packfuse.local import LocalMember
 from packfuse.vocabulary import Vocabulary
 from tests import pico
 
-TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
-MARK = b"[assistant] "
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]:"
+MARK = b"[assistant]:"
 CERTAIN = 12.0
 
 Script = Callable[[str], str]
@@ -85,12 +86,18 @@ class Scripted(PreTrainedModel):
         return self.vocabulary.end_ids[0]
 
 
+@functools.cache
+def vocabulary(name: str) -> Vocabulary:
+    """A packaged tokenizer with the scripts' chat template."""
+    tokenizer = copy.deepcopy(pico.real_tokenizer(name))
+    tokenizer.chat_template = TEMPLATE
+    return Vocabulary(tokenizer, pico.padded_size(tokenizer))
+
+
 def scripted_pack(script: Script, *names: str, **settings: Any) -> Pack:
     """A pack of scripted members, one for each tokenizer."""
-    members = []
-    for name in names or ("deepseek", "mistral"):
-        tokenizer = copy.deepcopy(pico.real_tokenizer(name))
-        tokenizer.chat_template = TEMPLATE
-        vocabulary = Vocabulary(tokenizer, pico.padded_size(tokenizer))
-        members.append(LocalMember(name, Scripted(vocabulary, script).eval(), vocabulary))
+    members = [
+        LocalMember(name, Scripted(vocabulary(name), script).eval(), vocabulary(name))
+        for name in names or ("deepseek", "mistral")
+    ]
     return Pack(members, progress=False, **settings)

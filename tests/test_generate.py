@@ -91,6 +91,23 @@ def test_sampling(sampler: dict[str, Any], reference: int) -> None:
             assert token in row.topk(3).indices
 
 
+@pytest.mark.parametrize("settings", [{}, {"prompt_lookup_num_tokens": 3}], ids=["plain", "drafts"])
+def test_a_repetition_penalty_multiplies_the_models_own_logits(settings: dict[str, Any]) -> None:
+    """Log-probabilities of near certainty would hardly change, and loops would go on."""
+    one = fusing.member("mistral", "llama")
+    ids = torch.tensor([one.vocabulary.encode(PROMPT)])
+    unpunished = run(one.model, ids, attention_mask=torch.ones_like(ids))
+    # A prompt that holds what would come next.
+    ids = torch.tensor([one.vocabulary.encode(PROMPT) + unpunished + ids[0].tolist()])
+    mask = torch.ones_like(ids)
+    for penalty in (1.3, 5.0):
+        expected = run(one.model, ids, attention_mask=mask, repetition_penalty=penalty)
+        assert penalty < 5 or expected != run(one.model, ids, attention_mask=mask)
+        for members in ([one], [one, one, one]):
+            model = fusing.fuse(members)
+            assert run(model, ids, repetition_penalty=penalty, **settings) == expected
+
+
 def test_a_generation_config_may_be_passed_by_position() -> None:
     model = fusing.fused(PAIR)
     ids = fusing.prompt(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -33,7 +33,7 @@ async def call(work: Callable[[threading.Event], T]) -> T:
         cancel.set()
 
 
-async def iterate(make: Callable[[threading.Event], Iterator[T]]) -> AsyncIterator[T]:
+async def iterate(make: Callable[[threading.Event], Iterator[T]]) -> AsyncGenerator[T, None]:
     """The items of an iterator that runs in a thread.
 
     Closing this, or cancelling the task, sets the event that `make` was given, and the thread ends

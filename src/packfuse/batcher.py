@@ -67,7 +67,8 @@ class Batcher:
                 if other is not call and not other.cancel.is_set()
                 and call.request.joins(other.request)
             ]  # fmt: skip
-            group = [call, *others[: MOST - 1]]
+            # A call that nobody waits for any more leads nobody.
+            group = [call] if call.cancel.is_set() else [call, *others[: MOST - 1]]
             self._waiting = [other for other in self._waiting if other not in group]
         return group
 

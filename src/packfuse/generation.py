@@ -63,7 +63,7 @@ class Runner:
         self._readings: dict[int, Engine] = {}
 
     def run(self, streamer: BaseStreamer | None = None) -> list[Answer]:
-        """Answer every prompt; prompts with the same reference run as one batch.
+        """Answer every prompt; those with the same reference and stop strings run as one batch.
 
         Raises:
             CancelledError: if every prompt was cancelled before it was read.
@@ -73,9 +73,9 @@ class Runner:
         with self.settings():
             prepared = [self.prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
             answers: dict[int, list[Answer]] = {}
-            for reference in dict.fromkeys(item.reference for item in prepared):
-                group = [item for item in prepared if item.reference == reference]
-                answers.update(self._generate(reference, group, streamer))
+            for kind in dict.fromkeys((item.reference, item.stop) for item in prepared):
+                group = [item for item in prepared if (item.reference, item.stop) == kind]
+                answers.update(self._generate(kind[0], group, streamer))
         return [answer for place in sorted(answers) for answer in answers[place]]
 
     def stream(self, lock: threading.RLock) -> Generator[Chunk]:
@@ -210,8 +210,9 @@ class Runner:
         observer = Observer(model.engine, self.request.trace) if self.request.observable else None
         ids, mask = _padded([item.ids for item in group], model)
         criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
-        criteria.append(Cancelled([self.cancels[item.place] for item in group]))
-        stop = tuple(dict.fromkeys(text for item in group for text in item.stop))
+        cancelled = Cancelled([self.cancels[item.place] for item in group])
+        criteria.append(cancelled)
+        stop = group[0].stop
         if stop:
             criteria.append(StopText(model.engine.reference, stop, ids.shape[1]))
         processors = LogitsProcessorList(arguments.pop("logits_processor", None) or [])
@@ -239,20 +240,25 @@ class Runner:
         seconds = time.perf_counter() - started
         if not isinstance(sequences, Tensor):
             sequences = sequences.sequences
-        return self._answers(model, group, sequences[:, ids.shape[1] :], stop, observer, seconds)
+        each = len(sequences) // len(group)
+        rows = [
+            row[ids.shape[1] : cancelled.lengths.get(index // each)]
+            for index, row in enumerate(sequences.tolist())
+        ]
+        return self._answers(model, group, rows, stop, observer, seconds)
 
     def _answers(
         self,
         model: FusedForCausalLM,
         group: list[_Prepared],
-        sequences: Tensor,
+        sequences: list[list[int]],
         stop: tuple[str, ...],
         observer: Observer | None,
         seconds: float,
     ) -> dict[int, list[Answer]]:
         each = len(sequences) // len(group)
         answers: dict[int, list[Answer]] = {}
-        for index, ids in enumerate(sequences.tolist()):
+        for index, ids in enumerate(sequences):
             item = group[index // each]
             seen = observer.row(index) if observer else None
             answer = self._answer(model, item, ids, stop, seen, observer, seconds)
@@ -273,6 +279,10 @@ class Runner:
         end = next((i for i, token in enumerate(ids) if token in ends), None)
         ids = ids if end is None else ids[: end + 1]
         text, stopped = whole_text(ids, model.engine.reference, stop)
+        if stopped is not None:
+            # In a batch, padding follows.
+            while not model.engine.reference.token_bytes[ids[-1]]:
+                ids.pop()
         reason: FinishReason = "stop" if stopped is not None or end is not None else "length"
         if reason == "length" and self.cancels[item.place].is_set():
             reason = "cancelled"

@@ -119,6 +119,7 @@ class LocalMember(Member):
         try:
             output = self.model(**self._inputs(ids, lengths, wanted), past_key_values=batch)
             logps = self._logps(output.logits[:, -wanted:], lengths, stop - start)
+            levels = output.logits[:, -wanted:, 0].float() - logps[..., 0]
         except BaseException as error:
             for session in sessions:
                 # Some layers may have read the tokens: what is there is worth nothing now.
@@ -129,8 +130,9 @@ class LocalMember(Member):
                     f"member {self.name!r} failed after {at} tokens: {error}"
                 ) from error
             raise
-        for session, cache, new in zip(sessions, kvcache.part(batch, lengths), ids, strict=True):
-            session.state.cache = cache
+        parts = kvcache.part(batch, lengths)
+        for session, cache, new, level in zip(sessions, parts, ids, levels, strict=True):
+            session.state.cache, session.levels = cache, level
             session.ids.extend(new)
         return logps
 

@@ -17,10 +17,18 @@ Visit = Callable[[int, Tensor], None]
 
 @dataclass(slots=True)
 class Session:
-    """What a member has read in one row. Only its member looks inside `state`."""
+    """What a member has read in one row. Only its member looks inside `state`.
+
+    Attributes:
+        ids: The tokens.
+        state: The member's own.
+        levels: How far its logits lay above their log-probabilities after the last tokens read,
+            nats, oldest first; None if its logits are not known.
+    """
 
     ids: list[int] = field(default_factory=list)
     state: Any = None
+    levels: Tensor | None = None
 
     @property
     def length(self) -> int:

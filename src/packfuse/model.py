@@ -61,6 +61,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         self.default_weights: Tensor | None = None
         self.watch: Watch | None = None
         self.prefills = Prefills()
+        self._unnormalized = False
         self.generation_config = fused_generation_config(reference)
         # Pipelines move a model to a device of their own unless it says that it is placed.
         self.hf_device_map = {"": self.device}
@@ -108,6 +109,8 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         else:
             rows = self.prefills.take(texts, columns, last=use_cache is not False)
             logits = self._begin(cache, texts, keep, rows)
+        if self._unnormalized:
+            logits = logits + self._levels(cache, keep)
         cache.seen += columns
         returned = None if use_cache is False else cache
         output = CausalLMOutputWithPast(logits=logits, past_key_values=returned)
@@ -145,6 +148,17 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             found.append(nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
         return torch.stack(found)
 
+    def _levels(self, cache: FusedCache, keep: int) -> Tensor:
+        """The reference's own height of logits, `[B, keep, 1]`: what penalties multiply."""
+        levels = torch.zeros(len(cache.rows), keep, 1, device=self.device)
+        for index, row in enumerate(cache.rows):
+            reader = row.readers[self.engine.reference_index]
+            known = reader.session.levels if reader else None
+            if known is not None:
+                last = known[-keep:].to(levels)
+                levels[index, keep - len(last) :, 0] = last.nan_to_num(0.0, 0.0, 0.0)
+        return levels
+
     def _blank(self, like: Row | None) -> Row:
         """A row that has read nothing, with the weights of another row or the default ones."""
         vocabularies = [member.vocabulary for member in self.engine.members]
@@ -169,7 +183,9 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         settings = self._settings(arguments, ids)
         check_decoding(settings, arguments, self.config.vocab_size)
         added: list[Key] = []
-        width = self.prefills.width
+        width, unnormalized = self.prefills.width, self._unnormalized
+        # A penalty multiplies logits, and log-probabilities of near certainty are near 0.
+        self._unnormalized = settings.repetition_penalty not in (None, 1.0)
         try:
             cache = arguments.get("past_key_values")
             if cache is None:
@@ -187,7 +203,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             generate: Any = GenerationMixin.generate
             return generate(self, ids, **arguments)
         finally:
-            self.prefills.width = width
+            self.prefills.width, self._unnormalized = width, unnormalized
             self.prefills.drop(added)
 
     def _settings(self, arguments: dict[str, Any], ids: Tensor) -> GenerationConfig:

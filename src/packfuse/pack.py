@@ -357,7 +357,7 @@ class Pack:
         """Whether the default reference's template opens its reasoning with `<think>` by itself."""
         own = self.members[self.default_reference].vocabulary
         rendered = render_chat([{"role": "user", "content": "?"}], [own], 0)
-        tail = "".join(own.spell(index) for index in rendered.ids[-4:])
+        tail = "".join(own.spell(index) for index in rendered.ids[-16:])
         return tail.rstrip().endswith("<think>")
 
     def score(self, prompt: str, continuation: str, **arguments: Any) -> float:

@@ -63,8 +63,7 @@ class Request:
 
     @property
     def _common(self) -> bool:
-        plain = (bool, int, float, str, type(None), list, tuple)
-        own = all(isinstance(value, plain) for value in self.arguments.values())
+        own = all(map(_plain, self.arguments.values()))
         # These count padding.
         padded = any(self.arguments.get(name) for name in ("max_length", "min_length"))
         return self.single and self.observable and own and not padded and self.seed is None
@@ -150,6 +149,12 @@ def _stop(stop: Any) -> tuple[str, ...]:
         if not isinstance(item, str) or not item:
             raise ConfigError(f"{item!r} cannot be a stop string", hint="leave empty ones out")
     return given
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return isinstance(value, bool | int | float | str | None)
 
 
 def _sampling(arguments: dict[str, Any]) -> dict[str, Any]:

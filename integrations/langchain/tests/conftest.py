@@ -8,8 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-from packfuse import Pack
 
+from packfuse import Pack
 from tests import packs
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
-from langchain_tests.integration_tests import ChatModelIntegrationTests
-from packfuse import Pack
-
 from langchain_packfuse import ChatPackFuse
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+from packfuse import Pack
 from tests.scripted import scripted_pack
 
 
@@ -31,7 +31,7 @@ class TestStarterPack(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"pack": self.pack, "max_tokens": 64}  # type: ignore[attr-defined]
+        return {"pack": self.pack, "max_tokens": 64, "repetition_penalty": 1.1}  # type: ignore[attr-defined]
 
     @property
     def supports_json_mode(self) -> bool:
@@ -49,7 +49,11 @@ ANSWERS = [
     (r"magic_function\(3\)", "magic_function", '{"input": 3}'),
     (r"Pirate greeting", "greeting_generator", '{"answer_style": "pirate"}'),
     (r"你好啊集团", "unicode_customer", '{"customer_name": "你好啊集团", "description": "IT"}'),
-    (r"こんにちは株式会社", "unicode_customer", '{"customer_name": "こんにちは株式会社", "description": "IT"}'),
+    (
+        r"こんにちは株式会社",
+        "unicode_customer",
+        '{"customer_name": "こんにちは株式会社", "description": "IT"}',
+    ),
     (r"weather in San Francisco", "get_weather", '{"location": "San Francisco, CA"}'),
     (r"Hello!", "magic_function", '{"input": 1}'),
 ]

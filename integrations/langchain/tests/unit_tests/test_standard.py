@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
-from langchain_tests.unit_tests import ChatModelUnitTests
-from packfuse import Pack
-
 from langchain_packfuse import ChatPackFuse
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+from packfuse import Pack
 
 
 class TestChatPackFuse(ChatModelUnitTests):
