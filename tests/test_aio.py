@@ -1,0 +1,312 @@
+"""Packs under asyncio: the loop runs on, errors arrive at once, and cancelling stops the work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from packfuse import Pack
+from packfuse.aio import MOST, call, iterate
+from packfuse.constraint import Regex
+from packfuse.errors import PromptError
+from packfuse.model import FusedForCausalLM
+from packfuse.tools import Completion, Piece, Turn
+from tests.scripted import TEMPLATE
+from tests.small import small_pack
+
+PROMPT = "The loop runs on"
+PATIENCE = 60.0
+"""Seconds after which something that should come has not."""
+
+
+@pytest.fixture(scope="module")
+def pack() -> Pack:
+    """Two random members."""
+    return small_pack(template=TEMPLATE, context=2048)
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits(pack: Pack) -> Iterator[None]:
+    """After every test: no streams run, and no calls wait."""
+    yield
+    with pack.lock:
+        assert pack.batcher._waiting == []
+    for thread in threading.enumerate():
+        if thread.name == "packfuse-stream":
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
+
+
+class Steps:
+    """Counts the forward passes of packs, and acts within each of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, act: Callable[[int], Any]) -> None:
+        self.count = 0
+        forward = FusedForCausalLM.forward
+
+        def counted(model: FusedForCausalLM, *arguments: Any, **settings: Any) -> Any:
+            self.count += 1
+            act(self.count)
+            return forward(model, *arguments, **settings)
+
+        patch.setattr(FusedForCausalLM, "forward", counted)
+
+
+class Halt:
+    """Holds generation up at one step until the loop lets it go on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, step: int) -> None:
+        self.step = step
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.steps = Steps(patch, self._act)
+
+    def _act(self, count: int) -> None:
+        if count == self.step:
+            self.reached.set()
+            assert self.go.wait(PATIENCE)
+
+    async def until_reached(self) -> None:
+        while not self.reached.is_set():
+            await asyncio.sleep(0.001)
+
+
+def test_a_call_returns_what_the_work_returns(pack: Pack) -> None:
+    completion = Completion(pack, PROMPT, max_new_tokens=6)
+    assert run(call(completion.answer)).text == completion.answer().text
+
+
+async def collect(items: AsyncIterator[Piece]) -> list[Piece]:
+    return [item async for item in items]
+
+
+def joined(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def test_a_stream_gives_the_pieces_in_order(pack: Pack) -> None:
+    turn = Turn(pack, [{"role": "user", "content": PROMPT}], max_new_tokens=12)
+    pieces = run(collect(iterate(turn.stream)))
+    assert joined(pieces) == turn.answer().text
+    assert [piece.reply is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_an_iterator_of_nothing_ends() -> None:
+    assert run(collect(iterate(lambda _: iter(())))) == []
+
+
+def test_errors_reach_the_caller(pack: Pack) -> None:
+    completion = Completion(pack, "word " * 3000, max_new_tokens=6)
+    with pytest.raises(PromptError, match="can read 2048"):
+        run(call(completion.answer))
+    with pytest.raises(PromptError, match="can read 2048"):
+        run(collect(iterate(completion.stream)))
+    assert run(call(Completion(pack, PROMPT, max_new_tokens=2).answer)).text is not None
+
+
+def test_an_error_comes_after_what_came_before_it() -> None:
+    def work(_: threading.Event) -> Iterator[int]:
+        yield from (1, 2)
+        raise ValueError("inside")
+
+    seen: list[int] = []
+
+    async def main() -> None:
+        async for item in iterate(work):
+            seen.append(item)
+
+    with pytest.raises(ValueError, match="inside"):
+        run(main())
+    assert seen == [1, 2]
+
+
+def test_the_work_sees_the_callers_context() -> None:
+    variable = contextvars.ContextVar("variable", default="none")
+
+    async def main() -> tuple[str, list[str]]:
+        variable.set("mine")
+        one = await call(lambda _: variable.get())
+        return one, [item async for item in iterate(lambda _: iter([variable.get()]))]
+
+    assert run(main()) == ("mine", ["mine"])
+    assert variable.get() == "none"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_loop_runs_on_while_a_pack_generates(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    """Every step waits for the loop to do something; a loop that is blocked never would."""
+    ticks = 0
+
+    def wait_for_a_tick(_: int) -> None:
+        before, patience = ticks, threading.Event()
+        for _ in range(int(PATIENCE * 1000)):
+            if ticks > before:
+                return
+            patience.wait(0.001)
+        raise AssertionError("the loop stands still")
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        ticking = asyncio.create_task(tick())
+        completion = Completion(pack, PROMPT, max_new_tokens=20, constraint=Regex("[a-z]{30}"))
+        if streamed:
+            assert len(joined(await collect(iterate(completion.stream)))) >= 20
+        else:
+            assert len((await call(completion.answer)).text) >= 20
+        ticking.cancel()
+
+    steps = Steps(monkeypatch, wait_for_a_tick)
+    run(main())
+    assert steps.count == 20
+    assert ticks > steps.count
+
+
+def test_cancelling_the_task_of_a_call_stops_generation_within_a_step(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halt = Halt(monkeypatch, step=4)
+
+    async def main() -> None:
+        completion = Completion(pack, PROMPT, max_new_tokens=500, constraint=Regex("[a-z]{900}"))
+        task = asyncio.create_task(call(completion.answer))
+        await halt.until_reached()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        halt.go.set()
+
+    run(main())
+    with pack.lock:
+        assert halt.steps.count == halt.step
+
+
+@pytest.mark.parametrize("how", ["close", "cancel"])
+def test_leaving_a_stream_stops_generation_within_a_step(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    halt = Halt(monkeypatch, step=6)
+    seen: list[Piece] = []
+
+    async def read() -> None:
+        completion = Completion(pack, PROMPT, max_new_tokens=500, constraint=Regex("[a-z]{900}"))
+        async with aclosing(iterate(completion.stream)) as pieces:
+            async for piece in pieces:
+                seen.append(piece)
+                if how == "close":
+                    await halt.until_reached()
+                    return
+
+    async def main() -> None:
+        task = asyncio.create_task(read())
+        await halt.until_reached()
+        if how == "close":
+            await task
+        else:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        halt.go.set()
+
+    run(main())
+    for thread in threading.enumerate():
+        if thread.name == "packfuse-stream":
+            thread.join(PATIENCE)
+    with pack.lock:
+        assert halt.steps.count == halt.step
+    assert len(seen) < 7
+
+
+def test_a_call_that_is_cancelled_while_it_waits_never_begins(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(monkeypatch, lambda _: None)
+
+    async def main() -> None:
+        completion = Completion(pack, PROMPT, max_new_tokens=500)
+        with pack.lock:
+            tasks = [
+                asyncio.create_task(call(completion.answer)),
+                asyncio.create_task(collect(iterate(completion.stream))),
+            ]
+            while not pack.batcher._waiting:
+                await asyncio.sleep(0.001)
+            for task in tasks:
+                task.cancel()
+            assert all(
+                isinstance(found, asyncio.CancelledError)
+                for found in await asyncio.gather(*tasks, return_exceptions=True)
+            )
+        while pack.batcher._waiting:
+            await asyncio.sleep(0.001)
+
+    run(main())
+    with pack.lock:
+        assert steps.count == 0
+
+
+def test_a_loop_that_is_gone_leaves_no_thread_at_work(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halt = Halt(monkeypatch, step=3)
+
+    async def main() -> None:
+        completion = Completion(pack, PROMPT, max_new_tokens=500, constraint=Regex("[a-z]{900}"))
+        reading = asyncio.create_task(collect(iterate(completion.stream)))
+        await halt.until_reached()
+        assert not reading.done()
+
+    run(main())
+    halt.go.set()
+    for thread in threading.enumerate():
+        if thread.name == "packfuse-stream":
+            thread.join(PATIENCE)
+    with pack.lock:
+        assert halt.steps.count == halt.step
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"max_new_tokens": 3},
+    {"max_new_tokens": 5},
+    {"max_new_tokens": 3, "fusion": "unite"},
+    {"max_new_tokens": 4, "constraint": Regex("[a-z ]{2,}")},
+]
+
+
+def test_many_calls_and_streams_at_once_are_each_as_if_alone(pack: Pack) -> None:
+    """As many as there are threads, and some more."""
+    count = MOST + 6
+    asked: list[Completion] = []
+    for index in range(count):
+        settings, text = SETTINGS[index % 4], f"{'Word ' * (index % 3)}number {index % 11}"
+        if index % 5 == 4:
+            asked.append(Turn(pack, [{"role": "user", "content": text}], **settings))
+        else:
+            asked.append(Completion(pack, text, **settings))
+    alone = [completion.answer().text for completion in asked]
+
+    async def one(index: int) -> str:
+        if index % 3 == 2:
+            return joined(await collect(iterate(asked[index].stream)))
+        return (await call(asked[index].answer)).text
+
+    async def main() -> list[str]:
+        return list(await asyncio.gather(*map(one, range(count))))
+
+    assert run(main()) == alone
+    assert len(set(alone)) > 10
