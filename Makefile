@@ -28,7 +28,7 @@ help: ## Say what can be made
 
 demo: starter ## Install, fetch the starter pack, fuse it on a prompt
 	@echo "== Fusing the starter pack on: $$PROMPT"
-	@$(BIN)/packfuse run --max-tokens 48 --repetition-penalty 1.2 -- "$$PROMPT" </dev/null
+	@$(BIN)/packfuse run --max-tokens 48 --repetition-penalty 1.1 -- "$$PROMPT" </dev/null
 
 test: lint starter ## Install, lint, type-check and run every test
 	@echo "== Running the tests"
@@ -77,6 +77,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,.)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
 	$(call install,.[dev])
+	@$(PIP) install --quiet --no-deps $(foreach package,$(wildcard integrations/*/pyproject.toml),--editable $(dir $(package)))
 	@touch $(VENV)/.installed $@

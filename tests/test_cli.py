@@ -512,7 +512,7 @@ def test_check_looks_at_the_starter_pack(starter_folders: dict[str, Path]):
 def python(*arguments: str) -> subprocess.Popen[str]:
     """Start Python with nothing on its standard input."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, **pipes)  # noqa: S603
+    return subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, **pipes)
 
 
 @pytest.mark.usefixtures("starter_folders")

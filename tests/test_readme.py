@@ -43,7 +43,7 @@ def test_the_file_map_lists_every_module_and_no_other():
 def test_the_example_runs(tmp_path: Path):
     example = blocks("python")[0]
     assert len(example.strip().splitlines()) <= 10
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

@@ -149,14 +149,19 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         return torch.stack(found)
 
     def _levels(self, cache: FusedCache, keep: int) -> Tensor:
-        """The reference's own height of logits, `[B, keep, 1]`: what penalties multiply."""
+        """How high the members' logits lie on average, `[B, keep, 1]`: what penalties multiply."""
         levels = torch.zeros(len(cache.rows), keep, 1, device=self.device)
         for index, row in enumerate(cache.rows):
-            reader = row.readers[self.engine.reference_index]
-            known = reader.session.levels if reader else None
-            if known is not None:
-                last = known[-keep:].to(levels)
-                levels[index, keep - len(last) :, 0] = last.nan_to_num(0.0, 0.0, 0.0)
+            count = len(row.readers)
+            weights = [1 / count] * count if row.weights is None else row.weights.tolist()
+            for reader, weight in zip(row.readers, weights, strict=True):
+                known = reader.session.levels if reader else None
+                if known is not None and weight:
+                    last = weight * known[-keep:].to(levels).nan_to_num(0.0, 0.0, 0.0)
+                    # A member with fewer tokens there has about the same height at all of them.
+                    levels[index, :, 0] += nn.functional.pad(
+                        last[None, None], (keep - len(last), 0), mode="replicate"
+                    )[0, 0]
         return levels
 
     def _blank(self, like: Row | None) -> Row:

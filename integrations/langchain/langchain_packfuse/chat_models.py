@@ -14,6 +14,7 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput, Mo
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import merge_configs
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -110,18 +111,18 @@ class ChatPackFuse(PackSettings, BaseChatModel):
         async for piece in iterate(self._turn(messages, stop, kwargs).stream):
             yield ChatGenerationChunk(message=chunks_of(piece, self.model_name, calls))
 
-    def batch(  # type: ignore[override]
+    def batch(
         self,
         inputs: list[LanguageModelInput],
         config: RunnableConfig | list[RunnableConfig] | None = None,
         **kwargs: Any,
     ) -> list[AIMessage]:
         """Answer many chats; unless `max_concurrency` says otherwise, as few large batches."""
-        most = {"max_concurrency": min(_THREADS, max(1, len(inputs)))}
+        most = RunnableConfig(max_concurrency=min(_THREADS, max(1, len(inputs))))
         if isinstance(config, list):
-            config = [{**most, **each} for each in config]  # type: ignore[typeddict-item]
+            config = [merge_configs(most, each) for each in config]
         else:
-            config = {**most, **(config or {})}  # type: ignore[typeddict-item]
+            config = merge_configs(most, config)
         return super().batch(inputs, config, **kwargs)
 
     def bind_tools(

@@ -90,7 +90,7 @@ class PackFuseLLM(PackSettings, BaseLLM):
         generations = [[Generation(text=r.text, generation_info=_info(r))] for r in replies]
         usage = {key: sum(r.usage[key] for r in replies) for key in replies[0].usage}
         output = {"model_name": self.model_name, "token_usage": usage}
-        return LLMResult(generations=generations, llm_output=output)  # type: ignore[arg-type]
+        return LLMResult(generations=generations, llm_output=output)
 
     def _stream(
         self,

@@ -91,7 +91,7 @@ class PackSettings(BaseLanguageModel[Any]):
             pack = Pack.from_pretrained(models, **(load_kwargs or {}))
         elif pack_file is not None:
             pack = Pack.from_config(pack_file, **(load_kwargs or {}))
-        super().__init__(pack=pack, **settings)
+        super().__init__(pack=pack, **settings)  # type: ignore[call-arg]
 
     @property
     def model_name(self) -> str:
@@ -143,11 +143,12 @@ class PackSettings(BaseLanguageModel[Any]):
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of a text in the pack's own tokens."""
-        return self.pack.members[self.pack.default_reference].vocabulary.encode(text)
+        ids: list[int] = self.pack.members[self.pack.default_reference].vocabulary.encode(text)
+        return ids
 
     def get_num_tokens(self, text: str) -> int:
         """How long a text is, in the pack's own tokens."""
-        return self.pack.count_tokens(text)
+        return len(self.get_token_ids(text))
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None

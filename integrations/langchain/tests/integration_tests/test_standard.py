@@ -14,12 +14,8 @@ from packfuse import Pack
 from tests.scripted import scripted_pack
 
 
-class TestStarterPack(ChatModelIntegrationTests):
-    """What depends on the package passes; what asks for intelligence says so."""
-
-    @pytest.fixture(autouse=True)
-    def _pack(self, starter: Pack) -> None:
-        type(self).pack = starter  # type: ignore[attr-defined]
+class _Standard(ChatModelIntegrationTests):
+    """The flags are honest: text only, and no other model in a call."""
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
@@ -36,6 +32,22 @@ class TestStarterPack(ChatModelIntegrationTests):
     @property
     def supports_json_mode(self) -> bool:
         return True
+
+
+class TestStarterPack(_Standard):
+    """The real pack. What the package is answerable for passes; what asks for wit says so."""
+
+    @pytest.fixture(autouse=True)
+    def _pack(self, starter: Pack) -> None:
+        type(self).pack = starter  # type: ignore[attr-defined]
+
+    @pytest.mark.xfail(reason="models of 135M and 270M answer in words where a call is not forced")
+    def test_agent_loop(self, model: BaseChatModel) -> None:
+        super().test_agent_loop(model)
+
+    @pytest.mark.xfail(reason="models of 135M and 270M spell Chinese names in Latin letters")
+    def test_unicode_tool_call_integration(self, model: BaseChatModel, **settings: Any) -> None:
+        super().test_unicode_tool_call_integration(model, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +84,7 @@ def script(prompt: str) -> str:
     return "Hello, it is sunny."
 
 
-class TestScriptedPack(TestStarterPack):
+class TestScriptedPack(_Standard):
     """The same with a model that knows the answers: nothing is expected to fail."""
 
     @pytest.fixture(autouse=True)

