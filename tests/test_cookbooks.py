@@ -39,6 +39,23 @@ def test_langchain_agent(starter_folders: dict[str, Path], tmp_path: Path) -> No
     assert "grammar" in printed
 
 
+def test_llama_index_query_engine(starter_folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    printed = run(
+        "llama_index_query_engine.py", "--folder", str(folder), "--max-new-tokens", "8",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert all(name in printed for name in starter_folders)
+    assert (folder / "weights.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "index").iterdir())
+
+
+def test_llama_index_agent(starter_folders: dict[str, Path], tmp_path: Path) -> None:
+    printed = run("llama_index_agent.py", folder=tmp_path)
+    assert all(name in printed for name in starter_folders)
+    assert "multiply" in printed
+
+
 def test_no_cookbook_goes_untested() -> None:
     tests = Path(__file__).read_text()
-    assert [path.name for path in COOKBOOKS.glob("*.py") if f'run("{path.name}"' not in tests] == []
+    assert [path.name for path in COOKBOOKS.glob("*.py") if f'"{path.name}"' not in tests] == []

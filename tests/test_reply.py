@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings, strategies
 
+from packfuse.emitter import whole_text
 from packfuse.record import FinishReason, FusionRecord, Timings, Usage
 from packfuse.tools.protocol import write_call
 from packfuse.tools.reply import Piece, Reader, Reply
+from tests import fusing
 
 CALL = write_call("f", {"a": "é"})
 BITS = [
@@ -211,3 +213,19 @@ def test_a_reply_shows_its_usage_and_its_fusion_as_plain_json() -> None:
     reply = whole("x")
     assert reply.usage == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     assert FusionRecord.model_validate(json.loads(json.dumps(reply.fusion))) == reply.record
+
+
+def test_marks_that_are_control_tokens_part_the_reasoning_from_the_text() -> None:
+    """As in Qwen 3, whose chat template writes them."""
+    own = fusing.bpe(controls=("<end>", "<think>", "</think>"))
+    opens, closes = own.controls["<think>"], own.controls["</think>"]
+    ids = [opens, *own.encode("Hm."), closes, *own.encode("\n\nYes.")]
+    text, _ = whole_text(ids, own, ())
+    assert text == "<think>Hm.</think>\n\nYes."
+    assert own.decode(ids) == b"Hm.\n\nYes."
+
+
+def test_a_call_that_a_stop_string_ends_within_its_tag_is_broken() -> None:
+    reader = Reader(calling=True)
+    found = reader.whole("Well.\n<tool_call>", record("stop"))
+    assert (found.text, len(found.calls), len(found.broken)) == ("Well.", 0, 1)

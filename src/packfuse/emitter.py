@@ -27,7 +27,7 @@ class Emitter:
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that is certain after these ids."""
-        return self._emit(self._decoder.decode(self.vocabulary.decode(ids)))
+        return self._emit(self._decoder.decode(self.vocabulary.spoken(ids)))
 
     def finish(self) -> str:
         """What was held back."""

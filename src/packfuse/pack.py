@@ -191,6 +191,46 @@ class Pack:
         return cls.from_pretrained(entries, progress=progress, **overrides)
 
     @classmethod
+    def given(
+        cls,
+        *,
+        pack: Pack | None = None,
+        models: Sequence[Any] | None = None,
+        pack_file: str | os.PathLike[str] | None = None,
+        **loading: Any,
+    ) -> Pack:
+        """The pack that a front end was handed, in one of three ways.
+
+        Args:
+            pack: A pack that is loaded already.
+            models: As for `from_pretrained`.
+            pack_file: As for `from_config`.
+            **loading: Further arguments of those two.
+
+        Raises:
+            ConfigError: unless there is exactly one of them, or for arguments beside a pack.
+            LoadError: if a member cannot be loaded.
+        """
+        ways = {"pack": pack, "models": models, "pack_file": pack_file}
+        names = [name for name, value in ways.items() if value is not None]
+        if len(names) != 1:
+            raise ConfigError(
+                f"one of pack, models and pack_file is needed, got {' and '.join(names) or 'none'}",
+                hint="try pack=Pack.starter()",
+            )
+        if models is not None:
+            return cls.from_pretrained(models, **loading)
+        if pack_file is not None:
+            return cls.from_config(pack_file, **loading)
+        if not isinstance(pack, Pack):
+            raise ConfigError(f"{pack!r} is not a pack", hint="make one with Pack.from_pretrained")
+        if loading:
+            raise ConfigError(
+                f"a loaded pack takes no {' and no '.join(loading)}", hint="load it with them"
+            )
+        return pack
+
+    @classmethod
     def _load(cls, config: PackConfig, progress: bool, settings: dict[str, Any]) -> Pack:
         # Names are checked before anything heavy is loaded.
         chosen = {

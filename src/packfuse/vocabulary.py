@@ -27,6 +27,8 @@ FORMAT = 2
 
 _BYTE_OF_CHAR = {char: byte for byte, char in bytes_to_unicode().items()}
 _MARKUP = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
+MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+"""Marks that some vocabularies have control tokens for, and that belong to an answer's text."""
 _NEEDED = {*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF0)}
 """Bytes without which no text can be written; SmolLM2 lacks a few others."""
 _PROBE = "It's 42%:  a\n\n\tb 'é e\u0301 ﬁ 中文 ▁x\u00a0 😀\r\n\x07 "
@@ -242,6 +244,15 @@ class Vocabulary:
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for; control tokens stand for none."""
         return b"".join(self.token_bytes[index] or b"" for index in ids)
+
+    def spoken(self, ids: Iterable[int]) -> bytes:
+        """`decode` for generated ids: marks of reasoning and calls are spelled, not dropped."""
+        return b"".join(self.token_bytes[index] or self.marks.get(index, b"") for index in ids)
+
+    @cached_property
+    def marks(self) -> dict[int, bytes]:
+        """Control tokens that say which part of an answer follows, as text."""
+        return {self.controls[name]: name.encode() for name in MARKS if name in self.controls}
 
     def spell(self, index: int) -> str:
         """A token as people read it, control tokens included."""

@@ -77,20 +77,7 @@ class PackSettings(BaseLanguageModel[Any]):
             ConfigError: unless exactly one of `pack`, `models` and `pack_file` is given.
             LoadError: if a member cannot be loaded.
         """
-        given = {"pack": pack, "models": models, "pack_file": pack_file}
-        names = [name for name, value in given.items() if value is not None]
-        if len(names) != 1:
-            msg = (
-                f"one of pack, models and pack_file is needed, got {' and '.join(names) or 'none'}"
-            )
-            raise ConfigError(msg, hint="try pack=Pack.starter()")
-        if pack is not None and load_kwargs:
-            msg = f"a loaded pack takes no load_kwargs, got {sorted(load_kwargs)}"
-            raise ConfigError(msg, hint="load it with them")
-        if models is not None:
-            pack = Pack.from_pretrained(models, **(load_kwargs or {}))
-        elif pack_file is not None:
-            pack = Pack.from_config(pack_file, **(load_kwargs or {}))
+        pack = Pack.given(pack=pack, models=models, pack_file=pack_file, **(load_kwargs or {}))
         super().__init__(pack=pack, **settings)  # type: ignore[call-arg]
 
     @property

@@ -218,6 +218,9 @@ class Reader:
         held, self._held = self._held, ""
         if self._state == "reasoning":
             return Piece(reasoning=held)
+        if self._state == "text" and self.calling and held.strip() == CALL.strip():
+            # A stop string ended the call within its tag.
+            self._state, held = "call", ""
         if self._state == "call":
             reason = {"length": "cut off by max_new_tokens", "cancelled": "cancelled"}
             why = reason.get(record.finish_reason, "ended by a stop string")

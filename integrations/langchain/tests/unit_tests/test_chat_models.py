@@ -251,7 +251,7 @@ def test_a_new_pack_is_not_made_of_two_things(tiny: Pack) -> None:
         ChatPackFuse(pack=tiny, models=["a", "b"])
     with pytest.raises(ConfigError, match="none"):
         ChatPackFuse()
-    with pytest.raises(ConfigError, match="load_kwargs"):
+    with pytest.raises(ConfigError, match="takes no dtype"):
         ChatPackFuse(pack=tiny, load_kwargs={"dtype": "float32"})
 
 

@@ -49,28 +49,10 @@ def make_pack(pack: Pack | None, models: Any, settings: Mapping[str, Any]) -> Pa
         ConfigError: unless there is exactly one of pack, models and pack_file.
         LoadError: if a member cannot be loaded.
     """
-    file = settings.get("pack_file")
-    ways = {"pack": pack, "models": models, "pack_file": file}
-    names = [name for name, value in ways.items() if value is not None]
-    if len(names) != 1:
-        raise ConfigError(
-            f"one of pack, models and pack_file is needed, got {' and '.join(names) or 'none'}",
-            hint="try pack=Pack.starter()",
-        )
-    given = {name: settings[name] for name in _LOADING if settings.get(name)}
-    if pack is not None:
-        if not isinstance(pack, Pack):
-            raise ConfigError(f"{pack!r} is not a pack", hint="make one with Pack.from_pretrained")
-        if given:
-            raise ConfigError(
-                f"a loaded pack takes no {' and no '.join(given)}", hint="load it with them"
-            )
-        return pack
-    given |= {name: settings[name] for name in ("fusion", "weighting") if settings.get(name)}
-    given |= given.pop("load_kwargs", {})
-    if file is not None:
-        return Pack.from_config(file, **given)
-    return Pack.from_pretrained(models, **given)
+    names = _LOADING if pack is not None else (*_LOADING, "fusion", "weighting")
+    loading = {name: settings[name] for name in names if settings.get(name)}
+    loading |= loading.pop("load_kwargs", {})
+    return Pack.given(pack=pack, models=models, pack_file=settings.get("pack_file"), **loading)
 
 
 def _plain(registry: Registry[Any], value: Any) -> Any:
