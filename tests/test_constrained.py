@@ -117,6 +117,15 @@ def test_control_tokens_and_padding_are_never_text() -> None:
     assert [index for index in silent if mask[index]] == [END]
 
 
+def test_marks_of_calls_may_be_control_tokens() -> None:
+    own = fusing.bpe("ok", controls=("<end>", "<tool_call>"))
+    held = Constrained(own, Grammar('start: "<tool_call>" "ok"'), 0)
+    mark, word = own.controls["<tool_call>"], own.encode("ok")[0]
+    assert allowed(held, [[]])[0].nonzero().flatten().tolist() == [mark]
+    assert allowed(held, [[mark]])[0].nonzero().flatten().tolist() == [word]
+    assert allowed(held, [[mark, word]])[0].nonzero().flatten().tolist() == list(own.end_ids)
+
+
 def test_a_text_that_left_its_constraint_is_an_error() -> None:
     with pytest.raises(ConstraintError, match=r"left its constraint .*processors"):
         allowed(Constrained(VOCABULARY, Regex("ab"), 0), [[ord("x")]])

@@ -258,6 +258,17 @@ def test_configuration_round_trip(tmp_path) -> None:
     assert not list(tmp_path.glob(".*part"))
 
 
+def test_a_file_names_folders_beside_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pico.save_tiny(tmp_path / "packs" / "one", "deepseek")
+    file = tmp_path / "packs" / "pack.yaml"
+    file.write_text("members: [one]\n")
+    monkeypatch.chdir(tmp_path)
+    assert Pack.from_config("packs/pack.yaml", progress=False).names == ["one"]
+    assert PackConfig.read(file).members[0].model == str(tmp_path / "packs" / "one")
+    file.write_text("members: [org/one]\n")
+    assert PackConfig.read(file).members[0].model == "org/one"
+
+
 @pytest.mark.parametrize(
     ("prompt", "arguments", "error", "words"),
     [

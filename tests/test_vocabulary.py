@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -276,3 +277,16 @@ def test_tokens_as_people_read_them() -> None:
     assert [vocabulary.spell(i) for i in vocabulary.encode("a b")] == ["a", " b"]
     assert vocabulary.spell(2) == "</s>"
     assert "mistral" not in repr(vocabulary) or "byte strings" in repr(vocabulary)
+
+
+@given(
+    text=st.lists(st.sampled_from(["<think>", "</think>", "<", "think", ">", "a", "é"])).map(
+        "".join
+    )
+)
+def test_marks_are_written_and_spoken_as_one_token_and_never_come_from_text(text: str) -> None:
+    own = fusing.bpe("the", controls=("<end>", "<think>", "</think>"))
+    ids = own.written(text.encode())
+    assert own.spoken(ids) == text.encode()
+    assert sum(index in own.control_ids for index in ids) == len(re.findall("</?think>", text))
+    assert not own.control_ids & set(own.encode(text))

@@ -37,6 +37,13 @@ class MemberConfig(BaseModel):
     device_map: str | dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
 
+    def beside(self, folder: Path) -> MemberConfig:
+        """The same with model and tokenizer found in `folder`, where they lie there."""
+        named = {"model": self.model, "tokenizer": self.tokenizer}
+        places = {field: folder / name for field, name in named.items() if name}
+        found = {field: str(place.resolve()) for field, place in places.items() if place.exists()}
+        return self.model_copy(update=found)
+
 
 class PackConfig(BaseModel):
     """A pack: members and how they are fused.
@@ -87,7 +94,9 @@ class PackConfig(BaseModel):
             raise ConfigError(f"{file} is not YAML: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{file} does not hold a mapping", hint="it begins with `members:`")
-        return cls.check(data, str(file))
+        config = cls.check(data, str(file))
+        members = [member.beside(file.parent) for member in config.members]
+        return config.model_copy(update={"members": members})
 
     @classmethod
     def check(cls, data: dict[str, Any], where: str = "the configuration") -> PackConfig:

@@ -81,10 +81,14 @@ def _allowed(matcher: LLMatcher, columns: int) -> np.ndarray[Any, np.dtype[np.bo
 
 
 class _Tokens:
-    """A vocabulary as llguidance takes it: tokens are their bytes, control tokens are special."""
+    """A vocabulary as llguidance takes it: tokens are their bytes, control tokens are special.
+
+    Marks of calls are both: where a grammar spells one, a model that has a token writes the token.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        table = vocabulary.token_bytes
+        marks = vocabulary.marks
+        table = [marks.get(i, token) for i, token in enumerate(vocabulary.token_bytes)]
         self.eos_token_id = vocabulary.end_ids[0]
         self.bos_token_id = None
         self.tokens = [token or b"" for token in table]
@@ -94,7 +98,7 @@ class _Tokens:
 
     def __call__(self, text: bytes) -> Sequence[int]:
         vocabulary = self._vocabulary()
-        return vocabulary.encode_bytes(text) if vocabulary else []
+        return vocabulary.written(text) if vocabulary else []
 
 
 def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:

@@ -254,6 +254,18 @@ class Vocabulary:
         """Control tokens that say which part of an answer follows, as text."""
         return {self.controls[name]: name.encode() for name in MARKS if name in self.controls}
 
+    def written(self, data: bytes) -> list[int]:
+        """Ids as the model itself would write them: `encode_bytes`, with its tokens for marks."""
+        if not self.marks:
+            return self.encode_bytes(data)
+        ids_of = {mark: index for index, mark in self.marks.items()}
+        parts = re.split(b"(" + b"|".join(map(re.escape, ids_of)) + b")", data)
+        return [
+            index
+            for part in parts
+            for index in ([ids_of[part]] if part in ids_of else self.encode_bytes(part))
+        ]
+
     def spell(self, index: int) -> str:
         """A token as people read it, control tokens included."""
         token = self.token_bytes[index] if index < self.columns else None

@@ -82,6 +82,20 @@ def test_a_rendered_chat_begins_once(starter: Pack) -> None:
         assert prompt is not None
 
 
+def test_a_system_message_that_a_template_refuses_is_folded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack = scripted_pack(lambda prompt: prompt.lstrip().upper())
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    for member in pack.members:
+        own = member.tokenizer.chat_template
+        monkeypatch.setattr(member.tokenizer, "chat_template", refusing + own)
+    answer = ChatPackFuse(pack=pack).invoke([SystemMessage("Be brief."), HumanMessage("Hi")])
+    assert answer.content == "[USER] BE BRIEF.\n\nHI\n"
+    notes = answer.response_metadata["fusion"]["notes"]
+    assert any("folded" in note for note in notes)
+
+
 def test_reasoning_is_kept_apart() -> None:
     pack = scripted_pack(lambda prompt: "<think>\nIt is in\nFrance.</think>\n\nParis.")
     model = ChatPackFuse(pack=pack)
