@@ -200,7 +200,7 @@ def test_bad_settings(settings, error, words):
         ({"models": ["org/model"]}, ConfigError, "got pack and models"),
         ({"alignment": "prefix"}, ConfigError, "takes no alignment"),
         ({"reference": "mistral"}, ConfigError, "takes no reference"),
-        ({"load_kwargs": {"dtype": "auto"}}, ConfigError, "takes no load_kwargs"),
+        ({"load_kwargs": {"dtype": "auto"}}, ConfigError, "takes no dtype"),
         ({"weighting": {"nobody": 1.0}}, WeightsError, "nobody"),
         ({"generate_kwargs": {"stop": [""]}}, ConfigError, "stop string"),
         ({"generate_kwargs": {"fusion": "packlm"}}, ConfigError, "did you mean 'packllm'"),
