@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
 from langchain_core.messages import BaseMessage
 from pydantic import Field
 
+from langchain_packfuse.messages import turn_of
 from packfuse import Pack
 from packfuse.errors import ConfigError
 
@@ -17,6 +19,8 @@ _RENAMED = {"max_tokens": "max_new_tokens", "timeout": "max_time"}
 """LangChain's names of generation arguments, and transformers'."""
 _FOREIGN = ("strict", "ls_structured_output_format")
 """What LangChain hands to every provider, and nothing here can use."""
+_TRACED = ("temperature", "max_tokens", "max_new_tokens")
+"""Arguments of a call that LangSmith shows."""
 
 
 class PackSettings(BaseLanguageModel[Any]):
@@ -87,9 +91,10 @@ class PackSettings(BaseLanguageModel[Any]):
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """The fields that are set."""
+        """The fields that are set; a temperature or a seed of 0 is."""
         own = PackSettings.model_fields.keys() - BaseLanguageModel.model_fields.keys() - {"pack"}
-        return {name: getattr(self, name) for name in sorted(own) if getattr(self, name)}
+        values = {name: getattr(self, name) for name in sorted(own)}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -110,11 +115,11 @@ class PackSettings(BaseLanguageModel[Any]):
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         """What LangSmith shows."""
-        arguments = self._arguments(stop, {k: v for k, v in kwargs.items() if k in self._known})
+        arguments = self._arguments(stop, {k: v for k, v in kwargs.items() if k in _TRACED})
         params = LangSmithParams(
             ls_provider="packfuse",
             ls_model_name=kwargs.get("model") or self.model_name,
-            ls_model_type="chat" if "Chat" in type(self).__name__ else "llm",
+            ls_model_type="chat" if isinstance(self, BaseChatModel) else "llm",
         )
         if (temperature := arguments.get("temperature")) is not None:
             params["ls_temperature"] = temperature
@@ -123,10 +128,6 @@ class PackSettings(BaseLanguageModel[Any]):
         if stops := arguments.get("stop"):
             params["ls_stop"] = list(stops)
         return params
-
-    @property
-    def _known(self) -> set[str]:
-        return {"temperature", "max_tokens", "max_new_tokens"}
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of a text in the pack's own tokens."""
@@ -141,6 +142,4 @@ class PackSettings(BaseLanguageModel[Any]):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """How long a chat is as the pack reads it, with its template and tools."""
-        from langchain_packfuse.messages import turn_of
-
         return turn_of(self.pack, messages, tools=tools).prompt_tokens

@@ -122,6 +122,16 @@ def test_a_call_overrides_the_constructor(model: ChatPackFuse) -> None:
     assert sampled[0] == sampled[1] != sampled[2]
 
 
+def test_zero_is_a_setting(tiny: Pack) -> None:
+    sampled = ChatPackFuse(pack=tiny, max_tokens=10, temperature=2.0, seed=0)
+    assert sampled.invoke(QUESTION).response_metadata["fusion"]["seed"] == 0
+    assert sampled.invoke(QUESTION).content == sampled.invoke(QUESTION).content
+    greedy = ChatPackFuse(pack=tiny, max_tokens=10, temperature=0, top_p=0.9)
+    plain = ChatPackFuse(pack=tiny, max_tokens=10).invoke(QUESTION)
+    assert {str(greedy.invoke(QUESTION).content) for _ in range(3)} == {plain.content}
+    assert greedy._get_ls_params()["ls_temperature"] == 0
+
+
 def test_settings_can_be_made_configurable(model: ChatPackFuse) -> None:
     flexible = model.configurable_fields(weighting=ConfigurableField(id="weighting"))
     configured = flexible.with_config(configurable={"weighting": "uniform"})
