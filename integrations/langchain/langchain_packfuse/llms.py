@@ -56,10 +56,9 @@ class PackFuseLLM(PackSettings, BaseLLM):
         rest = {k: v for k, v in kwargs.items() if k in own}
         if not settings:
             return self, rest
-        fields = {k: v for k, v in settings.items() if k in PackSettings.model_fields}
-        others = {k: v for k, v in settings.items() if k not in fields}
-        fields["model_kwargs"] = {**self.model_kwargs, **fields.get("model_kwargs", {}), **others}
-        return self.model_copy(update=fields), rest
+        unset = dict.fromkeys(self._settings)
+        arguments = self._arguments(None, settings)
+        return self.model_copy(update={**unset, "model_kwargs": arguments}), rest
 
     def _generate(
         self,

@@ -14,8 +14,9 @@ from pydantic import Field
 from langchain_packfuse.messages import turn_of
 from packfuse import Pack
 from packfuse.errors import ConfigError
+from packfuse.tools.arguments import merged
 
-_RENAMED = {"max_tokens": "max_new_tokens", "timeout": "max_time"}
+_RENAMED = {"timeout": "max_time"}
 """LangChain's names of generation arguments, and transformers'."""
 _FOREIGN = ("strict", "ls_structured_output_format")
 """What LangChain hands to every provider, and nothing here can use."""
@@ -103,15 +104,13 @@ class PackSettings(BaseLanguageModel[Any]):
 
     def _arguments(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of one call, under packfuse's names."""
-        merged = {**self._settings, **call, **({} if stop is None else {"stop": stop})}
-        if merged.pop("model", None) is not None:
+        settings, own = self._settings, {**call, "stop": call.get("stop") if stop is None else stop}
+        if own.pop("model", None) is not None:
             msg = "a call cannot change the models of a pack"
             raise ConfigError(msg, hint="make another pack")
-        arguments = {**merged.pop("model_kwargs", {})}
-        for name, value in merged.items():
-            if value is not None and name not in _FOREIGN:
-                arguments[_RENAMED.get(name, name)] = value
-        return arguments
+        further = settings.pop("model_kwargs")
+        arguments = merged(merged(own.pop("model_kwargs", further), settings), own)
+        return {_RENAMED.get(k, k): v for k, v in arguments.items() if k not in _FOREIGN}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         """What LangSmith shows."""

@@ -19,7 +19,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
-from langchain_packfuse import ChatPackFuse, get_fusion_callback
+from langchain_packfuse import ChatPackFuse, PackFuseLLM, get_fusion_callback
 from pydantic import BaseModel
 
 from packfuse import Pack
@@ -120,6 +120,18 @@ def test_a_call_overrides_the_constructor(model: ChatPackFuse) -> None:
     assert bound["weights"] == {"deepseek": 0.5, "mistral": 0.5}
     sampled = [model.invoke(QUESTION, temperature=2.0, seed=seed).content for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_a_call_that_says_the_same_in_other_words_counts(tiny: Pack) -> None:
+    settings: Any = {"max_tokens": 8, "weights": {"deepseek": 0.25, "mistral": 0.75}}
+    chat, llm = ChatPackFuse(pack=tiny, **settings), PackFuseLLM(pack=tiny, **settings)
+    call: Any = {"max_new_tokens": 3, "weighting": "uniform"}
+    [[generation]] = llm.generate([QUESTION], **call).generations
+    assert generation.generation_info is not None
+    answer = chat.invoke(QUESTION, **call)
+    for found in (answer.response_metadata["fusion"], generation.generation_info["fusion"]):
+        assert found["weights"] == {"deepseek": 0.5, "mistral": 0.5}
+        assert found["usage"]["completion_tokens"] <= 3
 
 
 def test_zero_is_a_setting(tiny: Pack) -> None:

@@ -7,12 +7,12 @@ from typing import Any, Self
 
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.llms.custom import CustomLLM
-from llama_index.llms.packfuse.arguments import merged
 from pydantic import Field, PrivateAttr
 
 from packfuse import Pack
 from packfuse.errors import ConfigError
 from packfuse.request import MAX_NEW_TOKENS
+from packfuse.tools.arguments import merged
 
 
 class PackSettings(CustomLLM):

@@ -1,4 +1,4 @@
-"""The arguments of one call: what the LLM was set to, and what the call says instead."""
+"""The arguments of one call: what a front end was set to, and what the call says instead."""
 
 from __future__ import annotations
 
