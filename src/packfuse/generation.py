@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from packfuse.answer import Answer, Chunk
 from packfuse.chat import render_chat
 from packfuse.constrained import Constrained
+from packfuse.continuation import Continuation, bare
 from packfuse.criteria import Cancelled, StopText
 from packfuse.emitter import Emitter, whole_text
 from packfuse.engine import Engine
@@ -115,20 +116,13 @@ class Runner:
         prompt = self.request.prompts[0]
         if not isinstance(prompt, str):
             raise PromptError("only text can be scored", hint="render the chat first")
-        # Trailing spaces belong to the first word of the continuation, as in lm-eval.
-        context = prompt.rstrip(" ") or prompt
-        rest = prompt[len(context) :] + continuation
         with self.settings():
-            item = self.prepare(0, context)
+            item = self.prepare(0, bare(prompt))
             model = self.pack.fused(item.reference)
-            own = model.engine.reference
-            text = own.text_prefix + (context + rest).encode()
-            ids = [*own.prefix_ids, *own.encode_bytes(text)]
-            new = ids[len(item.ids) :]
-            if ids[: len(item.ids)] != item.ids or not new:
-                head = ids[: len(item.ids)]
-                item.row = _replay(model, item, head)
-            return self._sum(model, item.row, new)
+            asked = Continuation.of(model.engine.reference, prompt, continuation)
+            if tuple(item.ids) != asked.head:
+                item.row = _replay(model, item, list(asked.head))
+            return self._sum(model, item.row, asked.new)
 
     def _sum(self, model: FusedForCausalLM, row: Row, new: Sequence[int]) -> float:
         total = float(row.last[new[0]]) if row.last is not None else 0.0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
 from packfuse.record import FusionRecord
-from packfuse.registry import Registry, alignments, rules, weightings
+from packfuse.registry import alignments, rules, weightings
 from packfuse.starter_plan import megabytes
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def record_view(record: FusionRecord) -> list[Table | Text]:
             f"{record.usage.prompt_tokens_by_member[name]} tokens",
         )
     method = [
-        spec_text(record.fusion, rules()),
-        spec_text(record.weighting, weightings()),
-        spec_text(record.alignment, alignments()),
+        rules().text(record.fusion),
+        weightings().text(record.weighting),
+        alignments().text(record.alignment),
         f"in the tokens of {record.reference}",
     ]
     lines = [_line(method), _line(_course(record)), *map(_note, record.notes)]
@@ -89,26 +89,9 @@ def weighing_view(weighing: Weighing) -> list[Table | Text]:
     facts = [
         f"loss in nats per token of {weighing.reference}",
         f"{weighing.scored_tokens} of them scored",
-        f"weights for {spec_text(weighing.fusion, rules())}",
+        f"weights for {rules().text(weighing.fusion)}",
     ]
     return [members, _line(facts), Text(), table, *map(_note, weighing.notes)]
-
-
-def spec_text(spec: dict[str, Any], registry: Registry[Any]) -> str:
-    """A part with those parameters that differ from their defaults.
-
-    Example:
-        >>> spec_text({"name": "unite", "k": 5}, rules())
-        'unite(k=5)'
-    """
-    fields = registry.parts[spec["name"]].model_fields
-    own = {
-        name: value
-        for name, value in spec.items()
-        if name in fields and value != fields[name].get_default()
-    }
-    inner = ", ".join(f"{name}={value}" for name, value in own.items())
-    return f"{spec['name']}({inner})" if inner else str(spec["name"])
 
 
 def facts_table(names: Iterable[str]) -> Table:

@@ -1,0 +1,173 @@
+"""Runs every system on every question, and keeps what is known when it is known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packfuse.errors import DataError, MemberError, PromptError
+from packfuse.evaluation.files import read_lines
+from packfuse.evaluation.ledger import Ledger
+from packfuse.evaluation.question import Outcome, Question
+from packfuse.evaluation.report import Evaluation, summarize
+from packfuse.evaluation.setting import Setting, every_method
+from packfuse.evaluation.systems import System, systems
+from packfuse.evaluation.tasks.base import Task
+from packfuse.pack import Pack
+from packfuse.registry import tasks
+
+Step = Callable[[int, int], None]
+"""Told (questions done, questions in all), over all systems."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """The questions of one file.
+
+    Attributes:
+        source: The file.
+        questions: In the order in which they are asked.
+        skipped: Lines that could not be asked.
+    """
+
+    source: str
+    questions: list[Question]
+    skipped: list[str] = field(default_factory=list)
+
+
+def task_for(path: Path) -> Task:
+    """The task whose fields a file has.
+
+    Raises:
+        DataError: if there is none.
+    """
+    first = next(read_lines(path))
+    for part in tasks().parts.values():
+        if part.fits(list(first.data), first.data.get("answer")):
+            made: Task = part()
+            return made
+    raise DataError(
+        f"{first.where}: no task has the fields {', '.join(first.data)}",
+        hint=f"name one of {', '.join(tasks().parts)}; README says what each needs",
+    )
+
+
+def read_questions(path: Path, task: Task, limit: int | None = None, seed: int = 0) -> Asked:
+    """Questions from a file, drawn by `seed`, each after the task's worked examples.
+
+    Raises:
+        DataError: naming the file, the line and the field; or if too few questions are left.
+    """
+    made = [(task.read(fields), fields.where) for fields in read_lines(path)]
+    questions = [question for question, _ in made if question is not None]
+    skipped = [where for question, where in made if question is None]
+    random.Random(seed).shuffle(questions)  # noqa: S311 - a choice of questions, no secret
+    shown, asked = questions[: task.shots], questions[task.shots :]
+    if not asked:
+        raise DataError(
+            f"{path} has no question left to ask: {len(made)} lines, {len(skipped)} skipped, "
+            f"{len(shown)} worked examples"
+        )
+    worked = task.worked(shown)
+    chosen = asked if limit is None else asked[:limit]
+    return Asked(str(path), [question.after(worked) for question in chosen], skipped)
+
+
+def evaluate(
+    pack: Pack,
+    asked: Asked,
+    task: Task,
+    settings: Sequence[Setting] | None = None,
+    *,
+    ledger: Ledger,
+    seed: int = 0,
+    step: Step | None = None,
+) -> Evaluation:
+    """Each member alone and the pack under `settings`, on the same questions.
+
+    A system whose member fails stops there; what it answered before counts, and the others go on.
+
+    Args:
+        pack: The pack; its lock is held while it runs.
+        asked: The questions.
+        task: Their kind.
+        settings: By default every rule with every weighting where options are scored, and the
+            pack's own where answers are written.
+        ledger: Where outcomes are kept, and found again.
+        seed: Of the bootstrap intervals.
+        step: Told how far it is.
+
+    Returns:
+        The figures. `Evaluation.rows` tells of systems that failed.
+    """
+    own = Setting.of(pack)
+    chosen = list(settings or ([own] if task.generates else every_method(own)))
+    parts = systems(pack, task, chosen)
+    total, done = len(asked.questions) * len(parts), 0
+    answered: dict[str, dict[Question, Outcome]] = {}
+    failed: dict[str, str] = {}
+    unread: dict[str, str] = {}
+    with pack.lock:
+        for number, system in enumerate(parts):
+            answers: dict[str, dict[Question, Outcome]] = {label: {} for label in system.labels}
+            answered.update(answers)
+            try:
+                for question, found in _each(system, task, asked.questions, ledger, unread):
+                    for label, outcome in (found or {}).items():
+                        answers[label][question] = outcome
+                    done += 1
+                    if step:
+                        step(done, total)
+            except MemberError as error:
+                failed.update(dict.fromkeys(system.labels, str(error)))
+            done = (number + 1) * len(asked.questions)
+    return summarize(
+        asked.source,
+        task,
+        answered,
+        members=pack.names,
+        settings={setting.label: setting.dump() for setting in chosen},
+        failed=failed,
+        skipped=asked.skipped,
+        unread=unread,
+        questions=len(asked.questions),
+        seed=seed,
+    )
+
+
+def _each(
+    system: System,
+    task: Task,
+    questions: Sequence[Question],
+    ledger: Ledger,
+    unread: dict[str, str],
+) -> Iterator[tuple[Question, dict[str, Outcome] | None]]:
+    """Outcomes by question: those in the ledger, then the others, in batches."""
+    fresh: list[Question] = []
+    for question in questions:
+        known = ledger.get(system, task, question)
+        if known is None:
+            fresh.append(question)
+        else:
+            yield question, known
+    for start in range(0, len(fresh), system.batch):
+        batch = fresh[start : start + system.batch]
+        for question, found in zip(batch, _answers(system, task, batch, unread), strict=True):
+            if found is not None:
+                ledger.add(system, task, question, found)
+            yield question, found
+
+
+def _answers(
+    system: System, task: Task, batch: Sequence[Question], unread: dict[str, str]
+) -> list[dict[str, Outcome] | None]:
+    """A batch; if it holds questions that cannot be read, one question after the other."""
+    try:
+        return list(system.run(task, batch))
+    except PromptError as error:
+        if len(batch) == 1:
+            unread[batch[0].where] = str(error)
+            return [None]
+    return [_answers(system, task, [question], unread)[0] for question in batch]
