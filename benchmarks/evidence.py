@@ -24,7 +24,7 @@ from rich.progress import track  # noqa: F401
 from packfuse import Pack
 from packfuse.evaluation import (
     Evaluation,
-    Ledger,
+    Journal,
     Setting,
     evaluate,
     every_method,
@@ -112,18 +112,18 @@ def main() -> None:
         ),
         encoding="utf-8",
     )
-    with Ledger(options.work / "answers.jsonl") as ledger:
+    with Journal(options.work / "answers.jsonl") as journal:
         for run in RUNS:
             if options.only and run.name not in options.only:
                 continue
             started = time.time()
-            found = one(run, pack, options, ledger, console)
+            found = one(run, pack, options, journal, console)
             (options.work / f"{run.name}.json").write_text(found.model_dump_json(indent=1))
             console.print(f"{run.name}: {time.time() - started:.0f} s")
 
 
 def one(
-    run: Run, pack: Pack, options: argparse.Namespace, ledger: Ledger, console: Console
+    run: Run, pack: Pack, options: argparse.Namespace, journal: Journal, console: Console
 ) -> Evaluation:
     """One run."""
     folder = options.work if run.pattern == "text.jsonl" else options.data
@@ -139,7 +139,13 @@ def one(
             console.print(f"{run.name} {done}/{total} {time.strftime('%H:%M:%S')}")
 
     return evaluate(
-        pack, asked, task, settings_for(run.settings, pack), ledger=ledger, seed=options.seed, step=step
+        pack,
+        asked,
+        task,
+        settings_for(run.settings, pack),
+        journal=journal,
+        seed=options.seed,
+        step=step,
     )
 
 

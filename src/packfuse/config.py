@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from packfuse.errors import ConfigError
+from packfuse.paths import write_text
 
 Spec = str | dict[str, Any]
 
@@ -117,10 +118,7 @@ class PackConfig(BaseModel):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a YAML file in one piece."""
-        file = Path(path)
         text = yaml.safe_dump(
             self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True
         )
-        temporary = file.with_name(f".{file.name}.part")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
+        write_text(Path(path), text)

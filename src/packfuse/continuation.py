@@ -12,10 +12,11 @@ from packfuse.vocabulary import Vocabulary
 class Continuation:
     """What is scored when a text is asked to follow another.
 
-    Both are tokenized together, and the tokens beyond as many as the context has by itself are
-    scored: lm-eval's definition, so that figures compare. Where the last token of the context and
-    the first of the continuation merge, that scores other bytes than those of the continuation;
-    `exact` tells.
+    lm-eval's definition, so that figures compare. White space at the end of the context goes to
+    what follows. The context is tokenized by itself; context and text are tokenized together, and
+    the tokens beyond as many as the context has are scored after the context's own. Where the last
+    token of the context and the first of the text merge, other bytes are scored than those of the
+    text; `exact` tells.
 
     Attributes:
         head: The tokens that are given, beginning of sequence included.
@@ -34,8 +35,8 @@ class Continuation:
         """Tokenize `context` and `text`.
 
         Raises:
-            PromptError: for an empty context.
-            ConfigError: for an empty text, or one that adds no token to its context.
+            PromptError: for an empty context, or a text that adds no token to it.
+            ConfigError: for an empty text.
         """
         if not context:
             raise PromptError("the prompt is empty", hint="give at least one character")
@@ -44,16 +45,16 @@ class Continuation:
         given = bare(context)
         rest = context[len(given) :] + text
         start = vocabulary.text_prefix + given.encode()
-        before = vocabulary.encode_bytes(start)
-        ids = vocabulary.encode_bytes(start + rest.encode())
-        head, new = ids[: len(before)], ids[len(before) :]
+        head = vocabulary.encode_bytes(start)
+        whole = vocabulary.encode_bytes(start + rest.encode())
+        new = whole[len(head) :]
         if not new:
-            raise ConfigError(
+            raise PromptError(
                 f"{text!r} adds no token to what it follows", hint="give more of the text"
             )
         size = int(vocabulary.lengths[new].sum())
-        prefix = vocabulary.prefix_ids
-        return cls((*prefix, *head), tuple(new), size, size == len(rest.encode()))
+        exact = vocabulary.decode(new) == rest.encode()
+        return cls((*vocabulary.prefix_ids, *head), tuple(new), size, exact)
 
 
 def bare(context: str) -> str:

@@ -120,8 +120,6 @@ class Runner:
             item = self.prepare(0, bare(prompt))
             model = self.pack.fused(item.reference)
             asked = Continuation.of(model.engine.reference, prompt, continuation)
-            if tuple(item.ids) != asked.head:
-                item.row = _replay(model, item, list(asked.head))
             return self._sum(model, item.row, asked.new)
 
     def _sum(self, model: FusedForCausalLM, row: Row, new: Sequence[int]) -> float:
@@ -364,13 +362,3 @@ def _padded(rows: Sequence[Sequence[int]], model: FusedForCausalLM) -> tuple[Ten
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
-
-
-def _replay(model: FusedForCausalLM, item: _Prepared, ids: list[int]) -> Row:
-    """A row that stands at the end of other ids, with the weights of the prompt."""
-    row = model.engine.open(item.prompt)
-    row.weights = item.row.weights
-    row.feed(ids)
-    model.engine.prefill(row, [None] * len(model.engine.members))
-    model.engine.settle([row])
-    return row

@@ -21,7 +21,7 @@ _WIDTH = 20
 
 def record_view(record: FusionRecord) -> list[Table | Text]:
     """Who was trusted, and how it went."""
-    table = _table("member", "weight", "", "loss", "bits/byte", "prompt")
+    table = plain_table("member", "weight", "", "loss", "bits/byte", "prompt")
     for name in record.members:
         table.add_row(
             name,
@@ -56,7 +56,7 @@ def _course(record: FusionRecord) -> list[str]:
 
 def trace_view(record: FusionRecord) -> Table:
     """One row a token: its probability for the pack and each member, and who wanted another one."""
-    table = _table("token", "pack", *record.members)
+    table = plain_table("token", "pack", *record.members)
     for step in record.trace or []:
         cells = [
             _opinion(step.text, step.member_probabilities[name], step.member_choices[name])
@@ -73,7 +73,7 @@ def _opinion(text: str, probability: float, choice: str) -> Text:
 
 def weighing_view(weighing: Weighing) -> list[Table | Text]:
     """What each member made of a prompt, and each weighting of that."""
-    members = _table("member", "loss", "bits/byte", "prompt")
+    members = plain_table("member", "loss", "bits/byte", "prompt")
     for name in weighing.members:
         members.add_row(
             name,
@@ -81,7 +81,7 @@ def weighing_view(weighing: Weighing) -> list[Table | Text]:
             _number(weighing.bits_per_byte, name),
             f"{weighing.prompt_tokens[name]} tokens",
         )
-    table = _table("weighting", "member", "weight", "")
+    table = plain_table("weighting", "member", "weight", "")
     for label, weights in weighing.weights.items():
         for index, (name, weight) in enumerate(weights.items()):
             last = index == len(weights) - 1
@@ -96,7 +96,7 @@ def weighing_view(weighing: Weighing) -> list[Table | Text]:
 
 def facts_table(names: Iterable[str]) -> Table:
     """A table with one column a model; rows are facts."""
-    table = _table("")
+    table = plain_table("")
     for name in names:
         table.add_column(Text(name), overflow="fold")
     return table
@@ -124,7 +124,8 @@ def size(value: int | None) -> str:
     return megabytes(value) if value >= 1e6 else f"{value / 1e3:.0f} kB"
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -87,17 +87,14 @@ class Panel(Pooling):
         logps = np.zeros((self._count, len(tokens)))
         first = np.zeros(self._count, dtype=np.int64)
         for rule, places in self._groups:
-            weights = torch.tensor(self.weights[places]).to(voices.logps)
-            fused = self.combine(rule, _spread(voices, len(places)), weights)
-            logps[places] = fused[:, wanted].double().cpu().numpy()
-            first[places] = fused.argmax(-1).cpu().numpy()
+            # One by one: a vocabulary's worth of numbers stays in the processor's cache.
+            distinct, which = np.unique(self.weights[places], axis=0, return_inverse=True)
+            for number, row in enumerate(distinct):
+                fused = self.combine(rule, voices, torch.from_numpy(row[None]).to(voices.logps))[0]
+                at = np.array(places)[which == number]
+                logps[at] = fused[wanted].double().cpu().numpy()
+                first[at] = int(fused.argmax())
         return Said(logps, first)
-
-
-def _spread(voices: Voices, count: int) -> Voices:
-    """The one place's voices for `count` settings, without copies."""
-    own = voices.own and [rows.expand(count, -1) for rows in voices.own]
-    return Voices(voices.logps.expand(-1, count, -1), own)
 
 
 def total(said: Sequence[Said], column: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict
 
 from packfuse.evaluation.intervals import Figure, difference, in_bits, mean, ratio
 from packfuse.evaluation.question import Outcome, Question
-from packfuse.evaluation.tasks.base import Task
-from packfuse.registry import tasks
 
 Answered = Mapping[Question, Outcome]
 
@@ -114,7 +112,8 @@ _FIGURES = ("accuracy", "raw", "bits_per_byte")
 
 def summarize(
     source: str,
-    task: Task,
+    task: dict[str, Any],
+    verdict: str,
     answered: Mapping[str, Answered],
     *,
     members: Sequence[str],
@@ -129,7 +128,8 @@ def summarize(
 
     Args:
         source: Where the questions come from.
-        task: Their kind.
+        task: Their kind, with its parameters.
+        verdict: What being right is called.
         answered: By label, the outcome of each question.
         members: Names of the members; they are labels too.
         settings: By label of a setting, what it is.
@@ -154,8 +154,8 @@ def summarize(
     ]
     return Evaluation(
         source=source,
-        task=tasks().dump(task),
-        verdict=task.verdict,
+        task=task,
+        verdict=verdict,
         seed=seed,
         questions=questions,
         skipped=list(skipped),

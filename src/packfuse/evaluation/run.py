@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from packfuse.errors import DataError, MemberError, PromptError
 from packfuse.evaluation.files import read_lines
-from packfuse.evaluation.ledger import Ledger
+from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.report import Evaluation, summarize
 from packfuse.evaluation.setting import Setting, every_method
@@ -81,7 +82,7 @@ def evaluate(
     task: Task,
     settings: Sequence[Setting] | None = None,
     *,
-    ledger: Ledger,
+    journal: Journal,
     seed: int = 0,
     step: Step | None = None,
 ) -> Evaluation:
@@ -95,7 +96,7 @@ def evaluate(
         task: Their kind.
         settings: By default every rule with every weighting where options are scored, and the
             pack's own where answers are written.
-        ledger: Where outcomes are kept, and found again.
+        journal: Where outcomes are kept, and found again.
         seed: Of the bootstrap intervals.
         step: Told how far it is.
 
@@ -114,7 +115,7 @@ def evaluate(
             answers: dict[str, dict[Question, Outcome]] = {label: {} for label in system.labels}
             answered.update(answers)
             try:
-                for question, found in _each(system, task, asked.questions, ledger, unread):
+                for question, found in _each(system, task, asked.questions, journal, unread):
                     for label, outcome in (found or {}).items():
                         answers[label][question] = outcome
                     done += 1
@@ -125,7 +126,8 @@ def evaluate(
             done = (number + 1) * len(asked.questions)
     return summarize(
         asked.source,
-        task,
+        tasks().dump(task),
+        task.verdict,
         answered,
         members=pack.names,
         settings={setting.label: setting.dump() for setting in chosen},
@@ -141,23 +143,29 @@ def _each(
     system: System,
     task: Task,
     questions: Sequence[Question],
-    ledger: Ledger,
+    journal: Journal,
     unread: dict[str, str],
 ) -> Iterator[tuple[Question, dict[str, Outcome] | None]]:
-    """Outcomes by question: those in the ledger, then the others, in batches."""
-    fresh: list[Question] = []
+    """Outcomes by question: those known before, then the others, in batches."""
+    fresh: list[tuple[Question, str]] = []
     for question in questions:
-        known = ledger.get(system, task, question)
+        key = digest(system.key, task.name, task.model_dump_json(), question.key)
+        known = journal.get(key)
         if known is None:
-            fresh.append(question)
+            fresh.append((question, key))
         else:
-            yield question, known
+            yield question, {label: Outcome(**fields) for label, fields in known.items()}
     for start in range(0, len(fresh), system.batch):
         batch = fresh[start : start + system.batch]
-        for question, found in zip(batch, _answers(system, task, batch, unread), strict=True):
+        answers = _answers(system, task, [question for question, _ in batch], unread)
+        for (question, key), found in zip(batch, answers, strict=True):
             if found is not None:
-                ledger.add(system, task, question, found)
+                journal.add(key, {label: _plain(outcome) for label, outcome in found.items()})
             yield question, found
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return outcome.model_dump(mode="json", exclude_defaults=True)
 
 
 def _answers(

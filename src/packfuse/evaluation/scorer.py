@@ -85,16 +85,12 @@ class Scorer:
             MemberError: if a member fails.
         """
         asked = [Continuation.of(self.engine.reference, context, text) for text in texts]
-        plain = from_text(bare(context), self._vocabularies, self.engine.reference_index).stream
-        row, fit = self._read(plain)
+        row, fit = self._read(asked[0].head)
         opening = self.panel.look([item.new[0] for item in asked])
-        said: list[list[Said]] = []
-        for column, item in enumerate(asked):
-            if item.head == plain:
-                start = Said(opening.logps[:, column : column + 1], opening.first)
-                said.append([start, *self._follow(row.fork(), item)])
-            else:
-                said.append(self._elsewhere(item))
+        said = [
+            [_column(opening, column), *self._follow(row.fork(), item.new)]
+            for column, item in enumerate(asked)
+        ]
         sums = [total(places) for places in said]
         return Scores(
             logps=np.stack([logps for logps, _ in sums], 1),
@@ -104,7 +100,7 @@ class Scorer:
             impossible=np.stack([missing for _, missing in sums], 1),
             first=[self.engine.reference.decode([int(token)]) for token in opening.first],
             weights=self.panel.weights,
-            tokens=len(plain) + sum(len(item.new) for item in asked),
+            tokens=len(asked[0].head) + sum(len(item.new) for item in asked),
             fit=fit,
         )
 
@@ -144,23 +140,30 @@ class Scorer:
             }
             yield Survey(normalize=kind[0], asked=asked)
 
-    def _follow(self, row: Row, item: Continuation) -> list[Said]:
-        """Go on from the context; the places after the first."""
-        rest = item.new[:-1]
-        if not rest:
+    def follow(
+        self, head: Sequence[int], new: Sequence[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Reference ids scored after others, to which weights are fitted.
+
+        Returns:
+            By setting `[S]`: log-probability in nats, and whether greedy decoding would write them.
+        """
+        row, _ = self._read(head)
+        places = [self.panel.look(new[:1]), *self._follow(row, new)]
+        return total(places)[0], _greedy(places, new)
+
+    def _follow(self, row: Row, new: Sequence[int]) -> list[Said]:
+        """Go on from a row; the places after the first of the new ids."""
+        if len(new) == 1:
             return []
-        self.panel.ask([[token] for token in item.new[1:]])
-        self.engine.advance([row], [rest], len(rest))
+        self.panel.ask([[token] for token in new[1:]])
+        self.engine.advance([row], [new[:-1]], len(new) - 1)
         return self.panel.said
 
-    def _elsewhere(self, item: Continuation) -> list[Said]:
-        """All places of a text that changes how its context is tokenized."""
-        own = from_ids(item.head, self._vocabularies, self.engine.reference_index)
-        row = self.engine.open(own)
-        row.feed(own.stream)
-        self.engine.prefill(row, [None] * len(self._vocabularies))
-        self.engine.settle([row])
-        return [self.panel.look([item.new[0]]), *self._follow(row, item)]
+
+def _column(said: Said, column: int) -> Said:
+    """What was said of one of the tokens asked about."""
+    return Said(said.logps[:, column : column + 1], said.first)
 
 
 def _greedy(said: Sequence[Said], tokens: Sequence[int]) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,39 +79,25 @@ class Scored(System):
         return [self._answer(task, question) for question in questions]
 
     def _answer(self, task: Task, question: Question) -> dict[str, Outcome]:
-        found: dict[int, tuple[Scores, float]] = {}
-
-        def scores(reference: int) -> tuple[Scores, float]:
-            if reference not in found:
-                started = time.perf_counter()
-                scored = self._scorer(reference).score(question.prompt, question.options)
-                found[reference] = scored, time.perf_counter() - started
-            return found[reference]
-
+        readings = self.readings(question.prompt, question.options)
         answers: dict[str, Outcome] = {}
         for label, setting in self.settings.items():
-            reference = self._reference(setting, question, scores)
-            scored, seconds = scores(reference)
-            answers[label] = self._outcome(task, question, self._at[label], scored).model_copy(
-                update={"seconds": seconds, "reference": self.pack.names[reference]}
+            reading = readings.under(setting)
+            outcome = self._outcome(task, question, self._at[label], reading.scores)
+            answers[label] = outcome.model_copy(
+                update={
+                    "seconds": reading.seconds,
+                    "reference": self.pack.names[reading.reference],
+                }
             )
         return answers
 
-    def _reference(self, setting: Setting, question: Question, scores: Any) -> int:
-        """In whose tokens; for "auto" the member that reads the prompt best, as `Pack` does."""
-        names = self.pack.names
-        if setting.reference != "auto":
-            return names.index(setting.reference)
-        default = self.pack.default_reference
-        if len(names) == 1:
-            return 0
-        if self.alignment.reading is self.alignment:
-            fit = scores(default)[0].fit
-        else:
-            fit = self._scorer(default, self.alignment.reading).weigh(question.prompt)
-        return default if fit.losses is None else int(np.argmin(fit.losses))
+    def readings(self, prompt: str, options: Sequence[str]) -> Readings:
+        """A prompt with its options, read in the tokens of whichever reference is asked for."""
+        return Readings(self, prompt, options)
 
-    def _scorer(self, reference: int, alignment: Alignment | None = None) -> Scorer:
+    def scorer(self, reference: int, alignment: Alignment | None = None) -> Scorer:
+        """Scores under all settings in the tokens of member number `reference`."""
         key = reference, alignment or self.alignment
         if key not in self._scorers:
             self._scorers[key] = Scorer(self.pack.members, *key, self._methods)
@@ -135,6 +122,50 @@ class Scored(System):
                 else dict(zip(names, bits.tolist(), strict=True)),
             }
         )
+
+
+@dataclass(slots=True)
+class Reading:
+    """A prompt with its options, read in one reference's tokens; seconds are those it took."""
+
+    reference: int
+    scores: Scores
+    seconds: float
+
+
+class Readings:
+    """One prompt, read once in each reference's tokens that some setting wants."""
+
+    def __init__(self, scored: Scored, prompt: str, options: Sequence[str]) -> None:
+        """Nothing is read yet."""
+        self.scored, self.prompt, self.options = scored, prompt, options
+        self._found: dict[int, Reading] = {}
+        self._best: int | None = None
+
+    def under(self, setting: Setting) -> Reading:
+        """Read in the tokens of the setting's reference."""
+        if setting.reference != "auto":
+            return self._in(self.scored.pack.names.index(setting.reference))
+        if self._best is None:
+            self._best = self._auto()
+        return self._in(self._best)
+
+    def _in(self, reference: int) -> Reading:
+        if reference not in self._found:
+            started = time.perf_counter()
+            scores = self.scored.scorer(reference).score(self.prompt, self.options)
+            seconds = time.perf_counter() - started
+            self._found[reference] = Reading(reference, scores, seconds)
+        return self._found[reference]
+
+    def _auto(self) -> int:
+        """The member that reads the prompt best in its own tokens, as `Pack` chooses."""
+        default, alignment = self.scored.pack.default_reference, self.scored.alignment
+        if alignment.reading is alignment:
+            fit = self._in(default).scores.fit
+        else:
+            fit = self.scored.scorer(default, alignment.reading).weigh(self.prompt)
+        return default if fit.losses is None else int(np.argmin(fit.losses))
 
 
 class Written(System):
@@ -186,7 +217,7 @@ def systems(pack: Pack, task: Task, settings: Sequence[Setting]) -> list[System]
     if task.generates:
         return [
             *(Written(alone(member), member.name) for member in pack.members),
-            *(Written(_as(pack, setting), label) for label, setting in labels.items()),
+            *(Written(under(pack, setting), label) for label, setting in labels.items()),
         ]
     single = [alone(member) for member in pack.members]
     kinds = dict.fromkeys(setting.alignment for setting in settings)
@@ -199,7 +230,7 @@ def systems(pack: Pack, task: Task, settings: Sequence[Setting]) -> list[System]
     ]
 
 
-def _as(pack: Pack, setting: Setting) -> Pack:
+def under(pack: Pack, setting: Setting) -> Pack:
     """The same members under another setting."""
     return Pack(
         pack.members,
