@@ -116,9 +116,9 @@ class PackConfig(BaseModel):
                 f"{where}: {place}: {first['msg']}", hint=f"fields: {known}"
             ) from error
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write a YAML file in one piece."""
+    def write(self, path: str | os.PathLike[str], comment: str = "") -> None:
+        """Write a YAML file in one piece, after lines that begin with `#`."""
         text = yaml.safe_dump(
             self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True
         )
-        write_text(Path(path), text)
+        write_text(Path(path), comment + text)

@@ -1,4 +1,4 @@
-"""The command line: `packfuse run`, `chat`, `check`, `weights`, `eval` and `starter`."""
+"""The command line: one module a command."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from packfuse import __version__
 from packfuse.cli.chat import chat
 from packfuse.cli.check import check
 from packfuse.cli.command import Command, command
+from packfuse.cli.determine import determine
 from packfuse.cli.evaluate import evaluate
 from packfuse.cli.run import run
 from packfuse.cli.starter import starter
@@ -28,6 +29,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "weights": weights,
     "check": check,
     "eval": evaluate,
+    "determine": determine,
     "starter": starter,
 }
 for name, function in _COMMANDS.items():

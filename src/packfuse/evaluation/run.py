@@ -106,24 +106,17 @@ def evaluate(
     own = Setting.of(pack)
     chosen = list(settings or ([own] if task.generates else every_method(own)))
     parts = systems(pack, task, chosen)
-    total, done = len(asked.questions) * len(parts), 0
+    size = len(asked.questions)
     answered: dict[str, dict[Question, Outcome]] = {}
     failed: dict[str, str] = {}
     unread: dict[str, str] = {}
     with pack.lock:
         for number, system in enumerate(parts):
-            answers: dict[str, dict[Question, Outcome]] = {label: {} for label in system.labels}
-            answered.update(answers)
-            try:
-                for question, found in _each(system, task, asked.questions, journal, unread):
-                    for label, outcome in (found or {}).items():
-                        answers[label][question] = outcome
-                    done += 1
-                    if step:
-                        step(done, total)
-            except MemberError as error:
-                failed.update(dict.fromkeys(system.labels, str(error)))
-            done = (number + 1) * len(asked.questions)
+            found = ask(system, task, asked.questions, journal, _tell(step, number, size, parts))
+            answered.update(found.outcomes)
+            unread.update(found.unread)
+            if found.failed:
+                failed.update(dict.fromkeys(system.labels, found.failed))
     return summarize(
         asked.source,
         tasks().dump(task),
@@ -134,9 +127,59 @@ def evaluate(
         failed=failed,
         skipped=asked.skipped,
         unread=unread,
-        questions=len(asked.questions),
+        questions=size,
         seed=seed,
     )
+
+
+@dataclass(slots=True)
+class Found:
+    """What one system made of the questions.
+
+    Attributes:
+        outcomes: By label, by question.
+        unread: Questions that it could not read, with the reason, by where they stand.
+        failed: Why it stopped before the end, if it did.
+    """
+
+    outcomes: dict[str, dict[Question, Outcome]]
+    unread: dict[str, str] = field(default_factory=dict)
+    failed: str | None = None
+
+
+def ask(
+    system: System,
+    task: Task,
+    questions: Sequence[Question],
+    journal: Journal,
+    tell: Callable[[int], None] | None = None,
+) -> Found:
+    """Put every question to one system, but for those it has answered before.
+
+    Args:
+        system: Who is asked.
+        task: The kind of the questions.
+        questions: In order.
+        journal: Where outcomes are kept, and found again.
+        tell: Told how many questions are done.
+    """
+    found = Found({label: {} for label in system.labels})
+    try:
+        for done, (question, answers) in enumerate(_each(system, task, questions, journal, found)):
+            for label, outcome in (answers or {}).items():
+                found.outcomes[label][question] = outcome
+            if tell:
+                tell(done + 1)
+    except MemberError as error:
+        found.failed = str(error)
+    return found
+
+
+def _tell(
+    step: Step | None, number: int, size: int, parts: Sequence[System]
+) -> Callable[[int], None] | None:
+    """Progress of one system as progress of all."""
+    return step and (lambda done: step(number * size + done, len(parts) * size))
 
 
 def _each(
@@ -144,7 +187,7 @@ def _each(
     task: Task,
     questions: Sequence[Question],
     journal: Journal,
-    unread: dict[str, str],
+    found: Found,
 ) -> Iterator[tuple[Question, dict[str, Outcome] | None]]:
     """Outcomes by question: those known before, then the others, in batches."""
     fresh: list[tuple[Question, str]] = []
@@ -157,11 +200,11 @@ def _each(
             yield question, {label: Outcome(**fields) for label, fields in known.items()}
     for start in range(0, len(fresh), system.batch):
         batch = fresh[start : start + system.batch]
-        answers = _answers(system, task, [question for question, _ in batch], unread)
-        for (question, key), found in zip(batch, answers, strict=True):
-            if found is not None:
-                journal.add(key, {label: _plain(outcome) for label, outcome in found.items()})
-            yield question, found
+        answers = _answers(system, task, [question for question, _ in batch], found.unread)
+        for (question, key), said in zip(batch, answers, strict=True):
+            if said is not None:
+                journal.add(key, {label: _plain(outcome) for label, outcome in said.items()})
+            yield question, said
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
