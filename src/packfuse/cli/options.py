@@ -50,6 +50,10 @@ class PackOptions:
             **_PACK,
         ),
     ] = None
+    expert: Annotated[
+        bool,
+        typer.Option("--expert", help="Add the small expert to the starter pack.", **_PACK),
+    ] = False
     fusion: Annotated[
         str | None,
         typer.Option(
@@ -112,6 +116,11 @@ class PackOptions:
         """
         if self.pack and self.model:
             raise ConfigError("--pack and --model exclude each other", hint="give one of them")
+        if self.expert and (self.pack or self.model):
+            raise ConfigError(
+                f"--expert and {'--pack' if self.pack else '--model'} exclude each other",
+                hint="it joins the starter pack; `packfuse starter` names its folder for --model",
+            )
         if self.weight and self.weighting:
             raise ConfigError("--weight and --weighting exclude each other", hint="give one")
         found: dict[str, Any] = {}
@@ -140,7 +149,7 @@ class PackOptions:
             return Pack.from_config(self.pack, **settings)
         if self.model:
             return Pack.from_pretrained(self.model, **settings)
-        return Pack.starter(**settings)
+        return Pack.starter(expert=self.expert, **settings)
 
 
 @dataclass(frozen=True)

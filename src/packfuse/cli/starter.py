@@ -20,7 +20,10 @@ def starter(
         bool, typer.Option("--plan", help="Say what would be fetched, and fetch nothing.")
     ] = False,
 ) -> None:
-    """Fetch and prepare the starter pack, once; its licenses and sizes are said first."""
+    """Fetch and prepare the starter pack, once; its licenses and sizes are said first.
+
+    The last of the models comes with packfuse itself and joins the pack with --expert.
+    """
     found = plan()
     if only_plan or found.ready:
         screen.show(Text(found.notice()))
@@ -32,13 +35,15 @@ def starter(
 
 
 def _table(found: StarterPlan) -> Table:
-    table = facts_table(model.name for model in found.models)
+    models = [*found.models, found.expert]
+    table = facts_table(model.name for model in models)
     rows = {
-        "license": [f"{model.license} ({model.license_url})" for model in found.models],
-        "download": [size(model.download_bytes) for model in found.models],
-        "on disk": [size(model.disk_bytes) for model in found.models],
-        "folder": [str(model.folder) for model in found.models],
-        "ready": ["yes" if model.ready else "not yet" for model in found.models],
+        "license": [f"{model.license} ({model.license_url})" for model in models],
+        "download": [size(model.download_bytes) if model.files else "none" for model in models],
+        "on disk": [size(model.disk_bytes) for model in models],
+        "folder": [str(model.folder) for model in models],
+        "ready": ["yes" if model.ready else "not yet" for model in models],
+        "joins": [*["always"] * len(found.models), "with --expert"],
     }
     for fact, values in rows.items():
         table.add_row(fact, *map(Text, values))

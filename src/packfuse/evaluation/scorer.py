@@ -121,7 +121,7 @@ class Scorer:
                 {int(label): survey.answer(label, len(even.weights)) for label in survey.asked}
             )
         if row is None or fit is None:
-            row, fit = prefill(self.engine, prompt, even, score=len(even.weights) > 1)
+            row, fit = prefill(self.engine, prompt, even)
         self.panel.weights = np.stack([weights[at] for at in range(len(self.methods))])
         return row, fit
 

@@ -161,8 +161,8 @@ class Readings:
     def _auto(self) -> int:
         """The member that reads the prompt best in its own tokens, as `Pack` chooses."""
         default, alignment = self.scored.pack.default_reference, self.scored.alignment
-        if alignment.reading is alignment:
-            fit = self._in(default).scores.fit
+        if alignment.reading is alignment and default in self._found:
+            fit = self._found[default].scores.fit
         else:
             fit = self.scored.scorer(default, alignment.reading).weigh(self.prompt)
         return default if fit.losses is None else int(np.argmin(fit.losses))
