@@ -18,12 +18,12 @@ from typer.testing import CliRunner, Result
 
 from packfuse import FusionRecord, Pack, Weighing, __version__
 from packfuse.cli import app
-from packfuse.cli.options import TextOptions, spec
+from packfuse.cli.options import TextOptions
 from packfuse.cli.screen import Screen
-from packfuse.cli.tables import count, spec_text
+from packfuse.cli.tables import count
 from packfuse.inspection import PackReport
 from packfuse.paths import CACHE_VARIABLE
-from packfuse.registry import alignments, rules, weightings
+from packfuse.registry import alignments, rules, weightings, written
 from packfuse.starter_plan import StarterPlan
 from tests.bytelevel import save_small
 
@@ -131,8 +131,8 @@ def test_completion_knows_the_rules(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_parts_with_parameters_can_be_written_in_one_word():
-    assert spec("unite") == {"name": "unite"}
-    assert spec("opt:normalize=own,shrinkage=0,early_stop=false") == {
+    assert written("unite") == {"name": "unite"}
+    assert written("opt:normalize=own,shrinkage=0,early_stop=false") == {
         "name": "opt",
         "normalize": "own",
         "shrinkage": 0,
@@ -140,8 +140,8 @@ def test_parts_with_parameters_can_be_written_in_one_word():
     }
     for registry in (rules(), alignments()):
         for name in registry.parts:
-            assert spec_text(registry.dump(registry.make(name)), registry) == name
-    assert spec_text({"name": "unite", "k": 5}, rules()) == "unite(k=5)"
+            assert registry.text(registry.dump(registry.make(name))) == name
+    assert rules().text({"name": "unite", "k": 5}) == "unite(k=5)"
 
 
 def test_counts_are_short():

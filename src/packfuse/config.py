@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from packfuse.errors import ConfigError
+from packfuse.paths import write_text
 
 Spec = str | dict[str, Any]
 
@@ -115,12 +116,9 @@ class PackConfig(BaseModel):
                 f"{where}: {place}: {first['msg']}", hint=f"fields: {known}"
             ) from error
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write a YAML file in one piece."""
-        file = Path(path)
+    def write(self, path: str | os.PathLike[str], comment: str = "") -> None:
+        """Write a YAML file in one piece, after lines that begin with `#`."""
         text = yaml.safe_dump(
             self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True
         )
-        temporary = file.with_name(f".{file.name}.part")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
+        write_text(Path(path), comment + text)

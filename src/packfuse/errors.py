@@ -38,6 +38,10 @@ class PromptError(PackError, ValueError):
     """A prompt that is empty, malformed, or longer than a member can read."""
 
 
+class DataError(PackError, ValueError):
+    """A question file that cannot be read, or a task whose data cannot be had."""
+
+
 class WeightsError(PackError, ValueError):
     """Weights that are negative, do not sum to one, or name no member."""
 

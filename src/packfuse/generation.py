@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from packfuse.answer import Answer, Chunk
 from packfuse.chat import render_chat
 from packfuse.constrained import Constrained
+from packfuse.continuation import Continuation, bare
 from packfuse.criteria import Cancelled, StopText
 from packfuse.emitter import Emitter, whole_text
 from packfuse.engine import Engine
@@ -115,20 +116,11 @@ class Runner:
         prompt = self.request.prompts[0]
         if not isinstance(prompt, str):
             raise PromptError("only text can be scored", hint="render the chat first")
-        # Trailing spaces belong to the first word of the continuation, as in lm-eval.
-        context = prompt.rstrip(" ") or prompt
-        rest = prompt[len(context) :] + continuation
         with self.settings():
-            item = self.prepare(0, context)
+            item = self.prepare(0, bare(prompt))
             model = self.pack.fused(item.reference)
-            own = model.engine.reference
-            text = own.text_prefix + (context + rest).encode()
-            ids = [*own.prefix_ids, *own.encode_bytes(text)]
-            new = ids[len(item.ids) :]
-            if ids[: len(item.ids)] != item.ids or not new:
-                head = ids[: len(item.ids)]
-                item.row = _replay(model, item, head)
-            return self._sum(model, item.row, new)
+            asked = Continuation.of(model.engine.reference, prompt, continuation)
+            return self._sum(model, item.row, asked.new)
 
     def _sum(self, model: FusedForCausalLM, row: Row, new: Sequence[int]) -> float:
         total = float(row.last[new[0]]) if row.last is not None else 0.0
@@ -370,13 +362,3 @@ def _padded(rows: Sequence[Sequence[int]], model: FusedForCausalLM) -> tuple[Ten
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
-
-
-def _replay(model: FusedForCausalLM, item: _Prepared, ids: list[int]) -> Row:
-    """A row that stands at the end of other ids, with the weights of the prompt."""
-    row = model.engine.open(item.prompt)
-    row.weights = item.row.weights
-    row.feed(ids)
-    model.engine.prefill(row, [None] * len(model.engine.members))
-    model.engine.settle([row])
-    return row

@@ -408,8 +408,8 @@ class Pack:
     def score(self, prompt: str, continuation: str, **arguments: Any) -> float:
         """Log-probability of `continuation` after `prompt` under the fused model, nats.
 
-        The continuation is the reference's tokens of the whole text beyond those of the prompt, as
-        lm-eval does it; weights are fitted to the prompt.
+        What exactly is scored is lm-eval's definition, in the reference's tokens; see
+        `packfuse.continuation`. Weights are fitted to the prompt.
 
         Raises:
             PromptError: if either is empty.

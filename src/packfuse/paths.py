@@ -42,6 +42,13 @@ def work_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file in one piece: whoever reads it sees the old or the new text."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def remove_leftovers(parent: Path) -> None:
     """Delete the work folders of processes that were killed; the caller holds `parent`'s lock."""
     for folder in parent.glob(f"{_WORK_PREFIX}*"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,20 @@ from packfuse.vocabulary import Vocabulary
 
 Watch = Callable[[Row, Tensor, Tensor], None]
 """Sees each fused position: the row, the members' log-probabilities `[K, V]`, the fused `[V]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voices:
+    """What the members say at N places.
+
+    Attributes:
+        logps: Log-probabilities carried to the reference, `[K, N, V]`, nats.
+        own: By member, log-probabilities over its own tokens, `[N, columns]`, for rules that
+            compare words; None where the alignment offers no lexicon.
+    """
+
+    logps: Tensor
+    own: list[Tensor] | None = None
 
 
 class Pooling:
@@ -41,23 +56,32 @@ class Pooling:
         self, rule: Rule, jobs: Sequence[Job], steps: Sequence[int], watch: Watch | None
     ) -> None:
         """Carry and combine one place of each job."""
-        at = list(zip(jobs, steps, strict=True))
-        members = range(len(self.pairings))
-        belief = torch.stack([job.logps(step) for job, step in at])
-        logps = torch.stack([self._carried(k, at, belief) for k in members])
-        weights = torch.stack([self._weights(job.row) for job in jobs]).to(belief)
-        if self.lexicon and rule.by_words:
-            words = [self._own_rows(k, at, belief) for k in members]
-            fused = rule.fuse_words(words, weights, self.lexicon, self.reference)
-        else:
-            fused = rule.fuse(logps, weights)
+        voices = self.hear(jobs, steps, words=rule.by_words)
+        weights = torch.stack([self._weights(job.row) for job in jobs]).to(voices.logps)
+        fused = self.combine(rule, voices, weights)
         if self.backed:
-            fused = backed(fused, logps, weights)
+            fused = backed(fused, voices.logps, weights)
         for index, job in enumerate(jobs):
             job.out.append(fused[index])
-            job.row.last, job.row.heard = fused[index], logps[:, index]
+            job.row.last, job.row.heard = fused[index], voices.logps[:, index]
             if watch:
-                watch(job.row, logps[:, index], fused[index])
+                watch(job.row, voices.logps[:, index], fused[index])
+
+    def hear(self, jobs: Sequence[Job], steps: Sequence[int], *, words: bool) -> Voices:
+        """What every member says at one place of each job; `words`: for rules that compare them."""
+        at = list(zip(jobs, steps, strict=True))
+        belief = torch.stack([job.logps(step) for job, step in at])
+        members = range(len(self.pairings))
+        logps = torch.stack([self._carried(k, at, belief) for k in members])
+        if self.lexicon is None or not words:
+            return Voices(logps)
+        return Voices(logps, [self._own_rows(k, at, belief) for k in members])
+
+    def combine(self, rule: Rule, voices: Voices, weights: Tensor) -> Tensor:
+        """What the pack says: fused log-probabilities `[N, V]` under weights `[N, K]`."""
+        if self.lexicon and rule.by_words and voices.own is not None:
+            return rule.fuse_words(voices.own, weights, self.lexicon, self.reference)
+        return rule.fuse(voices.logps, weights)
 
     def _weights(self, row: Row) -> Tensor:
         if row.weights is not None:

@@ -11,6 +11,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from packfuse.errors import ConfigError
@@ -74,6 +75,22 @@ class Registry(Generic[Part]):
         """The part as `{"name": ..., parameter: ...}` of plain JSON types; `make` reads it."""
         return {"name": _name(part), **part.model_dump(mode="json")}
 
+    def text(self, spec: dict[str, Any]) -> str:
+        """A dumped part in words: its name, and those parameters that differ from their defaults.
+
+        Example:
+            >>> rules().text({"name": "unite", "k": 5})
+            'unite(k=5)'
+        """
+        fields = self.parts[spec["name"]].model_fields
+        own = {
+            name: value
+            for name, value in spec.items()
+            if name in fields and value != fields[name].get_default()
+        }
+        inner = ", ".join(f"{name}={value}" for name, value in own.items())
+        return f"{spec['name']}({inner})" if inner else str(spec["name"])
+
 
 def suggest(name: object, known: Iterable[str]) -> str:
     """The hint for a wrong name: all known ones, and the nearest if one is near.
@@ -85,6 +102,26 @@ def suggest(name: object, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(str(name), known, 1)
     return f"known: {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def written(text: str) -> dict[str, Any]:
+    """A part as people write it, `name:parameter=value,...`, for `Registry.make`.
+
+    Example:
+        >>> written("sim:tau=0.5,shrinkage=0")
+        {'name': 'sim', 'tau': 0.5, 'shrinkage': 0}
+    """
+    name, _, rest = text.partition(":")
+    found: dict[str, Any] = {"name": name}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{item!r} in {text!r} has no value", hint=f"write {name}:{item}=...")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{value!r} in {text!r} is no value", hint="quote it") from error
+    return found
 
 
 def _name(part: Any) -> str:
@@ -114,3 +151,11 @@ def alignments() -> Registry[Any]:
     from packfuse.alignments.base import Alignment
 
     return Registry("alignment", "packfuse.alignments", Alignment)
+
+
+@cache
+def tasks() -> Registry[Any]:
+    """The tasks of `packfuse.evaluation`."""
+    from packfuse.evaluation.tasks.base import Task
+
+    return Registry("task", "packfuse.evaluation.tasks", Task)

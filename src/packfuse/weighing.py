@@ -50,23 +50,24 @@ class Survey(Weighting):
 
     source: ClassVar[str] = "not a method of its own"
 
-    asked: dict[str, Any]
-    """Weightings by the label under which their weights are kept; all want the same evidence."""
+    asked: dict[str, tuple[Any, str]]
+    """(weighting, pool) by the label under which their weights are kept; all want the same limits.
+    """
     _answers: dict[str, Weights] = PrivateAttr(default_factory=dict)
 
     def needs_scores(self, pool: str) -> bool:
-        """Whatever any of them needs."""
-        return any(weighting.needs_scores(pool) for weighting in self.asked.values())
+        """Whatever any of them needs for its own pool."""
+        return any(weighting.needs_scores(own) for weighting, own in self.asked.values())
 
     @property
     def limits(self) -> Limits:
         """What they all want."""
-        return next((weighting.limits for weighting in self.asked.values()), Limits())
+        return next((weighting.limits for weighting, _ in self.asked.values()), Limits())
 
     def fit(self, evidence: Evidence, pool: str) -> Weights:
         """Equal weights; what the others say is kept."""
-        for label, weighting in self.asked.items():
-            self._answers[label] = weighting.fit(evidence, pool)
+        for label, (weighting, own) in self.asked.items():
+            self._answers[label] = weighting.fit(evidence, own)
         return equal(evidence.members)
 
     def answer(self, label: str, members: int) -> Weights:
@@ -83,7 +84,7 @@ def weigh(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
         # Losses per reference token and per own token are different evidence; so are limits.
         for normalize, limits in dict.fromkeys((w.normalize, w.limits) for w in asked.values()):
             open_ones = {
-                label: weighting
+                label: (weighting, runner.request.rule.pool)
                 for label, weighting in asked.items()
                 if (weighting.normalize, weighting.limits) == (normalize, limits)
                 and found[label] is None

@@ -1,7 +1,8 @@
-"""The command line: `packfuse run`, `chat`, `check`, `weights` and `starter`."""
+"""The command line: one module a command."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -10,6 +11,8 @@ from packfuse import __version__
 from packfuse.cli.chat import chat
 from packfuse.cli.check import check
 from packfuse.cli.command import Command, command
+from packfuse.cli.determine import determine
+from packfuse.cli.evaluate import evaluate
 from packfuse.cli.run import run
 from packfuse.cli.starter import starter
 from packfuse.cli.weights import weights
@@ -20,8 +23,17 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for function in (run, chat, weights, check, starter):
-    app.command(function.__name__, cls=Command)(command(function))
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "chat": chat,
+    "weights": weights,
+    "check": check,
+    "eval": evaluate,
+    "determine": determine,
+    "starter": starter,
+}
+for name, function in _COMMANDS.items():
+    app.command(name, cls=Command)(command(function))
 
 
 def _version(wanted: bool) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from packfuse.cli.command import PARTS
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
+from packfuse.registry import written
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
@@ -127,7 +127,7 @@ class PackOptions:
         for option, registry in PARTS.items():
             value = getattr(self, option)
             if value is not None:
-                found[option] = spec(value)
+                found[option] = written(value)
                 registry().make(found[option])
         if self.weight:
             found["weighting"] = {"name": "fixed", "weights": dict(map(_share, self.weight))}
@@ -192,26 +192,6 @@ class TextOptions:
             "stop": self.stop or None,
         }
         return {name: value for name, value in given.items() if value is not None}
-
-
-def spec(text: str) -> dict[str, Any]:
-    """A rule, weighting or alignment with its parameters.
-
-    Example:
-        >>> spec("sim:tau=0.5,shrinkage=0")
-        {'name': 'sim', 'tau': 0.5, 'shrinkage': 0}
-    """
-    name, _, rest = text.partition(":")
-    found: dict[str, Any] = {"name": name}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"{item!r} in {text!r} has no value", hint=f"write {name}:{item}=...")
-        try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{value!r} in {text!r} is no value", hint="quote it") from error
-    return found
 
 
 def _share(text: str) -> tuple[str, float]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
 from packfuse.record import FusionRecord
-from packfuse.registry import Registry, alignments, rules, weightings
+from packfuse.registry import alignments, rules, weightings
 from packfuse.starter_plan import megabytes
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _WIDTH = 20
 
 def record_view(record: FusionRecord) -> list[Table | Text]:
     """Who was trusted, and how it went."""
-    table = _table("member", "weight", "", "loss", "bits/byte", "prompt")
+    table = plain_table("member", "weight", "", "loss", "bits/byte", "prompt")
     for name in record.members:
         table.add_row(
             name,
@@ -31,9 +31,9 @@ def record_view(record: FusionRecord) -> list[Table | Text]:
             f"{record.usage.prompt_tokens_by_member[name]} tokens",
         )
     method = [
-        spec_text(record.fusion, rules()),
-        spec_text(record.weighting, weightings()),
-        spec_text(record.alignment, alignments()),
+        rules().text(record.fusion),
+        weightings().text(record.weighting),
+        alignments().text(record.alignment),
         f"in the tokens of {record.reference}",
     ]
     lines = [_line(method), _line(_course(record)), *map(_note, record.notes)]
@@ -56,7 +56,7 @@ def _course(record: FusionRecord) -> list[str]:
 
 def trace_view(record: FusionRecord) -> Table:
     """One row a token: its probability for the pack and each member, and who wanted another one."""
-    table = _table("token", "pack", *record.members)
+    table = plain_table("token", "pack", *record.members)
     for step in record.trace or []:
         cells = [
             _opinion(step.text, step.member_probabilities[name], step.member_choices[name])
@@ -73,7 +73,7 @@ def _opinion(text: str, probability: float, choice: str) -> Text:
 
 def weighing_view(weighing: Weighing) -> list[Table | Text]:
     """What each member made of a prompt, and each weighting of that."""
-    members = _table("member", "loss", "bits/byte", "prompt")
+    members = plain_table("member", "loss", "bits/byte", "prompt")
     for name in weighing.members:
         members.add_row(
             name,
@@ -81,7 +81,7 @@ def weighing_view(weighing: Weighing) -> list[Table | Text]:
             _number(weighing.bits_per_byte, name),
             f"{weighing.prompt_tokens[name]} tokens",
         )
-    table = _table("weighting", "member", "weight", "")
+    table = plain_table("weighting", "member", "weight", "")
     for label, weights in weighing.weights.items():
         for index, (name, weight) in enumerate(weights.items()):
             last = index == len(weights) - 1
@@ -89,31 +89,14 @@ def weighing_view(weighing: Weighing) -> list[Table | Text]:
     facts = [
         f"loss in nats per token of {weighing.reference}",
         f"{weighing.scored_tokens} of them scored",
-        f"weights for {spec_text(weighing.fusion, rules())}",
+        f"weights for {rules().text(weighing.fusion)}",
     ]
     return [members, _line(facts), Text(), table, *map(_note, weighing.notes)]
 
 
-def spec_text(spec: dict[str, Any], registry: Registry[Any]) -> str:
-    """A part with those parameters that differ from their defaults.
-
-    Example:
-        >>> spec_text({"name": "unite", "k": 5}, rules())
-        'unite(k=5)'
-    """
-    fields = registry.parts[spec["name"]].model_fields
-    own = {
-        name: value
-        for name, value in spec.items()
-        if name in fields and value != fields[name].get_default()
-    }
-    inner = ", ".join(f"{name}={value}" for name, value in own.items())
-    return f"{spec['name']}({inner})" if inner else str(spec["name"])
-
-
 def facts_table(names: Iterable[str]) -> Table:
     """A table with one column a model; rows are facts."""
-    table = _table("")
+    table = plain_table("")
     for name in names:
         table.add_column(Text(name), overflow="fold")
     return table
@@ -141,7 +124,8 @@ def size(value: int | None) -> str:
     return megabytes(value) if value >= 1e6 else f"{value / 1e3:.0f} kB"
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -1,0 +1,199 @@
+"""`packfuse eval`: is the pack better than its best member?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from packfuse.cli.options import PackOptions
+from packfuse.cli.screen import Screen
+from packfuse.cli.tables import plain_table
+from packfuse.errors import ConfigError
+from packfuse.progress import question_progress
+from packfuse.registry import tasks, written
+
+if TYPE_CHECKING:
+    from packfuse.evaluation import Evaluation, Setting
+    from packfuse.evaluation.intervals import Figure
+    from packfuse.evaluation.journal import Journal
+    from packfuse.pack import Pack
+
+_EVAL = {"rich_help_panel": "Evaluation"}
+
+
+def evaluate(
+    screen: Screen,
+    pack: PackOptions,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="Questions, one JSON object a line."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="Their kind, if the fields do not tell; parameters as above: letter:shots=3.",
+            **_EVAL,
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--setting",
+            "-s",
+            metavar="RULE/WEIGHTING/ALIGNMENT/REFERENCE",
+            help="A setting of the pack; what is left out is the pack's own. Repeat it for several."
+            " Default: every rule with every weighting; only the pack's own where answers are"
+            " written.",
+            **_EVAL,
+        ),
+    ] = None,
+    grid: Annotated[
+        int, typer.Option(min=0, help="Also fixed weights in this many steps.", **_EVAL)
+    ] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each file, drawn by --seed.", **_EVAL)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw and the intervals.", **_EVAL)] = 0,
+    lm_eval: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lm-eval", metavar="NAME", help="A task of lm-eval. Repeat it for several.", **_EVAL
+        ),
+    ] = None,
+    include: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Further task files for lm-eval.", **_EVAL),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="For results; what is there goes on.", **_EVAL
+        ),
+    ] = Path("packfuse-eval"),
+) -> None:
+    """Compare the pack with each of its members, with paired confidence intervals.
+
+    Writes results.json, report.md and a plot for each file to the folder of --out, and every answer
+    as soon as it is known to answers.jsonl there: the same command goes on after an interruption.
+    Ends with status 1 if a member failed; the others' results are kept.
+    """
+    if not files and not lm_eval:
+        raise ConfigError("nothing to evaluate on", hint="name a file, or --lm-eval TASK")
+    chosen = tasks().make(written(task)) if task else None
+    from packfuse.evaluation import Journal, read_questions, task_for
+
+    # Every file is checked before anything is loaded.
+    kinds = {path: chosen or task_for(path) for path in files or []}
+    asked = {path: read_questions(path, kind, limit, seed) for path, kind in kinds.items()}
+    loaded = pack.load(screen)
+    settings = _settings(loaded, setting or [], grid)
+    found: list[Evaluation] = []
+    with Journal(out / "answers.jsonl") as journal:
+        from packfuse.evaluation import evaluate as run
+
+        for path, kind in kinds.items():
+            with question_progress(path.name) as step:
+                found.append(
+                    run(loaded, asked[path], kind, settings, journal=journal, seed=seed, step=step)
+                )
+            _write(screen, out, found)
+        if lm_eval:
+            found += _lm_eval(loaded, lm_eval, settings, journal, limit, seed, include)
+            _write(screen, out, found)
+    screen.document([one.model_dump(mode="json") for one in found])
+    for one in found:
+        screen.show(*_view(one))
+    screen.show(Text(f"\n{out / 'report.md'} has all figures.", "dim"))
+    if any(row.failed for one in found for row in one.rows):
+        raise typer.Exit(1)
+
+
+def _settings(pack: Pack, texts: list[str], steps: int) -> list[Setting] | None:
+    from packfuse.evaluation import Setting, every_method, grid
+
+    own = Setting.of(pack)
+    chosen = [Setting.parse(text, pack) for text in texts]
+    if steps:
+        chosen = [*(chosen or every_method(own)), *grid(own, pack.names, steps)]
+    return chosen or None
+
+
+def _lm_eval(
+    pack: Pack,
+    names: list[str],
+    settings: list[Setting] | None,
+    journal: Journal,
+    limit: int | None,
+    seed: int,
+    include: Path | None,
+) -> list[Evaluation]:
+    from packfuse.evaluation.lm_tasks import evaluate_tasks
+
+    return evaluate_tasks(
+        pack, names, settings, journal=journal, limit=limit, seed=seed, include=include
+    )
+
+
+def _write(screen: Screen, out: Path, found: list[Evaluation]) -> None:
+    """Everything that is known so far."""
+    from packfuse.evaluation.markdown import document
+    from packfuse.evaluation.plot import draw
+    from packfuse.paths import write_text
+
+    write_text(out / "results.json", _json(found))
+    write_text(out / "report.md", document(found))
+    try:
+        draw(found[-1], out / f"{Path(found[-1].source).stem}.png")
+    except ConfigError as error:
+        screen.note(Text(f"no plot: {error}", "dim"))
+
+
+def _json(found: list[Evaluation]) -> str:
+    return "[\n" + ",\n".join(one.model_dump_json(indent=1) for one in found) + "\n]\n"
+
+
+def _view(found: Evaluation) -> list[Table | Text]:
+    """A table for the terminal, best first, and the verdicts."""
+    from packfuse.evaluation.markdown import verdict
+
+    less = not any(row.accuracy for row in found.rows)
+    table = plain_table("system", found.verdict, "Δ", "bits/byte", "Δ", "tokens/s")
+
+    def order(row: object) -> float:
+        figure = getattr(row, "bits_per_byte" if less else "accuracy")
+        return 0.0 if figure is None else figure.value if less else -figure.value
+
+    for row in sorted(found.rows, key=lambda row: (not row.member, order(row))):
+        table.add_row(
+            Text(row.label, "bold" if row.member else ""),
+            _percent(row.accuracy),
+            _percent(row.against.accuracy, signed=True),
+            _bits(row.bits_per_byte),
+            _bits(row.against.bits_per_byte, signed=True),
+            f"{row.tokens_per_second:.0f}",
+        )
+    lines = [Text(line) for name in found.best if (line := verdict(found, name))]
+    skipped = [f"{len(found.skipped)} lines skipped"] if found.skipped else []
+    skipped += [f"{len(found.unread)} questions unread"] if found.unread else []
+    head = ", ".join([f"{found.source}: {found.questions} questions", *skipped])
+    lines += [Text(f"{row.label} stopped: {row.failed}", "red") for row in found.rows if row.failed]
+    return [Text(f"\n{head}", "bold"), table, *lines]
+
+
+def _percent(figure: Figure | None, *, signed: bool = False) -> Text:
+    if figure is None:
+        return Text()
+    shown = f"{100 * figure.value:+.1f}" if signed else f"{figure.value:.1%}"
+    return Text(shown, "bold" if signed and figure.excludes_zero else "")
+
+
+def _bits(figure: Figure | None, *, signed: bool = False) -> Text:
+    if figure is None:
+        return Text()
+    shown = f"{figure.value:+.4f}" if signed else f"{figure.value:.4f}"
+    return Text(shown, "bold" if signed and figure.excludes_zero else "")

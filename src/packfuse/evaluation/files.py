@@ -1,0 +1,105 @@
+"""Question files: JSON lines, read with errors that name the file, the line and the field."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packfuse.errors import DataError
+from packfuse.registry import suggest
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of one line.
+
+    Attributes:
+        data: Their values.
+        where: The file and the line, for errors.
+    """
+
+    data: Mapping[str, Any]
+    where: str
+
+    def text(self, name: str) -> str:
+        """A field that holds text.
+
+        Raises:
+            DataError: if it is missing, empty, or something else.
+        """
+        value = self._value(name)
+        if isinstance(value, str) and value.strip():
+            return value
+        raise DataError(f"{self.where}: field {name!r} holds {value!r}, not a text")
+
+    def texts(self, name: str) -> list[str]:
+        """A field that holds a text or a list of them.
+
+        Raises:
+            DataError: likewise.
+        """
+        value = self._value(name)
+        found = [value] if isinstance(value, str) else value
+        if isinstance(found, list) and found and all(isinstance(text, str) for text in found):
+            return found
+        raise DataError(f"{self.where}: field {name!r} holds {value!r}, not texts")
+
+    def choice(self) -> tuple[dict[str, str], str] | None:
+        """The options of a multiple choice by letter, and the right letter.
+
+        Returns:
+            None where fewer than two letters have a text, or the right one has none.
+
+        Raises:
+            DataError: if the fields `A`, `B` or `answer` are missing.
+        """
+        for letter in "AB":
+            self._value(letter)
+        options = {
+            letter: value.strip()
+            for letter in string.ascii_uppercase
+            if isinstance(value := self.data.get(letter), str) and value.strip()
+        }
+        answer = self.text("answer").strip()
+        return (options, answer) if len(options) > 1 and answer in options else None
+
+    def _value(self, name: str) -> Any:
+        if name not in self.data:
+            raise DataError(
+                f"{self.where}: there is no field {name!r}", hint=suggest(name, self.data)
+            )
+        return self.data[name]
+
+
+def read_lines(path: Path) -> Iterator[Fields]:
+    """The lines of a file of JSON objects; blank ones are passed over.
+
+    Raises:
+        DataError: if it cannot be read, is empty, or a line is not a JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise DataError(f"cannot read {path}: {reason}") from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path} is empty", hint="it holds one JSON object a line")
+    for number, line in lines:
+        where = f"{path}, line {number}"
+        try:
+            data = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+        if not isinstance(data, dict):
+            raise DataError(f"{where}: not a JSON object", hint='write {"question": ..., ...}')
+        yield Fields(data, where)
+
+
+def first_fields(path: Path) -> Sequence[str]:
+    """The names of the first line's fields."""
+    return list(next(read_lines(path)).data)

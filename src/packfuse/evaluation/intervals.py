@@ -1,0 +1,84 @@
+"""Figures with their bootstrap intervals, and paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict
+from scipy.stats import bootstrap
+
+RESAMPLES = 4999
+LEVEL = 0.95
+
+
+class Figure(BaseModel):
+    """A measured value.
+
+    Attributes:
+        value: The value on all questions.
+        low: Lower end of its 95 % bootstrap interval (percentiles over resampled questions).
+        high: Upper end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+def mean(values: Sequence[float], seed: int) -> Figure:
+    """The mean of one value a question."""
+    return ratio(values, np.ones(len(values)), seed)
+
+
+def ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int) -> Figure:
+    """Sum over sum: questions are drawn, each with both of its numbers.
+
+    Example:
+        >>> ratio([1.0, 3.0], [1.0, 1.0], seed=0).value
+        2.0
+    """
+    top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
+    value = float(top.sum() / bottom.sum())
+    if len(top) < 2 or np.ptp(top / bottom) == 0:
+        return Figure(value=value, low=value, high=value)
+
+    def statistic(
+        top: NDArray[np.float64], bottom: NDArray[np.float64], axis: int = -1
+    ) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = top.sum(axis) / bottom.sum(axis)
+        return found
+
+    found = bootstrap(
+        (top, bottom),
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=500,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Figure(value=value, low=float(found.low), high=float(found.high))
+
+
+def difference(
+    one: Sequence[float], other: Sequence[float], sizes: Sequence[float], seed: int
+) -> Figure:
+    """`one` minus `other` on the same questions, per unit of size: a paired bootstrap."""
+    return ratio(np.asarray(one, float) - np.asarray(other, float), sizes, seed)
+
+
+def in_bits(nats: Sequence[float]) -> list[float]:
+    """Nats as bits."""
+    return [value / math.log(2) for value in nats]

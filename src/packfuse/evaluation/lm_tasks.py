@@ -1,0 +1,143 @@
+"""Tasks of lm-eval by name: each member alone and the pack, on the same documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from packfuse.errors import ConfigError, DataError, MemberError
+from packfuse.evaluation.journal import Journal
+from packfuse.evaluation.question import Outcome, Question
+from packfuse.evaluation.report import Evaluation, summarize
+from packfuse.evaluation.setting import Setting
+from packfuse.evaluation.systems import alone, under
+from packfuse.pack import Pack
+from packfuse.registry import suggest
+
+_VERDICTS = ("acc_norm", "exact_match", "acc", "em", "f1")
+"""Per-document metrics that say whether an answer is right, the first one that a task has."""
+
+
+def evaluate_tasks(
+    pack: Pack,
+    names: Sequence[str],
+    settings: Sequence[Setting] | None = None,
+    *,
+    journal: Journal,
+    limit: int | None = None,
+    seed: int = 0,
+    include: Path | None = None,
+) -> list[Evaluation]:
+    """Run lm-eval's tasks on each member alone and on the pack.
+
+    Args:
+        pack: The pack.
+        names: Of tasks or groups of them.
+        settings: Of the pack; its own by default.
+        journal: Keeps every answer, and gives it again.
+        limit: Documents of each task.
+        seed: Of the bootstrap intervals.
+        include: A folder of further task files.
+
+    Raises:
+        ConfigError: for an unknown task, or if lm-eval is not installed.
+        DataError: if the data of a task cannot be had.
+    """
+    manager = _manager(names, include)
+    from lm_eval import simple_evaluate  # type: ignore[import-untyped]
+
+    from packfuse.evaluation.harness import PackLM
+
+    chosen = list(settings or [Setting.of(pack)])
+    systems = {member.name: alone(member) for member in pack.members}
+    systems |= {setting.label: under(pack, setting) for setting in chosen}
+    answered: dict[str, dict[str, dict[Question, Outcome]]] = {}
+    failed: dict[str, str] = {}
+    for label, one in systems.items():
+        model = PackLM(one, journal=journal)
+        try:
+            found = simple_evaluate(
+                model=model,
+                tasks=list(names),
+                task_manager=manager,
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
+        except MemberError as error:
+            failed[label] = str(error)
+            continue
+        for task, samples in found["samples"].items():
+            answered.setdefault(task, {})[label] = dict(_outcomes(task, samples))
+    return [
+        summarize(
+            task,
+            {"name": "lm-eval", "task": task},
+            "accuracy",
+            {label: outcomes.get(label, {}) for label in systems},
+            members=pack.names,
+            settings={setting.label: setting.dump() for setting in chosen},
+            failed=failed,
+            questions=max(map(len, outcomes.values())),
+            seed=seed,
+        )
+        for task, outcomes in answered.items()
+    ]
+
+
+def _manager(names: Sequence[str], include: Path | None) -> Any:
+    """lm-eval's index of tasks, once all that are asked for have been loaded."""
+    try:
+        from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ConfigError(
+            "tasks by name need lm-eval", hint="pip install 'packfuse[eval]'"
+        ) from error
+    manager = TaskManager(include_path=include)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise ConfigError(f"lm-eval has no task {name!r}", hint=_near(name, manager.all_tasks))
+        try:
+            manager.load([name])
+        except Exception as error:
+            # Whatever the task's own data source raises: no network, no such file, no such set.
+            raise DataError(
+                f"the data of task {name!r} cannot be had: {error}",
+                hint="go online once, so that it is kept, or use a file of JSON lines",
+            ) from error
+    return manager
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """The nearest of some thousand names."""
+    _, _, near = suggest(name, known).rpartition("; ")
+    return near if near.startswith("did you mean") else "`lm-eval ls tasks` lists them"
+
+
+def _outcomes(task: str, samples: Sequence[dict[str, Any]]) -> Iterator[tuple[Question, Outcome]]:
+    for sample in samples:
+        question = Question(f"{task}, document {sample['doc_id']}", sample["doc_hash"])
+        name = next((name for name in _VERDICTS if name in sample["metrics"]), None)
+        nats, size = _loss(sample)
+        yield (
+            question,
+            Outcome(
+                answer=str(sample["filtered_resps"][0])[:200] if len(sample["resps"]) == 1 else "",
+                right=None if name is None else bool(sample[name]),
+                raw=bool(sample["acc"]) if name == "acc_norm" and "acc" in sample else None,
+                nats=nats,
+                bytes=size,
+            ),
+        )
+
+
+def _loss(sample: dict[str, Any]) -> tuple[float | None, int]:
+    """Negative log-likelihood of the right text, nats, and its bytes, where it was scored."""
+    if "bits_per_byte" in sample["metrics"]:
+        logp, size = sample["bits_per_byte"]
+        return -float(logp), int(size)
+    target, asked = sample["target"], sample["arguments"]
+    if isinstance(target, int) and len(asked) > 1 and target < len(asked):
+        return -float(sample["filtered_resps"][target][0]), len(asked[target][1].encode())
+    return None, 0

@@ -1,0 +1,122 @@
+"""How a pack is run in an evaluation: rule, weighting, alignment, reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from packfuse.alignments.base import Alignment
+from packfuse.errors import ConfigError
+from packfuse.pack import Pack
+from packfuse.registry import alignments, rules, suggest, weightings, written
+from packfuse.rules.base import Rule
+from packfuse.weightings.base import Weighting
+from packfuse.weightings.fixed import Fixed
+
+_PARTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One point in the space of methods.
+
+    Attributes:
+        rule: How distributions are combined.
+        weighting: Whom to trust.
+        alignment: How vocabularies are compared.
+        reference: A member's name, or "auto".
+    """
+
+    rule: Rule
+    weighting: Weighting
+    alignment: Alignment
+    reference: str = "auto"
+
+    @classmethod
+    def of(cls, pack: Pack) -> Setting:
+        """The pack's own."""
+        return cls(pack.rule, pack.weighting, pack.alignment, pack.reference)
+
+    @classmethod
+    def parse(cls, text: str, pack: Pack) -> Setting:
+        """A setting as people write it: `RULE/WEIGHTING/ALIGNMENT/REFERENCE`.
+
+        What is left out at the end, or empty, is the pack's own.
+
+        Raises:
+            ConfigError: for unknown names.
+        """
+        parts = text.split("/")
+        if len(parts) > _PARTS:
+            raise ConfigError(
+                f"{text!r} has {len(parts)} parts", hint="write RULE/WEIGHTING/ALIGNMENT/REFERENCE"
+            )
+        own = cls.of(pack)
+        rule, weighting, alignment, reference = (parts + [""] * _PARTS)[:_PARTS]
+        if reference and reference not in ("auto", *pack.names):
+            raise ConfigError(
+                f"no member is called {reference!r}", hint=suggest(reference, pack.names)
+            )
+        return cls(
+            rules().make(written(rule)) if rule else own.rule,
+            weightings().make(written(weighting)) if weighting else own.weighting,
+            alignments().make(written(alignment)) if alignment else own.alignment,
+            reference or own.reference,
+        )
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return " · ".join([*self.method, self.reference])
+
+    @property
+    def method(self) -> tuple[str, str, str]:
+        """Rule, weighting and alignment in words."""
+        weighting = self.weighting
+        if isinstance(weighting, Fixed) and isinstance(weighting.weights, dict):
+            shares = " ".join(f"{name}={share:g}" for name, share in weighting.weights.items())
+        else:
+            shares = weightings().text(weightings().dump(weighting))
+        return (
+            rules().text(rules().dump(self.rule)),
+            shares,
+            alignments().text(alignments().dump(self.alignment)),
+        )
+
+    def dump(self) -> dict[str, Any]:
+        """Everything, as plain JSON types."""
+        return {
+            "fusion": rules().dump(self.rule),
+            "weighting": weightings().dump(self.weighting),
+            "alignment": alignments().dump(self.alignment),
+            "reference": self.reference,
+        }
+
+
+def every_method(own: Setting) -> list[Setting]:
+    """Every rule with every weighting that needs no parameters, otherwise as `own`."""
+    asked = [
+        part()
+        for part in weightings().parts.values()
+        if not any(field.is_required() for field in part.model_fields.values())
+    ]
+    return [
+        replace(own, rule=rule(), weighting=weighting)
+        for rule in rules().parts.values()
+        for weighting in asked
+    ]
+
+
+def grid(own: Setting, names: Sequence[str], steps: int) -> Iterator[Setting]:
+    """Fixed weights: each member's share from 0 to 1 in `steps` steps, the others alike.
+
+    With two members the second's share says all.
+    """
+    pair = 2
+    for name in names[-1:] if len(names) == pair else names:
+        for step in range(steps + 1):
+            share = step / steps
+            rest = (1 - share) / (len(names) - 1)
+            weights = {other: share if other == name else rest for other in names}
+            yield replace(own, weighting=Fixed(weights=weights))
