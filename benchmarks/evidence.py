@@ -65,6 +65,8 @@ RUNS = (
     Run("piqa", "piqa*.jsonl", "choice", 300, "methods"),
     Run("arc", "arc*.jsonl", "choice", 300, "auto"),
     Run("text", "text.jsonl", "text", 60, "methods"),
+    Run("shrinkage", "piqa*.jsonl", "choice", 100, "shrinkage"),
+    Run("shrinkage-three", "piqa*.jsonl", "choice", 40, "shrinkage"),
     Run("piqa-alignments", "piqa*.jsonl", "choice", 60, "alignments"),
     Run("arc-alignments", "arc*.jsonl", "choice", 60, "alignments"),
     Run("text-alignments", "text.jsonl", "text", 24, "alignments"),
@@ -82,6 +84,12 @@ def settings_for(kind: str, pack: Pack) -> list[Setting]:
     methods = every_method(own)
     if kind == "auto":
         return methods
+    if kind == "shrinkage":
+        return [
+            Setting.parse(f"packllm/{name}shrinkage={tokens}", pack)
+            for name in ("exact:", "exact:prior=sim,", "sim:")
+            for tokens in (0, 2, 4, 8, 16, 32, 64)
+        ]
     if kind == "methods":
         mixture = replace(own, rule=rules().make("mixture"))
         fixed = [s for start in (own, mixture) for s in grid(start, pack.names, 4)]

@@ -70,6 +70,7 @@ def write(work: Path, page: Path, machine: str, members: str, defaults: str) -> 
         found = results.evaluation(name)
         if found:
             parts += _main(found, title, name, plots)
+    parts += _shrinkage(results)
     parts += _alignments(results)
     parts += _written(results)
     parts += _domains(results, plots)
@@ -168,6 +169,20 @@ def _references(found: Evaluation) -> str:
 
 def _method(row: Row) -> str:
     return row.label.rpartition(" · ")[0]
+
+
+def _shrinkage(results: Results) -> list[str]:
+    """How far short prompts should be trusted."""
+    found = results.evaluation("shrinkage")
+    if not found:
+        return []
+    return [
+        "## Short prompts\n",
+        "`shrinkage` adds that many tokens' worth of equal weights to what the prompt says; PIQA's "
+        f"prompts have some twenty tokens. {_asked(found)}\n",
+        table(found),
+        "",
+    ]
 
 
 def _alignments(results: Results) -> list[str]:

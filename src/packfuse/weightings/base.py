@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.special import softmax
 from torch import Tensor
 
 from packfuse.errors import WeightsError
@@ -104,19 +105,26 @@ class Weighting(BaseModel, ABC):
 
 
 class Shrinking(Weighting):
-    """A weighting that trusts short prompts less: weights move towards equal ones."""
+    """A weighting that trusts short prompts less: weights move towards those of a prior."""
 
     shrinkage: float = Field(default=8.0, ge=0, allow_inf_nan=False)
-    """How many tokens' worth of equal weights to add to the prompt; 0 for the papers' own."""
+    """How many tokens' worth of the prior to add to the prompt; 0 for the papers' own."""
 
     def shrink(self, weights: Weights, evidence: Evidence) -> Weights:
-        """`weights`, `[K]` or rows of them, blended with equal ones by the prompt's length."""
-        return blend(weights, evidence.tokens, self.shrinkage)
+        """`weights`, `[K]` or rows of them, blended with the prior by the prompt's length."""
+        return blend(weights, self.towards(evidence), evidence.tokens, self.shrinkage)
+
+    def towards(self, evidence: Evidence) -> Weights:
+        """The prior `[K]`: equal weights."""
+        return equal(evidence.members)
 
 
 class Fitted(Shrinking):
     """A weighting that is fitted to the members' distributions at positions of the prompt."""
 
+    prior: Literal["equal", "sim"] = "equal"
+    """What a short prompt falls back to: equal weights, or `softmax(-loss)`, which has no use for a
+    member that finds even a few words impossible."""
     positions: int | None = Field(default=Limits().positions, ge=1)
     """Most positions to fit to, evenly spread; memory may allow fewer. None for all (the paper)."""
     candidates: int | None = Field(default=Limits().candidates, ge=1)
@@ -125,6 +133,10 @@ class Fitted(Shrinking):
     def needs_scores(self, pool: str) -> bool:
         """Only logits have to be pooled over candidates."""
         return pool == "logit"
+
+    def towards(self, evidence: Evidence) -> Weights:
+        """The prior `[K]`, as the parameter says."""
+        return equal(evidence.members) if self.prior == "equal" else likely(evidence.losses)
 
     @property
     def limits(self) -> Limits:
@@ -137,16 +149,29 @@ def equal(members: int) -> Weights:
     return np.full(members, 1.0 / members)
 
 
-def blend(weights: Weights, tokens: int, shrinkage: float) -> Weights:
-    """`(n w + c u) / (n + c)`: n tokens speak for the weights w, c for the equal weights u.
+def likely(losses: Weights, tau: float = 1.0) -> Weights:
+    """`softmax(-loss / τ)`; members with infinite loss get nothing, unless all have.
+
+    Example:
+        >>> likely(np.array([1.0, 1.0, np.inf]))
+        array([0.5, 0.5, 0. ])
+    """
+    if np.isinf(losses).all():
+        return equal(len(losses))
+    with np.errstate(over="ignore"):
+        found: Weights = softmax(-(losses - losses.min()) / tau)
+    return found
+
+
+def blend(weights: Weights, prior: Weights, tokens: int, shrinkage: float) -> Weights:
+    """`(n w + c u) / (n + c)`: n tokens speak for the weights w, c for the prior u.
 
     As a Dirichlet prior worth c tokens would; no tokens at all give equal weights.
 
     Example:
-        >>> blend(np.array([1.0, 0.0]), tokens=8, shrinkage=8.0)
+        >>> blend(np.array([1.0, 0.0]), equal(2), tokens=8, shrinkage=8.0)
         array([0.75, 0.25])
     """
-    uniform = np.full_like(weights, 1.0 / weights.shape[-1])
     if tokens <= 0:
-        return uniform
-    return (tokens * weights + shrinkage * uniform) / (tokens + shrinkage)
+        return np.full_like(weights, 1.0 / weights.shape[-1])
+    return (tokens * weights + shrinkage * prior) / (tokens + shrinkage)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
-from scipy.special import softmax
 
-from packfuse.weightings.base import Evidence, Shrinking, Weights, equal
+from packfuse.weightings.base import Evidence, Shrinking, Weights, likely
 
 
 class Sim(Shrinking):
@@ -26,8 +24,4 @@ class Sim(Shrinking):
 
     def fit(self, evidence: Evidence, pool: str) -> Weights:
         """Weights by prompt loss, the same for both pools."""
-        if np.isinf(evidence.losses).all():
-            return equal(evidence.members)
-        with np.errstate(over="ignore"):
-            scores = -(evidence.losses - evidence.losses.min()) / self.tau
-        return self.shrink(softmax(scores), evidence)
+        return self.shrink(likely(evidence.losses, self.tau), evidence)
