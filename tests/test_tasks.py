@@ -279,12 +279,9 @@ def test_lines_end_and_begin_as_other_systems_write_them(tmp_path: Path) -> None
 
 @every_task
 def test_worked_examples_are_left_out_of_the_questions(tmp_path: Path, name: str) -> None:
-    lines = []
-    for number in range(6):
-        line = dict(LINES[name])
-        line["text" if name == "text" else "question"] = f"word {number} and some more words"
-        lines.append(line)
-    path = write(tmp_path / "file.jsonl", *lines)
+    field = "text" if name == "text" else "question"
+    texts = [f"word {number} and some more words" for number in range(6)]
+    path = write(tmp_path / "file.jsonl", *({**LINES[name], field: text} for text in texts))
     plain_ = read_questions(path, make(name)).questions
     shown = read_questions(path, make(name, shots=2), seed=0).questions
     # The same draw: the first two are shown, the rest is asked.
