@@ -172,6 +172,11 @@ def ask(
                 tell(done + 1)
     except MemberError as error:
         found.failed = str(error)
+    # Those known before came first: figures shall not depend on where an interruption was.
+    found.outcomes = {
+        label: {question: known[question] for question in questions if question in known}
+        for label, known in found.outcomes.items()
+    }
     return found
 
 
