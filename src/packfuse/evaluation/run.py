@@ -206,10 +206,10 @@ def _each(
     for start in range(0, len(fresh), system.batch):
         batch = fresh[start : start + system.batch]
         answers = _answers(system, task, [question for question, _ in batch], found.unread)
-        for (question, key), said in zip(batch, answers, strict=True):
+        for (_, key), said in zip(batch, answers, strict=True):
             if said is not None:
                 journal.add(key, {label: _plain(outcome) for label, outcome in said.items()})
-            yield question, said
+        yield from zip((question for question, _ in batch), answers, strict=True)
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
