@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def timeless(found: Evaluation) -> Any:
     for row in plain["rows"]:
         del row["tokens_per_second"]
     return plain
+
+
+def _note(steps: list[tuple[int, int]], done: int, total: int) -> None:
+    steps.append((done, total))
 
 
 @pytest.fixture
@@ -172,11 +177,11 @@ def test_after_an_interruption_nothing_is_computed_twice(
     expected = run(pack, questions, name, tmp_path / "whole", settings or None)
     whole = calls[0]
     assert whole > 10
-    for stop in (1, 8, 3 * len(questions.questions) - 1):
+    total = 3 * len(questions.questions)
+    for stop in (1, 8, total - 1):
         folder = tmp_path / f"stopped-{stop}"
 
-        def interrupt(done: int, total: int, stop: int = stop) -> None:
-            assert total == 3 * len(questions.questions)
+        def interrupt(done: int, _: int, stop: int = stop) -> None:
             if done == stop:
                 raise KeyboardInterrupt
 
@@ -184,14 +189,13 @@ def test_after_an_interruption_nothing_is_computed_twice(
         with pytest.raises(KeyboardInterrupt):
             run(pack, questions, name, folder, settings or None, interrupt)
         first = calls[0]
-        steps: list[int] = []
-        found = run(
-            pack, questions, name, folder, settings or None, lambda done, _, s=steps: s.append(done)
-        )
+        steps: list[tuple[int, int]] = []
+        step = partial(_note, steps)
+        found = run(pack, questions, name, folder, settings or None, step)
         assert calls[0] == whole
         assert 0 < first <= whole
         assert timeless(found) == timeless(expected)
-        assert steps == list(range(1, 3 * len(questions.questions) + 1))
+        assert steps == [(done + 1, total) for done in range(total)]
     calls[0] = 0
     assert timeless(run(pack, questions, name, tmp_path / "whole", settings or None)) == (
         timeless(expected)

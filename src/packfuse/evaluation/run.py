@@ -117,11 +117,12 @@ def evaluate(
             unread.update(found.unread)
             if found.failed:
                 failed.update(dict.fromkeys(system.labels, found.failed))
+    labels = dict.fromkeys([*pack.names, *(setting.label for setting in chosen)])
     return summarize(
         asked.source,
         tasks().dump(task),
         task.verdict,
-        answered,
+        {label: answered[label] for label in labels},
         members=pack.names,
         settings={setting.label: setting.dump() for setting in chosen},
         failed=failed,
