@@ -16,11 +16,13 @@ from packfuse import Pack
 from packfuse.evaluation import Journal, Setting, evaluate, every_method, grid, read_questions
 from packfuse.evaluation.report import Evaluation
 from packfuse.evaluation.run import Asked
+from packfuse.evaluation.systems import systems
 from packfuse.evaluation.tasks.base import Task
 from packfuse.registry import tasks
 from packfuse.rules.unite import UniTE
 from packfuse.weightings.fixed import Fixed
 from tests import small
+from tests.bytelevel import save_small
 
 CHOICES = [
     {"question": f"the {n} he{'l' * n}o?", "A": "hello", "B": "true " * n, "answer": "AB"[n % 2]}
@@ -228,6 +230,20 @@ def test_other_settings_tasks_and_members_are_asked_anew(tmp_path: Path, calls: 
     calls[0] = 0
     run(Pack(pack.members, reference="long", progress=False), questions, "choice", tmp_path, [own])
     assert calls[0] > 0
+
+
+def test_answers_of_another_revision_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    folder = str(save_small(tmp_path / "model", 300, seed=0))
+
+    def keys(revision: str, name: str) -> list[str]:
+        models = [{"model": folder, "revision": revision, "name": one} for one in ("a", "b")]
+        pack = Pack.from_pretrained(models, progress=False)
+        return [system.key for system in systems(pack, make(name), [Setting.of(pack)])]
+
+    for name in ("choice", "number"):
+        one, other = keys("main", name), keys("other", name)
+        assert one == keys("main", name)
+        assert len({*one, *other}) == 6
 
 
 def test_a_member_that_fails_stops_alone_and_keeps_its_answers(

@@ -237,12 +237,11 @@ def test_whole_tasks_from_local_files(tmp_path: Path, include: Path) -> None:
         bootstrap_iters=0,
     )["results"]
     text = found["local_text"].row(pack.names[0])
-    assert text.bits_per_byte
-    assert text.accuracy is None
+    assert text.bits_per_byte and text.accuracy is None
     expected = results["local_text"]["bits_per_byte,none"]
     assert text.bits_per_byte.value == pytest.approx(expected, rel=1e-6)
     own = found["local_choice"].row(pack.names[0]).accuracy
-    assert own
+    assert own is not None
     assert own.value == pytest.approx(results["local_choice"]["acc_norm,none"])
     assert found["local_written"].row(label).accuracy is not None
 

@@ -99,7 +99,7 @@ class Determiner:
         """One model alone on the development questions; it is loaded for that and freed."""
         candidate = Candidate(name=name, model=self._members[name].model)
         try:
-            own = alone(self._load(name))
+            own = self._pack([name])
             system = self._system(own, [Setting.of(own)])
             outcomes = self._ask(system, self.development, f"{name} alone")
         except PackError as error:
@@ -220,8 +220,10 @@ class Determiner:
         if others:
             gc.collect()
         members = [self._load(name) for name in names]
+        entries = [self._members[name] for name in names]
+        config = self.config.model_copy(update={"members": entries})
         if len(members) == 1:
-            return alone(members[0])
+            return alone(members[0], config)
         return Pack(
             members,
             fusion=self.config.fusion,
@@ -229,6 +231,7 @@ class Determiner:
             alignment=self.config.alignment,
             reference=self.config.reference if self.config.reference in names else "auto",
             progress=False,
+            config=config,
         )
 
     def _load(self, name: str) -> LocalMember:

@@ -11,7 +11,7 @@ from packfuse.evaluation.journal import Journal
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.report import Evaluation, summarize
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import alone, under
+from packfuse.evaluation.systems import singles, under
 from packfuse.pack import Pack
 from packfuse.registry import suggest
 
@@ -51,7 +51,7 @@ def evaluate_tasks(
     from packfuse.evaluation.harness import PackLM
 
     chosen = list(settings or [Setting.of(pack)])
-    systems = {member.name: alone(member) for member in pack.members}
+    systems = {own.names[0]: own for own in singles(pack)}
     systems |= {setting.label: under(pack, setting) for setting in chosen}
     answered: dict[str, dict[str, dict[Question, Outcome]]] = {}
     failed: dict[str, str] = {}
