@@ -23,7 +23,7 @@ from packfuse.weightings.fixed import Fixed
 from tests import packs, small
 
 CONTEXT = 'She said hello to the others, and: "the'
-TEXTS = (" true hello", " long road 日本", "\n", "re")
+TEXTS = (" true hello", " long 日本", "\n")
 EXACT = 2e-4
 """Largest difference in nats of one text; both sides read the same in other chunks."""
 
@@ -55,8 +55,9 @@ def test_all_settings_in_one_reading_equal_each_alone(alignment: str, reference:
 
 
 def test_real_vocabularies_agree_as_well() -> None:
-    pack = packs.tiny_pack(packs.tiny_members(["mistral", "deepseek"]), reference="mistral")
-    chosen = [Setting.parse(text, pack) for text in ("", "mixture/sim", "unite/opt//deepseek")]
+    members = [packs.tiny_member("mistral"), small.small_pack().members[0]]
+    pack = packs.tiny_pack(members, reference="mistral")
+    chosen = [Setting.parse(text, pack) for text in ("", "mixture/sim", "unite/opt//long")]
     scored = Scored(pack, {setting.label: setting for setting in chosen})
     readings = scored.readings("The capital of France is ", ["Paris", "Roma, naturally"])
     for setting in chosen:
