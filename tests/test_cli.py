@@ -28,7 +28,7 @@ from packfuse.starter_plan import StarterPlan
 from tests.bytelevel import save_small
 
 TEXT = "The capital of France is Paris, and that of Italy is Rome."
-COMMANDS = ("run", "chat", "weights", "check", "starter")
+COMMANDS = ("run", "chat", "weights", "check", "eval", "determine", "starter")
 Invoke = Callable[..., Result]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from packfuse.relation import Progress as Report
+if TYPE_CHECKING:
+    from packfuse.relation import Progress as Report
 
 Stage = Callable[[str, int, int], None]
 """Told (what, done, in all)."""

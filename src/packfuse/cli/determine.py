@@ -57,7 +57,7 @@ def determine(
     that the same command goes on after an interruption. One model is loaded at a time, until they
     are fused.
     """
-    if out.exists() and not out.read_text(encoding="utf-8").startswith("# Determined"):
+    if out.exists() and not _ours(out):
         raise ConfigError(f"{out} is there already", hint="name another file with --out")
     config = _candidates(pack)
     screen.wait("Reading the questions ...")
@@ -76,6 +76,11 @@ def determine(
     found.config.write(out, commented(found))
     screen.document(found.model_dump(mode="json"))
     screen.show(_table(found), *_conclusion(found, out))
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file was written by this command."""
+    return path.is_file() and path.read_bytes().startswith(b"# Determined")
 
 
 def _candidates(pack: PackOptions) -> PackConfig:

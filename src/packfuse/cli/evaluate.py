@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,10 +102,10 @@ def evaluate(
                 found.append(
                     run(loaded, asked[path], kind, settings, journal=journal, seed=seed, step=step)
                 )
-            _write(screen, out, found)
+            _write(screen, out, found, len(found) - 1)
         if lm_eval:
             found += _lm_eval(loaded, lm_eval, settings, journal, limit, seed, include)
-            _write(screen, out, found)
+            _write(screen, out, found, len(asked))
     screen.document([one.model_dump(mode="json") for one in found])
     for one in found:
         screen.show(*_view(one))
@@ -139,16 +140,19 @@ def _lm_eval(
     )
 
 
-def _write(screen: Screen, out: Path, found: list[Evaluation]) -> None:
-    """Everything that is known so far."""
+def _write(screen: Screen, out: Path, found: list[Evaluation], start: int) -> None:
+    """Everything that is known so far, with plots from number `start` on."""
     from packfuse.evaluation.markdown import document
     from packfuse.evaluation.plot import draw
+    from packfuse.loading import unique_names
     from packfuse.paths import write_text
 
     write_text(out / "results.json", _json(found))
     write_text(out / "report.md", document(found))
+    names = unique_names([Path(one.source).stem for one in found])
     try:
-        draw(found[-1], out / f"{Path(found[-1].source).stem}.png")
+        for one, name in list(zip(found, names, strict=True))[start:]:
+            draw(one, out / f"{name}.png")
     except ConfigError as error:
         screen.note(Text(f"no plot: {error}", "dim"))
 
@@ -166,7 +170,7 @@ def _view(found: Evaluation) -> list[Table | Text]:
 
     def order(row: object) -> float:
         figure = getattr(row, "bits_per_byte" if less else "accuracy")
-        return 0.0 if figure is None else figure.value if less else -figure.value
+        return math.inf if figure is None else figure.value if less else -figure.value
 
     for row in sorted(found.rows, key=lambda row: (not row.member, order(row))):
         table.add_row(

@@ -98,4 +98,9 @@ def commented(found: Determination) -> str:
         ]
         lines.append(f"{one.name:32} {' '.join(figures)}  {'yes' if one.stays else 'no'}")
         lines.append(f"    {one.reason}")
-    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    return "".join(f"# {_one_line(line)}".rstrip() + "\n" for line in lines)
+
+
+def _one_line(text: str) -> str:
+    """A text that stays in its comment: what a library says may have lines and control codes."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -99,7 +99,7 @@ class Determiner:
         """One model alone on the development questions; it is loaded for that and freed."""
         candidate = Candidate(name=name, model=self._members[name].model)
         try:
-            own = alone(self._load(name))
+            own = self._pack([name])
             system = self._system(own, [Setting.of(own)])
             outcomes = self._ask(system, self.development, f"{name} alone")
         except PackError as error:
@@ -160,9 +160,9 @@ class Determiner:
             pack = self._pack(names)
             fitted = self._fitted(pack)
             after = self._answers(pack, fitted, self.held_back, " + ".join(names))
+            gain = self._gain(before, after)
         except PackError as error:
             return candidate.model_copy(update={"reason": f"fusing failed: {error}"}), setting
-        gain = self._gain(before, after)
         better = gain.value > 0 and (gain.excludes_zero or not self.limits.certain)
         unit = "accuracy" if self.task.generates else "bits per byte"
         reason = (
@@ -173,9 +173,11 @@ class Determiner:
         return candidate.model_copy(update=update), fitted
 
     def _fitted(self, pack: Pack) -> Setting:
-        """The setting that is best on the development questions."""
+        """The setting that is best on the development questions; written answers have no choice."""
         own = Setting.of(pack)
-        settings = [own] if self.task.generates else every_method(own)
+        if self.task.generates:
+            return own
+        settings = every_method(own)
         system = self._system(pack, settings)
         outcomes = self._ask(system, self.development, f"{' + '.join(pack.names)}, settings")
         losses = {s.label: _bits(list(outcomes[s.label].values())) or 0.0 for s in settings}
@@ -187,26 +189,41 @@ class Determiner:
         return self._ask(self._system(pack, [setting]), questions, what)[setting.label]
 
     def _gain(self, before: dict[Question, Outcome], after: dict[Question, Outcome]) -> Figure:
-        """How much better `after` is on the questions that both answered."""
+        """How much better `after` is on the questions that both answered.
+
+        Raises:
+            PackError: if there is none.
+        """
         both = [question for question in before if question in after]
+        if not both:
+            raise PackError("no question was answered with it and without it")
         ones, others = [after[q] for q in both], [before[q] for q in both]
         if self.task.generates:
             new, old = ([float(one.right or False) for one in side] for side in (ones, others))
             return difference(new, old, [1.0] * len(both), self.seed)
-        new, old = (in_bits([outcome.nats or 0.0 for outcome in side]) for side in (ones, others))
-        return difference(old, new, [outcome.bytes for outcome in others], self.seed)
+        pairs = [
+            # Where other bytes were scored, their loss stands for as many as before.
+            (old.nats or 0.0, (new.nats or 0.0) * old.bytes / max(1, new.bytes))
+            for new, old in zip(ones, others, strict=True)
+        ]
+        olds, news = (in_bits(side) for side in zip(*pairs, strict=True))
+        return difference(olds, news, [outcome.bytes for outcome in others], self.seed)
 
     def _alone(self, name: str) -> Setting:
         return Setting.of(self._pack([name]))
 
     def _pack(self, names: Sequence[str]) -> Pack:
         """A pack of candidates; those that are not in it are freed."""
-        for other in set(self._loaded) - set(names):
+        others = set(self._loaded) - set(names)
+        for other in others:
             del self._loaded[other]
-        gc.collect()
+        if others:
+            gc.collect()
         members = [self._load(name) for name in names]
+        entries = [self._members[name] for name in names]
+        config = self.config.model_copy(update={"members": entries})
         if len(members) == 1:
-            return alone(members[0])
+            return alone(members[0], config)
         return Pack(
             members,
             fusion=self.config.fusion,
@@ -214,6 +231,7 @@ class Determiner:
             alignment=self.config.alignment,
             reference=self.config.reference if self.config.reference in names else "auto",
             progress=False,
+            config=config,
         )
 
     def _load(self, name: str) -> LocalMember:

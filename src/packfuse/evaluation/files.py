@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 
 from packfuse.errors import DataError
 from packfuse.registry import suggest
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""What JSON can spell, but no tokenizer can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,9 @@ class Fields:
         """
         value = self._value(name)
         found = [value] if isinstance(value, str) else value
-        if isinstance(found, list) and found and all(isinstance(text, str) for text in found):
-            return found
+        texts = isinstance(found, list) and all(isinstance(t, str) and t.strip() for t in found)
+        if texts and found:
+            return list(found)
         raise DataError(f"{self.where}: field {name!r} holds {value!r}, not texts")
 
     def choice(self) -> tuple[dict[str, str], str] | None:
@@ -82,7 +87,7 @@ def read_lines(path: Path) -> Iterator[Fields]:
         DataError: if it cannot be read, is empty, or a line is not a JSON object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise DataError(f"cannot read {path}: {reason}") from error
@@ -97,6 +102,9 @@ def read_lines(path: Path) -> Iterator[Fields]:
             raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
         if not isinstance(data, dict):
             raise DataError(f"{where}: not a JSON object", hint='write {"question": ..., ...}')
+        for name, value in data.items():
+            if _SURROGATE.search(json.dumps([name, value], ensure_ascii=False)):
+                raise DataError(f"{where}: field {name!r} holds half a character, which is no text")
         yield Fields(data, where)
 
 

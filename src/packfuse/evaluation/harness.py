@@ -20,6 +20,9 @@ from packfuse.evaluation.systems import Scored
 from packfuse.pack import Pack
 from packfuse.vocabulary import Vocabulary
 
+_LONGEST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call the longest answer; the first one counts, as in lm-eval's own models."""
+
 
 @register_model("packfuse")
 class PackLM(LM):  # type: ignore[misc]
@@ -118,8 +121,10 @@ class PackLM(LM):  # type: ignore[misc]
 
     def _answer(self, context: str, given: dict[str, Any]) -> str:
         arguments = dict(given)
-        stop = arguments.pop("until", None)
-        arguments["max_new_tokens"] = arguments.pop("max_gen_toks", 256)
+        until = arguments.pop("until", None) or []
+        stop = [text for text in ([until] if isinstance(until, str) else until) if text]
+        longest = [arguments.pop(name, None) for name in _LONGEST]
+        arguments["max_new_tokens"] = next((count for count in longest if count is not None), 256)
         return str(self.pack.generate(context, stop=stop or None, **arguments).text)
 
     @property

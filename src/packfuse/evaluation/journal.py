@@ -10,6 +10,9 @@ from typing import IO, Any
 
 from packfuse.errors import DataError
 
+_BEGIN = b'["'
+"""How every entry begins: what was cut off is told from what is something else."""
+
 
 class Journal:
     """Plain JSON values by key, in one file of JSON lines that only grows.
@@ -34,6 +37,8 @@ class Journal:
             whole = path.read_bytes() if path.exists() else b""
             kept = whole[: whole.rfind(b"\n") + 1]
             self._read(kept)
+            if not whole.removeprefix(kept).startswith(_BEGIN[: len(whole) - len(kept)]):
+                raise self._foreign(kept.count(b"\n") + 1)
             self._file: IO[bytes] = path.open("r+b" if whole else "wb")
             self._file.truncate(len(kept))
             self._file.seek(len(kept))
@@ -43,13 +48,18 @@ class Journal:
     def _read(self, kept: bytes) -> None:
         for number, line in enumerate(kept.splitlines(), 1):
             try:
-                key, value = json.loads(line)
-                self._known[str(key)] = value
-            except (ValueError, TypeError) as error:
-                raise DataError(
-                    f"{self.path}, line {number}: not an entry of a journal",
-                    hint="delete the file, or name another folder",
-                ) from error
+                entry = json.loads(line)
+            except ValueError as error:
+                raise self._foreign(number) from error
+            if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+                raise self._foreign(number)
+            self._known[entry[0]] = entry[1]
+
+    def _foreign(self, number: int) -> DataError:
+        return DataError(
+            f"{self.path}, line {number}: not an entry of a journal",
+            hint="delete the file, or name another folder",
+        )
 
     def __enter__(self) -> Journal:
         """Itself."""

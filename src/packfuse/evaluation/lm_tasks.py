@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from packfuse.errors import ConfigError, DataError, MemberError
+from packfuse.errors import ConfigError, DataError, MemberError, PromptError
 from packfuse.evaluation.journal import Journal
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.report import Evaluation, summarize
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import alone, under
+from packfuse.evaluation.systems import singles, under
 from packfuse.pack import Pack
 from packfuse.registry import suggest
 
-_VERDICTS = ("acc_norm", "exact_match", "acc", "em", "f1")
+_VERDICTS = ("acc_norm", "exact_match", "acc", "em")
 """Per-document metrics that say whether an answer is right, the first one that a task has."""
 
 
@@ -43,6 +43,7 @@ def evaluate_tasks(
     Raises:
         ConfigError: for an unknown task, or if lm-eval is not installed.
         DataError: if the data of a task cannot be had.
+        MemberError: if every system failed.
     """
     manager = _manager(names, include)
     from lm_eval import simple_evaluate  # type: ignore[import-untyped]
@@ -50,7 +51,7 @@ def evaluate_tasks(
     from packfuse.evaluation.harness import PackLM
 
     chosen = list(settings or [Setting.of(pack)])
-    systems = {member.name: alone(member) for member in pack.members}
+    systems = {own.names[0]: own for own in singles(pack)}
     systems |= {setting.label: under(pack, setting) for setting in chosen}
     answered: dict[str, dict[str, dict[Question, Outcome]]] = {}
     failed: dict[str, str] = {}
@@ -65,11 +66,13 @@ def evaluate_tasks(
                 bootstrap_iters=0,
                 log_samples=True,
             )
-        except MemberError as error:
+        except (MemberError, PromptError) as error:
             failed[label] = str(error)
             continue
         for task, samples in found["samples"].items():
             answered.setdefault(task, {})[label] = dict(_outcomes(task, samples))
+    if not answered:
+        raise MemberError(f"lm-eval could not ask anybody: {next(iter(failed.values()))}")
     return [
         summarize(
             task,

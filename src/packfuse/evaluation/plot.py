@@ -57,8 +57,9 @@ def _intervals(axes: Any, rows: Sequence[Row], name: str, found: Evaluation) -> 
         color = _COLORS["member" if row.member else "pack"]
         axes.plot([figure.low, figure.high], [at, at], color=color, linewidth=1.5)
         axes.plot([figure.value], [at], "o", color=color, markersize=4)
-    best = getattr(found.row(found.best[name]), name).value
-    axes.axvline(best, color=_COLORS["member"], linestyle=":", linewidth=1)
+    if name in found.best:
+        best = getattr(found.row(found.best[name]), name).value
+        axes.axvline(best, color=_COLORS["member"], linestyle=":", linewidth=1)
     axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)], fontsize=7)
     axes.set_xlabel("bits per byte" if name == "bits_per_byte" else found.verdict)
 

@@ -211,8 +211,13 @@ def _share(verdicts: Sequence[bool | None], seed: int) -> Figure | None:
 
 
 def _best(name: str, rows: Sequence[Row]) -> str | None:
-    """The member with the highest accuracy, or the lowest loss."""
-    known = [(getattr(row, name), row.label) for row in rows if getattr(row, name) is not None]
+    """The member with the highest accuracy, or the lowest loss.
+
+    One that stopped early counts only if all did: it may have been lucky with its few questions.
+    """
+    every = [row for row in rows if getattr(row, name) is not None]
+    whole = [row for row in every if not row.failed]
+    known = [(getattr(row, name), row.label) for row in whole or every]
     if not known:
         return None
     sign = 1 if name == "bits_per_byte" else -1

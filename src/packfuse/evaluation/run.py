@@ -117,11 +117,12 @@ def evaluate(
             unread.update(found.unread)
             if found.failed:
                 failed.update(dict.fromkeys(system.labels, found.failed))
+    labels = dict.fromkeys([*pack.names, *(setting.label for setting in chosen)])
     return summarize(
         asked.source,
         tasks().dump(task),
         task.verdict,
-        answered,
+        {label: answered[label] for label in labels},
         members=pack.names,
         settings={setting.label: setting.dump() for setting in chosen},
         failed=failed,
@@ -172,6 +173,11 @@ def ask(
                 tell(done + 1)
     except MemberError as error:
         found.failed = str(error)
+    # Those known before came first: figures shall not depend on where an interruption was.
+    found.outcomes = {
+        label: {question: known[question] for question in questions if question in known}
+        for label, known in found.outcomes.items()
+    }
     return found
 
 
@@ -201,10 +207,10 @@ def _each(
     for start in range(0, len(fresh), system.batch):
         batch = fresh[start : start + system.batch]
         answers = _answers(system, task, [question for question, _ in batch], found.unread)
-        for (question, key), said in zip(batch, answers, strict=True):
+        for (_, key), said in zip(batch, answers, strict=True):
             if said is not None:
                 journal.add(key, {label: _plain(outcome) for label, outcome in said.items()})
-            yield question, said
+        yield from zip((question for question, _ in batch), answers, strict=True)
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

@@ -112,8 +112,13 @@ def grid(own: Setting, names: Sequence[str], steps: int) -> Iterator[Setting]:
     """Fixed weights: each member's share from 0 to 1 in `steps` steps, the others alike.
 
     With two members the second's share says all.
+
+    Raises:
+        ConfigError: for one member.
     """
     pair = 2
+    if len(names) < pair:
+        raise ConfigError("a grid of weights needs two members or more", hint="leave out --grid")
     for name in names[-1:] if len(names) == pair else names:
         for step in range(steps + 1):
             share = step / steps

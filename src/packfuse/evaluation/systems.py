@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from packfuse.alignments.base import Alignment
+from packfuse.config import PackConfig
 from packfuse.errors import ConfigError
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.scorer import Method, Scorer, Scores
@@ -206,9 +207,23 @@ class Written(System):
         return found
 
 
-def alone(member: LocalMember) -> Pack:
-    """One member as a pack of its own: the same code, and exactly its own distribution."""
-    return Pack([member], weighting="uniform", progress=False)
+def alone(member: LocalMember, config: PackConfig | None = None) -> Pack:
+    """One member as a pack of its own: the same code, and exactly its own distribution.
+
+    `config` says what it was loaded from, so that its answers are told from another revision's.
+    """
+    return Pack([member], weighting="uniform", progress=False, config=config)
+
+
+def singles(pack: Pack) -> list[Pack]:
+    """Each member of a pack alone."""
+    whole = pack._config
+    if whole is None:
+        return [alone(member) for member in pack.members]
+    return [
+        alone(member, whole.model_copy(update={"members": [entry]}))
+        for member, entry in zip(pack.members, whole.members, strict=True)
+    ]
 
 
 def systems(pack: Pack, task: Task, settings: Sequence[Setting]) -> list[System]:
@@ -216,13 +231,12 @@ def systems(pack: Pack, task: Task, settings: Sequence[Setting]) -> list[System]
     labels = {setting.label: setting for setting in settings}
     if task.generates:
         return [
-            *(Written(alone(member), member.name) for member in pack.members),
+            *(Written(own, own.names[0]) for own in singles(pack)),
             *(Written(under(pack, setting), label) for label, setting in labels.items()),
         ]
-    single = [alone(member) for member in pack.members]
     kinds = dict.fromkeys(setting.alignment for setting in settings)
     return [
-        *(Scored(own, {own.names[0]: Setting.of(own)}) for own in single),
+        *(Scored(own, {own.names[0]: Setting.of(own)}) for own in singles(pack)),
         *(
             Scored(pack, {name: own for name, own in labels.items() if own.alignment == kind})
             for kind in kinds
@@ -239,4 +253,5 @@ def under(pack: Pack, setting: Setting) -> Pack:
         alignment=setting.alignment,
         reference=setting.reference,
         progress=False,
+        config=pack._config,
     )

@@ -14,7 +14,7 @@ from packfuse.evaluation.files import Fields
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.tasks.base import Task
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?")
 
 
 class Number(Task):
@@ -49,15 +49,18 @@ class Number(Task):
         """Right if the numbers are equal."""
         found = last_number(text)
         right = found is not None and found == Decimal(question.accepted[0])
-        return Outcome(answer=str(found or ""), right=right, length=len(text.strip()))
+        answer = "" if found is None else str(found)
+        return Outcome(answer=answer, right=right, length=len(text.strip()))
 
 
 def last_number(text: str) -> Decimal | None:
-    """The number after the last `####`, or the last one of all.
+    """The first number after the last `####`, or else the last one of all.
 
     Example:
         >>> last_number("5 + 7 = 12 apples, so $1,012.50")
         Decimal('1012.50')
     """
-    found = _NUMBER.findall(text.rpartition("####")[2])
+    _, mark, after = text.rpartition("####")
+    marked = _NUMBER.search(after) if mark else None
+    found = [marked.group()] if marked else _NUMBER.findall(text)
     return Decimal(found[-1].replace(",", "")) if found else None
