@@ -65,8 +65,8 @@ RUNS = (
     Run("piqa", "piqa*.jsonl", "choice", 300, "methods"),
     Run("arc", "arc*.jsonl", "choice", 300, "auto"),
     Run("text", "text.jsonl", "text", 60, "methods"),
-    Run("shrinkage", "piqa*.jsonl", "choice", 100, "shrinkage"),
-    Run("shrinkage-three", "piqa*.jsonl", "choice", 40, "shrinkage"),
+    Run("piqa-shrinkage", "piqa*.jsonl", "choice", 60, "shrinkage"),
+    Run("arc-shrinkage", "arc*.jsonl", "choice", 60, "shrinkage"),
     Run("piqa-alignments", "piqa*.jsonl", "choice", 60, "alignments"),
     Run("arc-alignments", "arc*.jsonl", "choice", 60, "alignments"),
     Run("text-alignments", "text.jsonl", "text", 24, "alignments"),
@@ -105,12 +105,12 @@ def settings_for(kind: str, pack: Pack) -> list[Setting]:
 
 
 DOMAINS = {
-    "kubernetes": 20,
-    "python": 12,
-    "documentation": 12,
-    "licence": 8,
-    "gsm8k": 12,
-    "arc": 12,
+    "kubernetes": 16,
+    "python": 10,
+    "documentation": 10,
+    "licence": 6,
+    "gsm8k": 10,
+    "arc": 10,
 }
 """Passages of each domain for the pack of three; the expert has seen none of them."""
 

@@ -173,15 +173,19 @@ def _method(row: Row) -> str:
 
 def _shrinkage(results: Results) -> list[str]:
     """How far short prompts should be trusted."""
-    found = results.evaluation("shrinkage")
-    if not found:
+    parts = []
+    for name, title in MAIN.items():
+        found = results.evaluation(f"{name}-shrinkage")
+        if found:
+            parts += [f"### {title}\n", _asked(found), "", table(found), ""]
+    if not parts:
         return []
     return [
         "## Short prompts\n",
-        "`shrinkage` adds that many tokens' worth of equal weights to what the prompt says; PIQA's "
-        f"prompts have some twenty tokens. {_asked(found)}\n",
-        table(found),
-        "",
+        "`shrinkage` adds that many tokens' worth of a prior to what the prompt says: equal weights, "
+        "or with `prior=sim` those of `softmax(-loss)`. The prompts of both sets are short, some "
+        "twenty and some thirty tokens.\n",
+        *parts,
     ]
 
 

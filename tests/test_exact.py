@@ -86,7 +86,10 @@ def test_exact_beats_every_point_of_a_fine_grid(
     evidence = random_evidence(seed, members, positions=15, candidates=6)
     loss = loss_of(evidence, pool)
     weights = Exact(shrinkage=shrinkage).fit(evidence, pool)
-    grid = [blend(point, equal(members), evidence.tokens, shrinkage) for point in simplex_grid(members, parts)]
+    grid = [
+        blend(point, equal(members), evidence.tokens, shrinkage)
+        for point in simplex_grid(members, parts)
+    ]
     losses = [loss.value(point) for point in grid]
     assert loss.value(weights) <= min(losses) + ROUNDING
     # and the grid's best is next to it: the loss is convex
