@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.special import softmax
 
 from packfuse.weightings import exact
-from packfuse.weightings.base import Evidence, Weights, blend, equal
+from packfuse.weightings.base import Evidence, Weights, equal
 from packfuse.weightings.exact import Exact, em
 from packfuse.weightings.losses import FLOOR, LinearLoss, LogitLoss, PromptLoss, prompt_loss
 from packfuse.weightings.opt import Opt
@@ -40,19 +41,28 @@ def simplex_grid(members: int, parts: int) -> list[Weights]:
 
 @every_pool
 @settings(max_examples=300)
-@given(evidence=evidences(), shrinkage=st.sampled_from([0.0, 8.0]), early_stop=st.booleans())
+@given(
+    evidence=evidences(),
+    shrinkage=st.sampled_from([0.0, 8.0]),
+    prior=st.sampled_from(["equal", "sim"]),
+    early_stop=st.booleans(),
+)
 def test_exact_is_never_worse_than_opt_corners_or_equal_weights(
-    pool: str, evidence: Evidence, shrinkage: float, early_stop: bool
+    pool: str,
+    evidence: Evidence,
+    shrinkage: float,
+    prior: Literal["equal", "sim"],
+    early_stop: bool,
 ):
     loss = prompt_loss(evidence, pool)
     if loss is None:
         assert evidence.members == 1 or np.isinf(evidence.pieces).any()
         return
-    best = Exact(shrinkage=shrinkage)
+    best = Exact(shrinkage=shrinkage, prior=prior)
     found = loss.value(best.fit(evidence, pool))
-    opt = Opt(shrinkage=shrinkage, early_stop=early_stop).fit(evidence, pool)
-    corners = best.shrink(np.eye(evidence.members), evidence)
-    for rival in [opt, equal(evidence.members), *corners]:
+    opt = Opt(shrinkage=shrinkage, prior=prior, early_stop=early_stop).fit(evidence, pool)
+    points = [equal(evidence.members), *np.eye(evidence.members)]
+    for rival in [opt, *(best.shrink(point, evidence) for point in points)]:
         assert found <= loss.value(rival) + exact.GAP
 
 
@@ -85,11 +95,9 @@ def test_exact_beats_every_point_of_a_fine_grid(
     monkeypatch.setattr(exact, "GAP", np.inf)  # the solver alone, without its safeguards
     evidence = random_evidence(seed, members, positions=15, candidates=6)
     loss = loss_of(evidence, pool)
-    weights = Exact(shrinkage=shrinkage).fit(evidence, pool)
-    grid = [
-        blend(point, equal(members), evidence.tokens, shrinkage)
-        for point in simplex_grid(members, parts)
-    ]
+    best = Exact(shrinkage=shrinkage)
+    weights = best.fit(evidence, pool)
+    grid = [best.shrink(point, evidence) for point in simplex_grid(members, parts)]
     losses = [loss.value(point) for point in grid]
     assert loss.value(weights) <= min(losses) + ROUNDING
     # and the grid's best is next to it: the loss is convex

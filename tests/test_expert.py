@@ -155,7 +155,7 @@ def test_other_prompts_are_not(pack: Pack):
     assert weighing.reference != EXPERT
     for weights in weighing.weights.values():
         assert min(weights, key=weights.__getitem__) == EXPERT
-        assert weights[EXPERT] < 0.2
+        assert weights[EXPERT] < 0.02
 
 
 @pytest.mark.parametrize("text", [HELD_OUT["model"][:CONTEXT], ENGLISH], ids=["library", "other"])
@@ -183,8 +183,8 @@ def test_chats_are_led_by_who_has_a_template(pack: Pack):
         [{"role": "user", "content": "What color is the sky?"}], max_new_tokens=8
     )
     assert answer.record.reference == "SmolLM2-135M-Instruct"
-    weights = answer.record.weights  # five words say little: shrinkage leaves it a fifth
-    assert weights[EXPERT] == pytest.approx(min(weights.values()))
+    assert answer.record.weights[EXPERT] < 0.01  # five words are enough to tell
+    assert "blue" in answer.text
     assert any(EXPERT in note for note in answer.record.notes)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from packfuse.errors import ConfigError, WeightsError
 from packfuse.registry import weightings
-from packfuse.weightings.base import Evidence, Shrinking, Weighting
+from packfuse.weightings.base import Evidence, Fitted, Weighting
 from packfuse.weightings.exact import Exact
 from packfuse.weightings.fixed import Fixed
 from packfuse.weightings.opt import Opt
@@ -102,17 +102,43 @@ def test_sim_outlives_impossible_and_huge_losses(losses: list[float], expected: 
     np.testing.assert_allclose(weights, expected)
 
 
-@pytest.mark.parametrize("weighting", [Sim, Opt, Exact])
-def test_short_prompts_shrink_towards_equal_weights(weighting: type[Shrinking]):
+@pytest.mark.parametrize("weighting", [Opt, Exact])
+def test_short_prompts_shrink_towards_equal_weights(weighting: type[Fitted]):
     """A member that is certain and right beside one that is certain and wrong."""
     scores = torch.tensor([[[-1e-9, -20.0]], [[-20.0, -1e-9]]], dtype=torch.float64)
     evidence = from_scores(scores, torch.tensor([0]))
+    shrunk = weighting(shrinkage=8, prior="equal")
     for tokens, expected in [(1, 5 / 9), (8, 0.75), (792, 0.995)]:
         for pool in POOLS:
-            found = weighting().fit(replace(evidence, tokens=tokens), pool)
+            found = shrunk.fit(replace(evidence, tokens=tokens), pool)
             np.testing.assert_allclose(found, [expected, 1 - expected], atol=1e-8)
     for pool in POOLS:
         np.testing.assert_allclose(weighting(shrinkage=0).fit(evidence, pool), [1, 0], atol=1e-8)
+
+
+@pytest.mark.parametrize("weighting", [Opt, Exact])
+def test_short_prompts_shrink_towards_what_the_losses_say(weighting: type[Fitted]):
+    evidence = random_evidence(3, members=3)
+    evidence = replace(evidence, losses=np.array([2.5, 3.1, 11.4]), tokens=5)
+    for pool in POOLS:
+        bare = weighting(shrinkage=0).fit(evidence, pool)
+        odds = np.exp([0, -0.6, -8.9])
+        if weighting is Opt:
+            expected = (5 * bare + 32 * odds / odds.sum()) / 37
+            np.testing.assert_allclose(weighting(shrinkage=32).fit(evidence, pool), expected)
+        found = weighting(shrinkage=1e9).fit(evidence, pool)
+        np.testing.assert_allclose(found, odds / odds.sum(), atol=1e-7)
+
+
+def test_a_member_that_makes_nothing_of_a_few_words_has_no_say_by_default():
+    """Five words that two members know and the third finds impossible."""
+    evidence = random_evidence(3, members=3, positions=5)
+    evidence = replace(evidence, losses=np.array([2.5, 3.1, 11.4]))
+    assert evidence.scores is not None
+    lost = evidence.scores.clone()
+    lost[2] = (lost[2] - 8.9 * torch.nn.functional.one_hot(evidence.labels, 12)).log_softmax(-1)
+    for weighting in (Sim(), Opt(), Exact()):
+        assert weighting.fit(replace(evidence, scores=lost), "logit")[2] < 0.01
 
 
 def twin_of_opt(evidence: Evidence, *, early_stop: bool) -> list[float]:

@@ -107,7 +107,7 @@ class Weighting(BaseModel, ABC):
 class Shrinking(Weighting):
     """A weighting that trusts short prompts less: weights move towards those of a prior."""
 
-    shrinkage: float = Field(default=8.0, ge=0, allow_inf_nan=False)
+    shrinkage: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """How many tokens' worth of the prior to add to the prompt; 0 for the papers' own."""
 
     def shrink(self, weights: Weights, evidence: Evidence) -> Weights:
@@ -122,7 +122,11 @@ class Shrinking(Weighting):
 class Fitted(Shrinking):
     """A weighting that is fitted to the members' distributions at positions of the prompt."""
 
-    prior: Literal["equal", "sim"] = "equal"
+    # docs/evidence.md, "Short prompts": as good as 8 tokens of equal weights where members are of
+    # like quality, and better where they are not.
+    shrinkage: float = Field(default=32.0, ge=0, allow_inf_nan=False)
+    """How many tokens' worth of the prior to add to the prompt; 0 for the papers' own."""
+    prior: Literal["equal", "sim"] = "sim"
     """What a short prompt falls back to: equal weights, or `softmax(-loss)`, which has no use for a
     member that finds even a few words impossible."""
     positions: int | None = Field(default=Limits().positions, ge=1)
