@@ -77,26 +77,40 @@ RUNS = (
 )
 
 
+EIGHT = {"exact": {"prior": "equal"}, "opt": {"prior": "equal"}, "sim": {}}
+"""Weightings that are compared with eight tokens' worth of equal weights, one prior for all; the
+runs on short prompts compare priors."""
+
+
+def methods(own: Setting) -> list[Setting]:
+    """Every rule with every weighting, short prompts alike."""
+    return [
+        replace(s, weighting=type(s.weighting)(shrinkage=8.0, **EIGHT[s.weighting.name]))
+        if s.weighting.name in EIGHT
+        else s
+        for s in every_method(own)
+    ]
+
+
 def settings_for(kind: str, pack: Pack) -> list[Setting]:
     """The settings of a run."""
     own = Setting.of(pack)
     references = ["auto", *pack.names]
-    methods = every_method(own)
     if kind == "auto":
-        return methods
+        return methods(own)
     if kind == "shrinkage":
         return [
             Setting.parse(f"packllm/{name}shrinkage={tokens}", pack)
-            for name in ("exact:", "exact:prior=sim,", "sim:")
+            for name in ("exact:prior=equal,", "exact:prior=sim,", "sim:")
             for tokens in (0, 2, 4, 8, 16, 32, 64)
         ]
     if kind == "methods":
         mixture = replace(own, rule=rules().make("mixture"))
         fixed = [s for start in (own, mixture) for s in grid(start, pack.names, 4)]
-        return [replace(s, reference=r) for r in references for s in [*methods, *fixed]]
+        return [replace(s, reference=r) for r in references for s in [*methods(own), *fixed]]
     if kind == "alignments":
         others = [alignments().make(name) for name in ("prefix", "mined")]
-        return [replace(s, alignment=alignment) for alignment in others for s in methods]
+        return [replace(s, alignment=alignment) for alignment in others for s in methods(own)]
     named = {
         "written": ("packllm/exact", "packllm/sim", "mixture/exact", "unite/uniform/prefix"),
         "written-short": ("packllm/exact", "unite/uniform/prefix"),
@@ -109,8 +123,6 @@ DOMAINS = {
     "python": 10,
     "documentation": 10,
     "licence": 6,
-    "gsm8k": 10,
-    "arc": 10,
 }
 """Passages of each domain for the pack of three; the expert has seen none of them."""
 
@@ -134,7 +146,7 @@ def domains(options: argparse.Namespace, journal: Journal, console: Console) -> 
     """The pack of three on every domain: who is trusted, and what it brings."""
     pack = Pack.starter(progress=False, expert=True)
     own = Setting.of(pack)
-    settings = [s for s in every_method(own) if s.rule == own.rule]
+    settings = [s for s in methods(own) if s.rule == own.rule]
     for name, texts in domain_texts(options).items():
         path = options.work / f"{name}.jsonl"
         _write_texts(path, texts)
