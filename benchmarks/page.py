@@ -121,6 +121,15 @@ def _main(found: Evaluation, title: str, name: str, plots: Path) -> list[str]:
         "",
         f"![{title}]({plots.name}/{name}.png)",
         "",
+        *_by_reference(found),
+    ]
+
+
+def _by_reference(found: Evaluation) -> list[str]:
+    """Every method in every member's tokens, where that was measured."""
+    if all(_auto(row) for row in found.packs):
+        return []
+    return [
         "By reference, `bytes` alignment; bits/byte"
         + (" and accuracy" if found.rows[0].accuracy else "")
         + ":\n",
