@@ -123,6 +123,7 @@ DOMAINS = {
     "python": 10,
     "documentation": 10,
     "licence": 6,
+    "gsm8k": 10,
 }
 """Passages of each domain for the pack of three; the expert has seen none of them."""
 
