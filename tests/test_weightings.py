@@ -135,6 +135,7 @@ def test_a_member_that_makes_nothing_of_a_few_words_has_no_say_by_default():
     evidence = random_evidence(3, members=3, positions=5)
     evidence = replace(evidence, losses=np.array([2.5, 3.1, 11.4]))
     assert evidence.scores is not None
+    assert evidence.labels is not None
     lost = evidence.scores.clone()
     lost[2] = (lost[2] - 8.9 * torch.nn.functional.one_hot(evidence.labels, 12)).log_softmax(-1)
     for weighting in (Sim(), Opt(), Exact()):
