@@ -70,10 +70,10 @@ RUNS = (
     Run("piqa-alignments", "piqa*.jsonl", "choice", 60, "alignments"),
     Run("arc-alignments", "arc*.jsonl", "choice", 60, "alignments"),
     Run("text-alignments", "text.jsonl", "text", 24, "alignments"),
-    Run("arc-letter", "arc*.jsonl", "letter:shots=3", 100, "auto"),
-    Run("mmlu-letter", "mmlu*.jsonl", "letter:shots=3", 100, "auto"),
-    Run("triviaqa", "triviaqa*.jsonl", "answer:shots=4,max_tokens=12", 64, "written"),
-    Run("gsm8k", "gsm8k*.jsonl", "number:shots=2,max_tokens=96", 16, "written-short"),
+    Run("arc-letter", "arc*.jsonl", "letter:shots=2", 60, "auto"),
+    Run("mmlu-letter", "mmlu*.jsonl", "letter:shots=2", 60, "auto"),
+    Run("triviaqa", "triviaqa*.jsonl", "answer:shots=4,max_tokens=12", 32, "written"),
+    Run("gsm8k", "gsm8k*.jsonl", "number:shots=1,max_tokens=96", 8, "written-short"),
 )
 
 

@@ -413,9 +413,12 @@ def _claims(results: Results) -> str:
         found = results.evaluation("arc")
         if found is None:
             raise KeyError("arc")
-        scores = [(row.label, row.accuracy) for row in found.rows if row.member]
-        shown = ", ".join(f"{name} {score.value:.1%}" for name, score in scores if score)
-        return f"see ARC-Challenge: {shown}, {points()}"
+        low, high = sorted(r.accuracy.value for r in found.rows if r.member and r.accuracy)
+        row = next(r for r in found.packs if r.label.startswith("packllm · exact") and _auto(r))
+        return (
+            f"ARC-Challenge: {1 - low / high:.0%} apart; `packllm` with `exact` {_against(row)} "
+            "bits per byte"
+        )
 
     return CLAIMS.format(
         perplexity=or_open(perplexity),
@@ -438,6 +441,7 @@ def _best_points(results: Results, rules: Sequence[str]) -> str:
             row
             for row in found.packs
             if row.setting and row.setting["fusion"]["name"] in rules and _open(row) and _auto(row)
+            if row.setting["weighting"]["name"] != "top1"
         ]
         best = max(rows, key=lambda row: row.accuracy.value if row.accuracy else 0.0)
         against = best.against.accuracy

@@ -162,7 +162,7 @@ def test_a_member_that_fails_ends_with_status_1_and_the_others_results(
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 4:
+        if calls[0] == 7:
             raise RuntimeError("no memory left")
         return real(self, *args, **kwargs)
 
