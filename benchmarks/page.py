@@ -10,7 +10,7 @@ from typing import Any
 
 from packfuse.evaluation import Evaluation
 from packfuse.evaluation.markdown import table, verdict
-from packfuse.evaluation.plot import draw
+from packfuse.evaluation.plot import draw, drawing
 from packfuse.evaluation.report import Row
 
 HEAD = """# Evidence
@@ -268,11 +268,7 @@ def _against(row: Row) -> str:
 
 
 def _domain_plot(known: dict[str, Evaluation], expert: str, path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4))
     domains = list(known)
     weightings = [_method(row).split(" · ")[1] for row in known[domains[0]].packs]

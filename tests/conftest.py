@@ -16,7 +16,7 @@ from hypothesis import settings
 from tests import pico
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerFast
@@ -40,6 +40,17 @@ def starter_folders() -> dict[str, Path]:
     from packfuse.starter import starter_paths
 
     return starter_paths(progress=False)
+
+
+@pytest.fixture
+def loud_afterwards() -> Iterator[None]:
+    """Commands quieten transformers; the other tests want it as it was."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    yield
+    logging.set_verbosity(level)
+    logging.enable_progress_bar()
 
 
 @pytest.fixture(

@@ -7,13 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 from packfuse import FusionRecord, Pack, Weighing, __version__
@@ -27,18 +26,11 @@ from packfuse.registry import alignments, rules, weightings, written
 from packfuse.starter_plan import StarterPlan
 from tests.bytelevel import save_small
 
+pytestmark = pytest.mark.usefixtures("loud_afterwards")
+
 TEXT = "The capital of France is Paris, and that of Italy is Rome."
 COMMANDS = ("run", "chat", "weights", "check", "eval", "determine", "starter")
 Invoke = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def _loud_afterwards() -> Iterator[None]:
-    """Commands quieten transformers; the other tests want it as it was."""
-    level = logging.get_verbosity()
-    yield
-    logging.set_verbosity(level)
-    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

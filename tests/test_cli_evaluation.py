@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from transformers import LlamaForCausalLM
-from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 from packfuse import Pack, PackConfig
@@ -30,21 +29,15 @@ TEXTS = [{"text": f"{n} people of the town went home to the sea again"} for n in
 NUMBERS = [{"question": f"{n} + 1?", "answer": f"{n + 1}"} for n in range(4)]
 
 
+pytestmark = pytest.mark.usefixtures("loud_afterwards")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _young() -> Iterator[None]:
     """Models are freed again and again; what the libraries hold need not be searched for them."""
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-@pytest.fixture(autouse=True)
-def _loud_afterwards() -> Iterator[None]:
-    """Commands quieten transformers; the other tests want it as it was."""
-    level = logging.get_verbosity()
-    yield
-    logging.set_verbosity(level)
-    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

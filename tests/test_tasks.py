@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from packfuse.errors import DataError
 from packfuse.evaluation import read_questions, task_for
-from packfuse.evaluation.files import Fields, first_fields, read_lines
+from packfuse.evaluation.files import Fields, read_lines
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.tasks.answer import plain
 from packfuse.evaluation.tasks.base import Likelihoods, Task
@@ -199,7 +199,7 @@ def test_text() -> None:
 def test_a_file_tells_its_task(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "file.jsonl", LINES[name])
     assert task_for(path).name == ("choice" if name == "letter" else name)
-    assert first_fields(path) == list(LINES[name])
+    assert list(next(read_lines(path)).data) == list(LINES[name])
 
 
 @every_task

@@ -20,7 +20,6 @@ from packfuse.registry import tasks, written
 if TYPE_CHECKING:
     from packfuse.evaluation import Evaluation, Setting
     from packfuse.evaluation.intervals import Figure
-    from packfuse.evaluation.journal import Journal
     from packfuse.pack import Pack
 
 _EVAL = {"rich_help_panel": "Evaluation"}
@@ -104,7 +103,11 @@ def evaluate(
                 )
             _write(screen, out, found, len(found) - 1)
         if lm_eval:
-            found += _lm_eval(loaded, lm_eval, settings, journal, limit, seed, include)
+            from packfuse.evaluation.lm_tasks import evaluate_tasks
+
+            found += evaluate_tasks(
+                loaded, lm_eval, settings, journal=journal, limit=limit, seed=seed, include=include
+            )
             _write(screen, out, found, len(asked))
     screen.document([one.model_dump(mode="json") for one in found])
     for one in found:
@@ -122,22 +125,6 @@ def _settings(pack: Pack, texts: list[str], steps: int) -> list[Setting] | None:
     if steps:
         chosen = [*(chosen or every_method(own)), *grid(own, pack.names, steps)]
     return chosen or None
-
-
-def _lm_eval(
-    pack: Pack,
-    names: list[str],
-    settings: list[Setting] | None,
-    journal: Journal,
-    limit: int | None,
-    seed: int,
-    include: Path | None,
-) -> list[Evaluation]:
-    from packfuse.evaluation.lm_tasks import evaluate_tasks
-
-    return evaluate_tasks(
-        pack, names, settings, journal=journal, limit=limit, seed=seed, include=include
-    )
 
 
 def _write(screen: Screen, out: Path, found: list[Evaluation], start: int) -> None:

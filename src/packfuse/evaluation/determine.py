@@ -12,6 +12,7 @@ from packfuse.evaluation.determination import Candidate, Determination, Limits
 from packfuse.evaluation.intervals import Figure, difference, in_bits
 from packfuse.evaluation.journal import Journal
 from packfuse.evaluation.question import Outcome, Question
+from packfuse.evaluation.report import losses
 from packfuse.evaluation.run import Asked, ask
 from packfuse.evaluation.setting import Setting, every_method
 from packfuse.evaluation.systems import Scored, System, Written, alone, under
@@ -276,8 +277,5 @@ class Determiner:
 
 def _bits(outcomes: Sequence[Outcome]) -> float | None:
     """Loss on the right answers, bits per byte; None where none was scored."""
-    scored = [outcome for outcome in outcomes if outcome.nats is not None and outcome.bytes]
-    if not scored:
-        return None
-    total = sum(in_bits([outcome.nats or 0.0 for outcome in scored]))
-    return total / sum(outcome.bytes for outcome in scored)
+    bits, sizes = losses(outcomes)
+    return sum(bits) / sum(sizes) if sizes else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,3 @@ def read_lines(path: Path) -> Iterator[Fields]:
             if _SURROGATE.search(json.dumps([name, value], ensure_ascii=False)):
                 raise DataError(f"{where}: field {name!r} holds half a character, which is no text")
         yield Fields(data, where)
-
-
-def first_fields(path: Path) -> Sequence[str]:
-    """The names of the first line's fields."""
-    return list(next(read_lines(path)).data)

@@ -23,7 +23,7 @@ def draw(found: Evaluation, path: Path) -> None:
     Raises:
         ConfigError: without matplotlib.
     """
-    pyplot = _pyplot()
+    pyplot = drawing()
     curves = _curves(found)
     name = "accuracy" if any(row.accuracy for row in found.rows) else "bits_per_byte"
     shown = [row for row in found.rows if getattr(row, name) and not _share(found, row)]
@@ -40,7 +40,12 @@ def draw(found: Evaluation, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _pyplot() -> Any:
+def drawing() -> Any:
+    """Matplotlib's pyplot, without a window.
+
+    Raises:
+        ConfigError: without matplotlib.
+    """
     try:
         import matplotlib as mpl
     except ImportError as error:

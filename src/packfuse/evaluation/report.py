@@ -177,7 +177,7 @@ def _row(
     if not found:
         return Row(label=label, member=setting is None, setting=setting, questions=0, failed=failed)
     seconds = sum(outcome.seconds for outcome in found)
-    scored = [outcome for outcome in found if outcome.nats is not None and outcome.bytes]
+    bits, sizes = losses(found)
     wrote = any(outcome.length for outcome in found)
     return Row(
         label=label,
@@ -186,13 +186,7 @@ def _row(
         questions=len(found),
         accuracy=_share([outcome.right for outcome in found], seed),
         raw=_share([outcome.raw for outcome in found], seed),
-        bits_per_byte=ratio(
-            in_bits([outcome.nats or 0.0 for outcome in scored]),
-            [outcome.bytes for outcome in scored],
-            seed,
-        )
-        if scored
-        else None,
+        bits_per_byte=ratio(bits, sizes, seed) if sizes else None,
         tokens_per_second=sum(outcome.tokens for outcome in found) / seconds if seconds else 0.0,
         length=sum(outcome.length for outcome in found) / len(found) if wrote else None,
         inexact=sum(not outcome.exact for outcome in found),
@@ -203,6 +197,12 @@ def _row(
         },
         failed=failed,
     )
+
+
+def losses(outcomes: Sequence[Outcome]) -> tuple[list[float], list[int]]:
+    """Loss on the right answers, bits, and the bytes it was taken on, of those that were scored."""
+    scored = [(o.nats, o.bytes) for o in outcomes if o.nats is not None and o.bytes]
+    return in_bits([nats for nats, _ in scored]), [size for _, size in scored]
 
 
 def _share(verdicts: Sequence[bool | None], seed: int) -> Figure | None:

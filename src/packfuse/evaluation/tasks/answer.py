@@ -34,7 +34,7 @@ class Answer(Task):
     def read(self, fields: Fields) -> Question:
         """`Question: ...` and `Answer:`."""
         accepted = fields.texts("answer")
-        prompt = f"Question: {fields.text('question').strip()}\nAnswer:"
+        prompt = self.ask(fields)
         return Question(fields.where, prompt, accepted=tuple(accepted), solution=f" {accepted[0]}")
 
     def mark(self, question: Question, text: str) -> Outcome:

@@ -80,6 +80,11 @@ class Task(BaseModel, ABC):
         """The verdict on a written answer; for tasks that generate."""
         raise NotImplementedError
 
+    @staticmethod
+    def ask(fields: Fields, *lines: str) -> str:
+        """How a question is worded, as in lm-eval: `Question: ...`, further lines, `Answer:`."""
+        return "\n".join([f"Question: {fields.text('question').strip()}", *lines, "Answer:"])
+
     def worked(self, questions: Sequence[Question]) -> str:
         """Worked examples, to stand before a question."""
         return "".join(f"{question.prompt}{question.solution}\n\n" for question in questions)

@@ -32,7 +32,7 @@ class Choice(Task):
         if found is None:
             return None
         options, answer = found
-        prompt = f"Question: {fields.text('question').strip()}\nAnswer:"
+        prompt = self.ask(fields)
         texts = tuple(f" {text}" for text in options.values())
         gold = list(options).index(answer)
         return Question(fields.where, prompt, texts, gold, solution=texts[gold])

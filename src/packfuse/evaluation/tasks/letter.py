@@ -32,8 +32,7 @@ class Letter(Task):
             return None
         options, answer = found
         lines = [f"{letter}. {text}" for letter, text in options.items()]
-        asked = fields.text("question").strip()
-        prompt = "\n".join([f"Question: {asked}", *lines, "Answer:"])
+        prompt = self.ask(fields, *lines)
         gold = list(options).index(answer)
         return Question(
             fields.where, prompt, tuple(f" {o}" for o in options), gold, solution=f" {answer}"

@@ -42,7 +42,7 @@ class Number(Task):
         number = last_number(solution)
         if number is None:
             raise DataError(f"{fields.where}: field 'answer' holds no number: {solution!r}")
-        prompt = f"Question: {fields.text('question').strip()}\nAnswer:"
+        prompt = self.ask(fields)
         return Question(fields.where, prompt, accepted=(str(number),), solution=f" {solution}")
 
     def mark(self, question: Question, text: str) -> Outcome:
