@@ -53,6 +53,7 @@ class PackConfig(BaseModel):
         members: In order; plain strings are hub ids or folders.
         fusion: Rule by name, or with its parameters; likewise `weighting` and `alignment`.
         reference: "auto" (lowest prompt loss) or a member's name.
+        draft: How answers are drafted, to be checked in fewer passes; None for token by token.
         dtype: For members that do not say otherwise; likewise `device_map`, `quantization`.
         trust_remote_code: Run code that comes with a model. Off unless asked for.
         unsafe_weights: Accept weights that are not safetensors (pickles run code). Off likewise.
@@ -66,6 +67,7 @@ class PackConfig(BaseModel):
     weighting: Spec = "exact"
     alignment: Spec = "bytes"
     reference: str = "auto"
+    draft: Spec | None = None
     dtype: str = "auto"
     device_map: str | dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None

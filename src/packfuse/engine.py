@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Iterator, Sequence
 
 import torch
@@ -47,6 +48,12 @@ class Engine:
         self.lexicon = alignment.lexicon([member.vocabulary for member in members])
         self.pooling = Pooling(self.members, reference, self.pairings, self.lexicon)
 
+    def with_members(self, members: Sequence[Member]) -> Engine:
+        """The same with others in the members' places, who have the same vocabularies."""
+        twin = copy.copy(self)
+        twin.members = list(members)
+        return twin
+
     def open(self, prompt: PackPrompt) -> Row:
         """A row that has read nothing yet; every member takes part."""
         sides = zip(self.members, self.pairings, prompt.members, strict=True)
@@ -85,6 +92,7 @@ class Engine:
         keep: int = 1,
         watch: Watch | None = None,
         endings: Container[int] = (),
+        mark: bool = False,
     ) -> Tensor:
         """Read reference ids and give the fused distribution after each of the last `keep` of them.
 
@@ -93,6 +101,7 @@ class Engine:
             ids: New ids by row, at least `keep` each.
             keep: Positions wanted, counted from the end.
             watch: Sees the members' carried distributions.
+            mark: Note where the rows stand at each of the places, to be cropped to them at no cost.
             endings: Ids that end an answer. A row that gets one of them as its only new id rests:
                 nobody listens to what it says next, so it repeats what it said last.
 
@@ -116,7 +125,7 @@ class Engine:
                 if job:
                     jobs.append((index, job))
             scan(self.members, [job for _, job in jobs])
-            self._fuse([job for _, job in jobs], watch)
+            self._fuse([job for _, job in jobs], watch, mark)
             for index, job in jobs:
                 out[index].extend(job.out)
         return torch.stack([torch.stack(positions) for positions in out])
@@ -147,6 +156,7 @@ class Engine:
             row.close(ids[0])
             return Job(row, self.reference_index, 0, 1) if kept else None
         warm, before = row.warm, len(row.stream)
+        row.marks.clear()
         row.append(ids)
         row.warm = False
         if not kept:
@@ -168,7 +178,7 @@ class Engine:
                     hint=f"shorten it by {length - fits} tokens or more",
                 )
 
-    def _fuse(self, jobs: Sequence[Job], watch: Watch | None) -> None:
+    def _fuse(self, jobs: Sequence[Job], watch: Watch | None, mark: bool = False) -> None:
         for job in jobs:
             for step in range(job.lead + 1):
                 job.follow(step)
@@ -179,5 +189,8 @@ class Engine:
                 for job, step in zip(group, steps, strict=True):
                     job.follow(step)
             self.pooling.pool(self.rule, group, steps, watch)
+            if mark:
+                for job, step in zip(group, steps, strict=True):
+                    job.mark(step)
         for job in jobs:
             job.finish()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +28,8 @@ from packfuse.fitting import Fit, prefill
 from packfuse.model import FusedForCausalLM
 from packfuse.observer import Observed, Observer
 from packfuse.prompt import PackPrompt, from_text
-from packfuse.record import FinishReason, FusionRecord, Timings, Usage, by_name
-from packfuse.registry import alignments, rules, weightings
+from packfuse.record import Drafts, FinishReason, FusionRecord, Timings, Usage, by_name
+from packfuse.registry import alignments, drafts, rules, weightings
 from packfuse.request import Prompt, Request
 from packfuse.row import Row
 from packfuse.weightings.base import Weights
@@ -215,7 +215,11 @@ class Runner:
             streamer.begin(Emitter(model.engine.reference, stop))
         for item in group:
             model.prefills.add(item.ids, item.row, item.fit)
-        model.watch = observer
+        model.watch, model.tally = observer, None
+        if self.request.drafts and self.request.draft is not None:
+            model.draft = self.request.draft
+            # What transformers' loop for drafts is asked for; the pack's own drafter takes over.
+            arguments["prompt_lookup_num_tokens"] = model.draft.most
         started = time.perf_counter()
         try:
             sequences = model.generate(
@@ -227,7 +231,7 @@ class Runner:
                 **arguments,
             )
         finally:
-            model.watch = None
+            model.watch = model.draft = None
             model.prefills.drop([tuple(item.ids) for item in group])
         seconds = time.perf_counter() - started
         if not isinstance(sequences, Tensor):
@@ -278,29 +282,26 @@ class Runner:
         reason: FinishReason = "stop" if stopped is not None or end is not None else "length"
         if reason == "length" and self.cancels[item.place].is_set():
             reason = "cancelled"
-        if seen and observer and ids:
-            observer.settle(seen, ids[-1])
-        record = self._record(model, item, len(ids), reason, stopped, seen, seconds)
+        record = self._record(model, item, ids, reason, stopped, observer, seen, seconds)
         return Answer(text, record, tuple(ids))
 
     def _record(
         self,
         model: FusedForCausalLM,
         item: _Prepared,
-        generated: int,
+        ids: list[int],
         reason: FinishReason,
         stopped: str | None,
+        observer: Observer | None,
         seen: Observed | None,
         seconds: float,
     ) -> FusionRecord:
-        names, fit, request = self.pack.names, item.fit, self.request
-        count = min(seen.steps, generated) if seen else 0
-        notes = list(item.prompt.notes)
+        names, fit, request, generated = self.pack.names, item.fit, self.request, len(ids)
+        notes = [*item.prompt.notes, *self._undrafted]
         if fit.losses is None:
             notes.append("the prompt is too short to be scored")
         if request.trace and seen is None:
-            notes.append("no trace: beams, drafts and several return sequences are not traced")
-
+            notes.append("no trace: beams and several return sequences are not traced")
         return FusionRecord(
             members=names,
             reference=names[item.reference],
@@ -319,8 +320,9 @@ class Runner:
             ),
             finish_reason=reason,
             stop=stopped,
-            agreed=seen.agreed / seen.steps if seen and seen.steps else None,
-            overruled=seen.overruled / seen.steps if seen and seen.steps else None,
+            agreed=seen.share(seen.agreed, generated) if seen else None,
+            overruled=seen.share(seen.overruled, generated) if seen else None,
+            drafts=self._drafts(model),
             timings=Timings(
                 prefill_seconds=fit.prefill_seconds,
                 weights_seconds=fit.weights_seconds,
@@ -330,8 +332,22 @@ class Runner:
             seed=request.seed,
             constraint=request.constraint.kind if request.constraint else None,
             notes=notes,
-            trace=seen.trace[:count] if request.trace and seen else None,
+            trace=observer.finish(seen, ids) if request.trace and observer and seen else None,
         )
+
+    @property
+    def _undrafted(self) -> list[str]:
+        """Why nothing is drafted though the request asks for it."""
+        request = self.request
+        if request.draft is None or request.drafts:
+            return []
+        return ["no drafts: they serve one prompt at a time, without beams or several sequences"]
+
+    def _drafts(self, model: FusedForCausalLM) -> Drafts | None:
+        """What became of the drafts of the last answer."""
+        if self.request.draft is None or model.tally is None:
+            return None
+        return Drafts(method=drafts().dump(self.request.draft), **asdict(model.tally))
 
 
 class _Feed(BaseStreamer):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from packfuse.member import Member, Read, Visit
 from packfuse.reader import Place, Scan
-from packfuse.row import Row
+from packfuse.row import Mark, Row
 from packfuse.straddle import WINDOW
 
 
@@ -72,6 +72,16 @@ class Job:
     def _reference_place(self) -> Place | None:
         reader = self.row.readers[self.reference]
         return reader.place if reader else None
+
+    def mark(self, step: int) -> None:
+        """Note where the filters stand, so that the row can come back to this place."""
+        marks: list[Mark | None] = []
+        for reader, places in zip(self.row.readers, self.places, strict=True):
+            if reader is None or places is None:
+                marks.append(None)
+            else:
+                marks.append((places[step], reader.straddle and reader.straddle.copy()))
+        self.row.marks[self.first + step] = marks
 
     def finish(self) -> None:
         """Leave the readers at the last place."""

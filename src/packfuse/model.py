@@ -13,6 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse.cache import FusedCache
+from packfuse.drafts.base import Draft, Drafting, Tally
 from packfuse.engine import Engine
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fitting import prefill
@@ -41,6 +42,8 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         weighting: How `generate` weighs the members on a prompt.
         default_weights: `[K]` weights of a bare `forward`; None for equal ones.
         watch: Sees every fused position.
+        draft: How `generate` drafts when it is told to look up prompts; None for the usual way.
+        tally: What became of the drafts of the last `generate`.
         prefills: Prompts that `generate` need not read again.
     """
 
@@ -60,6 +63,8 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         self.engine, self.weighting = engine, weighting
         self.default_weights: Tensor | None = None
         self.watch: Watch | None = None
+        self.draft: Draft | None = None
+        self.tally: Tally | None = None
         self.prefills = Prefills()
         self._unnormalized = False
         self.generation_config = fused_generation_config(reference)
@@ -129,7 +134,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             row.place = place
             if self.watch and row.heard is not None and row.last is not None:
                 # What was said right after the prompt, before anyone watched.
-                self.watch(row, row.heard, row.last)
+                self.watch(row, len(row.ids), row.heard, row.last)
         # The last position of the prompt has been fused already.
         first = torch.stack([row.last for row in rows if row.last is not None])[:, None]
         if not rest[0]:
@@ -140,7 +145,9 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
     def _advance(self, cache: FusedCache, texts: list[list[int]], keep: int) -> Tensor:
         """Read what is new in every row; the last `keep` positions, padding among them."""
         if keep <= min(map(len, texts)):
-            return self.engine.advance(cache.rows, texts, keep, self.watch, cache.endings)
+            return self.engine.advance(
+                cache.rows, texts, keep, self.watch, cache.endings, mark=keep > 1
+            )
         # Padding has no distribution; whatever stands there is masked by whoever padded.
         found = []
         for row, text in zip(cache.rows, texts, strict=True):
@@ -222,6 +229,21 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         masked = arguments.get("attention_mask") is not None
         mixin._prepare_special_tokens(self, config, masked, device=ids.device, batch_size=len(ids))
         return config
+
+    def _get_candidate_generator(self, *_: Any, **given: Any) -> Any:
+        """What `generate` drafts with: the pack's own way if one is set."""
+        if self.draft is None:
+            mixin: Any = super()
+            return mixin._get_candidate_generator(**given)
+        drafting = Drafting(
+            engine=self.engine,
+            cache=given["model_kwargs"]["past_key_values"],
+            settings=given["generation_config"],
+            processors=given["logits_processor"],
+            device=self.device.type,
+        )
+        self.tally = drafting.tally
+        return self.draft.drafter(drafting)
 
     @contextmanager
     def _optimize_model_for_decode(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,19 +14,38 @@ from packfuse.row import Row
 
 @dataclass(slots=True)
 class Observed:
-    """What was seen in one row."""
+    """What was seen in one row. Positions are counts of ids that had been read.
 
-    steps: int = 0
-    agreed: int = 0
-    overruled: int = 0
-    trace: list[TraceStep] = field(default_factory=list)
-    pending: tuple[Tensor, Tensor] | None = None
+    Attributes:
+        agreed: Whether all members with a say had the same first choice, by position.
+        overruled: Whether the pack's first choice was not the reference's, by position.
+        trace: What is known of the token that followed, by position.
+        pending: Distributions of the last pass, whose tokens may still be taken back.
+        pass_end: How many ids the row had in that pass.
+    """
+
+    agreed: dict[int, bool] = field(default_factory=dict)
+    overruled: dict[int, bool] = field(default_factory=dict)
+    trace: dict[int, TraceStep] = field(default_factory=dict)
+    pending: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    pass_end: int = 0
+
+    @property
+    def first(self) -> int:
+        """The first position seen, where the answer begins."""
+        return min(self.agreed, default=0)
+
+    def share(self, flags: dict[int, bool], tokens: int) -> float | None:
+        """Share of the positions of an answer of `tokens` that are flagged; None if none is."""
+        seen = [flag for at, flag in flags.items() if at < self.first + tokens]
+        return sum(seen) / len(seen) if seen else None
 
 
 class Observer:
-    """Counts agreement step by step, and keeps a trace when asked to.
+    """Notes agreement step by step, and keeps a trace when asked to.
 
-    It serves greedy decoding and sampling, where row i of the batch stays row i.
+    It serves greedy decoding and sampling, where row i of the batch stays row i. Where a draft was
+    wrong, its positions are seen again with other tokens before them; what was seen last counts.
     """
 
     def __init__(self, engine: Engine, trace: bool) -> None:
@@ -38,18 +58,19 @@ class Observer:
         """What was seen in row `index` of the batch."""
         return self._rows.get(index, Observed())
 
-    def __call__(self, row: Row, logps: Tensor, fused: Tensor) -> None:
+    def __call__(self, row: Row, read: int, logps: Tensor, fused: Tensor) -> None:
         """See one position; `Watch` of the engine."""
         seen = self._rows.setdefault(row.place, Observed())
-        if seen.pending is not None:
-            self.settle(seen, row.ids[-1])
         first = logps.argmax(-1).tolist()
         speaking = [c for c, w in zip(first, self._weights(row), strict=True) if w > 0]
-        seen.steps += 1
-        seen.agreed += len(set(speaking)) <= 1
-        seen.overruled += int(fused.argmax()) != first[self.engine.reference_index]
-        if self.tracing:
-            seen.pending = (logps, fused)
+        seen.agreed[read] = len(set(speaking)) <= 1
+        seen.overruled[read] = int(fused.argmax()) != first[self.engine.reference_index]
+        if not self.tracing:
+            return
+        if read - 1 not in seen.pending or len(row.ids) != seen.pass_end:
+            # A new pass: the tokens before it stand.
+            self._settle(seen, row.ids, read)
+        seen.pending[read], seen.pass_end = (logps, fused), len(row.ids)
 
     def _weights(self, row: Row) -> list[float]:
         if row.weights is None:
@@ -57,24 +78,26 @@ class Observer:
         weights: list[float] = row.weights.tolist()
         return weights
 
-    def settle(self, seen: Observed, token: int) -> None:
-        """Write down the token that was chosen after the last position seen."""
-        if seen.pending is None:
-            return
-        logps, fused = seen.pending
-        seen.pending = None
+    def finish(self, seen: Observed, answer: Sequence[int]) -> list[TraceStep]:
+        """The trace of an answer, one entry a token."""
+        ids = [-1] * seen.first + list(answer)
+        self._settle(seen, ids, len(ids))
+        steps = range(seen.first, len(ids))
+        return [seen.trace[at] for at in steps if at in seen.trace]
+
+    def _settle(self, seen: Observed, ids: Sequence[int], read: int) -> None:
+        """Write down the tokens that were chosen after the pending positions before `read`."""
+        for at, (logps, fused) in seen.pending.items():
+            if at < read:
+                seen.trace[at] = self._entry(logps, fused, ids[at])
+        seen.pending = {}
+
+    def _entry(self, logps: Tensor, fused: Tensor, token: int) -> TraceStep:
         spell = self.engine.reference.spell
-        seen.trace.append(
-            TraceStep(
-                text=spell(token),
-                probability=float(fused[token].exp()),
-                member_probabilities={
-                    name: float(p)
-                    for name, p in zip(self.names, logps[:, token].exp(), strict=True)
-                },
-                member_choices={
-                    name: spell(int(c))
-                    for name, c in zip(self.names, logps.argmax(-1), strict=True)
-                },
-            )
+        chances, choices = logps[:, token].exp().tolist(), logps.argmax(-1).tolist()
+        return TraceStep(
+            text=spell(token),
+            probability=float(fused[token].exp()),
+            member_probabilities=dict(zip(self.names, chances, strict=True)),
+            member_choices=dict(zip(self.names, map(spell, choices), strict=True)),
         )

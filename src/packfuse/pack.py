@@ -26,8 +26,8 @@ from packfuse.loading import load_members, short_name, unique_names, wrap
 from packfuse.local import LocalMember
 from packfuse.model import FusedForCausalLM
 from packfuse.progress import alignment_progress
-from packfuse.registry import alignments, rules, weightings
-from packfuse.request import Request, check
+from packfuse.registry import alignments, drafts, rules, weightings
+from packfuse.request import Request, check, made_draft
 from packfuse.rules.base import Rule
 from packfuse.weighing import Weighing, weigh
 from packfuse.weightings.base import Weighting
@@ -52,6 +52,7 @@ class Pack:
         weighting: Any = "exact",
         alignment: Any = "bytes",
         reference: str = "auto",
+        draft: Any = None,
         progress: bool = True,
         config: PackConfig | None = None,
     ) -> None:
@@ -63,6 +64,9 @@ class Pack:
             weighting: Likewise; or `{member: weight}`.
             alignment: Likewise.
             reference: A member's name, or "auto": the one with the lowest prompt loss.
+            draft: How answers to single prompts are drafted, to be checked in fewer passes: "auto",
+                "lookup", "reference", "members", or as the others; None to write token by token.
+                It changes no answer.
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 
@@ -84,6 +88,7 @@ class Pack:
             known = ", ".join(self.names)
             raise ConfigError(f"no member is called {reference!r}", hint=f"members: auto, {known}")
         self.reference = reference
+        self.draft = made_draft(draft)
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
         self.lock = threading.RLock()
@@ -99,6 +104,7 @@ class Pack:
         weighting: Any = "exact",
         alignment: Any = "bytes",
         reference: str = "auto",
+        draft: Any = None,
         dtype: Any = "auto",
         device_map: Any = None,
         quantization_config: Any = None,
@@ -115,6 +121,7 @@ class Pack:
             weighting: See `Pack`.
             alignment: See `Pack`.
             reference: See `Pack`.
+            draft: See `Pack`.
             dtype: For members that do not say otherwise; so are the next two.
             device_map: As in transformers.
             quantization_config: A transformers quantization configuration.
@@ -137,7 +144,7 @@ class Pack:
                 [short_name(str(model.name_or_path or "member")) for model, _ in ready]
             )
             members = [wrap(name, *pair) for name, pair in zip(names, ready, strict=True)]
-            return cls(members, reference=reference, progress=progress, **settings)
+            return cls(members, reference=reference, draft=draft, progress=progress, **settings)
         entries = [dict(m) if isinstance(m, Mapping) else {"model": os.fspath(m)} for m in models]  # type: ignore[arg-type]
         config = PackConfig.check(
             {
@@ -151,6 +158,7 @@ class Pack:
                 "fusion": _spec(rules(), fusion),
                 "weighting": _spec(weightings(), weighting),
                 "alignment": _spec(alignments(), alignment),
+                "draft": None if draft is None else _spec(drafts(), draft),
             }
         )
         return cls._load(config, progress, settings)
@@ -246,7 +254,12 @@ class Pack:
         members = load_members(config)
         try:
             return cls(
-                members, reference=config.reference, progress=progress, config=config, **chosen
+                members,
+                reference=config.reference,
+                draft=config.draft,
+                progress=progress,
+                config=config,
+                **chosen,
             )
         except BaseException:
             members.clear()
@@ -267,6 +280,7 @@ class Pack:
             "fusion": rules().dump(self.rule),
             "weighting": weightings().dump(self.weighting),
             "alignment": alignments().dump(self.alignment),
+            "draft": self.draft and drafts().dump(self.draft),
         }
         PackConfig.check({**self._config.model_dump(), **changes}).write(Path(path))
 
@@ -308,8 +322,9 @@ class Pack:
         Args:
             prompt: Text; messages `[{"role": ..., "content": ...}]`; or a list of texts or chats.
             **arguments: transformers' generation arguments by their own names, and `stop`, `seed`,
-                `trace`, `fusion`, `weighting`, `weights`, `chat_template_kwargs`, `constraint` (a
-                JSON schema, a pydantic model, `Regex` or `Grammar` of `packfuse.constraint`).
+                `trace`, `fusion`, `weighting`, `weights`, `draft`, `chat_template_kwargs`,
+                `constraint` (a JSON schema, a pydantic model, `Regex` or `Grammar` of
+                `packfuse.constraint`).
 
         Returns:
             An `Answer` (`.text`, `.record`) for one prompt, a list of them for a list. Several
@@ -345,7 +360,9 @@ class Pack:
 
     def request(self, prompt: Any, arguments: Mapping[str, Any]) -> Request:
         """A checked call, for those who run it themselves; see `generate`."""
-        request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
+        request = check(
+            prompt, arguments, rule=self.rule, weighting=self.weighting, draft=self.draft
+        )
         request.weighting.for_members(self.names)
         return request
 

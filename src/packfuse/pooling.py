@@ -17,8 +17,9 @@ from packfuse.rules.base import Rule
 from packfuse.rules.pools import backed
 from packfuse.vocabulary import Vocabulary
 
-Watch = Callable[[Row, Tensor, Tensor], None]
-"""Sees each fused position: the row, the members' log-probabilities `[K, V]`, the fused `[V]`."""
+Watch = Callable[[Row, int, Tensor, Tensor], None]
+"""Sees each fused position: the row, how many of its ids had been read there, the members'
+log-probabilities `[K, V]`, the fused `[V]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class Pooling:
             job.out.append(fused[index])
             job.row.last, job.row.heard = fused[index], voices.logps[:, index]
             if watch:
-                watch(job.row, voices.logps[:, index], fused[index])
+                read = len(job.row.ids) - (len(job.own) - 1 - steps[index])
+                watch(job.row, read, voices.logps[:, index], fused[index])
 
     def hear(self, jobs: Sequence[Job], steps: Sequence[int], *, words: bool) -> Voices:
         """What every member says at one place of each job; `words`: for rules that compare them."""

@@ -32,6 +32,22 @@ class Timings(_Plain):
     tokens_per_second: float
 
 
+class Drafts(_Plain):
+    """What became of drafted tokens.
+
+    Attributes:
+        method: How they were drafted, with its parameters.
+        rounds: Passes in which a draft was checked.
+        drafted: Tokens drafted.
+        accepted: Those that are in the answer.
+    """
+
+    method: dict[str, Any]
+    rounds: int
+    drafted: int
+    accepted: int
+
+
 class TraceStep(_Plain):
     """One generated token: what the pack and each member gave it, and what each would have said."""
 
@@ -58,6 +74,7 @@ class FusionRecord(_Plain):
         agreed: Share of steps where every member with a say had the same first choice; None if
             no step was recorded.
         overruled: Share of steps where the pack's first choice was not the reference's.
+        drafts: What became of drafts, where the pack drafted.
         timings: Seconds.
         seed: The seed of the call, if one was given.
         constraint: What the answer was held to: "json_schema", "regex" or "grammar".
@@ -79,6 +96,7 @@ class FusionRecord(_Plain):
     stop: str | None = None
     agreed: float | None = None
     overruled: float | None = None
+    drafts: Drafts | None = None
     timings: Timings
     seed: int | None = None
     constraint: str | None = None

@@ -154,6 +154,14 @@ def alignments() -> Registry[Any]:
 
 
 @cache
+def drafts() -> Registry[Any]:
+    """The ways to draft."""
+    from packfuse.drafts.base import Draft
+
+    return Registry("way to draft", "packfuse.drafts", Draft)
+
+
+@cache
 def tasks() -> Registry[Any]:
     """The tasks of `packfuse.evaluation`."""
     from packfuse.evaluation.tasks.base import Task

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from packfuse.constraint import Constraint, as_constraint
+from packfuse.drafts.base import Draft
 from packfuse.errors import ConfigError, PromptError
-from packfuse.registry import rules, weightings
+from packfuse.registry import drafts, rules, weightings
 from packfuse.rules.base import Rule
 from packfuse.weightings.base import Weighting
 
@@ -33,6 +34,7 @@ class Request:
         seed: Seed of the random numbers.
         trace: Whether to record every step.
         constraint: What the answers are held to.
+        draft: How tokens are drafted, if they are.
         template: Arguments for the chat templates.
         arguments: For transformers' `generate`, under its own names.
     """
@@ -45,6 +47,7 @@ class Request:
     seed: int | None = None
     trace: bool = False
     constraint: Constraint | None = None
+    draft: Draft | None = None
     template: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -53,7 +56,7 @@ class Request:
 
         Objects of the caller's own (processors, streamers) may count what they see, and stay alone.
         """
-        alike = ("rule", "weighting", "stop", "seed", "trace", "constraint", "template")
+        alike = ("rule", "weighting", "stop", "seed", "trace", "constraint", "draft", "template")
         return (
             self._common
             and other._common
@@ -67,6 +70,11 @@ class Request:
         # These count padding.
         padded = any(self.arguments.get(name) for name in ("max_length", "min_length"))
         return self.single and self.observable and own and not padded and self.seed is None
+
+    @property
+    def drafts(self) -> bool:
+        """Whether tokens are drafted: for one answer at a time, which is where it pays."""
+        return self.draft is not None and len(self.prompts) == 1 and self.observable
 
     @property
     def observable(self) -> bool:
@@ -84,6 +92,7 @@ def check(
     *,
     rule: Rule,
     weighting: Weighting,
+    draft: Draft | None = None,
 ) -> Request:
     """Turn the arguments of a call into a request.
 
@@ -92,6 +101,7 @@ def check(
         arguments: Pack settings and transformers' generation arguments.
         rule: The pack's own rule.
         weighting: The pack's own weighting.
+        draft: The pack's own way to draft.
 
     Raises:
         PromptError: for an empty prompt or list, or something that is neither text nor chat.
@@ -113,9 +123,19 @@ def check(
         seed=rest.pop("seed", None),
         trace=bool(rest.pop("trace", False)),
         constraint=as_constraint(rest.pop("constraint", None)),
+        draft=made_draft(rest.pop("draft")) if "draft" in rest else draft,
         template=dict(rest.pop("chat_template_kwargs", None) or {}),
         arguments=_sampling(rest),
     )
+
+
+def made_draft(spec: Any) -> Draft | None:
+    """A way to draft by its name, with parameters, or as an object; None and "none" for none.
+
+    Raises:
+        ConfigError: for an unknown name or a bad parameter.
+    """
+    return None if spec in (None, "none") else drafts().make(spec)
 
 
 def _prompts(prompt: Any) -> tuple[list[Prompt], bool]:

@@ -8,7 +8,11 @@ from torch import Tensor
 
 from packfuse.prompt import PackPrompt
 from packfuse.reader import Place, Reader
+from packfuse.straddle import Straddle
 from packfuse.vocabulary import Vocabulary
+
+Mark = tuple[Place, Straddle | None]
+"""What a reader says at a place, and its filter there."""
 
 Closing = tuple[list[int], bytes]
 """What a reader had before a control token: its fixed ids and its base text."""
@@ -31,6 +35,8 @@ class Row:
         prefilled: Places of the prompt, read but not fused yet.
         offset: Tokens of the prompt that are in the members' templates, not in `ids`.
         warm: Whether the readers stand at the end of `stream` with their filters up to date.
+        marks: By length of `stream`, how the readers stood at the places fused last: the row can be
+            cropped to them and go on as if it had never been longer.
         place: Which row of the batch it is, for those who watch.
     """
 
@@ -52,6 +58,7 @@ class Row:
         self.offset = 0
         self.place = 0
         self.prefilled: list[list[Place] | None] = []
+        self.marks: dict[int, list[Mark | None]] = {}
         self._closed: list[tuple[int, list[Closing | None]]] = []
         self._first_text: int | None = None
 
@@ -61,6 +68,7 @@ class Row:
         twin.__dict__.update(self.__dict__)
         for name in ("ids", "stream", "ends", "unread", "prefilled", "_closed"):
             setattr(twin, name, list(getattr(self, name)))
+        twin.marks = {}
         twin.readers = [reader and reader.fork() for reader in self.readers]
         return twin
 
@@ -124,6 +132,7 @@ class Row:
             return
         start = len(self.ids) - len(self.stream)
         ids = self.ids[:target]
+        mark = self.marks.get(target - start)
         while self._closed and self._closed[-1][0] >= target:
             _, before = self._closed.pop()
             for reader, old in zip(self.readers, before, strict=True):
@@ -135,7 +144,17 @@ class Row:
             self._first_text = None
         self.last = self.heard = None
         self._restart(ids[start:])
+        if mark is not None:
+            self._return(mark)
+
+    def _return(self, marks: Sequence[Mark | None]) -> None:
+        """Stand again where the readers stood."""
+        for reader, mark in zip(self.readers, marks, strict=True):
+            if reader is not None and mark is not None:
+                reader.place, reader.straddle = mark
+        self.warm = True
 
     def _restart(self, stream: Sequence[int]) -> None:
         self.stream, self.ends, self.text, self.warm = [], [], b"", False
+        self.marks = {}
         self.append(stream)
