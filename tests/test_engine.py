@@ -132,7 +132,8 @@ def test_watchers_see_what_is_fused(reference: int) -> None:
     rows = [fresh(engine), fresh(engine)]
     fused = engine.advance(rows, [ids, ids[:9]], 3, lambda *seen_now: seen.append(seen_now))
     assert len(seen) == 6
-    for row, logps, pooled in seen:
+    assert [read for _, read, _, _ in seen] == [len(ids) - 2, 7, len(ids) - 1, 8, len(ids), 9]
+    for row, _, logps, pooled in seen:
         index = rows.index(row)
         assert any(pooled.equal(position) for position in fused[index])
         assert logps.shape == (2, engine.reference.columns)
@@ -265,8 +266,8 @@ def test_a_member_that_cannot_end_a_turn_leaves_that_to_the_reference(alignment:
     seen: list[Tensor] = []
     row = engine.open(prompt)
     engine.prefill(row, [None, None])
-    engine.settle([row], lambda _, logps, __: seen.append(logps))
-    engine.advance([row], [mistral.encode("a")], watch=lambda _, logps, __: seen.append(logps))
+    engine.settle([row], lambda _, __, logps, ___: seen.append(logps))
+    engine.advance([row], [mistral.encode("a")], watch=lambda _, __, logps, ___: seen.append(logps))
     for own, carried in seen:
         ends = list(mistral.end_ids)
         assert torch.allclose(own[ends], carried[ends], atol=1e-5)

@@ -67,7 +67,8 @@ class Observer:
         seen.overruled[read] = int(fused.argmax()) != first[self.engine.reference_index]
         if not self.tracing:
             return
-        if read - 1 not in seen.pending or len(row.ids) != seen.pass_end:
+        goes_on = read - 1 in seen.pending and read not in seen.pending
+        if not goes_on or len(row.ids) != seen.pass_end:
             # A new pass: the tokens before it stand.
             self._settle(seen, row.ids, read)
         seen.pending[read], seen.pass_end = (logps, fused), len(row.ids)
@@ -90,7 +91,9 @@ class Observer:
         for at, (logps, fused) in seen.pending.items():
             if at < read:
                 seen.trace[at] = self._entry(logps, fused, ids[at])
-        seen.pending = {}
+        # The first draft follows the prompt's own last position, which was seen before it.
+        last = seen.pending.get(read - 1)
+        seen.pending = {} if last is None else {read - 1: last}
 
     def _entry(self, logps: Tensor, fused: Tensor, token: int) -> TraceStep:
         spell = self.engine.reference.spell

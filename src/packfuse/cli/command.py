@@ -12,12 +12,13 @@ from typer.core import TyperCommand, TyperOption
 
 from packfuse.cli.screen import Screen
 from packfuse.errors import PackError
-from packfuse.registry import Registry, alignments, rules, weightings
+from packfuse.registry import Registry, alignments, drafts, rules, weightings
 
 PARTS: dict[str, Callable[[], Registry[Any]]] = {
     "fusion": rules,
     "weighting": weightings,
     "alignment": alignments,
+    "draft": drafts,
 }
 """Options whose values are found in the package; finding them takes a second."""
 
@@ -25,7 +26,7 @@ _JSON = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else
 
 
 class Command(TyperCommand):
-    """A command whose help lists the rules, weightings and alignments that are there."""
+    """A command whose help lists the rules, weightings and so on that are there."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Fill in the names just before they are shown."""
