@@ -25,6 +25,9 @@ _LEAST = 8
 _COVERED = 0.9
 """A prompt of which a new one repeats this much adds little: it makes way."""
 
+_MARGIN = 0.95
+"""What is cut to the bound is cut a little shorter: bytes are not spread quite evenly."""
+
 
 class Spot(NamedTuple):
     """A position at which members' distributions were carried to the reference.
@@ -119,11 +122,9 @@ class PrefixCache:
 
     def add(self, new: Kept) -> None:
         """Keep a prompt, or as much of its beginning as the bound allows."""
-        size = new.nbytes(self.members)
-        if size > self.limit:
-            new = new.beginning(self.members, self.limit / size)
-            size = new.nbytes(self.members)
-        if size > self.limit or not all(map(len, new.ids)):
+        while (size := new.nbytes(self.members)) > self.limit and all(map(len, new.ids)):
+            new = new.beginning(self.members, _MARGIN * self.limit / size)
+        if not all(map(len, new.ids)):
             return
         self._kept = [entry for entry in self._kept if not _covers(new, entry[0])]
         self._kept.append((new, size))

@@ -77,8 +77,9 @@ class Recall:
             for k, side in enumerate(scoring.sides):
                 logps[k] = {**logps[k], self._view(k, scoring): side.logps.copy()}
             if scoring.limits.candidates is not None:
-                for offset, part in scoring.parts.items():
-                    scores[self._spot(scoring, offset)] = part
+                for offset, (part, label) in scoring.parts.items():
+                    # Copies: they are views of blocks.
+                    scores.setdefault(self._spot(scoring, offset), (part.clone(), label.clone()))
         self.cache.add(Kept(self._ids, sessions, logps, scores))
 
     def _longest(
