@@ -27,6 +27,8 @@ from packfuse.prefixes import PrefixCache
 from packfuse.prompt import from_text
 from packfuse.registry import alignments, rules, weightings
 from packfuse.row import Row
+from packfuse.scoring import Scoring
+from packfuse.weightings.base import Limits
 from tests import fusing, pico
 from tests.small import small_pack
 
@@ -185,6 +187,23 @@ def test_switching_the_reference_needs_other_scores_only() -> None:
     for reference, own in enumerate((warm, other)):
         alike(read(own, SECOND), read(engine(reference=reference, limit=None), SECOND))
     assert read_by(warm) < 60
+
+
+def test_fitting_positions_stay_as_the_text_grows() -> None:
+    """In what two texts share, the longer one has a part of the shorter one's, evenly spread."""
+    vocabularies = [fusing.vocabulary(name) for name in ("mistral", "deepseek")]
+    before: set[int] = set()
+    for words in (20, 40, 60, 61, 90, 200):
+        text = " ".join(["harbour"] * words)
+        ids = [vocabulary.encode(text) for vocabulary in vocabularies]
+        found = Scoring(vocabularies, 0, ids, [text.encode()], True, Limits(16, 8)).positions
+        inside = {offset for offset in found if offset <= max(before, default=0)}
+        assert inside <= before or not before
+        assert len(found) == 16
+        gaps = np.diff([offset // 8 for offset in found])
+        assert len(set(gaps[1:].tolist())) <= 3
+        assert gaps.max() < 3.5 * words / 16
+        before = set(found)
 
 
 def test_scores_come_after_a_reading_without_any() -> None:
