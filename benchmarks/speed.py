@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--reference", default="SmolLM2-135M-Instruct")
     options = parser.parse_args()
     console = Console()
-    pack = Pack.starter(reference=options.reference)
+    pack = Pack.starter(reference=options.reference, prefix_cache=0)
     fused(pack, "Warm up.", 4)
     rows = [
         steps(pack, c, options.tokens, options.rounds) for c in options.context or [128, 512, 2048]

@@ -35,7 +35,7 @@ def pack() -> Iterator[Pack]:
     """Two random members; after all tests, every row and session of theirs is freed."""
     # Weights with which some of these random answers end early.
     weighting = {"name": "exact", "shrinkage": 8, "prior": "equal"}
-    made = small_pack(pad=True, weighting=weighting)
+    made = small_pack(pad=True, weighting=weighting, prefix_cache=0)
     before = _alive()
     yield made
     assert _alive() == before

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("loud_afterwards")
 
 TEXT = "The capital of France is Paris, and that of Italy is Rome."
 COMMANDS = ("run", "chat", "weights", "check", "eval", "determine", "starter")
+ANEW = ("--prefix-cache", "0")
 Invoke = Callable[..., Result]
 
 
@@ -44,8 +45,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pack(folders: list[str]) -> Pack:
-    """What the commands load."""
-    return Pack.from_pretrained(folders, progress=False)
+    """What the commands load, with every prompt read anew, as a command reads its first."""
+    return Pack.from_pretrained(folders, prefix_cache=0, progress=False)
 
 
 @pytest.fixture
@@ -264,6 +265,17 @@ def test_a_pack_file_is_run_and_its_settings_can_be_overridden(
     assert found["weights"] == {"one": 0.5, "two": 0.5}
 
 
+def test_a_chat_is_read_once_unless_the_prefix_cache_is_off(invoke: Invoke):
+    for setting, spared in (("auto", True), ("1000000", True), ("0", False)):
+        stdin = "Hello there, who are you?\nAnd where?"
+        shown = passed(
+            invoke("chat", "-n", "2", "--json", "--prefix-cache", setting, stdin=stdin)
+        ).splitlines()
+        cached = [json.loads(line)["record"]["usage"]["cached_tokens"] for line in shown]
+        assert cached[0] == 0
+        assert (cached[1] > 0) == spared
+
+
 # --- errors
 
 BAD_REQUESTS = {
@@ -271,6 +283,7 @@ BAD_REQUESTS = {
     "weighting": (["x", "--weighting", "bst"], "ConfigError", r"'bst'.*exact, .*opt, sim, top1"),
     "alignment": (["x", "--alignment", "byte"], "ConfigError", r"'byte'.*known: bytes"),
     "parameter": (["x", "--fusion", "unite:k=0"], "ConfigError", r"'unite': k: .*parameters: k"),
+    "size": (["x", "--prefix-cache", "much"], "ConfigError", r"'much'.*bytes.*auto"),
     "no value": (["x", "--fusion", "unite:k"], "ConfigError", r"'k' in 'unite:k' has no value"),
     "bad value": (["x", "--fusion", "unite:k=["], "ConfigError", r"'\[' in .* is no value"),
     "reference": (["x", "--reference", "three"], "ConfigError", r"'three'.*one, two"),
@@ -339,7 +352,7 @@ def test_errors_are_red_where_there_is_color():
 
 def test_chat_remembers_and_forgets(invoke: Invoke, pack: Pack):
     lines = ["Hello", "And then?", "/clear", "Hello", "/system Be brief.", "Hello", "/exit", "no"]
-    result = invoke("chat", "-n", "6", "--json", stdin="\n".join(lines))
+    result = invoke("chat", "-n", "6", "--json", *ANEW, stdin="\n".join(lines))
     answers = [json.loads(line) for line in passed(result).splitlines()]
     history: list[dict[str, str]] = []
     expected = []
@@ -358,7 +371,7 @@ def test_chat_remembers_and_forgets(invoke: Invoke, pack: Pack):
 
 def test_chat_shows_the_record_and_the_weights(invoke: Invoke, pack: Pack):
     stdin = "/record\n/weights\n\nHello there\n/record\n/weights\n/dance\n/help"
-    result = invoke("chat", "-n", "4", "--json", stdin=stdin)
+    result = invoke("chat", "-n", "4", "--json", *ANEW, stdin=stdin)
     answer, record, weighing = map(json.loads, passed(result).splitlines())
     assert record == answer["record"]
     history = [

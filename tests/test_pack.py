@@ -43,7 +43,9 @@ def _member(tokenizer: str, architecture: str, seed: int) -> LocalMember:
 
 
 def test_stream_joined_is_the_whole_text_and_the_record_is_the_same(pack: Pack) -> None:
+    pack.forget()
     whole = pack.generate(PROMPT, max_new_tokens=24)
+    pack.forget()
     chunks = list(pack.stream(PROMPT, max_new_tokens=24))
     assert "".join(chunk.text for chunk in chunks) == whole.text
     assert [chunk.record is None for chunk in chunks[:-1]] == [True] * (len(chunks) - 1)

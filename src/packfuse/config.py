@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from packfuse.errors import ConfigError
 from packfuse.paths import write_text
@@ -54,6 +54,7 @@ class PackConfig(BaseModel):
         fusion: Rule by name, or with its parameters; likewise `weighting` and `alignment`.
         reference: "auto" (lowest prompt loss) or a member's name.
         draft: How answers are drafted, to be checked in fewer passes; None for token by token.
+        prefix_cache: Bytes for prompts kept from call to call, "auto", or 0.
         dtype: For members that do not say otherwise; likewise `device_map`, `quantization`.
         trust_remote_code: Run code that comes with a model. Off unless asked for.
         unsafe_weights: Accept weights that are not safetensors (pickles run code). Off likewise.
@@ -68,11 +69,17 @@ class PackConfig(BaseModel):
     alignment: Spec = "bytes"
     reference: str = "auto"
     draft: Spec | None = None
+    prefix_cache: NonNegativeInt | Literal["auto"] = "auto"
     dtype: str = "auto"
     device_map: str | dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     trust_remote_code: bool = False
     unsafe_weights: bool = False
+
+    @field_validator("prefix_cache", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return ("auto" if value else 0) if isinstance(value, bool) else value
 
     @field_validator("members", mode="before")
     @classmethod

@@ -13,6 +13,7 @@ from packfuse.errors import PromptError
 from packfuse.job import Job, scan, window
 from packfuse.member import Member, Visit
 from packfuse.pooling import Pooling, Watch
+from packfuse.prefixes import PrefixCache
 from packfuse.prompt import PackPrompt
 from packfuse.reader import Reader
 from packfuse.relation import Progress
@@ -37,8 +38,10 @@ class Engine:
         alignment: Alignment,
         rule: Rule,
         progress: Progress | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
-        """Pair every member with member number `reference`."""
+        """Pair every member with member number `reference`; `prefixes` keeps what they read."""
+        self.prefixes = prefixes
         self.members, self.rule, self.alignment = list(members), rule, alignment
         self.reference_index = reference
         self.reference = members[reference].vocabulary

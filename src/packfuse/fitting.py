@@ -11,6 +11,7 @@ import torch
 
 from packfuse.engine import Engine
 from packfuse.prompt import PackPrompt
+from packfuse.recall import Recall
 from packfuse.row import Row
 from packfuse.scoring import Scoring
 from packfuse.weightings.base import Weighting, Weights
@@ -26,6 +27,7 @@ class Fit:
         bits_per_byte: `[K]`, on the same text; None likewise.
         tokens: Reference tokens scored.
         prompt_tokens: Length of the prompt by member, each in its own tokens.
+        cached_tokens: How many of those came out of the prefix cache.
         prefill_seconds: Time of the members' prompt passes.
         weights_seconds: Time of fitting the weights on top of that.
     """
@@ -35,6 +37,7 @@ class Fit:
     bits_per_byte: Weights | None
     tokens: int
     prompt_tokens: tuple[int, ...]
+    cached_tokens: tuple[int, ...]
     prefill_seconds: float
     weights_seconds: float
 
@@ -62,14 +65,21 @@ def prefill(
     scoring = None
     if prompt.texts and (score or given is None):
         scoring = _scoring(engine, prompt, row, weighting, fit)
-    engine.prefill(row, scoring.visits() if scoring else [None] * len(names))
+    visits = scoring.visits() if scoring else [None] * len(names)
+    recall = None if engine.prefixes is None else Recall(engine.prefixes, engine, row, scoring)
+    if recall:
+        recall.begin(visits)
+    engine.prefill(row, visits)
     read = time.perf_counter()
     weights = given if given is not None else _weigh(engine, weighting, scoring, fit)
+    if recall:
+        recall.keep()
     apply_weights(row, weights, engine)
     fitted = time.perf_counter()
     engine.settle([row])
     lengths = tuple(reader.session.length if reader else 0 for reader in row.readers)
-    return row, _fit(scoring, weights, lengths, read - started, fitted - read)
+    cached = recall.cached if recall else (0,) * len(names)
+    return row, _fit(scoring, weights, (lengths, cached), read - started, fitted - read)
 
 
 def _scoring(
@@ -105,12 +115,12 @@ def apply_weights(row: Row, weights: Sequence[float] | Weights, engine: Engine) 
 def _fit(
     scoring: Scoring | None,
     weights: Weights,
-    lengths: tuple[int, ...],
+    lengths: tuple[tuple[int, ...], tuple[int, ...]],
     prefill_seconds: float,
     weights_seconds: float,
 ) -> Fit:
     if scoring is None or scoring.tokens == 0:
-        return Fit(weights, None, None, 0, lengths, prefill_seconds, weights_seconds)
+        return Fit(weights, None, None, 0, *lengths, prefill_seconds, weights_seconds)
     losses = scoring.losses()
     bits = losses * scoring.tokens / (np.log(2) * max(1, scoring.scored_bytes))
-    return Fit(weights, losses, bits, scoring.tokens, lengths, prefill_seconds, weights_seconds)
+    return Fit(weights, losses, bits, scoring.tokens, *lengths, prefill_seconds, weights_seconds)

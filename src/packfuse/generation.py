@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -157,7 +157,12 @@ class Runner:
         reference = self.pack.default_reference
         item = self._read(place, prompt, reference)
         better = self._better_reference(item)
-        return item if better == reference else self._read(place, prompt, better)
+        if better == reference:
+            return item
+        # What the first reading has left behind was not there before this call.
+        found = self._read(place, prompt, better)
+        found.fit = replace(found.fit, cached_tokens=item.fit.cached_tokens)
+        return found
 
     def _better_reference(self, item: _Prepared) -> int:
         """With `reference="auto"`: the member with the lowest prompt loss that can speak here."""
@@ -176,7 +181,13 @@ class Runner:
         if alone or alignment is self.pack.alignment or not item.prompt.stream:
             return item.fit.losses
         if item.reference not in self._readings:
-            engine = Engine(self.pack.members, item.reference, alignment, self.request.rule)
+            engine = Engine(
+                self.pack.members,
+                item.reference,
+                alignment,
+                self.request.rule,
+                prefixes=self.pack.prefixes,
+            )
             self._readings[item.reference] = engine
         return prefill(self._readings[item.reference], item.prompt, Top1())[1].losses
 
@@ -317,6 +328,8 @@ class Runner:
                 completion_tokens=generated,
                 total_tokens=len(item.ids) + generated,
                 prompt_tokens_by_member=dict(zip(names, fit.prompt_tokens, strict=True)),
+                cached_tokens=fit.cached_tokens[item.reference],
+                cached_tokens_by_member=dict(zip(names, fit.cached_tokens, strict=True)),
             ),
             finish_reason=reason,
             stop=stopped,

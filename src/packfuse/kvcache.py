@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import (
     DummyLayer,
@@ -84,7 +84,11 @@ def _copied(layer: Any) -> Any:
 
 def snapshot(cache: DynamicCache) -> list[Any]:
     """The layers' states as they are; None for layers that can be cut."""
-    return [_copied(layer) if _stateful(layer) else None for layer in cache.layers]
+    saved = [_copied(layer) if _stateful(layer) else None for layer in cache.layers]
+    for layer in saved:
+        if isinstance(layer, DynamicLayer):
+            layer.keys = layer.values = None
+    return saved
 
 
 def restore(cache: DynamicCache, saved: Sequence[Any]) -> None:
@@ -104,6 +108,23 @@ def cut(cache: DynamicCache, length: int) -> None:
     for layer in cache.layers:
         if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
             layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+
+
+def detach(cache: DynamicCache) -> None:
+    """Let go of what was cut off: keys and values stop being views of longer ones."""
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+
+
+def tensors(layers: Sequence[Any]) -> Iterator[Tensor]:
+    """Everything that layers, or copies of their states, hold."""
+    for layer in layers:
+        if _attends(layer):
+            yield from (layer.keys, layer.values)
+        if layer is not None and _stateful(layer):
+            for name in _STATES:
+                yield from (t for t in getattr(layer, name).values() if t is not None)
 
 
 def join(caches: Sequence[DynamicCache], lengths: Sequence[int]) -> DynamicCache:

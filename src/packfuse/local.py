@@ -198,6 +198,21 @@ class LocalMember(Member):
         fresh = _State(kvcache.fork(state.cache), list(state.snapshots))
         return Session(ids=list(session.ids), state=fresh)
 
+    def keep(self, session: Session, length: int) -> Session:
+        """See `Member.keep`."""
+        kept = self.fork(session)
+        if length < session.length:
+            self.rollback(kept, length)
+            kvcache.detach(kept.state.cache)
+        return kept
+
+    def nbytes(self, session: Session) -> int:
+        """See `Member.nbytes`; what views keep alive counts in full, and once."""
+        state: _State = session.state
+        layers = [*state.cache.layers, *(layer for _, saved in state.snapshots for layer in saved)]
+        stores = (tensor.untyped_storage() for tensor in kvcache.tensors(layers))
+        return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
+
 
 def _take_snapshot(session: Session) -> None:
     state: _State = session.state

@@ -93,3 +93,11 @@ class Member(ABC):
     @abstractmethod
     def fork(self, session: Session) -> Session:
         """An independent copy; cheap."""
+
+    @abstractmethod
+    def keep(self, session: Session, length: int) -> Session:
+        """An independent copy of the first `length` tokens, or a few less, and of nothing more."""
+
+    @abstractmethod
+    def nbytes(self, session: Session) -> int:
+        """Memory that a session holds, shared or not, in bytes."""

@@ -25,6 +25,7 @@ from packfuse.generation import Runner
 from packfuse.loading import load_members, short_name, unique_names, wrap
 from packfuse.local import LocalMember
 from packfuse.model import FusedForCausalLM
+from packfuse.prefixes import PrefixCache, prefix_limit
 from packfuse.progress import alignment_progress
 from packfuse.registry import alignments, drafts, rules, weightings
 from packfuse.request import Request, check, made_draft
@@ -53,6 +54,7 @@ class Pack:
         alignment: Any = "bytes",
         reference: str = "auto",
         draft: Any = None,
+        prefix_cache: int | str = "auto",
         progress: bool = True,
         config: PackConfig | None = None,
     ) -> None:
@@ -67,6 +69,8 @@ class Pack:
             draft: How answers to single prompts are drafted, to be checked in fewer passes: "auto",
                 "lookup", "reference", "members", or as the others; None to write token by token.
                 It changes no answer.
+            prefix_cache: Memory for prompts that were read, of which later ones that begin the same
+                are spared as much: bytes, "auto" for a tenth of the members', 0 for none.
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 
@@ -91,6 +95,9 @@ class Pack:
         self.draft = made_draft(draft)
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
+        parameters = sum(p.nbytes for member in self.members for p in member.model.parameters())
+        limit = prefix_limit(prefix_cache, parameters)
+        self.prefixes = PrefixCache(self.members, limit) if limit else None
         self.lock = threading.RLock()
         self.batcher = Batcher(self)
         self.fused(self.default_reference)
@@ -105,6 +112,7 @@ class Pack:
         alignment: Any = "bytes",
         reference: str = "auto",
         draft: Any = None,
+        prefix_cache: int | str = "auto",
         dtype: Any = "auto",
         device_map: Any = None,
         quantization_config: Any = None,
@@ -122,6 +130,7 @@ class Pack:
             alignment: See `Pack`.
             reference: See `Pack`.
             draft: See `Pack`.
+            prefix_cache: See `Pack`.
             dtype: For members that do not say otherwise; so are the next two.
             device_map: As in transformers.
             quantization_config: A transformers quantization configuration.
@@ -144,12 +153,20 @@ class Pack:
                 [short_name(str(model.name_or_path or "member")) for model, _ in ready]
             )
             members = [wrap(name, *pair) for name, pair in zip(names, ready, strict=True)]
-            return cls(members, reference=reference, draft=draft, progress=progress, **settings)
+            return cls(
+                members,
+                reference=reference,
+                draft=draft,
+                progress=progress,
+                prefix_cache=prefix_cache,
+                **settings,
+            )
         entries = [dict(m) if isinstance(m, Mapping) else {"model": os.fspath(m)} for m in models]  # type: ignore[arg-type]
         config = PackConfig.check(
             {
                 "members": entries,
                 "reference": reference,
+                "prefix_cache": prefix_cache,
                 "dtype": _dtype_name(dtype),
                 "device_map": device_map,
                 "quantization": _plain_quantization(quantization_config),
@@ -257,6 +274,7 @@ class Pack:
                 members,
                 reference=config.reference,
                 draft=config.draft,
+                prefix_cache=config.prefix_cache,
                 progress=progress,
                 config=config,
                 **chosen,
@@ -297,7 +315,14 @@ class Pack:
         with self.lock:
             if reference not in self._models:
                 with alignment_progress(self._progress) as progress:
-                    engine = Engine(self.members, reference, self.alignment, self.rule, progress)
+                    engine = Engine(
+                        self.members,
+                        reference,
+                        self.alignment,
+                        self.rule,
+                        progress,
+                        self.prefixes,
+                    )
                 self._models[reference] = FusedForCausalLM(engine, self.weighting)
             return self._models[reference]
 
@@ -315,6 +340,12 @@ class Pack:
     def context_window(self) -> int:
         """The smallest member's, in tokens."""
         return min(member.context_window for member in self.members)
+
+    def forget(self) -> None:
+        """Free the prefix cache: the next prompt is read from its beginning."""
+        with self.lock:
+            if self.prefixes is not None:
+                self.prefixes.clear()
 
     def generate(self, prompt: Any, **arguments: Any) -> Any:
         """Answer a prompt, a chat, or a list of either.

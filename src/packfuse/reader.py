@@ -124,7 +124,7 @@ class Reader:
             ends: Where each of them ends in `text`, bytes.
             text: What they spell.
             first: Number of stream tokens before the first place wanted.
-            visit: Sees every distribution from the row's beginning on (the session is new then).
+            visit: Sees every distribution from where the session stands.
         """
         if self.pairing.verbatim:
             return (yield from self._scan_ids(self.ids(stream, text), len(stream) - first, visit))

@@ -15,12 +15,17 @@ class _Plain(BaseModel):
 
 
 class Usage(_Plain):
-    """Tokens, counted in the reference's vocabulary, and per member in its own."""
+    """Tokens, counted in the reference's vocabulary, and per member in its own.
+
+    Those that are called cached belong to the prompt, and came out of the prefix cache.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_by_member: dict[str, int]
+    cached_tokens: int = 0
+    cached_tokens_by_member: dict[str, int] = {}
 
 
 class Timings(_Plain):

@@ -14,6 +14,7 @@ from torch import Tensor
 from packfuse.alignments.base import Pairing
 from packfuse.candidates import compress, join
 from packfuse.member import Visit
+from packfuse.prefixes import Part
 from packfuse.vocabulary import Vocabulary
 from packfuse.weightings.base import Evidence, Limits, Weights
 
@@ -21,6 +22,7 @@ FIT_BYTES = 48 * 2**20
 """Memory for one member's distributions at fitting positions, where their number is limited."""
 
 _BLOCK = 16
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(slots=True)
@@ -51,7 +53,14 @@ class Side:
 
 
 class Scoring:
-    """Scores one prompt with every member, in the pass that generation needs anyway."""
+    """Scores one prompt with every member, in the pass that generation needs anyway.
+
+    Attributes:
+        sides: By member.
+        positions: Offsets at which weights are fitted.
+        parts: Compressed scores at those of them that are done.
+        wanted: By member, after how many tokens a distribution is needed for the others.
+    """
 
     def __init__(
         self,
@@ -87,12 +96,21 @@ class Scoring:
         self.common = sorted(shared)
         self._segments = _segments(texts)
         self.positions = self._fit_positions(vocabularies) if fit else []
-        self._wanted = [
-            {side.boundaries[offset] for offset in self.positions} for side in self.sides
-        ]
+        self.remember({})
+
+    def remember(self, parts: dict[int, Part]) -> None:
+        """Take compressed scores that are known, by offset; the members are not asked for them."""
+        self.parts = parts
+        asked = [offset for offset in self.positions if offset not in parts]
+        self.wanted = [{side.boundaries[offset] for offset in asked} for side in self.sides]
 
     def _fit_positions(self, vocabularies: Sequence[Vocabulary]) -> list[int]:
-        """Offsets, evenly spread, where every member and the reference begin a token."""
+        """Offsets, evenly spread, where every member and the reference begin a token.
+
+        The fractional parts of i times the golden ratio rank them: the first of that ranking are
+        spread over the text, gaps of three sizes, and stay so as it grows. So a longer prompt
+        mostly has the positions that a kept beginning of it had.
+        """
         starts = {start for _, start, _ in self.sides[self.reference].spans}
         usable = [offset for offset in self.common if offset in starts]
         if self.limits.positions is None:
@@ -101,7 +119,8 @@ class Scoring:
         most = min(self.limits.positions, max(32, FIT_BYTES // (4 * widest)))
         if len(usable) <= most:
             return usable
-        return [usable[round(i)] for i in np.linspace(0, len(usable) - 1, most)]
+        ranks = np.argsort(np.arange(len(usable)) * _GOLDEN % 1)
+        return [usable[i] for i in sorted(ranks[:most])]
 
     def visits(self) -> list[Visit]:
         """One visitor by member for the prompt pass."""
@@ -117,7 +136,7 @@ class Scoring:
             seen = logps[: len(following)].gather(1, chosen)[:, 0]
             side.logps[start + 1 : start + 1 + len(following)] = seen.double().cpu().numpy()
         for offset in range(len(logps)):
-            if start + offset + 1 in self._wanted[k]:
+            if start + offset + 1 in self.wanted[k]:
                 side.rows[start + offset + 1] = logps[offset].clone()
 
     def pieces(self) -> Weights:
@@ -178,18 +197,18 @@ class Scoring:
 
     def _scores(self, pairings: Sequence[Pairing]) -> tuple[Tensor, Tensor]:
         own = self.sides[self.reference]
-        begins = {start: own.ids[index] for index, start, _ in own.spans}
-        labels = torch.tensor([begins[offset] for offset in self.positions])
-        blocks: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(self.positions), _BLOCK):
-            part = self.positions[start : start + _BLOCK]
-            belief = torch.stack([own.rows[own.boundaries[offset]] for offset in part])
+        asked = [offset for offset in self.positions if offset not in self.parts]
+        for start in range(0, len(asked), _BLOCK):
+            block = asked[start : start + _BLOCK]
+            belief = torch.stack([own.rows[own.boundaries[offset]] for offset in block])
             carried = [
-                self._carried(k, pairing, part, belief) for k, pairing in enumerate(pairings)
+                self._carried(k, pairing, block, belief) for k, pairing in enumerate(pairings)
             ]
-            known = labels[start : start + _BLOCK]
-            blocks.append(compress(torch.stack(carried), known, self.limits.candidates))
-        return join(blocks)
+            known = torch.tensor([own.ids[own.boundaries[offset]] for offset in block])
+            scores, labels = compress(torch.stack(carried), known, self.limits.candidates)
+            for at, offset in enumerate(block):
+                self.parts[offset] = scores[:, at : at + 1], labels[at : at + 1]
+        return join([self.parts[offset] for offset in self.positions])
 
     def _carried(self, k: int, pairing: Pairing, offsets: Sequence[int], belief: Tensor) -> Tensor:
         side = self.sides[k]

@@ -12,7 +12,7 @@ from langchain_core.messages import (
     BaseMessage,
     convert_to_openai_messages,
 )
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -102,4 +102,5 @@ def _usage(reply: Reply) -> UsageMetadata:
         input_tokens=usage["prompt_tokens"],
         output_tokens=usage["completion_tokens"],
         total_tokens=usage["total_tokens"],
+        input_token_details=InputTokenDetails(cache_read=reply.record.usage.cached_tokens),
     )

@@ -21,5 +21,8 @@ def starter() -> Pack:
 
 @pytest.fixture(scope="session")
 def tiny() -> Pack:
-    """Random models with real tokenizers: quick, and no wiser than dice."""
-    return packs.tiny_pack(packs.tiny_members(["deepseek", "mistral"]))
+    """Random models with real tokenizers: quick, and no wiser than dice.
+
+    Without a prefix cache, so that a repeated call has the same usage.
+    """
+    return packs.tiny_pack(packs.tiny_members(["deepseek", "mistral"]), prefix_cache=0)

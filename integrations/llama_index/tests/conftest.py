@@ -40,8 +40,8 @@ def make_pack(**settings) -> Pack:
 
 @pytest.fixture(scope="session")
 def pack() -> Pack:
-    """A tiny pack."""
-    return make_pack()
+    """A tiny pack, without a prefix cache: a repeated call has the same record."""
+    return make_pack(prefix_cache=0)
 
 
 @pytest.fixture

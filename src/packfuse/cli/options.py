@@ -116,6 +116,15 @@ class PackOptions:
         str | None,
         typer.Option(metavar="DEVICE", help="auto, cpu, cuda, ..., as in transformers.", **_PACK),
     ] = None
+    prefix_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="Memory for prompts that later ones may begin with; auto: a tenth of the models'; "
+            "0: none.",
+            **_PACK,
+        ),
+    ] = None
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, by the names of `Pack.from_pretrained`; checked, nothing is loaded.
@@ -140,6 +149,8 @@ class PackOptions:
                 registry().make(found[option])
         if self.weight:
             found["weighting"] = {"name": "fixed", "weights": dict(map(_share, self.weight))}
+        if self.prefix_cache is not None:
+            found["prefix_cache"] = _size(self.prefix_cache)
         plain = {name: getattr(self, name) for name in ("reference", "dtype", "device_map")}
         return found | {name: value for name, value in plain.items() if value is not None}
 
@@ -201,6 +212,12 @@ class TextOptions:
             "stop": self.stop or None,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+def _size(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise ConfigError(f"{text!r} is no size", hint="write a number of bytes, 0, or auto")
+    return text if text == "auto" else int(text)
 
 
 def _share(text: str) -> tuple[str, float]:

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from packfuse import Pack
 from packfuse.errors import ConfigError, ConstraintError, PromptError
+from tests import packs
 
 QUESTION = "What is the capital of France?"
 
@@ -95,7 +96,16 @@ def test_the_answer_is_the_packs_own(model: ChatPackFuse, tiny: Pack) -> None:
         "input_tokens": answer.record.usage.prompt_tokens,
         "output_tokens": answer.record.usage.completion_tokens,
         "total_tokens": answer.record.usage.total_tokens,
+        "input_token_details": {"cache_read": 0},
     }
+
+
+def test_what_the_prefix_cache_spared_is_told(tiny: Pack) -> None:
+    model = ChatPackFuse(pack=packs.tiny_pack(tiny.members), max_tokens=3)
+    model.invoke(QUESTION)
+    usage = model.invoke(QUESTION + " And why?").usage_metadata
+    assert usage is not None
+    assert 0 < usage["input_token_details"]["cache_read"] < usage["input_tokens"]
 
 
 def test_usage_and_metadata_come_once_in_a_stream(model: ChatPackFuse) -> None:

@@ -1,0 +1,160 @@
+"""What earlier prompts spare the members of a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from packfuse.alignments.base import Same
+from packfuse.engine import Engine
+from packfuse.member import Member, Read, Session, Visit
+from packfuse.prefixes import Ids, Kept, Part, PrefixCache, Spot
+from packfuse.row import Row
+from packfuse.scoring import Scoring
+from packfuse.weightings.base import Weights
+
+_STEP = 8
+"""How many tokens of a prompt are read in the time of one token on its own, about."""
+
+
+class Recall:
+    """One prompt's dealings with the prefix cache.
+
+    Members stand in their own tokens, so each takes over what it has in common with some kept
+    prompt. What the scoring needs of the tokens that are not read again comes along: their
+    log-probabilities, and the scores at fitting positions, which depend on the reference and the
+    alignment. Where such scores are missing, the single token before them is read again, or all
+    that follows. Full-vocabulary scores (`candidates=None`) are not kept: too large.
+
+    Attributes:
+        cached: By member, how many of its tokens were taken over.
+    """
+
+    def __init__(
+        self, cache: PrefixCache, engine: Engine, row: Row, scoring: Scoring | None
+    ) -> None:
+        """Look a fed row up, and tell the scoring what is known already."""
+        self.cache, self.engine, self.row, self.scoring = cache, engine, row, scoring
+        self.cached: tuple[int, ...] = tuple(0 for _ in engine.members)
+        read = (reader.ids(row.stream, row.text) for reader in row.readers if reader)
+        self._ids: list[Ids] = [np.array(ids, dtype=np.int64) for ids in read]
+        matches = cache.match(self._ids)
+        self._best = [self._longest(matches, k) for k in range(len(self._ids))]
+        self._logps = [self._known(k) for k in range(len(self._ids))]
+        self._scores: dict[Spot, Part] = {}
+        for kept, shared in matches:
+            self._scores.update(kept.within(shared))
+        if scoring is not None:
+            spots = {offset: self._spot(scoring, offset) for offset in scoring.positions}
+            known = {o: self._scores[spot] for o, spot in spots.items() if spot in self._scores}
+            scoring.remember(known)
+
+    def begin(self, visits: Sequence[Visit | None]) -> None:
+        """Put the row's sessions where the members have to read on."""
+        cached = []
+        for k, (member, reader) in enumerate(
+            zip(self.engine.members, self.row.readers, strict=True)
+        ):
+            kept, shared = self._best[k]
+            start, again = self._plan(k, shared)
+            if kept is not None and reader is not None and start > 0:
+                self.cache.touch(kept)
+                reader.session = self._take(k, member, kept.sessions[k], start, again, visits[k])
+            cached.append(min(reader.session.length, len(self._ids[k]) - 1) if reader else 0)
+        self.cached = tuple(cached)
+
+    def keep(self) -> None:
+        """Keep the prompt, which every member has read."""
+        sessions = [
+            member.fork(reader.session)
+            for member, reader in zip(self.engine.members, self.row.readers, strict=True)
+            if reader is not None
+        ]
+        logps, scores = self._logps, dict(self._scores)
+        if (scoring := self.scoring) is not None:
+            for k, side in enumerate(scoring.sides):
+                logps[k] = {**logps[k], self._view(k, scoring): side.logps.copy()}
+            if scoring.limits.candidates is not None:
+                for offset, (part, label) in scoring.parts.items():
+                    # Copies: they are views of blocks.
+                    scores.setdefault(self._spot(scoring, offset), (part.clone(), label.clone()))
+        self.cache.add(Kept(self._ids, sessions, logps, scores))
+
+    def _longest(
+        self, matches: list[tuple[Kept, tuple[int, ...]]], k: int
+    ) -> tuple[Kept | None, int]:
+        """The kept prompt that goes furthest with member k, and how far."""
+        found = [(kept, shared[k]) for kept, shared in matches if shared[k]]
+        return max(found, key=lambda match: match[1], default=(None, 0))
+
+    def _known(self, k: int) -> dict[Hashable, Weights]:
+        """Log-probabilities of member k's tokens, NaN where unknown."""
+        kept, shared = self._best[k]
+        found: dict[Hashable, Weights] = {}
+        for how, table in (kept.logps[k] if kept else {}).items():
+            found[how] = np.full(len(self._ids[k]), np.nan)
+            found[how][:shared] = table[:shared]
+        return found
+
+    def _how(self) -> tuple[int, str]:
+        """What besides tokens decides what a member says in the reference's words."""
+        return self.engine.reference_index, repr(self.engine.alignment)
+
+    def _view(self, k: int, scoring: Scoring) -> Hashable:
+        """Under which name log-probabilities of member k are kept."""
+        own = scoring.mapped[k] is None or isinstance(scoring.mapped[k], Same)
+        return None if own else self._how()
+
+    def _spot(self, scoring: Scoring, offset: int) -> Spot:
+        counts = tuple(side.boundaries[offset] for side in scoring.sides)
+        own = scoring.sides[scoring.reference]
+        label = own.ids[counts[scoring.reference]]
+        mapped = tuple(pairing is not None for pairing in scoring.mapped)
+        return Spot((*self._how(), mapped, scoring.limits.candidates), label, counts)
+
+    def _plan(self, k: int, shared: int) -> tuple[int, list[int]]:
+        """How many tokens member k need not read, and after which of them it is asked again."""
+        if self.scoring is None or not shared:
+            return shared, []
+        side = self.scoring.sides[k]
+        known = self._logps[k].get(self._view(k, self.scoring), np.array([]))
+        known = known[: min(shared, len(side.logps))]
+        # A token's log-probability is heard when the one before it is read.
+        fresh = (i for i, _, _ in side.spans if i and (i >= len(known) or np.isnan(known[i])))
+        start = min(shared, next(fresh, shared + 1) - 1)
+        old = known[: start + 1]
+        side.logps[: len(old)] = old
+        asked = sorted(count for count in self.scoring.wanted[k] if count <= start)
+        return _cheapest(start, asked)
+
+    def _take(
+        self,
+        k: int,
+        member: Member,
+        kept: Session,
+        start: int,
+        again: list[int],
+        visit: Visit | None,
+    ) -> Session:
+        """Member k's session at `start` or before, with what is asked `again` heard."""
+        session = member.fork(kept)
+        member.rollback(session, start)
+        for count in again:
+            side = member.fork(session)
+            member.rollback(side, count - 1)
+            if side.length < count - 1:
+                # It cannot stand just anywhere: it reads on from here.
+                return side
+            member.read([Read(side, [int(self._ids[k][count - 1])], 1, visit)])
+        return session
+
+
+def _cheapest(start: int, asked: list[int]) -> tuple[int, list[int]]:
+    """Where to read on from, and which of the counts `asked` before that to read one by one."""
+    costs: list[tuple[int, Any, list[int]]] = [(_STEP * len(asked), start, asked)]
+    for done, count in enumerate(asked):
+        costs.append((_STEP * done + start - count + 1, count - 1, asked[:done]))
+    _, start, again = min(costs, key=lambda option: option[0])
+    return start, again
