@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,6 +13,8 @@ from packfuse.errors import ConfigError
 from packfuse.paths import write_text
 
 Spec = str | dict[str, Any]
+HeadsName = Literal["full", "pruned"]
+HEADS: tuple[HeadsName, ...] = get_args(HeadsName)
 
 
 class MemberConfig(BaseModel):
@@ -53,6 +55,7 @@ class PackConfig(BaseModel):
         members: In order; plain strings are hub ids or folders.
         fusion: Rule by name, or with its parameters; likewise `weighting` and `alignment`.
         reference: "auto" (lowest prompt loss) or a member's name.
+        heads: "full", or "pruned": the others' output heads cut to what the alignment reads.
         dtype: For members that do not say otherwise; likewise `device_map`, `quantization`.
         trust_remote_code: Run code that comes with a model. Off unless asked for.
         unsafe_weights: Accept weights that are not safetensors (pickles run code). Off likewise.
@@ -66,6 +69,7 @@ class PackConfig(BaseModel):
     weighting: Spec = "exact"
     alignment: Spec = "bytes"
     reference: str = "auto"
+    heads: HeadsName = "full"
     dtype: str = "auto"
     device_map: str | dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None

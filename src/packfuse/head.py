@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from packfuse.columns import Columns
+
+_PROBE = 1e-2
+"""Largest difference of logits, relative to their size, that rounding accounts for."""
+
 
 class Head(nn.Module):
-    """A model's output head at selected places of its input."""
+    """An output head at selected places of its input."""
 
     def __init__(self, head: nn.Module, places: Tensor) -> None:
         """`places` number the rows' positions through, `[P]`: row times width plus position."""
@@ -38,6 +45,7 @@ class Heads:
         head = model.get_output_embeddings()
         children = model._modules.items()
         self._name = next((n for n, child in children if child is head and head is not None), None)
+        self._pruned: WeakKeyDictionary[Columns, nn.Linear | None] = WeakKeyDictionary()
 
     @property
     def replaceable(self) -> bool:
@@ -48,10 +56,53 @@ class Heads:
         """
         return self._name is not None and "forward" not in vars(self.model)
 
-    def pick(self, places: Tensor) -> PreTrainedModel:
-        """The model with a head that gives the logits at `places` only; see `Head`."""
-        name: Any = self._name
+    def pick(self, places: Tensor, columns: Columns | None = None) -> PreTrainedModel:
+        """The model with a head that gives the logits at `places` only; see `Head`.
+
+        Args:
+            places: Where.
+            columns: Of which tokens; only what `prunes`.
+        """
+        own: Any = self._own if columns is None else self._pruned[columns]
+        return self._twin(Head(own, places))
+
+    def prunes(self, columns: Columns) -> bool:
+        """Whether there is a head for these columns alone; made when it is first asked for.
+
+        There is none where the head is not a plain matrix (quantized, hooked, on another device
+        until it is used), or where the model does more to its logits than work on each by itself.
+        """
+        if not self.replaceable:
+            return False
+        if columns not in self._pruned:
+            self._pruned[columns] = self._prune(columns)
+        return self._pruned[columns] is not None
+
+    @property
+    def _own(self) -> nn.Module | None:
+        return self.model._modules[self._name] if self._name else None
+
+    def _twin(self, head: Head) -> PreTrainedModel:
         twin = copy.copy(self.model)
-        own: Any = self.model._modules[name]
-        twin._modules = {**self.model._modules, name: Head(own, places)}
+        twin._modules = {**self.model._modules, str(self._name): head}
         return twin
+
+    @torch.no_grad()
+    def _prune(self, columns: Columns) -> nn.Linear | None:
+        own: Any = self._own
+        hooked = bool(own._forward_hooks or own._forward_pre_hooks or "forward" in vars(own))
+        if type(own) is not nn.Linear or hooked or not own.weight.is_floating_point():
+            return None
+        ids = columns.ids.to(own.weight.device)
+        pruned = nn.utils.skip_init(nn.Linear, own.in_features, len(ids), bias=own.bias is not None)
+        for name, weight in own.named_parameters():
+            setattr(pruned, name, nn.Parameter(weight[ids], requires_grad=False))
+        embedding: Any = self.model.get_input_embeddings()
+        probe = columns.ids[:2].to(embedding.weight.device)[None]
+        places = torch.arange(probe.shape[1])
+        whole, part = (self._twin(Head(h, places))(probe).logits[0].float() for h in (own, pruned))
+        if part.shape[1] != len(ids):
+            return None
+        whole = whole[:, ids]
+        close = (whole - part).abs().max() <= _PROBE * (1 + whole.abs().max())
+        return pruned if bool(close) else None

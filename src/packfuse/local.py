@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from packfuse import kvcache
+from packfuse.columns import Columns
 from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.head import Heads
 from packfuse.member import Member, Read, Session
@@ -48,6 +49,14 @@ class _Piece:
         self.ids = request.ids[start:stop]
         self.kept = max(0, stop - max(start, len(request.ids) - request.keep))
         self.wanted = len(self.ids) if request.visit else self.kept
+
+    def take(self, logps: Tensor, pruned: bool) -> Iterator[Tensor]:
+        """Show what was worked out to whoever watches; what is kept of it, if anything."""
+        self.request.show(self.request.session.length - len(self.ids), logps)
+        if self.kept:
+            kept = logps if self.kept == len(logps) else logps[-self.kept :].clone()
+            columns = None if pruned else self.request.counted
+            yield kept if columns is None else columns.restrict(kept)
 
     @property
     def positions(self) -> range:
@@ -95,7 +104,9 @@ class LocalMember(Member):
         for request in requests:
             self._check_room(request)
         results: dict[int, Tensor] = {}
-        shapes = [(len(request.ids), request.session.length > 0) for request in requests]
+        shapes = [
+            (len(r.ids), r.session.length > 0, r.visit is not None, id(r.counted)) for r in requests
+        ]
         order = sorted(range(len(requests)), key=shapes.__getitem__)
         for _, group in groupby(order, key=shapes.__getitem__):
             rows = list(group)
@@ -117,23 +128,21 @@ class LocalMember(Member):
         count = len(requests[0].ids)
         keep = max(request.keep for request in requests)
         visiting = any(request.visit for request in requests)
+        columns = self._columns(requests[0])
         size = max(1, LOGITS_BYTES // (4 * self.vocabulary.columns * len(requests)))
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
         silent = count - keep if self._chooses and not visiting else 0
         for start, stop in _chunks(count, silent, size):
             pieces = [_Piece(request, start, stop) for request in requests]
-            for piece, logps, found in zip(pieces, self._forward(pieces), kept, strict=True):
-                if piece.request.visit:
-                    piece.request.visit(piece.request.session.length - len(piece.ids), logps)
-                if piece.kept:
-                    found.append(
-                        logps if piece.kept == len(logps) else logps[-piece.kept :].clone()
-                    )
+            for piece, logps, found in zip(
+                pieces, self._forward(pieces, columns), kept, strict=True
+            ):
+                found.extend(piece.take(logps, pruned=columns is not None))
         return [found[0] if len(found) == 1 else torch.cat(found) for found in kept]
 
     @torch.no_grad()
-    def _forward(self, pieces: list[_Piece]) -> list[Tensor]:
+    def _forward(self, pieces: list[_Piece], columns: Columns | None) -> list[Tensor]:
         """Read the pieces side by side; log-probabilities `[wanted, columns]` of each."""
         sessions = [piece.request.session for piece in pieces]
         lengths = [session.length for session in sessions]
@@ -141,9 +150,8 @@ class LocalMember(Member):
             _take_snapshot(session)
         batch = kvcache.join([session.state.cache for session in sessions], lengths)
         try:
-            logits = self._logits(pieces, batch)
-            logps = self._logps(logits, pieces)
-            levels = logits[:, 0].float() - logps[:, 0]
+            logits = self._logits(pieces, batch, columns)
+            logps, levels = self._logps(logits, pieces, columns)
         except BaseException as error:
             for session in sessions:
                 # Some layers may have read the tokens: what is there is worth nothing now.
@@ -161,7 +169,14 @@ class LocalMember(Member):
             session.ids.extend(piece.ids)
         return list(logps.split(counts))
 
-    def _logits(self, pieces: list[_Piece], batch: DynamicCache) -> Tensor:
+    def _columns(self, request: Read) -> Columns | None:
+        """Those that a pass works out, where all requests are like this one; None for all."""
+        columns = request.counted
+        if request.visit or columns is None or not self._heads.prunes(columns):
+            return None
+        return columns
+
+    def _logits(self, pieces: list[_Piece], batch: DynamicCache, columns: Columns | None) -> Tensor:
         """The logits wanted, one piece after the other, `[P, columns]`."""
         inputs = self._inputs(pieces)
         rows, width = inputs["input_ids"].shape
@@ -172,7 +187,7 @@ class LocalMember(Member):
                 for row, count in enumerate(wanted)
                 for place in range(width - count, width)
             ]
-            model = self._heads.pick(torch.tensor(places))
+            model = self._heads.pick(torch.tensor(places), columns)
             logits: Tensor = model(**inputs, past_key_values=batch).logits
             return logits[0]
         if self._keeps_logits:
@@ -201,21 +216,27 @@ class LocalMember(Member):
         """Whether logits that nobody wants need not be made."""
         return self._keeps_logits or self._heads.replaceable
 
-    def _logps(self, logits: Tensor, pieces: list[_Piece]) -> Tensor:
-        """Normalized over the columns that are tokens; the others get no mass."""
-        columns, size = self.vocabulary.columns, self.vocabulary.size
-        if logits.shape[-1] != columns:
+    def _logps(
+        self, logits: Tensor, pieces: list[_Piece], columns: Columns | None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalized over the columns that are tokens, and how far the logits lay above that."""
+        count, size = self.vocabulary.columns, self.vocabulary.size
+        expected = count if columns is None else len(columns.ids)
+        if logits.shape[-1] != expected:
             raise MemberError(
-                f"member {self.name!r} gives {logits.shape[-1]} logits, not {columns}",
+                f"member {self.name!r} gives {logits.shape[-1]} logits, not {expected}",
                 hint="model and tokenizer do not belong together",
             )
         logits = logits.float()
-        if size < columns:
-            pads = torch.arange(columns, device=logits.device) >= size
-            logits = logits.masked_fill(pads, float("-inf"))
-        logps = torch.log_softmax(logits, dim=-1)
+        if columns is not None:
+            logps, first = columns.spread(logits), int(columns.ids[0])
+        else:
+            if size < count:
+                pads = torch.arange(count, device=logits.device) >= size
+                logits = logits.masked_fill(pads, float("-inf"))
+            logps, first = torch.log_softmax(logits, dim=-1), 0
         # A single NaN or infinity makes a whole row NaN.
-        broken = torch.isnan(logps[:, 0])
+        broken = torch.isnan(logps[:, first])
         if bool(broken.any()):
             positions = [place for piece in pieces for place in piece.positions]
             raise MemberError(
@@ -223,7 +244,7 @@ class LocalMember(Member):
                 f"{positions[int(broken.nonzero()[0])]}",
                 hint="load it in bfloat16 or float32, or leave it out of the pack",
             )
-        return logps
+        return logps, logits[:, 0] - logps[:, first]
 
     def rollback(self, session: Session, length: int) -> None:
         """See `Member.rollback`. Recurrent and convolutional states return to a snapshot."""
@@ -246,7 +267,7 @@ class LocalMember(Member):
         """See `Member.fork`: attention tensors are shared."""
         state: _State = session.state
         fresh = _State(kvcache.fork(state.cache), list(state.snapshots))
-        return Session(ids=list(session.ids), state=fresh)
+        return replace(session, ids=list(session.ids), state=fresh, levels=None)
 
 
 def _take_snapshot(session: Session) -> None:

@@ -18,7 +18,7 @@ from packfuse.alignments.base import Alignment
 from packfuse.answer import Answer, Chunk
 from packfuse.batcher import Batcher
 from packfuse.chat import render_chat
-from packfuse.config import PackConfig
+from packfuse.config import HEADS, HeadsName, PackConfig
 from packfuse.engine import Engine
 from packfuse.errors import ConfigError
 from packfuse.generation import Runner
@@ -52,6 +52,7 @@ class Pack:
         weighting: Any = "exact",
         alignment: Any = "bytes",
         reference: str = "auto",
+        heads: HeadsName = "full",
         progress: bool = True,
         config: PackConfig | None = None,
     ) -> None:
@@ -63,6 +64,9 @@ class Pack:
             weighting: Likewise; or `{member: weight}`.
             alignment: Likewise.
             reference: A member's name, or "auto": the one with the lowest prompt loss.
+            heads: "pruned" cuts the output heads of the others to the tokens that the alignment
+                reads, which is faster where their vocabularies are larger (docs/log.md); losses and
+                weights stay as they are.
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 
@@ -83,7 +87,9 @@ class Pack:
         if reference != "auto" and reference not in self.names:
             known = ", ".join(self.names)
             raise ConfigError(f"no member is called {reference!r}", hint=f"members: auto, {known}")
-        self.reference = reference
+        if heads not in HEADS:
+            raise ConfigError(f"heads={heads!r} is unknown", hint=f"known: {', '.join(HEADS)}")
+        self.reference, self.heads = reference, heads
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
         self.lock = threading.RLock()
@@ -99,6 +105,7 @@ class Pack:
         weighting: Any = "exact",
         alignment: Any = "bytes",
         reference: str = "auto",
+        heads: HeadsName = "full",
         dtype: Any = "auto",
         device_map: Any = None,
         quantization_config: Any = None,
@@ -115,6 +122,7 @@ class Pack:
             weighting: See `Pack`.
             alignment: See `Pack`.
             reference: See `Pack`.
+            heads: See `Pack`.
             dtype: For members that do not say otherwise; so are the next two.
             device_map: As in transformers.
             quantization_config: A transformers quantization configuration.
@@ -137,12 +145,13 @@ class Pack:
                 [short_name(str(model.name_or_path or "member")) for model, _ in ready]
             )
             members = [wrap(name, *pair) for name, pair in zip(names, ready, strict=True)]
-            return cls(members, reference=reference, progress=progress, **settings)
+            return cls(members, reference=reference, heads=heads, progress=progress, **settings)
         entries = [dict(m) if isinstance(m, Mapping) else {"model": os.fspath(m)} for m in models]  # type: ignore[arg-type]
         config = PackConfig.check(
             {
                 "members": entries,
                 "reference": reference,
+                "heads": heads,
                 "dtype": _dtype_name(dtype),
                 "device_map": device_map,
                 "quantization": _plain_quantization(quantization_config),
@@ -246,7 +255,12 @@ class Pack:
         members = load_members(config)
         try:
             return cls(
-                members, reference=config.reference, progress=progress, config=config, **chosen
+                members,
+                reference=config.reference,
+                heads=config.heads,
+                progress=progress,
+                config=config,
+                **chosen,
             )
         except BaseException:
             members.clear()
@@ -283,7 +297,9 @@ class Pack:
         with self.lock:
             if reference not in self._models:
                 with alignment_progress(self._progress) as progress:
-                    engine = Engine(self.members, reference, self.alignment, self.rule, progress)
+                    engine = Engine(
+                        self.members, reference, self.alignment, self.rule, progress, self.heads
+                    )
                 self._models[reference] = FusedForCausalLM(engine, self.weighting)
             return self._models[reference]
 
