@@ -177,6 +177,36 @@ def test_few_logits_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [(30, 9), (9, 9), (2, 2)]
 
 
+def test_logits_nobody_wants_are_not_made() -> None:
+    one, sizes = member("llama"), list[int]()
+    head = one.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _m, _i, output: sizes.append(output.shape[1]))
+    try:
+        requests = [Read(one.open(), IDS, 3), Read(one.open(), IDS), Read(one.open(), IDS)]
+        found = one.read(requests)
+    finally:
+        hook.remove()
+    assert sizes == [5]
+    assert [len(logps) for logps in found] == [3, 1, 1]
+    for logps in found:
+        assert fusing.gap(logps, anew("llama", tuple(IDS))[-len(logps) :]) < EXACT
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_forward_put_into_the_model_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Without places, with and without `logits_to_keep`."""
+    model = pico.tiny_model(pico.real_tokenizer("mistral"))
+    one, forward = LocalMember("m", model, member("llama").vocabulary), model.forward
+    one._keeps_logits = kept
+    monkeypatch.setattr(model, "forward", forward)
+    found = one.read([Read(one.open(), IDS, 3), Read(one.open(), IDS)])
+    assert [len(logps) for logps in found] == [3, 1]
+    for logps in found:
+        assert fusing.gap(logps, anew("llama", tuple(IDS))[-len(logps) :]) < EXACT
+
+
 def test_columns_that_are_no_token_get_nothing() -> None:
     one = member("llama")
     logps = read(one, one.open(), IDS)[0]

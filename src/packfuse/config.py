@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
@@ -13,6 +13,8 @@ from packfuse.errors import ConfigError
 from packfuse.paths import write_text
 
 Spec = str | dict[str, Any]
+HeadsName = Literal["full", "pruned"]
+HEADS: tuple[HeadsName, ...] = get_args(HeadsName)
 
 
 class MemberConfig(BaseModel):
@@ -55,6 +57,7 @@ class PackConfig(BaseModel):
         reference: "auto" (lowest prompt loss) or a member's name.
         draft: How answers are drafted, to be checked in fewer passes; None for token by token.
         prefix_cache: Bytes for prompts kept from call to call, "auto", or 0.
+        heads: "full", or "pruned": the others' output heads cut to what the alignment reads.
         dtype: For members that do not say otherwise; likewise `device_map`, `quantization`.
         trust_remote_code: Run code that comes with a model. Off unless asked for.
         unsafe_weights: Accept weights that are not safetensors (pickles run code). Off likewise.
@@ -70,6 +73,7 @@ class PackConfig(BaseModel):
     reference: str = "auto"
     draft: Spec | None = None
     prefix_cache: NonNegativeInt | Literal["auto"] = "auto"
+    heads: HeadsName = "full"
     dtype: str = "auto"
     device_map: str | dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None

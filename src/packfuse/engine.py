@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from packfuse.alignments.base import Alignment, Pairing
+from packfuse.columns import read_columns
+from packfuse.config import HeadsName
 from packfuse.errors import PromptError
 from packfuse.job import Job, scan, window
 from packfuse.member import Member, Visit
@@ -39,8 +41,12 @@ class Engine:
         rule: Rule,
         progress: Progress | None = None,
         prefixes: PrefixCache | None = None,
+        heads: HeadsName = "full",
     ) -> None:
-        """Pair every member with member number `reference`; `prefixes` keeps what they read."""
+        """Pair every member with member number `reference`; `prefixes` keeps what they read.
+
+        With "pruned" `heads`, the others give probabilities to tokens that the alignment reads.
+        """
         self.prefixes = prefixes
         self.members, self.rule, self.alignment = list(members), rule, alignment
         self.reference_index = reference
@@ -50,6 +56,12 @@ class Engine:
         ]
         self.lexicon = alignment.lexicon([member.vocabulary for member in members])
         self.pooling = Pooling(self.members, reference, self.pairings, self.lexicon)
+        self._columns = [
+            read_columns(pairing, member.vocabulary)
+            if heads == "pruned" and member is not members[reference]
+            else None
+            for member, pairing in zip(members, self.pairings, strict=True)
+        ]
 
     def with_members(self, members: Sequence[Member]) -> Engine:
         """The same with others in the members' places, who have the same vocabularies."""
@@ -59,8 +71,14 @@ class Engine:
 
     def open(self, prompt: PackPrompt) -> Row:
         """A row that has read nothing yet; every member takes part."""
-        sides = zip(self.members, self.pairings, prompt.members, strict=True)
-        readers = [Reader(member, pairing, side, self.reference) for member, pairing, side in sides]
+        # Rules that compare words want the members' own best tokens, whatever is read of them.
+        words = self.pooling.hears_words(self.rule)
+        columns = [None] * len(self.members) if words else self._columns
+        sides = zip(self.members, self.pairings, prompt.members, columns, strict=True)
+        readers = [
+            Reader(member, pairing, side, self.reference, some)
+            for member, pairing, side, some in sides
+        ]
         return Row(prompt, readers, self.reference)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from packfuse import kvcache
+from packfuse.columns import Columns
 from packfuse.errors import LoadError, MemberError, PromptError
+from packfuse.head import Heads
 from packfuse.member import Member, Read, Session
 from packfuse.vocabulary import Vocabulary
 
@@ -29,6 +31,38 @@ class _State:
 
     cache: DynamicCache
     snapshots: list[tuple[int, list[Any]]] = field(default_factory=list)
+
+
+class _Piece:
+    """What one request reads in one forward pass.
+
+    Attributes:
+        request: Whose it is.
+        ids: The tokens read.
+        kept: After how many of the last of them the request wants log-probabilities.
+        wanted: After how many they are worked out: all, where somebody watches.
+    """
+
+    def __init__(self, request: Read, start: int, stop: int) -> None:
+        """Tokens `start:stop` of the request."""
+        self.request = request
+        self.ids = request.ids[start:stop]
+        self.kept = max(0, stop - max(start, len(request.ids) - request.keep))
+        self.wanted = len(self.ids) if request.visit else self.kept
+
+    def take(self, logps: Tensor, pruned: bool) -> Iterator[Tensor]:
+        """Show what was worked out to whoever watches; what is kept of it, if anything."""
+        self.request.show(self.request.session.length - len(self.ids), logps)
+        if self.kept:
+            kept = logps if self.kept == len(logps) else logps[-self.kept :].clone()
+            columns = None if pruned else self.request.counted
+            yield kept if columns is None else columns.restrict(kept)
+
+    @property
+    def positions(self) -> range:
+        """How many tokens the session has read at each place wanted; before the pass."""
+        end = self.request.session.length + len(self.ids)
+        return range(end - self.wanted + 1, end + 1)
 
 
 class LocalMember(Member):
@@ -54,6 +88,7 @@ class LocalMember(Member):
         self.context_window = context_window(model.config, vocabulary.tokenizer)
         self._keeps_logits = "logits_to_keep" in parameters
         self._positions = "position_ids" in parameters
+        self._heads = Heads(model)
 
     @property
     def tokenizer(self) -> Any:
@@ -69,7 +104,9 @@ class LocalMember(Member):
         for request in requests:
             self._check_room(request)
         results: dict[int, Tensor] = {}
-        shapes = [(len(request.ids), request.session.length > 0) for request in requests]
+        shapes = [
+            (len(r.ids), r.session.length > 0, r.visit is not None, id(r.counted)) for r in requests
+        ]
         order = sorted(range(len(requests)), key=shapes.__getitem__)
         for _, group in groupby(order, key=shapes.__getitem__):
             rows = list(group)
@@ -91,35 +128,30 @@ class LocalMember(Member):
         count = len(requests[0].ids)
         keep = max(request.keep for request in requests)
         visiting = any(request.visit for request in requests)
+        columns = self._columns(requests[0])
         size = max(1, LOGITS_BYTES // (4 * self.vocabulary.columns * len(requests)))
-        kept: list[Tensor] = []
+        kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
-        silent = count - keep if self._keeps_logits and not visiting else 0
+        silent = count - keep if self._chooses and not visiting else 0
         for start, stop in _chunks(count, silent, size):
-            wanted = stop - start if visiting else max(1, stop - max(start, count - keep))
-            logps = self._forward(requests, start, stop, wanted)
-            for row, request in enumerate(requests):
-                if request.visit:
-                    request.visit(request.session.length - (stop - start), logps[row])
-            tail = stop - max(start, count - keep)
-            if tail > 0:
-                kept.append(logps if tail == wanted else logps[:, -tail:].clone())
-        whole = kept[0] if len(kept) == 1 else torch.cat(kept, dim=1)
-        return [whole[row, keep - request.keep :] for row, request in enumerate(requests)]
+            pieces = [_Piece(request, start, stop) for request in requests]
+            for piece, logps, found in zip(
+                pieces, self._forward(pieces, columns), kept, strict=True
+            ):
+                found.extend(piece.take(logps, pruned=columns is not None))
+        return [found[0] if len(found) == 1 else torch.cat(found) for found in kept]
 
     @torch.no_grad()
-    def _forward(self, requests: list[Read], start: int, stop: int, wanted: int) -> Tensor:
-        """Read tokens `start:stop` of each request; log-probabilities `[B, wanted, columns]`."""
-        sessions = [request.session for request in requests]
+    def _forward(self, pieces: list[_Piece], columns: Columns | None) -> list[Tensor]:
+        """Read the pieces side by side; log-probabilities `[wanted, columns]` of each."""
+        sessions = [piece.request.session for piece in pieces]
         lengths = [session.length for session in sessions]
         for session in sessions:
             _take_snapshot(session)
         batch = kvcache.join([session.state.cache for session in sessions], lengths)
-        ids = [list(request.ids[start:stop]) for request in requests]
         try:
-            output = self.model(**self._inputs(ids, lengths, wanted), past_key_values=batch)
-            logps = self._logps(output.logits[:, -wanted:], lengths, stop - start)
-            levels = output.logits[:, -wanted:, 0].float() - logps[..., 0]
+            logits = self._logits(pieces, batch, columns)
+            logps, levels = self._logps(logits, pieces, columns)
         except BaseException as error:
             for session in sessions:
                 # Some layers may have read the tokens: what is there is worth nothing now.
@@ -130,16 +162,46 @@ class LocalMember(Member):
                     f"member {self.name!r} failed after {at} tokens: {error}"
                 ) from error
             raise
-        parts = kvcache.part(batch, lengths)
-        for session, cache, new, level in zip(sessions, parts, ids, levels, strict=True):
+        counts = [piece.wanted for piece in pieces]
+        parts = zip(kvcache.part(batch, lengths), levels.split(counts), strict=True)
+        for piece, session, (cache, level) in zip(pieces, sessions, parts, strict=True):
             session.state.cache, session.levels = cache, level
-            session.ids.extend(new)
-        return logps
+            session.ids.extend(piece.ids)
+        return list(logps.split(counts))
 
-    def _inputs(self, ids: list[list[int]], lengths: list[int], wanted: int) -> dict[str, Any]:
+    def _columns(self, request: Read) -> Columns | None:
+        """Those that a pass works out, where all requests are like this one; None for all."""
+        columns = request.counted
+        if request.visit or columns is None or not self._heads.prunes(columns):
+            return None
+        return columns
+
+    def _logits(self, pieces: list[_Piece], batch: DynamicCache, columns: Columns | None) -> Tensor:
+        """The logits wanted, one piece after the other, `[P, columns]`."""
+        inputs = self._inputs(pieces)
+        rows, width = inputs["input_ids"].shape
+        wanted = [piece.wanted for piece in pieces]
+        if self._heads.replaceable:
+            places = [
+                row * width + place
+                for row, count in enumerate(wanted)
+                for place in range(width - count, width)
+            ]
+            model = self._heads.pick(torch.tensor(places), columns)
+            logits: Tensor = model(**inputs, past_key_values=batch).logits
+            return logits[0]
+        if self._keeps_logits:
+            inputs["logits_to_keep"] = max(1, *wanted)
+        logits = self.model(**inputs, past_key_values=batch).logits
+        last = logits.shape[1]
+        return torch.cat([logits[row, last - wanted[row] :] for row in range(rows)])
+
+    def _inputs(self, pieces: list[_Piece]) -> dict[str, Any]:
         device: Any = self.model.get_input_embeddings().weight.device
-        longest, new = max(lengths), len(ids[0])
-        inputs: dict[str, Any] = {"input_ids": torch.tensor(ids, device=device), "use_cache": True}
+        lengths = [piece.request.session.length for piece in pieces]
+        longest, new = max(lengths), len(pieces[0].ids)
+        ids = torch.tensor([list(piece.ids) for piece in pieces], device=device)
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True}
         if len(set(lengths)) > 1:
             slots = torch.arange(longest + new, device=device)
             pads = torch.tensor([longest - length for length in lengths], device=device)
@@ -147,33 +209,42 @@ class LocalMember(Member):
         if self._positions:
             offsets = torch.tensor(lengths, device=device)
             inputs["position_ids"] = offsets[:, None] + torch.arange(new, device=device)
-        if self._keeps_logits:
-            inputs["logits_to_keep"] = wanted
         return inputs
 
-    def _logps(self, logits: Tensor, lengths: list[int], new: int) -> Tensor:
-        """Normalized over the columns that are tokens; the others get no mass."""
-        columns, size = self.vocabulary.columns, self.vocabulary.size
-        if logits.shape[-1] != columns:
+    @property
+    def _chooses(self) -> bool:
+        """Whether logits that nobody wants need not be made."""
+        return self._keeps_logits or self._heads.replaceable
+
+    def _logps(
+        self, logits: Tensor, pieces: list[_Piece], columns: Columns | None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalized over the columns that are tokens, and how far the logits lay above that."""
+        count, size = self.vocabulary.columns, self.vocabulary.size
+        expected = count if columns is None else len(columns.ids)
+        if logits.shape[-1] != expected:
             raise MemberError(
-                f"member {self.name!r} gives {logits.shape[-1]} logits, not {columns}",
+                f"member {self.name!r} gives {logits.shape[-1]} logits, not {expected}",
                 hint="model and tokenizer do not belong together",
             )
         logits = logits.float()
-        if size < columns:
-            pads = torch.arange(columns, device=logits.device) >= size
-            logits = logits.masked_fill(pads, float("-inf"))
-        logps = torch.log_softmax(logits, dim=-1)
+        if columns is not None:
+            logps, first = columns.spread(logits), int(columns.ids[0])
+        else:
+            if size < count:
+                pads = torch.arange(count, device=logits.device) >= size
+                logits = logits.masked_fill(pads, float("-inf"))
+            logps, first = torch.log_softmax(logits, dim=-1), 0
         # A single NaN or infinity makes a whole row NaN.
-        broken = torch.isnan(logps[..., 0])
+        broken = torch.isnan(logps[:, first])
         if bool(broken.any()):
-            row, at = broken.nonzero()[0].tolist()
-            position = lengths[row] + new - logps.shape[1] + at + 1
+            positions = [place for piece in pieces for place in piece.positions]
             raise MemberError(
-                f"member {self.name!r} gave NaN logits after token {position}",
+                f"member {self.name!r} gave NaN logits after token "
+                f"{positions[int(broken.nonzero()[0])]}",
                 hint="load it in bfloat16 or float32, or leave it out of the pack",
             )
-        return logps
+        return logps, logits[:, 0] - logps[:, first]
 
     def rollback(self, session: Session, length: int) -> None:
         """See `Member.rollback`. Recurrent and convolutional states return to a snapshot."""
@@ -196,7 +267,7 @@ class LocalMember(Member):
         """See `Member.fork`: attention tensors are shared."""
         state: _State = session.state
         fresh = _State(kvcache.fork(state.cache), list(state.snapshots))
-        return Session(ids=list(session.ids), state=fresh)
+        return replace(session, ids=list(session.ids), state=fresh, levels=None)
 
     def keep(self, session: Session, length: int) -> Session:
         """See `Member.keep`."""

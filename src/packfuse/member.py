@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from packfuse.columns import MISSED, Columns
 from packfuse.vocabulary import Vocabulary
 
 Visit = Callable[[int, Tensor], None]
@@ -24,11 +25,15 @@ class Session:
         state: The member's own.
         levels: How far its logits lay above their log-probabilities after the last tokens read,
             nats, oldest first; None if its logits are not known.
+        watched: At how many places somebody saw the distributions.
+        missed: Mean probability there of tokens outside the columns asked about.
     """
 
     ids: list[int] = field(default_factory=list)
     state: Any = None
     levels: Tensor | None = None
+    watched: int = 0
+    missed: float = 0.0
 
     @property
     def length(self) -> int:
@@ -45,12 +50,32 @@ class Read:
         ids: The tokens to read, at least one.
         keep: After how many of the last tokens the next-token distribution is wanted.
         visit: Sees the distribution after every token, in chunks, when given.
+        columns: Which tokens count in what is returned; None for all. `visit` sees all anyway.
     """
 
     session: Session
     ids: Sequence[int]
     keep: int = 1
     visit: Visit | None = None
+    columns: Columns | None = None
+
+    @property
+    def counted(self) -> Columns | None:
+        """The columns that count: all of them after a prompt on which the others matter."""
+        columns = self.columns
+        if columns is None or columns.lossless or self.session.missed <= MISSED:
+            return columns
+        return None
+
+    def show(self, start: int, logps: Tensor) -> None:
+        """Show distributions `[n, columns]` to the visitor; `start`: first token read for them."""
+        session = self.session
+        if self.visit:
+            self.visit(start, logps)
+            if self.columns is not None and not self.columns.lossless:
+                total = session.missed * session.watched + self.columns.missed(logps)
+                session.watched += len(logps)
+                session.missed = total / session.watched
 
 
 class Member(ABC):
@@ -76,7 +101,7 @@ class Member(ABC):
 
         Returns:
             For each request the log-probabilities `[keep, vocabulary.columns]` in nats after its
-            last `keep` tokens, float32.
+            last `keep` tokens, float32; normalized over `columns`, -inf elsewhere.
 
         Raises:
             MemberError: if the model fails or gives NaN.

@@ -18,7 +18,7 @@ from packfuse.alignments.base import Alignment
 from packfuse.answer import Answer, Chunk
 from packfuse.batcher import Batcher
 from packfuse.chat import render_chat
-from packfuse.config import PackConfig
+from packfuse.config import HEADS, HeadsName, PackConfig
 from packfuse.engine import Engine
 from packfuse.errors import ConfigError
 from packfuse.generation import Runner
@@ -55,6 +55,7 @@ class Pack:
         reference: str = "auto",
         draft: Any = None,
         prefix_cache: int | str = "auto",
+        heads: HeadsName = "full",
         progress: bool = True,
         config: PackConfig | None = None,
     ) -> None:
@@ -71,6 +72,9 @@ class Pack:
                 It changes no answer.
             prefix_cache: Memory for prompts that were read, of which later ones that begin the same
                 are spared as much: bytes, "auto" for a tenth of the members', 0 for none.
+            heads: "pruned" cuts the output heads of the others to the tokens that the alignment
+                reads, which is faster where their vocabularies are larger (docs/log.md); losses and
+                weights stay as they are.
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 
@@ -91,8 +95,10 @@ class Pack:
         if reference != "auto" and reference not in self.names:
             known = ", ".join(self.names)
             raise ConfigError(f"no member is called {reference!r}", hint=f"members: auto, {known}")
-        self.reference = reference
         self.draft = made_draft(draft)
+        if heads not in HEADS:
+            raise ConfigError(f"heads={heads!r} is unknown", hint=f"known: {', '.join(HEADS)}")
+        self.reference, self.heads = reference, heads
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
         parameters = sum(p.nbytes for member in self.members for p in member.model.parameters())
@@ -113,6 +119,7 @@ class Pack:
         reference: str = "auto",
         draft: Any = None,
         prefix_cache: int | str = "auto",
+        heads: HeadsName = "full",
         dtype: Any = "auto",
         device_map: Any = None,
         quantization_config: Any = None,
@@ -131,6 +138,7 @@ class Pack:
             reference: See `Pack`.
             draft: See `Pack`.
             prefix_cache: See `Pack`.
+            heads: See `Pack`.
             dtype: For members that do not say otherwise; so are the next two.
             device_map: As in transformers.
             quantization_config: A transformers quantization configuration.
@@ -159,6 +167,7 @@ class Pack:
                 draft=draft,
                 progress=progress,
                 prefix_cache=prefix_cache,
+                heads=heads,
                 **settings,
             )
         entries = [dict(m) if isinstance(m, Mapping) else {"model": os.fspath(m)} for m in models]  # type: ignore[arg-type]
@@ -167,6 +176,7 @@ class Pack:
                 "members": entries,
                 "reference": reference,
                 "prefix_cache": prefix_cache,
+                "heads": heads,
                 "dtype": _dtype_name(dtype),
                 "device_map": device_map,
                 "quantization": _plain_quantization(quantization_config),
@@ -275,6 +285,7 @@ class Pack:
                 reference=config.reference,
                 draft=config.draft,
                 prefix_cache=config.prefix_cache,
+                heads=config.heads,
                 progress=progress,
                 config=config,
                 **chosen,
@@ -322,6 +333,7 @@ class Pack:
                         self.rule,
                         progress,
                         self.prefixes,
+                        self.heads,
                     )
                 self._models[reference] = FusedForCausalLM(engine, self.weighting)
             return self._models[reference]

@@ -57,7 +57,7 @@ class Pooling:
         self, rule: Rule, jobs: Sequence[Job], steps: Sequence[int], watch: Watch | None
     ) -> None:
         """Carry and combine one place of each job."""
-        voices = self.hear(jobs, steps, words=rule.by_words)
+        voices = self.hear(jobs, steps, words=self.hears_words(rule))
         weights = torch.stack([self._weights(job.row) for job in jobs]).to(voices.logps)
         fused = self.combine(rule, voices, weights)
         if self.backed:
@@ -69,13 +69,17 @@ class Pooling:
                 read = len(job.row.ids) - (len(job.own) - 1 - steps[index])
                 watch(job.row, read, voices.logps[:, index], fused[index])
 
+    def hears_words(self, rule: Rule) -> bool:
+        """Whether a rule will ask what the members say of their own tokens."""
+        return rule.by_words and self.lexicon is not None
+
     def hear(self, jobs: Sequence[Job], steps: Sequence[int], *, words: bool) -> Voices:
         """What every member says at one place of each job; `words`: for rules that compare them."""
         at = list(zip(jobs, steps, strict=True))
         belief = torch.stack([job.logps(step) for job, step in at])
         members = range(len(self.pairings))
         logps = torch.stack([self._carried(k, at, belief) for k in members])
-        if self.lexicon is None or not words:
+        if not words:
             return Voices(logps)
         return Voices(logps, [self._own_rows(k, at, belief) for k in members])
 

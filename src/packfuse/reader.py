@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from packfuse.alignments.base import Pairing
+from packfuse.columns import Columns
 from packfuse.joints import Inner
 from packfuse.member import Member, Read, Session, Visit
 from packfuse.prompt import MemberPrompt
@@ -44,10 +45,16 @@ class Reader:
     """
 
     def __init__(
-        self, member: Member, pairing: Pairing, prompt: MemberPrompt, reference: Vocabulary
+        self,
+        member: Member,
+        pairing: Pairing,
+        prompt: MemberPrompt,
+        reference: Vocabulary,
+        columns: Columns | None = None,
     ) -> None:
-        """Start before the prompt."""
+        """Start before the prompt; `columns` are the tokens that it is asked about."""
         self.member, self.pairing, self.reference = member, pairing, reference
+        self.columns = columns
         if pairing.verbatim:
             prompt = prompt.as_ids(member.vocabulary)
         self.fixed = list(prompt.fixed)
@@ -144,7 +151,7 @@ class Reader:
         self.member.rollback(session, min(_common(session.ids, ids), first - 1))
         fresh = ids[session.length :]
         keep = len(ids) - first + 1
-        logps = yield Read(session, fresh, keep, visit)
+        logps = yield Read(session, fresh, keep, visit, self.columns)
         return {first + offset: logps[offset] for offset in range(keep)}
 
     def _scan_text(self, ends: Sequence[int], text: bytes, first: int, visit: Visit | None) -> Scan:

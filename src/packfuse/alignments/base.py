@@ -24,10 +24,12 @@ class Pairing(ABC):
     Attributes:
         verbatim: Whether the member reads the reference's ids (through `map_ids`), not its text.
         ahead: Whether it reads white space at the end of the text as it would before a word.
+        lossless: Whether tokens that it does not `reads` never matter.
     """
 
     verbatim: bool = False
     ahead: bool = True
+    lossless: bool = True
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
         """The member's ids for reference ids; only for verbatim pairings."""
@@ -47,6 +49,10 @@ class Pairing(ABC):
             Log-probabilities `[N, reference columns]`.
         """
         raise NotImplementedError
+
+    def reads(self) -> Tensor | None:
+        """The member's tokens whose probabilities matter here, `[n]`; None for all."""
+        return None
 
     def straddle(self) -> Straddle | None:
         """A filter for one row, if the alignment looks inside tokens."""
@@ -178,6 +184,11 @@ class Mapped(Pairing):
         """The member's ids, one for one."""
         mapped: list[int] = self._table[list(ids)].clip(min=0).tolist()
         return mapped
+
+    def reads(self) -> Tensor:
+        """The tokens in the table: exact, as `translate` normalizes over them."""
+        carried: Tensor = self._tokens[~self._silent].unique()
+        return carried.cpu()
 
     def translate(self, logps: Tensor) -> Tensor:
         """Normalized over the reference's ids."""

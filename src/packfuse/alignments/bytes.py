@@ -48,12 +48,27 @@ class Bytes(Alignment):
 class BytesPairing(Pairing):
     """A relation and its filters."""
 
+    lossless = False
+
     def __init__(
         self, alignment: Bytes, relation: Relation, member: Vocabulary, reference: Vocabulary
     ) -> None:
         """See `Bytes.pair`."""
         self.alignment, self.relation = alignment, relation
+        self._vocabularies = member, reference
         self.joints = Joints(relation, member, reference) if alignment.straddles else None
+
+    def reads(self) -> Tensor:
+        """Tokens that the member writes for a reference token, or the reference in one token.
+
+        Not exact: every token sends its mass to some reference token, but most of what a member
+        has beyond these is long, rare, or in scripts that the reference spells byte by byte.
+        """
+        member, reference = self._vocabularies
+        paths = member.encode_batch([token.decode(errors="replace") for token in reference.ids_of])
+        written = {index for path in paths for index in path}
+        twins = {i for token in reference.ids_of for i in member.ids_of.get(token, ())}
+        return torch.tensor(sorted(written | twins))
 
     def straddle(self) -> Straddle | None:
         """A fresh filter."""

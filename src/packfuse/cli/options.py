@@ -12,6 +12,7 @@ import typer
 
 from packfuse.cli.command import PARTS
 from packfuse.cli.screen import Screen
+from packfuse.config import HEADS
 from packfuse.errors import ConfigError
 from packfuse.registry import written
 
@@ -108,6 +109,15 @@ class PackOptions:
             **_PACK,
         ),
     ] = None
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="full|pruned",
+            help="pruned: work out only what the alignment reads; faster, a little less exact.",
+            autocompletion=lambda: list(HEADS),
+            **_PACK,
+        ),
+    ] = None
     dtype: Annotated[
         str | None,
         typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, ...", **_PACK),
@@ -151,7 +161,8 @@ class PackOptions:
             found["weighting"] = {"name": "fixed", "weights": dict(map(_share, self.weight))}
         if self.prefix_cache is not None:
             found["prefix_cache"] = _size(self.prefix_cache)
-        plain = {name: getattr(self, name) for name in ("reference", "dtype", "device_map")}
+        names = ("reference", "heads", "dtype", "device_map")
+        plain = {name: getattr(self, name) for name in names}
         return found | {name: value for name, value in plain.items() if value is not None}
 
     def load(self, screen: Screen) -> Pack:

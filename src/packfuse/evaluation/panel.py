@@ -49,13 +49,16 @@ class Panel(Pooling):
                 self._groups.append((rule, [index]))
             else:
                 known.append(index)
-        self._words = any(rule.by_words for rule in rules)
         self._count = len(rules)
         self._asked: list[Sequence[int]] = []
         self._last: Voices | None = None
         self.said: list[Said] = []
         self.weights: NDArray[np.float64] = np.zeros((0, 0))
         """`[S, K]`; to be set before anything is asked."""
+
+    def hears_words(self, rule: Rule) -> bool:
+        """Whether any setting's rule will."""
+        return any(super(Panel, self).hears_words(own) for own, _ in self._groups)
 
     def ask(self, tokens: Sequence[Sequence[int]]) -> None:
         """At the next places that are combined, look at these tokens; forget what was said."""
@@ -65,7 +68,7 @@ class Panel(Pooling):
         self, rule: Rule, jobs: Sequence[Job], steps: Sequence[int], watch: Watch | None
     ) -> None:
         """Combine one place of the one job under every setting; see `Pooling.pool`."""
-        voices = self.hear(jobs, steps, words=self._words)
+        voices = self.hear(jobs, steps, words=self.hears_words(rule))
         for index, job in enumerate(jobs):
             # The engine stacks what comes out; nobody reads it here.
             job.out.append(voices.logps.new_empty(0))

@@ -1,0 +1,108 @@
+"""Output heads that work out only the logits that are wanted."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from packfuse.columns import Columns
+
+_PROBE = 1e-2
+"""Largest difference of logits, relative to their size, that rounding accounts for."""
+
+
+class Head(nn.Module):
+    """An output head at selected places of its input."""
+
+    def __init__(self, head: nn.Module, places: Tensor) -> None:
+        """`places` number the rows' positions through, `[P]`: row times width plus position."""
+        super().__init__()
+        self.head, self.places = head, places
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits `[1, P, columns]` of hidden states `[B, n, H]`."""
+        places = self.places.to(hidden.device)
+        logits: Tensor = self.head(hidden.flatten(0, 1).index_select(0, places)[None])
+        return logits
+
+
+class Heads:
+    """One model under heads of our own.
+
+    A twin of the model shares its whole body and has another output head. What the model's own
+    `forward` does to logits afterwards (soft caps, scales) is done to these, too. The model itself
+    is never altered, so others may use it at the same time.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Find the model's output head."""
+        self.model = model
+        head = model.get_output_embeddings()
+        children = model._modules.items()
+        self._name = next((n for n, child in children if child is head and head is not None), None)
+        self._pruned: WeakKeyDictionary[Columns, nn.Linear | None] = WeakKeyDictionary()
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether the model's `forward` asks the model object itself for its head.
+
+        It does not where the head is deeper inside, or where somebody has put another `forward`
+        into the object, which is bound to the object that it was made for.
+        """
+        return self._name is not None and "forward" not in vars(self.model)
+
+    def pick(self, places: Tensor, columns: Columns | None = None) -> PreTrainedModel:
+        """The model with a head that gives the logits at `places` only; see `Head`.
+
+        Args:
+            places: Where.
+            columns: Of which tokens; only what `prunes`.
+        """
+        own: Any = self._own if columns is None else self._pruned[columns]
+        return self._twin(Head(own, places))
+
+    def prunes(self, columns: Columns) -> bool:
+        """Whether there is a head for these columns alone; made when it is first asked for.
+
+        There is none where the head is not a plain matrix (quantized, hooked, on another device
+        until it is used), or where the model does more to its logits than work on each by itself.
+        """
+        if not self.replaceable:
+            return False
+        if columns not in self._pruned:
+            self._pruned[columns] = self._prune(columns)
+        return self._pruned[columns] is not None
+
+    @property
+    def _own(self) -> nn.Module | None:
+        return self.model._modules[self._name] if self._name else None
+
+    def _twin(self, head: Head) -> PreTrainedModel:
+        twin = copy.copy(self.model)
+        twin._modules = {**self.model._modules, str(self._name): head}
+        return twin
+
+    @torch.no_grad()
+    def _prune(self, columns: Columns) -> nn.Linear | None:
+        own: Any = self._own
+        hooked = bool(own._forward_hooks or own._forward_pre_hooks or "forward" in vars(own))
+        if type(own) is not nn.Linear or hooked or not own.weight.is_floating_point():
+            return None
+        ids = columns.ids.to(own.weight.device)
+        pruned = nn.utils.skip_init(nn.Linear, own.in_features, len(ids), bias=own.bias is not None)
+        for name, weight in own.named_parameters():
+            setattr(pruned, name, nn.Parameter(weight[ids], requires_grad=False))
+        embedding: Any = self.model.get_input_embeddings()
+        probe = columns.ids[:2].to(embedding.weight.device)[None]
+        places = torch.arange(probe.shape[1])
+        whole, part = (self._twin(Head(h, places))(probe).logits[0].float() for h in (own, pruned))
+        if part.shape[1] != len(ids):
+            return None
+        whole = whole[:, ids]
+        close = (whole - part).abs().max() <= _PROBE * (1 + whole.abs().max())
+        return pruned if bool(close) else None
