@@ -210,7 +210,7 @@ class Runner:
     ) -> dict[int, list[Answer]]:
         model = self.pack.fused(reference)
         arguments = dict(self.request.arguments)
-        observer = Observer(model.engine, self.request.trace) if self.request.observable else None
+        observer = self._observer(model)
         ids, mask = _padded([item.ids for item in group], model)
         criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
         cancelled = Cancelled([self.cancels[item.place] for item in group])
@@ -253,6 +253,11 @@ class Runner:
             for index, row in enumerate(sequences.tolist())
         ]
         return self._answers(model, group, rows, stop, observer, seconds)
+
+    def _observer(self, model: FusedForCausalLM) -> Observer | None:
+        request = self.request
+        drafted = request.draft.most if request.drafts and request.draft else 0
+        return Observer(model.engine, request.trace, drafted) if request.observable else None
 
     def _answers(
         self,

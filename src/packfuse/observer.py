@@ -20,15 +20,13 @@ class Observed:
         agreed: Whether all members with a say had the same first choice, by position.
         overruled: Whether the pack's first choice was not the reference's, by position.
         trace: What is known of the token that followed, by position.
-        pending: Distributions of the last pass, whose tokens may still be taken back.
-        pass_end: How many ids the row had in that pass.
+        pending: Distributions at the last positions, whose tokens may still be taken back.
     """
 
     agreed: dict[int, bool] = field(default_factory=dict)
     overruled: dict[int, bool] = field(default_factory=dict)
     trace: dict[int, TraceStep] = field(default_factory=dict)
     pending: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    pass_end: int = 0
 
     @property
     def first(self) -> int:
@@ -48,9 +46,10 @@ class Observer:
     wrong, its positions are seen again with other tokens before them; what was seen last counts.
     """
 
-    def __init__(self, engine: Engine, trace: bool) -> None:
-        """`trace` keeps one entry a step as well."""
+    def __init__(self, engine: Engine, trace: bool, drafted: int = 0) -> None:
+        """`trace` keeps one entry a step as well; `drafted` is how long drafts may be."""
         self.engine, self.tracing = engine, trace
+        self._depth = drafted + 1 if drafted else 0
         self.names = [member.name for member in engine.members]
         self._rows: dict[int, Observed] = {}
 
@@ -65,13 +64,10 @@ class Observer:
         speaking = [c for c, w in zip(first, self._weights(row), strict=True) if w > 0]
         seen.agreed[read] = len(set(speaking)) <= 1
         seen.overruled[read] = int(fused.argmax()) != first[self.engine.reference_index]
-        if not self.tracing:
-            return
-        goes_on = read - 1 in seen.pending and read not in seen.pending
-        if not goes_on or len(row.ids) != seen.pass_end:
-            # A new pass: the tokens before it stand.
-            self._settle(seen, row.ids, read)
-        seen.pending[read], seen.pass_end = (logps, fused), len(row.ids)
+        if self.tracing:
+            seen.pending[read] = logps, fused
+            # No draft reaches further back.
+            self._settle(seen, row.ids, read - self._depth)
 
     def _weights(self, row: Row) -> list[float]:
         if row.weights is None:
@@ -88,12 +84,8 @@ class Observer:
 
     def _settle(self, seen: Observed, ids: Sequence[int], read: int) -> None:
         """Write down the tokens that were chosen after the pending positions before `read`."""
-        for at, (logps, fused) in seen.pending.items():
-            if at < read:
-                seen.trace[at] = self._entry(logps, fused, ids[at])
-        # The first draft follows the prompt's own last position, which was seen before it.
-        last = seen.pending.get(read - 1)
-        seen.pending = {} if last is None else {read - 1: last}
+        for at in [at for at in seen.pending if at < read]:
+            seen.trace[at] = self._entry(*seen.pending.pop(at), ids[at])
 
     def _entry(self, logps: Tensor, fused: Tensor, token: int) -> TraceStep:
         spell = self.engine.reference.spell
