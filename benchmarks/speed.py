@@ -56,6 +56,7 @@ _WIDTH = 160
 QUICK = Bench(
     rounds=1,
     tokens=6,
+    rows_tokens=4,
     contexts=(48,),
     batches=(1, 2),
     short=6,

@@ -12,12 +12,11 @@ PROMPT = "The quick brown fox jumps over the lazy dog.\nIt was 1234 days ago, na
 TOKENS = 24
 
 
-@pytest.mark.parametrize("seed", [1, 5])
 @pytest.mark.parametrize(
     "names", [("mistral", "deepseek"), ("tekken", "mistral"), ("deepseek", "mistral", "tekken")]
 )
-def test_the_papers_way_is_a_packs(names: tuple[str, ...], seed: int):
-    members = tiny_members(names, seed)
+def test_the_papers_way_is_a_packs(names: tuple[str, ...]):
+    members = tiny_members(names, seed=1)
     # Random members are hopeless; the surer of two gets nothing at all.
     for member in members:
         member.model.get_output_embeddings().weight.data.mul_(0.4)

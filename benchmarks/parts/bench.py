@@ -16,6 +16,10 @@ from packfuse.local import LocalMember
 from .clock import exactly
 from .texts import prose
 
+_PLAIN = {"draft": None, "gate": "every", "heads": "full", "prefix_cache": 0}
+_FAST = {"draft": "auto", "heads": "pruned"}
+"""What makes answers fast, with every token fused all the same."""
+
 
 @dataclass
 class Bench:
@@ -26,6 +30,7 @@ class Bench:
     Attributes:
         rounds: How often contestants take turns.
         tokens: Of most answers.
+        rows_tokens: Of answers in batches.
         contexts: Of prompts.
         batches: Rows at a time.
         largest: Most prompt tokens of a batch; larger ones are left out.
@@ -38,12 +43,13 @@ class Bench:
 
     rounds: int = 3
     tokens: int = 32
+    rows_tokens: int = 16
     contexts: Sequence[int] = (128, 512, 2048)
     batches: Sequence[int] = (1, 4, 8, 16)
     largest: int = 4096
     short: int = 256
     long: tuple[int, int] = (1024, 64)
-    answer: int = 128
+    answer: int = 96
     reused: int = 1024
     reference: str = "SmolLM2-135M-Instruct"
     _texts: count[int] = field(default_factory=count)
@@ -51,7 +57,7 @@ class Bench:
     @cached_property
     def pack(self) -> Pack:
         """The starter pack, warm: every token fused, whole heads, nothing kept between calls."""
-        pack = Pack.starter(progress=False, reference=self.reference, **plain_settings())
+        pack = Pack.starter(progress=False, reference=self.reference, **known(_PLAIN))
         pack.generate("Warm up.", **exactly(4))
         return pack
 
@@ -62,10 +68,15 @@ class Bench:
 
     def variant(self, **settings: Any) -> Pack:
         """The same members under other settings, warm as well."""
-        settings = {**plain_settings(), "reference": self.reference, **settings}
+        settings = {**known(_PLAIN), "reference": self.reference, **settings}
         pack = Pack(self.members, progress=False, **settings)
         pack.generate("Warm up.", **exactly(4))
         return pack
+
+    @property
+    def fast_settings(self) -> dict[str, Any]:
+        """Those that make a pack fast, as far as packs have them."""
+        return known(_FAST)
 
     def prose(self, tokens: int) -> str:
         """About that many tokens of documentation that no call before this one has given."""
@@ -73,15 +84,14 @@ class Bench:
         return prose(own, tokens, next(self._texts))
 
 
+def known(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that packs have."""
+    return {name: value for name, value in settings.items() if has_setting(name)}
+
+
 def has_setting(name: str) -> bool:
     """Whether packs have a setting of that name."""
     return name in inspect.signature(Pack.__init__).parameters
-
-
-def plain_settings() -> dict[str, Any]:
-    """Those of the settings that packs have which make them do the plain thing."""
-    plain = {"draft": None, "gate": "every", "heads": "full", "prefix_cache": 0}
-    return {name: value for name, value in plain.items() if has_setting(name)}
 
 
 def refusal(pack: Pack, prompt: str, arguments: dict[str, Any]) -> str | None:

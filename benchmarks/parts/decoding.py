@@ -39,9 +39,10 @@ def measure(bench: Bench) -> Part:
             )
         )
     about = (
-        f"Greedy, {bench.tokens} tokens after documentation prose, {bench.rounds} rounds in turn "
-        "(one for batches). The members alone run transformers' own `generate` with a cache, one "
-        "after the other; batches are of different texts, left-padded."
+        f"Greedy, {bench.tokens} tokens after documentation prose, {bench.rounds} times in turn; "
+        f"for batches {bench.rows_tokens} tokens and one round. The members alone run "
+        "transformers' own `generate` with a cache, one after the other; the texts of a batch "
+        "differ, and are left-padded."
     )
     return Part(title="Against the floor", about=about, rows=rows)
 
@@ -77,11 +78,15 @@ def _cell(
 
 
 def _alone(bench: Bench, index: int, prompts: list[list[str]], number: int) -> Timing:
-    return alone(bench.members[index], prompts[number], bench.tokens)
+    return alone(bench.members[index], prompts[number], _tokens(bench, prompts))
 
 
 def _fused(bench: Bench, pack: Pack, prompts: list[list[str]], number: int) -> Timing:
-    return fused(pack, prompts[number], bench.tokens)
+    return fused(pack, prompts[number], _tokens(bench, prompts))
+
+
+def _tokens(bench: Bench, prompts: list[list[str]]) -> int:
+    return bench.tokens if len(prompts[0]) == 1 else bench.rows_tokens
 
 
 def _rows(

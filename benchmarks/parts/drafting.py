@@ -21,11 +21,10 @@ _QUOTED = 16
 """Shorter pieces in common are no quotation, in characters."""
 
 _DRAFTS: dict[str, Arguments] = {
-    f"draft={name!r}": {"draft": name} for name in ("auto", "reference", "members", "lookup")
+    f"draft={name!r}": {"draft": name} for name in ("auto", "reference")
 }
 _LOOKUPS: dict[str, Arguments] = {
     "draft='lookup'": {"draft": "lookup"},
-    "draft='auto'": {"draft": "auto"},
     "prompt_lookup_num_tokens=10": {"prompt_lookup_num_tokens": 10},
 }
 _GATES: dict[str, Arguments] = {f"gate={name!r}": {"gate": name} for name in ("safe", "threshold")}
@@ -42,8 +41,8 @@ def measure(bench: Bench) -> Part:
         *_rows(bench, "plain prose", prose, _GATES, {"gate='safe'": 0.7}),
     ]
     about = (
-        f"Greedy, {bench.answer} tokens, wall time of the whole call, {bench.rounds} rounds in "
-        "turn, a new text each round."
+        f"Greedy, {bench.answer} tokens, wall time of the whole call, {bench.rounds} times in "
+        "turn, a new text each time."
     )
     return Part(title="Drafts and gates", about=about, rows=rows)
 
@@ -106,7 +105,7 @@ def _note(
     notes = [f"{same} of {rounds} answers the same", f"without the prompt {ratio:.2f}"]
     drafts: Any = getattr(answers[name, 0].record, "drafts", None)
     if drafts:
-        notes.append(f"{drafts.accepted} of {drafts.drafted} drafted tokens accepted at first")
+        notes.append(f"{drafts.accepted} of {drafts.drafted} drafted tokens accepted in round 1")
     if passages:
         shares = [quoted(answers[_EVERY, n].text, passages[n]) for n in range(rounds)]
         notes.append(f"{min(shares):.0%} to {max(shares):.0%} of the answer quoted")

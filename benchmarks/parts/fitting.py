@@ -45,7 +45,7 @@ def measure(bench: Bench) -> Part:
     rows.append(compare("`exact` weights", "greedy search as published", fit["exact"], published))
     bare = [_bare(bench, context) for _ in range(bench.rounds)]
     rows.append(compare("reading and scoring", "the members' first token", read["exact"], bare))
-    about = f"Prompts of {context} tokens, {bench.rounds} rounds in turn, a new text each time."
+    about = f"Prompts of {context} tokens, {bench.rounds} times in turn, a new text each time."
     return Part(title="Fitting weights", about=about, rows=rows)
 
 

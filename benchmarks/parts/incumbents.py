@@ -1,4 +1,9 @@
-"""The integrations against those that people use for local models, on one member."""
+"""The integrations against those that people use for local models, on one member.
+
+The incumbents are not among the packages that packfuse is tested with: they may ask for older ones.
+
+    pip install --no-deps langchain-huggingface llama-index-llms-huggingface
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,7 @@ def measure(bench: Bench) -> Part:
     ]
     about = (
         f"{member.name} alone, as a pack of one behind the integration and as the incumbent loads "
-        f"it. Greedy, {bench.tokens} tokens after {_CONTEXT}, {bench.rounds} rounds in turn; time "
+        f"it. Greedy, {bench.tokens} tokens after {_CONTEXT}, {bench.rounds} times in turn; time "
         "per token of the whole call."
     )
     return Part(title="Against the incumbents", about=about, rows=rows)

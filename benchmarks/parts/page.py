@@ -13,8 +13,10 @@ usual front ends for local models cost: measured in one run of one command on th
 
     python benchmarks/speed.py --save
 
-{machine}. Every ratio is the median over rounds in which all contestants take turns; only ratios
-compare between machines. Generated from [speed.json](../benchmarks/measured/speed.json) by
+{machine}.
+
+Every ratio is the median over rounds in which all contestants take turns; only ratios compare
+between machines. Generated from [speed.json](../benchmarks/measured/speed.json) by
 `python benchmarks/speed.py --page-only`.
 """
 

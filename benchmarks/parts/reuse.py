@@ -21,7 +21,7 @@ def measure(bench: Bench) -> Part:
         row = compare(what, "the first question", second, first, target=target)
     else:
         row = Row(what=what, target=target, skipped=f"packs have no setting `{_SETTING}`")
-    about = f"{bench.rounds} rounds, a new text each time; one token is generated."
+    about = f"{bench.rounds} times, with a new text each time; one token is generated."
     return Part(title="Reading a context again", about=about, rows=[row])
 
 
