@@ -86,7 +86,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", action="store_true", help="keep the results and write the page")
     parser.add_argument("--page-only", action="store_true", help="write the page, measure nothing")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.quick and options.save:
+        parser.error("--quick measures nothing worth keeping: leave out --save")
+    return options
 
 
 def bench_of(options: argparse.Namespace) -> Bench:
