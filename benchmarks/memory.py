@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 from common import machine
-from speed import alone, prompt_of
+from parts.clock import alone, exactly
+from parts.texts import prose
 
 from packfuse import Pack
 from packfuse.config import MemberConfig, PackConfig
@@ -62,19 +63,19 @@ def members_alone(context: int, tokens: int) -> int:
         load_member(name, entry, config)
         for name, entry in zip(folders, config.members, strict=True)
     ]
-    prompt = prompt_of(members[0], context)
+    prompt = prose(members[0].vocabulary, context)
     with Peak() as peak:
         for member in members:
-            alone(member, prompt, tokens)
+            alone(member, [prompt], tokens)
     return peak.highest
 
 
 def pack_peak(context: int, tokens: int) -> int:
     """Peak of the pack at the same work."""
     pack = Pack.starter(progress=False)
-    prompt = prompt_of(pack.members[0], context)
+    prompt = prose(pack.members[0].vocabulary, context)
     with Peak() as peak:
-        pack.generate(prompt, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens)
+        pack.generate(prompt, **exactly(tokens))
     return peak.highest
 
 

@@ -1,160 +1,93 @@
-"""What fusing costs over running the members alone, on one machine in one run.
+"""How fast packs are: against their members alone, the papers' way, and the usual front ends.
 
-    python benchmarks/speed.py [--tokens 128] [--rounds 3] [--context 128] [--context 1024]
+    python benchmarks/speed.py [--only PART] [--quick] [--full] [--rounds 3] [--save]
 
-Prints ratios; the last line of the output is one JSON document.
+Everything that is compared runs in turn in one process, on the starter pack with two threads,
+greedy; about twenty minutes on two cores. The last line of the output is one JSON document.
+`--save` keeps it in benchmarks/measured and writes docs/speed.md from it; run it on a machine that
+does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import sys
 import time
-from pydoc_data.topics import topics
-from typing import Any
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from common import machine
+from parts import (
+    accelerator,
+    decoding,
+    drafting,
+    fitting,
+    incumbents,
+    published,
+    reuse,
+    starting,
+)
+from parts.bench import Bench
+from parts.page import cells, machine_line, render
+from parts.rows import Part, Report, Row
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from transformers.generation.streamers import BaseStreamer
 
-from packfuse import Pack
-from packfuse.fitting import prefill
-from packfuse.generation import Runner
-from packfuse.local import LocalMember
-from packfuse.prompt import from_text
-from packfuse.registry import weightings
-from packfuse.request import check
-
-_TEXT = "\n\n".join(topics[name] for name in sorted(topics))
-
-
-class _Clock(BaseStreamer):
-    """Notes when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        """The prompt, then one token at a time."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Nothing."""
-
-    @property
-    def step(self) -> float:
-        """Median seconds between tokens, the prompt's pass left out."""
-        gaps = [b - a for a, b in zip(self.times[1:], self.times[2:], strict=False)]
-        return statistics.median(gaps)
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "benchmarks" / "measured" / "speed.json"
+PAGE = ROOT / "docs" / "speed.md"
+PARTS: dict[str, Callable[[Bench], Part]] = {
+    "decoding": decoding.measure,
+    "drafting": drafting.measure,
+    "reuse": reuse.measure,
+    "fitting": fitting.measure,
+    "published": published.measure,
+    "incumbents": incumbents.measure,
+    "starting": starting.measure,
+    "accelerator": accelerator.measure,
+}
+_WIDTH = 160
+"""Columns of the table where nobody sees how wide it is."""
+QUICK = Bench(
+    rounds=1,
+    tokens=6,
+    rows_tokens=4,
+    contexts=(48,),
+    batches=(1, 2),
+    short=6,
+    long=(64, 4),
+    answer=12,
+    reused=64,
+)
 
 
-def prompt_of(member: LocalMember, tokens: int) -> str:
-    """Documentation prose of about that many tokens."""
-    ids = member.vocabulary.encode(_TEXT[: tokens * 8])[:tokens]
-    return member.vocabulary.decode(ids).decode(errors="ignore")
-
-
-def alone(member: LocalMember, prompt: str, tokens: int) -> float:
-    """Seconds per token of one member under transformers' own `generate`."""
-    ids = [*member.vocabulary.prefix_ids, *member.vocabulary.encode(prompt)]
-    clock = _Clock()
-    member.model.generate(
-        torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        do_sample=False,
-        min_new_tokens=tokens,
-        max_new_tokens=tokens,
-        streamer=clock,
+def arguments() -> argparse.Namespace:
+    """What the command was told."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    return clock.step
-
-
-def fused(pack: Pack, prompt: str, tokens: int) -> float:
-    """Seconds per token of the pack."""
-    request = check(
-        prompt,
-        {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens},
-        rule=pack.rule,
-        weighting=weightings().make("sim"),
-    )
-    clock = _Clock()
-    Runner(pack, request).run(clock)
-    return clock.step
-
-
-def steps(pack: Pack, context: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """The pack's step over the sum of the members' own, in turn, `rounds` times."""
-    prompt = prompt_of(pack.members[0], context)
-    table: dict[str, list[float]] = {name: [] for name in [*pack.names, "pack"]}
-    for _ in range(rounds):
-        for member in pack.members:
-            table[member.name].append(alone(member, prompt, tokens))
-        table["pack"].append(fused(pack, prompt, tokens))
-    ratios = [
-        own / sum(table[name][i] for name in pack.names) for i, own in enumerate(table["pack"])
-    ]
-    milliseconds = {name: 1000 * statistics.median(times) for name, times in table.items()}
-    return {
-        "context": context,
-        "ms": milliseconds,
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-    }
-
-
-def weights(pack: Pack, context: int, rounds: int) -> dict[str, Any]:
-    """Fitting weights over the prompt pass of both members, and `exact` over `opt`."""
-    model = pack.model
-    vocabularies = [member.vocabulary for member in pack.members]
-    reference = pack.default_reference
-    text = from_text(prompt_of(pack.members[0], context), vocabularies, reference)
-    plain = _bare_prefill(pack, text.stream)
-    found: dict[str, list[tuple[float, float]]] = {}
-    # As published, the greedy search goes over whole vocabularies at every position.
-    published = {"normalize": "own", "shrinkage": 0, "positions": None, "candidates": None}
-    settings = {"sim": {}, "opt": {}, "opt, as published": published, "exact": {}}
-    for _ in range(rounds):
-        for name, parameters in settings.items():
-            kind = {"name": name.split(",")[0], **parameters}
-            _, fit = prefill(model.engine, text, weightings().make(kind))
-            found.setdefault(name, []).append((fit.prefill_seconds, fit.weights_seconds))
-    seconds = {n: statistics.median(w for _, w in rows) for n, rows in found.items()}
-    read = statistics.median(p for rows in found.values() for p, _ in rows)
-    return {
-        "context": context,
-        "seconds": seconds,
-        "prefill_seconds": read,
-        "bare_prefill_seconds": plain,
-        "exact/prefill": seconds["exact"] / read,
-        "exact/opt, as published": seconds["exact"] / seconds["opt, as published"],
-        "exact/opt on the same positions": seconds["exact"] / seconds["opt"],
-        "sim/prefill": seconds["sim"] / read,
-        "scoring prefill/bare prefill": read / plain,
-    }
-
-
-@torch.no_grad()
-def _bare_prefill(pack: Pack, stream: tuple[int, ...]) -> float:
-    """Both members read the prompt and give one distribution: what generation needs anyway."""
-    text = pack.model.engine.reference.decode(stream).decode()
-    started = time.perf_counter()
-    for member in pack.members:
-        ids = [*member.vocabulary.prefix_ids, *member.vocabulary.encode(text)]
-        member.model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
-    return time.perf_counter() - started
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--context", type=int, action="append")
-    parser.add_argument("--reference", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--only", action="append", choices=PARTS, help="a part; repeatable")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--full", action="store_true", help="the largest batches as well")
+    parser.add_argument("--rounds", type=int, help="how often contestants take turns")
+    parser.add_argument("--tokens", type=int, help="of most answers")
+    parser.add_argument("--context", type=int, action="append", help="of prompts; repeatable")
+    parser.add_argument("--batch", type=int, action="append", help="rows; repeatable")
+    parser.add_argument("--short", type=int, help="the papers' answer to a short prompt")
+    parser.add_argument("--long", type=int, nargs=2, help="the papers' long prompt and its answer")
+    parser.add_argument("--answer", type=int, help="of answers that are drafted")
+    parser.add_argument("--reused", type=int, help="the context that is read again")
+    parser.add_argument("--reference", help="whose tokens are used")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save", action="store_true", help="keep the results and write the page")
+    parser.add_argument("--page-only", action="store_true", help="write the page, measure nothing")
     options = parser.parse_args()
+<<<<<<< HEAD
     console = Console()
     pack = Pack.starter(reference=options.reference, prefix_cache=0)
     fused(pack, "Warm up.", 4)
@@ -168,12 +101,89 @@ def main() -> None:
     for row in rows:
         times = [f"{row['ms'][name]:.1f}" for name in [*pack.names, "pack"]]
         table.add_row(str(row["context"]), *times, f"{row['ratio']:.3f}")
+=======
+    if options.quick and options.save:
+        parser.error("--quick measures nothing worth keeping: leave out --save")
+    return options
+
+
+def bench_of(options: argparse.Namespace) -> Bench:
+    """The options as the parts take them."""
+    names = ("rounds", "tokens", "short", "long", "answer", "reused", "reference")
+    given = {name: getattr(options, name) for name in names} | {
+        "contexts": options.context,
+        "batches": options.batch,
+        "largest": 2**31 if options.full else None,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    return replace(QUICK if options.quick else Bench(), **known)
+
+
+def measure(options: argparse.Namespace, log: Console) -> tuple[Report, bool]:
+    """Run the parts; a part that fails leaves the reason. Whether all went well comes second."""
+    bench, started, well = bench_of(options), time.perf_counter(), True
+    report = Report(machine=machine(), options=vars(options), parts={})
+    for name in options.only or PARTS:
+        log.print(f"{time.strftime('%H:%M:%S')} {name}")
+        begun = time.perf_counter()
+        try:
+            part = PARTS[name](bench)
+        except Exception as error:
+            # The other parts have taken minutes, too.
+            traceback.print_exc(file=sys.stderr)
+            row = Row(what=name, skipped=f"failed: {error}")
+            part, well = Part(title=name, about="", rows=[row]), False
+        part.seconds = time.perf_counter() - begun
+        report.parts[name] = part
+    report.seconds = time.perf_counter() - started
+    return report, well
+
+
+def show(report: Report, console: Console) -> None:
+    """A table for people."""
+    table = Table(title=machine_line(report))
+    numbers = ("ours", "other", "ratio")
+    for column in ("what", "against", *numbers, "target", ""):
+        table.add_column(column, justify="right" if column in numbers else "left")
+    for part in report.parts.values():
+        table.add_section()
+        table.add_row(f"[bold]{part.title}[/bold] ({part.seconds:.0f} s)")
+        for row in part.rows:
+            table.add_row(*map(escape, cells(row)))
+>>>>>>> bench
     console.print(table)
-    for name, value in fitting.items():
-        if "/" in name:
-            console.print(f"{name}, 512-token prompt: {value:.3f}")
-    print(json.dumps({"machine": machine(), "steps": rows, "weights": fitting}))
+
+
+def save(report: Report) -> Report:
+    """Keep the results beside those of parts that were measured on the same machine before."""
+    if MEASURED.exists() and (kept := json.loads(MEASURED.read_text())).get("parts"):
+        before = Report.model_validate(kept)
+        if before.machine == report.machine:
+            parts = {**before.parts, **report.parts}
+            ordered = {name: parts[name] for name in PARTS if name in parts}
+            report = report.model_copy(update={"parts": ordered})
+    MEASURED.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def main() -> int:
+    """Measure, print, keep."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    well = True
+    if options.page_only:
+        report = Report.model_validate_json(MEASURED.read_text())
+    else:
+        report, well = measure(options, Console(stderr=True))
+        show(report, Console(width=None if sys.stdout.isatty() else _WIDTH))
+        if options.save:
+            report = save(report)
+    if options.save or options.page_only:
+        PAGE.write_text(render(report), encoding="utf-8")
+    print(report.model_dump_json())
+    return 0 if well else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""When tokens come: members alone under transformers' own `generate`, and packs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from packfuse import Pack
+from packfuse.generation import Runner
+from packfuse.local import LocalMember
+from packfuse.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+
+def exactly(tokens: int) -> dict[str, Any]:
+    """Arguments for a greedy answer of that many tokens."""
+    return {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens}
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One answer.
+
+    Attributes:
+        first: Seconds until its first token.
+        step: Median seconds between tokens after that.
+    """
+
+    first: float
+    step: float
+
+
+class Clock(BaseStreamer):
+    """Starts when it is made, and notes when each token comes."""
+
+    def __init__(self) -> None:
+        """Start."""
+        self.started = time.perf_counter()
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt, then one token of every row at a time."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing."""
+
+    @property
+    def timing(self) -> Timing:
+        """What was noted; there must have been two tokens."""
+        tokens = self.times[1:]
+        gaps = [after - before for before, after in pairwise(tokens)]
+        return Timing(tokens[0] - self.started, statistics.median(gaps))
+
+
+def prompt_ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
+    """A plain prompt as the tokenizer writes it."""
+    text = vocabulary.text_prefix + prompt.encode()
+    return [*vocabulary.prefix_ids, *vocabulary.encode_bytes(text)]
+
+
+def alone(member: LocalMember, prompts: Sequence[str], tokens: int) -> Timing:
+    """One member under transformers' own `generate`, prompts left-padded."""
+    clock = Clock()
+    rows = [prompt_ids(member.vocabulary, prompt) for prompt in prompts]
+    longest = max(map(len, rows))
+    pads = [longest - len(row) for row in rows]
+    pad = member.vocabulary.end_ids[0]
+    model: Any = member.model
+    model.generate(
+        torch.tensor([[pad] * n + row for n, row in zip(pads, rows, strict=True)]),
+        attention_mask=torch.tensor([[0] * n + [1] * (longest - n) for n in pads]),
+        pad_token_id=pad,
+        streamer=clock,
+        **exactly(tokens),
+    )
+    return clock.timing
+
+
+def fused(pack: Pack, prompts: Sequence[str], tokens: int, **settings: Any) -> Timing:
+    """The pack, its prompts weighed as it is set to."""
+    clock = Clock()
+    Runner(pack, pack.request(list(prompts), {**exactly(tokens), **settings})).run(clock)
+    return clock.timing
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def interleave(contestants: Mapping[str, Callable[[int], T]], rounds: int) -> dict[str, list[T]]:
+    """Let all run in turn, each with the number of the round.
+
+    Every other round goes backwards, so that drift cancels.
+    """
+    found: dict[str, list[T]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        order = list(contestants.items())
+        for name, run in reversed(order) if number % 2 else order:
+            found[name].append(run(number))
+    return found
