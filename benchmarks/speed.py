@@ -87,21 +87,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--save", action="store_true", help="keep the results and write the page")
     parser.add_argument("--page-only", action="store_true", help="write the page, measure nothing")
     options = parser.parse_args()
-<<<<<<< HEAD
-    console = Console()
-    pack = Pack.starter(reference=options.reference, prefix_cache=0)
-    fused(pack, "Warm up.", 4)
-    rows = [
-        steps(pack, c, options.tokens, options.rounds) for c in options.context or [128, 512, 2048]
-    ]
-    fitting = weights(pack, 512, options.rounds)
-    table = Table(title="Milliseconds per token, greedy, batch 1")
-    for column in ("context", *pack.names, "pack", "pack / sum"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        times = [f"{row['ms'][name]:.1f}" for name in [*pack.names, "pack"]]
-        table.add_row(str(row["context"]), *times, f"{row['ratio']:.3f}")
-=======
     if options.quick and options.save:
         parser.error("--quick measures nothing worth keeping: leave out --save")
     return options
@@ -150,7 +135,6 @@ def show(report: Report, console: Console) -> None:
         table.add_row(f"[bold]{part.title}[/bold] ({part.seconds:.0f} s)")
         for row in part.rows:
             table.add_row(*map(escape, cells(row)))
->>>>>>> bench
     console.print(table)
 
 
