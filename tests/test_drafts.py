@@ -81,7 +81,8 @@ def pair(kind: str, reference: int = 0, **more: Any) -> Pack:
     members = [tiny_member(name, arch, seed) for seed, (name, arch) in enumerate(KINDS[kind])]
     names = [member.name for member in members]
     weights = {name: 0.6 if k == reference else 0.4 for k, name in enumerate(names)}
-    return tiny_pack(members, reference=names[reference], weighting=weights, **more)
+    own = {"reference": names[reference], "weighting": weights, "prefix_cache": 0}
+    return tiny_pack(members, **own, **more)
 
 
 def same(one: Answer, other: Answer) -> None:
