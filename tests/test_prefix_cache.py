@@ -350,8 +350,8 @@ def held(cache: PrefixCache) -> int:
     stores = {}
     for kept, _ in cache._kept:
         for session in kept.sessions:
-            for layer in session.state.cache.layers:
-                for tensor in (layer.keys, layer.values):
+            for pair in session.state.past._store.layers:
+                for tensor in pair:
                     stores[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         for scores, labels in kept.scores.values():
             for tensor in (scores, labels):
@@ -427,10 +427,10 @@ def test_forgetting_frees_the_memory() -> None:
     pack.generate("hello the lo " * 10, max_new_tokens=2)
     assert pack.prefixes is not None
     kept = [
-        weakref.ref(layer.keys)
+        weakref.ref(pair[0])
         for own, _ in pack.prefixes._kept
         for session in own.sessions
-        for layer in session.state.cache.layers
+        for pair in session.state.past._store.layers
     ]
     assert kept
     assert all(tensor() is not None for tensor in kept)

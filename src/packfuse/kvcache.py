@@ -1,13 +1,20 @@
-"""Caches of one row each: copied, joined into batches, taken apart, rolled back."""
+"""What rows have read, and passes that read more in several of them at once.
+
+A row's keys and values are a stretch of a store that it shares with the rows that were read beside
+it. Nothing that a row can see is ever written again, so a row is forked or cut without a copy. A
+pass aligns rows at their ends: slots that precede a row are masked, and a token's slot is as far
+from any other's as their positions are, whatever the rows' lengths.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import (
     DummyLayer,
@@ -26,6 +33,9 @@ _FLAGS = (
     "has_previous_state",
     "conv_kernel_size",
 )
+
+_SPARE = 32
+"""Slots that a store has at least for what comes next; an eighth of its size is more."""
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -60,119 +70,276 @@ def _stateful(layer: Any) -> bool:
     return hasattr(layer, "conv_states")
 
 
-def _attends(layer: Any) -> bool:
-    return getattr(layer, "keys", None) is not None
+class _Store:
+    """Keys and values by layer, `[rows, heads, slots, width]`, some slots not used yet.
+
+    Attributes:
+        rows: How many rows there are.
+        used: Slots that some row may see; what stands behind them is free to be written.
+        slots: Slots in all.
+        layers: The tensors; None for layers without any.
+        pasts: Who reads here.
+    """
+
+    def __init__(self, rows: int, used: int, layers: int) -> None:
+        self.rows, self.used = rows, used
+        self.slots = used + max(_SPARE, used // 8)
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self.pasts: WeakSet[Past] = WeakSet()
 
 
-def fork(cache: DynamicCache) -> DynamicCache:
-    """An independent copy: keys and values are shared, since nothing writes into them."""
-    fresh = copy.copy(cache)
-    fresh.layers = [_copied(layer) for layer in cache.layers]
+class Past:
+    """What one row has read.
+
+    Attributes:
+        length: Tokens.
+    """
+
+    def __init__(self, empty: DynamicCache) -> None:
+        """Nothing yet, as in an `empty` cache."""
+        self.length = 0
+        self._store: _Store | None = None
+        self._row = self._start = 0
+        self._states = [_states_of(layer) for layer in empty.layers]
+
+    def fork(self) -> Past:
+        """An independent copy."""
+        twin = copy.copy(self)
+        twin._states = self.snapshot()
+        if self._store:
+            self._store.pasts.add(twin)
+        return twin
+
+    def cut(self, length: int) -> None:
+        """Keep the first `length` tokens; states are left alone, see `restore`."""
+        self.length = min(self.length, length)
+
+    def snapshot(self) -> list[Any]:
+        """The layers' states as they are; None for layers that can be cut."""
+        return [None if layer is None else _states_of(layer) for layer in self._states]
+
+    def restore(self, saved: Sequence[Any]) -> None:
+        """Put the states of a snapshot back."""
+        self._states = [None if layer is None else _states_of(layer) for layer in saved]
+
+    def detach(self) -> None:
+        """Hold its own keys and values alone, nothing beside or behind them."""
+        self._leave()
+
+    def tensors(self, snapshots: Sequence[Any] = ()) -> Iterator[Tensor]:
+        """Everything that it keeps in memory, shared or not, and that snapshots of it keep."""
+        for pair in self._store.layers if self._store else ():
+            yield from pair or ()
+        for layer in (*self._states, *snapshots):
+            for name in _STATES if layer is not None else ():
+                yield from (held for held in getattr(layer, name).values() if held is not None)
+
+    def _move(self, store: _Store, row: int, start: int, length: int) -> None:
+        if self._store:
+            self._store.pasts.discard(self)
+        store.pasts.add(self)
+        self._store, self._row, self._start, self.length = store, row, start, length
+
+    def _held(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Its keys and values, `[heads, length, width]`."""
+        pair = self._store.layers[layer] if self._store and self.length else None
+        if pair is None:
+            return None
+        keys, values = (t[self._row].narrow(-2, self._start, self.length) for t in pair)
+        return keys, values
+
+    def _leave(self) -> None:
+        """Take its own share along, so that the others' can be freed."""
+        old = self._store
+        if old is None:
+            return
+        store = _Store(1, self.length, len(old.layers))
+        store.slots = self.length
+        for layer in range(len(old.layers)):
+            held = self._held(layer)
+            if held:
+                store.layers[layer] = held[0][None].clone(), held[1][None].clone()
+        self._move(store, 0, 0, self.length)
+
+
+class Pass:
+    """Rows that read new tokens side by side, aligned at their ends.
+
+    Attributes:
+        width: The most new tokens of a row; rows with fewer have padding before them, whose keys
+            and values are dropped.
+        starts: The first slot of each row; what is before it has to be masked.
+        slots: How many slots there are when the new tokens have been read.
+        cache: What the model reads from and appends to.
+    """
+
+    def __init__(self, empty: DynamicCache, pasts: Sequence[Past], new: Sequence[int]) -> None:
+        """Plan to read `new` tokens in each row; with states, equally many."""
+        self.pasts, self._new, self._empty = list(pasts), list(new), empty
+        self.width = max(new)
+        store, rows = pasts[0]._store, len(pasts)
+        ends = {past._start + past.length for past in pasts}
+        # The rows of the last pass, in their order, all of them, at their ends.
+        self._same = (
+            store is not None
+            and all(p._store is store and p._row == i for i, p in enumerate(pasts))
+            and (store.rows, len(ends), len(set(new))) == (rows, 1, 1)
+        )
+        before = ends.pop() if self._same else 0
+        totals = [past.length + count for past, count in zip(pasts, new, strict=True)]
+        self.slots = before + self.width if self._same else max(totals)
+        self.starts = [self.slots - total for total in totals]
+        self._appends = False
+        if self._same and store is not None and store.slots >= self.slots:
+            # What stands behind the rows is nobody's, or forks' that the rows were cut from.
+            self._appends = store.used == before or len(store.pasts) == rows
+        if self._appends and store is not None:
+            # Claimed at once: a fork that stands here, too, will have to copy.
+            self._store, store.used = store, self.slots
+        else:
+            self._store = _Store(rows, self.slots, len(empty.layers))
+        self.cache = copy.copy(empty)
+        self.cache.layers = [self._layer(index) for index in range(len(empty.layers))]
+
+    @property
+    def base(self) -> int:
+        """Slots before the first new one."""
+        return self.slots - self.width
+
+    def _layer(self, index: int) -> Any:
+        held = [past._states[index] for past in self.pasts]
+        if isinstance(self._empty.layers[index], DummyLayer):
+            return self._empty.layers[index]
+        if held[0] is None:
+            layer = _as(_Aligned, self._empty.layers[index])
+        elif isinstance(held[0], DynamicLayer):
+            layer = _as(_AlignedHybrid, _joined(held))
+        else:
+            return _joined(held)
+        layer.running, layer.index = self, index
+        return layer
+
+    def append(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of a layer `[B, heads, slots, width]`, the new ones at the end."""
+        store = self._store
+        if not self._appends:
+            store.layers[index] = self._gather(index, 0, keys), self._gather(index, 1, values)
+        pair = store.layers[index]
+        if pair is None:
+            raise RuntimeError(f"layer {index} has no keys to append to")
+        if self._appends:
+            for held, fresh in zip(pair, (keys, values), strict=True):
+                held[:, :, self.base : self.slots] = fresh
+        whole, theirs = (held.narrow(-2, 0, self.slots) for held in pair)
+        return whole, theirs
+
+    def _gather(self, index: int, which: int, fresh: Tensor) -> Tensor:
+        """Keys (0) or values (1) of the rows, copied to where the pass wants them."""
+        rows, heads, _, width = fresh.shape
+        held = fresh.new_empty(rows, heads, self._store.slots, width)
+        old = self.pasts[0]._store
+        pair = old.layers[index] if self._same and old else None
+        if pair is not None:
+            held[:, :, : self.base] = pair[which].narrow(-2, 0, self.base)
+            held[:, :, self.base : self.slots] = fresh
+            return held
+        for row, (past, count) in enumerate(zip(self.pasts, self._new, strict=True)):
+            start, middle, own = self.starts[row], self.slots - count, past._held(index)
+            held[row, :, :start] = 0
+            if own is not None:
+                held[row, :, start:middle] = own[which]
+            held[row, :, middle : self.slots] = fresh[row, :, self.width - count :]
+        return held
+
+    def finish(self) -> None:
+        """The rows have read their new tokens."""
+        left = {past._store for past in self.pasts if past._store} - {self._store}
+        states = [_parted(layer, len(self.pasts)) for layer in self.cache.layers]
+        for row, (past, count) in enumerate(zip(self.pasts, self._new, strict=True)):
+            past._move(self._store, row, self.starts[row], past.length + count)
+            past._states = [layer and layer[row] for layer in states]
+        # The layers know the pass: let go of them, or keys and values wait for the collector.
+        self.cache.layers = []
+        for store in left:
+            if 2 * len(store.pasts) <= store.rows:
+                for past in list(store.pasts):
+                    past._leave()
+
+
+class _Grows:
+    """The part of an attention layer that keeps keys and values, in a pass."""
+
+    running: Pass
+    index: int
+    keys: Tensor | None
+    values: Tensor | None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See `Pass.append`."""
+        self.keys, self.values = self.running.append(self.index, key_states, value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Slots so far."""
+        return self.running.base if self.keys is None else self.running.slots
+
+
+class _Aligned(_Grows, DynamicLayer):
+    """An attention layer in a pass."""
+
+
+class _AlignedHybrid(_Grows, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc,override]
+    """A layer of attention and states in a pass."""
+
+
+def _as(kind: type, layer: Any) -> Any:
+    """A layer as one of another class."""
+    fresh: Any = object.__new__(kind)
+    fresh.__dict__.update(layer.__dict__)
     return fresh
 
 
-def _copied(layer: Any) -> Any:
+def _states_of(layer: Any) -> Any:
+    """A copy of a layer's states, without keys and values; None if it has none."""
+    if not _stateful(layer):
+        return None
     fresh = copy.copy(layer)
-    if _stateful(layer):
-        for name in _STATES:
-            held = getattr(layer, name).items()
-            setattr(fresh, name, {i: None if t is None else t.clone() for i, t in held})
-        for name in _FLAGS:
-            setattr(fresh, name, dict(getattr(layer, name)))
+    for name in _STATES:
+        held = getattr(layer, name).items()
+        setattr(fresh, name, {i: None if t is None else t.clone() for i, t in held})
+    for name in _FLAGS:
+        setattr(fresh, name, dict(getattr(layer, name)))
     return fresh
 
 
-def snapshot(cache: DynamicCache) -> list[Any]:
-    """The layers' states as they are; None for layers that can be cut."""
-    saved = [_copied(layer) if _stateful(layer) else None for layer in cache.layers]
-    for layer in saved:
-        if isinstance(layer, DynamicLayer):
-            layer.keys = layer.values = None
-    return saved
+def _joined(rows: Sequence[Any]) -> Any:
+    """The states of several rows as a batch's, all empty or none."""
+    layer = _states_of(rows[0])
+    for name in _STATES if len(rows) > 1 else ():
+        for i, first in getattr(layer, name).items():
+            if first is not None:
+                getattr(layer, name)[i] = torch.cat([getattr(row, name)[i] for row in rows])
+    return layer
 
 
-def restore(cache: DynamicCache, saved: Sequence[Any]) -> None:
-    """Put the states back; keys and values stay, to be cut."""
-    for index, states in enumerate(saved):
-        if states is not None:
-            layer = _copied(states)
-            if isinstance(layer, DynamicLayer):
-                now: Any = cache.layers[index]
-                layer.keys, layer.values = now.keys, now.values
-                layer.is_initialized = now.is_initialized
-            cache.layers[index] = layer
-
-
-def cut(cache: DynamicCache, length: int) -> None:
-    """Keep the keys and values of the first `length` tokens."""
-    for layer in cache.layers:
-        if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
-            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
-
-
-def detach(cache: DynamicCache) -> None:
-    """Let go of what was cut off: keys and values stop being views of longer ones."""
-    for layer in cache.layers:
-        if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
-            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
-
-
-def tensors(layers: Sequence[Any]) -> Iterator[Tensor]:
-    """Everything that layers, or copies of their states, hold."""
-    for layer in layers:
-        if _attends(layer):
-            yield from (layer.keys, layer.values)
-        if layer is not None and _stateful(layer):
-            for name in _STATES:
-                yield from (t for t in getattr(layer, name).values() if t is not None)
-
-
-def join(caches: Sequence[DynamicCache], lengths: Sequence[int]) -> DynamicCache:
-    """One left-padded batch of single-row caches, all empty or none; a single one is used as is."""
-    if len(caches) == 1:
-        return caches[0]
-    batch, longest = copy.copy(caches[0]), max(lengths)
-    batch.layers = []
-    for rows in zip(*(cache.layers for cache in caches), strict=True):
-        layer = _copied(rows[0])
-        if _attends(layer):
-            for name in ("keys", "values"):
-                parts = [
-                    nn.functional.pad(getattr(row, name), (0, 0, longest - length, 0))
-                    for row, length in zip(rows, lengths, strict=True)
-                ]
-                setattr(layer, name, torch.cat(parts))
-        if _stateful(layer):
-            for name in _STATES:
-                for i, first in getattr(layer, name).items():
-                    if first is not None:
-                        getattr(layer, name)[i] = torch.cat([getattr(r, name)[i] for r in rows])
-        batch.layers.append(layer)
-    return batch
-
-
-def part(batch: DynamicCache, lengths: Sequence[int]) -> list[DynamicCache]:
-    """The inverse of `join`; `lengths` are those before any tokens were added."""
-    if len(lengths) == 1:
-        return [batch]
-    longest = max(lengths)
-    return [_row(batch, index, longest - length) for index, length in enumerate(lengths)]
-
-
-def _row(batch: DynamicCache, index: int, pads: int) -> DynamicCache:
-    cache = copy.copy(batch)
-    cache.layers = []
-    for layer in batch.layers:
-        single: Any = copy.copy(layer)
-        if _attends(layer):
-            single.keys = single.keys[index : index + 1, :, pads:]
-            single.values = single.values[index : index + 1, :, pads:]
-        if _stateful(layer):
-            for name in _STATES:
-                held = getattr(layer, name).items()
-                rows = {i: None if t is None else t[index : index + 1].clone() for i, t in held}
-                setattr(single, name, rows)
-            for name in _FLAGS:
-                setattr(single, name, dict(getattr(layer, name)))
-        cache.layers.append(single)
-    return cache
+def _parted(batch: Any, rows: int) -> list[Any] | None:
+    """The inverse of `_joined`; None for a layer without states."""
+    if not _stateful(batch):
+        return None
+    parts: list[Any] = []
+    for row in range(rows):
+        single: Any = copy.copy(batch)
+        if isinstance(batch, _AlignedHybrid):
+            single = _as(LinearAttentionAndFullAttentionLayer, batch)
+            single.keys = single.values = None
+            del single.running, single.index
+        for name in _STATES:
+            held = getattr(batch, name).items()
+            own = {i: None if t is None else t[row : row + 1].clone() for i, t in held}
+            setattr(single, name, own)
+        for name in _FLAGS:
+            setattr(single, name, dict(getattr(batch, name)))
+        parts.append(single)
+    return parts

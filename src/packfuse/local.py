@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from packfuse import kvcache
 from packfuse.columns import Columns
 from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.head import Heads
+from packfuse.kvcache import Pass, Past, has_states, new_cache
 from packfuse.member import Member, Read, Session
+from packfuse.pieces import PADS, Piece, batches, chunks
 from packfuse.vocabulary import Vocabulary
 
 LOGITS_BYTES = 32 * 2**20
@@ -27,42 +27,10 @@ _SNAPSHOTS = 4
 
 @dataclass(slots=True)
 class _State:
-    """A row's cache, batch size one, and copies of states that cannot be rolled back."""
+    """What a row has read, and copies of states that cannot be rolled back."""
 
-    cache: DynamicCache
+    past: Past
     snapshots: list[tuple[int, list[Any]]] = field(default_factory=list)
-
-
-class _Piece:
-    """What one request reads in one forward pass.
-
-    Attributes:
-        request: Whose it is.
-        ids: The tokens read.
-        kept: After how many of the last of them the request wants log-probabilities.
-        wanted: After how many they are worked out: all, where somebody watches.
-    """
-
-    def __init__(self, request: Read, start: int, stop: int) -> None:
-        """Tokens `start:stop` of the request."""
-        self.request = request
-        self.ids = request.ids[start:stop]
-        self.kept = max(0, stop - max(start, len(request.ids) - request.keep))
-        self.wanted = len(self.ids) if request.visit else self.kept
-
-    def take(self, logps: Tensor, pruned: bool) -> Iterator[Tensor]:
-        """Show what was worked out to whoever watches; what is kept of it, if anything."""
-        self.request.show(self.request.session.length - len(self.ids), logps)
-        if self.kept:
-            kept = logps if self.kept == len(logps) else logps[-self.kept :].clone()
-            columns = None if pruned else self.request.counted
-            yield kept if columns is None else columns.restrict(kept)
-
-    @property
-    def positions(self) -> range:
-        """How many tokens the session has read at each place wanted; before the pass."""
-        end = self.request.session.length + len(self.ids)
-        return range(end - self.wanted + 1, end + 1)
 
 
 class LocalMember(Member):
@@ -80,7 +48,7 @@ class LocalMember(Member):
             kind = type(model).__name__
             raise LoadError(f"member {name!r}: {kind} does not take `past_key_values`", hint=hint)
         try:
-            kvcache.new_cache(model.config)
+            self._empty = new_cache(model.config)
         except (TypeError, KeyError) as error:
             raise LoadError(f"member {name!r} keeps its past in a {error}", hint=hint) from error
         model.eval()
@@ -89,6 +57,8 @@ class LocalMember(Member):
         self._keeps_logits = "logits_to_keep" in parameters
         self._positions = "position_ids" in parameters
         self._heads = Heads(model)
+        # Padding would enter states, and without positions a row has to begin the batch's.
+        self._ragged = self._positions and not has_states(self._empty)
 
     @property
     def tokenizer(self) -> Any:
@@ -97,19 +67,14 @@ class LocalMember(Member):
 
     def open(self) -> Session:
         """A row in which nothing has been read."""
-        return Session(state=_State(kvcache.new_cache(self.model.config)))
+        return Session(state=_State(Past(self._empty)))
 
     def read(self, requests: Sequence[Read]) -> list[Tensor]:
-        """Rows with equally many new tokens run as one batch; see `Member.read`."""
+        """Rows with about as many new tokens run as one batch; see `Member.read`."""
         for request in requests:
             self._check_room(request)
         results: dict[int, Tensor] = {}
-        shapes = [
-            (len(r.ids), r.session.length > 0, r.visit is not None, id(r.counted)) for r in requests
-        ]
-        order = sorted(range(len(requests)), key=shapes.__getitem__)
-        for _, group in groupby(order, key=shapes.__getitem__):
-            rows = list(group)
+        for rows in batches(requests, PADS if self._ragged else None):
             for row, kept in zip(rows, self._read([requests[i] for i in rows]), strict=True):
                 results[row] = kept
         return [results[row] for row in range(len(requests))]
@@ -124,8 +89,8 @@ class LocalMember(Member):
             )
 
     def _read(self, requests: list[Read]) -> list[Tensor]:
-        """Requests of one length, in chunks that keep the logits small."""
-        count = len(requests[0].ids)
+        """Requests of about one length, in chunks that keep the logits small."""
+        count = max(len(request.ids) for request in requests)
         keep = max(request.keep for request in requests)
         visiting = any(request.visit for request in requests)
         columns = self._columns(requests[0])
@@ -133,24 +98,27 @@ class LocalMember(Member):
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
         silent = count - keep if self._chooses and not visiting else 0
-        for start, stop in _chunks(count, silent, size):
-            pieces = [_Piece(request, start, stop) for request in requests]
-            for piece, logps, found in zip(
-                pieces, self._forward(pieces, columns), kept, strict=True
-            ):
-                found.extend(piece.take(logps, pruned=columns is not None))
+        for start, stop in chunks(count, silent, size):
+            pieces = [Piece(request, start - count, stop - count) for request in requests]
+            reading = [
+                (piece, found) for piece, found in zip(pieces, kept, strict=True) if piece.ids
+            ]
+            logps = self._forward([piece for piece, _ in reading], columns)
+            for (piece, found), rows in zip(reading, logps, strict=True):
+                found.extend(piece.take(rows, pruned=columns is not None))
         return [found[0] if len(found) == 1 else torch.cat(found) for found in kept]
 
     @torch.no_grad()
-    def _forward(self, pieces: list[_Piece], columns: Columns | None) -> list[Tensor]:
+    def _forward(self, pieces: list[Piece], columns: Columns | None) -> list[Tensor]:
         """Read the pieces side by side; log-probabilities `[wanted, columns]` of each."""
         sessions = [piece.request.session for piece in pieces]
         lengths = [session.length for session in sessions]
         for session in sessions:
-            _take_snapshot(session)
-        batch = kvcache.join([session.state.cache for session in sessions], lengths)
+            self._take_snapshot(session)
+        pasts = [session.state.past for session in sessions]
+        running = Pass(self._empty, pasts, [len(piece.ids) for piece in pieces])
         try:
-            logits = self._logits(pieces, batch, columns)
+            logits = self._logits(pieces, running, columns)
             logps, levels = self._logps(logits, pieces, columns)
         except BaseException as error:
             for session in sessions:
@@ -163,9 +131,9 @@ class LocalMember(Member):
                 ) from error
             raise
         counts = [piece.wanted for piece in pieces]
-        parts = zip(kvcache.part(batch, lengths), levels.split(counts), strict=True)
-        for piece, session, (cache, level) in zip(pieces, sessions, parts, strict=True):
-            session.state.cache, session.levels = cache, level
+        running.finish()
+        for piece, session, level in zip(pieces, sessions, levels.split(counts), strict=True):
+            session.levels = level
             session.ids.extend(piece.ids)
         return list(logps.split(counts))
 
@@ -176,10 +144,9 @@ class LocalMember(Member):
             return None
         return columns
 
-    def _logits(self, pieces: list[_Piece], batch: DynamicCache, columns: Columns | None) -> Tensor:
+    def _logits(self, pieces: list[Piece], running: Pass, columns: Columns | None) -> Tensor:
         """The logits wanted, one piece after the other, `[P, columns]`."""
-        inputs = self._inputs(pieces)
-        rows, width = inputs["input_ids"].shape
+        inputs, rows, width = self._inputs(pieces, running), len(pieces), running.width
         wanted = [piece.wanted for piece in pieces]
         if self._heads.replaceable:
             places = [
@@ -188,27 +155,28 @@ class LocalMember(Member):
                 for place in range(width - count, width)
             ]
             model = self._heads.pick(torch.tensor(places), columns)
-            logits: Tensor = model(**inputs, past_key_values=batch).logits
+            logits: Tensor = model(**inputs).logits
             return logits[0]
         if self._keeps_logits:
             inputs["logits_to_keep"] = max(1, *wanted)
-        logits = self.model(**inputs, past_key_values=batch).logits
+        logits = self.model(**inputs).logits
         last = logits.shape[1]
         return torch.cat([logits[row, last - wanted[row] :] for row in range(rows)])
 
-    def _inputs(self, pieces: list[_Piece]) -> dict[str, Any]:
+    def _inputs(self, pieces: list[Piece], running: Pass) -> dict[str, Any]:
         device: Any = self.model.get_input_embeddings().weight.device
-        lengths = [piece.request.session.length for piece in pieces]
-        longest, new = max(lengths), len(pieces[0].ids)
-        ids = torch.tensor([list(piece.ids) for piece in pieces], device=device)
-        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True}
-        if len(set(lengths)) > 1:
-            slots = torch.arange(longest + new, device=device)
-            pads = torch.tensor([longest - length for length in lengths], device=device)
-            inputs["attention_mask"] = (slots >= pads[:, None]).long()
+        ids = [[0] * (running.width - len(piece.ids)) + list(piece.ids) for piece in pieces]
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor(ids, device=device),
+            "past_key_values": running.cache,
+            "use_cache": True,
+        }
+        starts = torch.tensor(running.starts, device=device)[:, None]
+        slots = torch.arange(running.slots, device=device)
+        if any(running.starts):
+            inputs["attention_mask"] = (slots >= starts).long()
         if self._positions:
-            offsets = torch.tensor(lengths, device=device)
-            inputs["position_ids"] = offsets[:, None] + torch.arange(new, device=device)
+            inputs["position_ids"] = (slots[running.base :] - starts).clamp(min=0)
         return inputs
 
     @property
@@ -217,7 +185,7 @@ class LocalMember(Member):
         return self._keeps_logits or self._heads.replaceable
 
     def _logps(
-        self, logits: Tensor, pieces: list[_Piece], columns: Columns | None
+        self, logits: Tensor, pieces: list[Piece], columns: Columns | None
     ) -> tuple[Tensor, Tensor]:
         """Normalized over the columns that are tokens, and how far the logits lay above that."""
         count, size = self.vocabulary.columns, self.vocabulary.size
@@ -252,21 +220,21 @@ class LocalMember(Member):
             return
         state: _State = session.state
         saved: list[Any] = []
-        if kvcache.has_states(state.cache):
+        if has_states(self._empty):
             state.snapshots = [entry for entry in state.snapshots if entry[0] <= length]
             length, saved = state.snapshots[-1] if state.snapshots else (0, saved)
         if length <= 0:
-            # A cache cut to nothing would not join those that never held anything.
             session.ids, session.state = [], self.open().state
             return
-        kvcache.restore(state.cache, saved)
-        kvcache.cut(state.cache, length)
+        if saved:
+            state.past.restore(saved)
+        state.past.cut(length)
         del session.ids[length:]
 
     def fork(self, session: Session) -> Session:
         """See `Member.fork`: attention tensors are shared."""
         state: _State = session.state
-        fresh = _State(kvcache.fork(state.cache), list(state.snapshots))
+        fresh = _State(state.past.fork(), list(state.snapshots))
         return replace(session, ids=list(session.ids), state=fresh, levels=None)
 
     def keep(self, session: Session, length: int) -> Session:
@@ -274,32 +242,22 @@ class LocalMember(Member):
         kept = self.fork(session)
         if length < session.length:
             self.rollback(kept, length)
-            kvcache.detach(kept.state.cache)
+            kept.state.past.detach()
         return kept
 
     def nbytes(self, session: Session) -> int:
         """See `Member.nbytes`; what views keep alive counts in full, and once."""
         state: _State = session.state
-        layers = [*state.cache.layers, *(layer for _, saved in state.snapshots for layer in saved)]
-        stores = (tensor.untyped_storage() for tensor in kvcache.tensors(layers))
+        layers = [layer for _, saved in state.snapshots for layer in saved]
+        stores = (tensor.untyped_storage() for tensor in state.past.tensors(layers))
         return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
 
-
-def _take_snapshot(session: Session) -> None:
-    state: _State = session.state
-    if session.length and kvcache.has_states(state.cache):
-        entry = session.length, kvcache.snapshot(state.cache)
-        earlier = [old for old in state.snapshots if old[0] < session.length]
-        state.snapshots = [*earlier, entry][-_SNAPSHOTS:]
-
-
-def _chunks(count: int, silent: int, size: int) -> Iterator[tuple[int, int]]:
-    """Ranges to read, each with `size` logits at most; the first `silent` tokens have none."""
-    start = 0
-    while start < count:
-        stop = min(count, max(start, silent) + size)
-        yield start, stop
-        start = stop
+    def _take_snapshot(self, session: Session) -> None:
+        state: _State = session.state
+        if session.length and has_states(self._empty):
+            entry = session.length, state.past.snapshot()
+            earlier = [old for old in state.snapshots if old[0] < session.length]
+            state.snapshots = [*earlier, entry][-_SNAPSHOTS:]
 
 
 def context_window(config: PreTrainedConfig, tokenizer: Any) -> int:
