@@ -15,7 +15,7 @@ from packfuse.engine import Engine
 from packfuse.errors import ConfigError
 from packfuse.head import Heads
 from packfuse.local import LocalMember
-from packfuse.member import Read
+from packfuse.member import Read, Visit
 from packfuse.registry import alignments, rules
 from tests import fusing, pico
 from tests.heads import COLUMNS, FAMILIES, family
@@ -95,7 +95,7 @@ def test_a_member_normalizes_over_the_columns_asked_about(change: Any) -> None:
 def engine(alignment: Any, heads: Any, rule: str = "packllm") -> Engine:
     """Mistral's 32,000 tokens as reference; DeepSeek's 128,000 are pruned to what it reads."""
     members = [fusing.member("mistral"), fusing.member("deepseek", seed=1)]
-    return Engine(members, 0, alignments().make(alignment), rules().make(rule), None, heads)
+    return Engine(members, 0, alignments().make(alignment), rules().make(rule), heads=heads)
 
 
 def heard(one: Engine, steps: int = 6) -> Tensor:
@@ -169,7 +169,7 @@ def test_a_prompt_beyond_the_columns_leaves_the_head_full(
     some = Columns(torch.arange(0, 20_000), one.vocabulary.columns)
     session, seen = one.open(), list[Tensor]()
     ids = one.vocabulary.encode(PROMPT)
-    request = Read(session, ids, 2, lambda _start, logps: seen.append(logps), some)
+    request = Read(session, ids, 2, Visit(lambda _, logps: seen.append(logps)), some)
     last = one.read([request])[0]
     whole = torch.cat(seen)
     outside = 1 - whole[:, :20_000].exp().sum(-1)
@@ -185,7 +185,7 @@ def test_an_exact_table_never_leaves_its_columns() -> None:
     some = Columns(torch.arange(0, 100), one.vocabulary.columns, lossless=True)
     session = one.open()
     ids = one.vocabulary.encode(PROMPT)
-    assert len(one.read([Read(session, ids, 1, lambda *_: None, some)])) == 1
+    assert len(one.read([Read(session, ids, 1, Visit(lambda *_: None), some)])) == 1
     assert torch.isneginf(one.read([Read(session, [5], columns=some)])[0][:, 100:]).all()
 
 

@@ -25,7 +25,7 @@ from transformers import (
 from packfuse import local
 from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.local import LocalMember
-from packfuse.member import Read, Session
+from packfuse.member import Read, Session, Visit
 from tests import fusing, pico
 
 EXACT = 1e-4
@@ -151,12 +151,27 @@ def test_a_visitor_sees_every_position(arch: str, monkeypatch: pytest.MonkeyPatc
     one = member(arch)
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     seen: list[tuple[int, Tensor]] = []
-    request = Read(one.open(), IDS, 3, lambda start, logps: seen.append((start, logps.clone())))
-    kept = one.read([request])[0]
-    assert [start for start, _ in seen] == [0, 9, 18, 27, 36]
+    visit = Visit(lambda counts, logps: seen.append((counts[0], logps.clone())))
+    kept = one.read([Read(one.open(), IDS, 3, visit)])[0]
+    assert [count for count, _ in seen] == [1, 10, 19, 28, 37]
     whole = torch.cat([logps for _, logps in seen])
     assert fusing.gap(whole, anew(arch, tuple(IDS))) < tolerance(arch)
     assert kept.equal(whole[-3:])
+
+
+@every_arch
+def test_a_visitor_sees_what_it_wants_and_no_more(arch: str) -> None:
+    one, wanted = member(arch), frozenset({2, 3, 11, 30})
+    seen: dict[int, Tensor] = {}
+    visit = Visit(
+        lambda counts, logps: seen.update(zip(counts, logps.clone(), strict=True)), wanted
+    )
+    kept = one.read([Read(one.open(), IDS, 1, visit)])[0]
+    assert set(seen) == wanted | {len(IDS)}
+    whole = anew(arch, tuple(IDS))
+    for count, logps in seen.items():
+        assert fusing.gap(logps, whole[count - 1]) < tolerance(arch)
+    assert kept[0].equal(seen[len(IDS)])
 
 
 def test_few_logits_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from packfuse import scoring
 from packfuse.engine import Engine
 from packfuse.fitting import Fit, prefill
 from packfuse.local import LocalMember
+from packfuse.member import Visit
 from packfuse.prompt import MemberPrompt, PackPrompt, from_text
 from packfuse.registry import weightings
 from packfuse.row import Row
 from packfuse.scoring import Scoring
+from packfuse.weightings.base import Limits
 from tests import fusing
 from tests.fusing import Spec
 
@@ -155,9 +161,61 @@ def test_only_the_words_of_a_chat_count() -> None:
         assert b"another" not in spelled
     # A piece never reaches from one text into the next.
     edge = len(words[0])
-    assert not any(
-        low < edge < high for low, high in pairwise(scored.common) if scored._together(low, high)
-    )
+    assert not any(low < edge < high for low, high in scored._edges)
+
+
+@pytest.mark.parametrize("most", [1, 5, 11])
+@either_reference
+def test_losses_on_some_of_the_text_and_nothing_else_is_worked_out(
+    most: int, reference: int
+) -> None:
+    engine = fusing.fused(PAIR, reference).engine
+    whole = 4 * TEXT
+    prompt, text = plain(engine, whole), whole.encode()
+    row = engine.open(prompt)
+    row.feed(prompt.stream)
+    ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
+    vocabularies = [member.vocabulary for member in engine.members]
+    limits = Limits(positions=2, pieces=most)
+    scored = Scoring(vocabularies, reference, ids, prompt.texts, True, limits)
+    shown: list[list[int]] = [[], []]
+
+    def counted(k: int, visit: Visit, counts: Sequence[int], logps: Tensor) -> None:
+        shown[k] += counts
+        visit.see(counts, logps)
+
+    visits = [Visit(partial(counted, k, v), v.counts) for k, v in enumerate(scored.visits())]
+    engine.prefill(row, visits)
+    edges = scored._edges
+    assert len(edges) == most
+    assert set(edges) <= set(pairwise(scored.common))
+    pieces = scored.pieces()
+    for k, member in enumerate(engine.members):
+        assert isinstance(member, LocalMember)
+        own, shift = by_hand(member, ids[k]), member.vocabulary.decode(ids[k]).find(text)
+        inside = [
+            [value for (low, high), value in own.items() if a <= low - shift and high - shift <= b]
+            for a, b in edges
+        ]
+        assert pieces[k] == pytest.approx([sum(values) for values in inside], abs=EXACT)
+        total = -sum(map(sum, inside))
+        assert scored.losses("own")[k] == pytest.approx(total / sum(map(len, inside)), abs=EXACT)
+        places = {scored.sides[k].boundaries[offset] for offset in scored.positions}
+        asked = places | set(scored.scored[k])
+        assert asked <= set(shown[k])
+        # What the answer goes on from is worked out anyway.
+        assert all(count > len(ids[k]) - 16 for count in set(shown[k]) - asked)
+    assert scored.scored_bytes == sum(high - low for low, high in edges)
+
+
+@given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 200))
+def test_what_is_scored_stays_as_the_text_grows(most: int, count: int, more: int) -> None:
+    before, after = scoring._spread(count, most), scoring._spread(count + more, most)
+    assert before == sorted(set(before))
+    assert len(before) == min(count, most)
+    assert {index for index in after if index < count} <= set(before)
+    gaps = np.diff([-1, *before, count])
+    assert gaps.max() <= 3 * count / most + 1
 
 
 def bare(engine: Engine, prompt: PackPrompt, weighting: str) -> Fit:

@@ -65,8 +65,8 @@ def prefill(
     scoring = None
     if prompt.texts and (score or given is None):
         scoring = _scoring(engine, prompt, row, weighting, fit)
-    visits = scoring.visits() if scoring else [None] * len(names)
     recall = None if engine.prefixes is None else Recall(engine.prefixes, engine, row, scoring)
+    visits = scoring.visits() if scoring else [None] * len(names)
     if recall:
         recall.begin(visits)
     engine.prefill(row, visits)

@@ -90,16 +90,12 @@ class LocalMember(Member):
 
     def _read(self, requests: list[Read]) -> list[Tensor]:
         """Requests of about one length, in chunks that keep the logits small."""
-        count = max(len(request.ids) for request in requests)
-        keep = max(request.keep for request in requests)
-        visiting = any(request.visit for request in requests)
         columns = self._columns(requests[0])
         size = max(1, LOGITS_BYTES // (4 * self.vocabulary.columns * len(requests)))
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
-        silent = count - keep if self._chooses and not visiting else 0
-        for start, stop in chunks(count, silent, size):
-            pieces = [Piece(request, start - count, stop - count) for request in requests]
+        for start, stop in list(chunks(requests, size, chooses=self._chooses)):
+            pieces = [Piece(request, start, stop) for request in requests]
             reading = [
                 (piece, found) for piece, found in zip(pieces, kept, strict=True) if piece.ids
             ]
@@ -146,22 +142,27 @@ class LocalMember(Member):
 
     def _logits(self, pieces: list[Piece], running: Pass, columns: Columns | None) -> Tensor:
         """The logits wanted, one piece after the other, `[P, columns]`."""
-        inputs, rows, width = self._inputs(pieces, running), len(pieces), running.width
-        wanted = [piece.wanted for piece in pieces]
+        inputs, width = self._inputs(pieces, running), running.width
         if self._heads.replaceable:
             places = [
-                row * width + place
-                for row, count in enumerate(wanted)
-                for place in range(width - count, width)
+                row * width + width - len(piece.ids) + place
+                for row, piece in enumerate(pieces)
+                for place in piece.places
             ]
             model = self._heads.pick(torch.tensor(places), columns)
             logits: Tensor = model(**inputs).logits
             return logits[0]
         if self._keeps_logits:
-            inputs["logits_to_keep"] = max(1, *wanted)
+            reach = [len(piece.ids) - piece.places[0] for piece in pieces if piece.places]
+            inputs["logits_to_keep"] = max(reach, default=1)
         logits = self.model(**inputs).logits
         last = logits.shape[1]
-        return torch.cat([logits[row, last - wanted[row] :] for row in range(rows)])
+        return torch.cat(
+            [
+                logits[row, [last - len(piece.ids) + place for place in piece.places]]
+                for row, piece in enumerate(pieces)
+            ]
+        )
 
     def _inputs(self, pieces: list[Piece], running: Pass) -> dict[str, Any]:
         device: Any = self.model.get_input_embeddings().weight.device
@@ -206,7 +207,7 @@ class LocalMember(Member):
         # A single NaN or infinity makes a whole row NaN.
         broken = torch.isnan(logps[:, first])
         if bool(broken.any()):
-            positions = [place for piece in pieces for place in piece.positions]
+            positions = [count for piece in pieces for count in piece.counts]
             raise MemberError(
                 f"member {self.name!r} gave NaN logits after token "
                 f"{positions[int(broken.nonzero()[0])]}",

@@ -12,8 +12,23 @@ from torch import Tensor
 from packfuse.columns import MISSED, Columns
 from packfuse.vocabulary import Vocabulary
 
-Visit = Callable[[int, Tensor], None]
-"""Sees log-probabilities as they come: (index of the first token read, `[n, columns]`)."""
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Who sees log-probabilities as they come.
+
+    Attributes:
+        see: Called with how many tokens had been read at n places, and what was said there,
+            `[n, columns]`.
+        counts: The places wanted, by how many tokens have been read there; None for all.
+    """
+
+    see: Callable[[Sequence[int], Tensor], None]
+    counts: frozenset[int] | None = None
+
+    def wants(self, count: int) -> bool:
+        """Whether what is said after that many tokens is wanted."""
+        return self.counts is None or count in self.counts
 
 
 @dataclass(slots=True)
@@ -49,7 +64,7 @@ class Read:
         session: Where to read; it is advanced in place.
         ids: The tokens to read, at least one.
         keep: After how many of the last tokens the next-token distribution is wanted.
-        visit: Sees the distribution after every token, in chunks, when given.
+        visit: Sees the distributions where it wants them, in chunks, when given.
         columns: Which tokens count in what is returned; None for all. `visit` sees all anyway.
     """
 
@@ -67,11 +82,11 @@ class Read:
             return columns
         return None
 
-    def show(self, start: int, logps: Tensor) -> None:
-        """Show distributions `[n, columns]` to the visitor; `start`: first token read for them."""
+    def show(self, counts: Sequence[int], logps: Tensor) -> None:
+        """Show distributions `[n, columns]` after so many tokens to the visitor."""
         session = self.session
-        if self.visit:
-            self.visit(start, logps)
+        if self.visit and len(counts):
+            self.visit.see(counts, logps)
             if self.columns is not None and not self.columns.lossless:
                 total = session.missed * session.watched + self.columns.missed(logps)
                 session.watched += len(logps)

@@ -15,6 +15,10 @@ One token more in a pass takes about a tenth of the time of another pass.
 """
 
 
+LONGEST = 1024
+"""Most tokens read in one pass, so that what a pass needs besides logits stays small."""
+
+
 class Piece:
     """What one request reads in one forward pass.
 
@@ -22,7 +26,7 @@ class Piece:
         request: Whose it is.
         ids: The tokens read.
         kept: After how many of the last of them the request wants log-probabilities.
-        wanted: After how many they are worked out: all, where somebody watches.
+        places: Which of them log-probabilities are worked out after, for whoever watches, too.
     """
 
     def __init__(self, request: Read, start: int, stop: int) -> None:
@@ -30,21 +34,30 @@ class Piece:
         self.request, count = request, len(request.ids)
         self.ids = request.ids[max(0, count + start) : max(0, count + stop)]
         self.kept = min(len(self.ids), max(0, stop + request.keep))
-        self.wanted = len(self.ids) if request.visit else self.kept
+        first, tail = request.session.length + 1, len(self.ids) - self.kept
+        visit = request.visit
+        self.places = [
+            at for at in range(len(self.ids)) if at >= tail or (visit and visit.wants(first + at))
+        ]
+        self._counts = [first + at for at in self.places]
+
+    @property
+    def wanted(self) -> int:
+        """How many rows of log-probabilities are worked out."""
+        return len(self.places)
 
     def take(self, logps: Tensor, pruned: bool) -> Iterator[Tensor]:
         """Show what was worked out to whoever watches; what is kept of it, if anything."""
-        self.request.show(self.request.session.length - len(self.ids), logps)
+        self.request.show(self._counts, logps)
         if self.kept:
             kept = logps if self.kept == len(logps) else logps[-self.kept :].clone()
             columns = None if pruned else self.request.counted
             yield kept if columns is None else columns.restrict(kept)
 
     @property
-    def positions(self) -> range:
-        """How many tokens the session has read at each place wanted; before the pass."""
-        end = self.request.session.length + len(self.ids)
-        return range(end - self.wanted + 1, end + 1)
+    def counts(self) -> Sequence[int]:
+        """How many tokens the session has read at each place."""
+        return self._counts
 
 
 def batches(requests: Sequence[Read], pads: int | None) -> Iterator[list[int]]:
@@ -74,10 +87,24 @@ def _beside(one: Read, other: Read, pads: int | None) -> bool:
     return same_start and len(one.ids) == len(other.ids)
 
 
-def chunks(count: int, silent: int, size: int) -> Iterator[tuple[int, int]]:
-    """Ranges to read, each with `size` logits at most; the first `silent` tokens have none."""
-    start = 0
-    while start < count:
-        stop = min(count, max(start, silent) + size)
-        yield start, stop
-        start = stop
+def chunks(requests: Sequence[Read], size: int, *, chooses: bool) -> Iterator[tuple[int, int]]:
+    """Ranges of tokens to read, counted from the end of the longest request, at most 0.
+
+    Args:
+        requests: What is read side by side, aligned at the ends.
+        size: Most tokens of a range after which some request wants logits.
+        chooses: Whether logits that nobody wants need not be made.
+    """
+    length = max(len(request.ids) for request in requests)
+    wanted = set(range(-length, 0)) if not chooses else set[int]()
+    for request in requests:
+        wanted.update(range(-request.keep, 0))
+        if visit := request.visit:
+            first, count = request.session.length + 1, len(request.ids)
+            wanted.update(at - count for at in range(count) if visit.wants(first + at))
+    start, held = -length, 0
+    for at in range(-length, 0):
+        held += at in wanted
+        if held == size or at - start + 1 == LONGEST or at == -1:
+            yield start, at + 1
+            start, held = at + 1, 0

@@ -122,7 +122,8 @@ class Recall:
         known = self._logps[k].get(self._view(k, self.scoring), np.array([]))
         known = known[: min(shared, len(side.logps))]
         # A token's log-probability is heard when the one before it is read.
-        fresh = (i for i, _, _ in side.spans if i and (i >= len(known) or np.isnan(known[i])))
+        scored = self.scoring.scored[k]
+        fresh = (i for i in scored if i >= len(known) or np.isnan(known[i]))
         start = min(shared, next(fresh, shared + 1) - 1)
         old = known[: start + 1]
         side.logps[: len(old)] = old

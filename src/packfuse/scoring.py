@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -60,6 +60,7 @@ class Scoring:
         positions: Offsets at which weights are fitted.
         parts: Compressed scores at those of them that are done.
         wanted: By member, after how many tokens a distribution is needed for the others.
+        scored: By member, which of its tokens losses are taken on.
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class Scoring:
             self.sides.append(Side(own, spans, np.full(len(own), np.nan)))
         shared = set.intersection(*(set(side.boundaries) for side in self.sides))
         self.common = sorted(shared)
-        self._segments = _segments(texts)
+        self._edges = self._pieces(_segments(texts))
+        self.scored = [self._inside(side) for side in self.sides]
         self.positions = self._fit_positions(vocabularies) if fit else []
         self.remember({})
 
@@ -105,85 +107,82 @@ class Scoring:
         self.wanted = [{side.boundaries[offset] for offset in asked} for side in self.sides]
 
     def _fit_positions(self, vocabularies: Sequence[Vocabulary]) -> list[int]:
-        """Offsets, evenly spread, where every member and the reference begin a token.
-
-        The fractional parts of i times the golden ratio rank them: the first of that ranking are
-        spread over the text, gaps of three sizes, and stay so as it grows. So a longer prompt
-        mostly has the positions that a kept beginning of it had.
-        """
+        """Offsets, evenly spread, where every member and the reference begin a token."""
         starts = {start for _, start, _ in self.sides[self.reference].spans}
         usable = [offset for offset in self.common if offset in starts]
         if self.limits.positions is None:
             return usable
         widest = max(vocabulary.columns for vocabulary in vocabularies)
         most = min(self.limits.positions, max(32, FIT_BYTES // (4 * widest)))
-        if len(usable) <= most:
-            return usable
-        ranks = np.argsort(np.arange(len(usable)) * _GOLDEN % 1)
-        return [usable[i] for i in sorted(ranks[:most])]
+        return [usable[i] for i in _spread(len(usable), most)]
+
+    def _pieces(self, segments: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where the pieces of text lie that losses are taken on: between common boundaries."""
+        edges = [
+            (low, high)
+            for low, high in pairwise(self.common)
+            if any(start <= low and high <= end for start, end in segments)
+        ]
+        most = self.limits.pieces
+        return edges if most is None else [edges[i] for i in _spread(len(edges), most)]
+
+    def _inside(self, side: Side) -> list[int]:
+        """A member's tokens that lie in those pieces."""
+        return [index for index, _ in self._placed(side)]
+
+    def _placed(self, side: Side) -> Iterator[tuple[int, int]]:
+        """A member's tokens in those pieces, with which piece each is in."""
+        lows = np.array([low for low, _ in self._edges])
+        for index, start, end in side.spans if len(lows) else ():
+            piece = int(np.searchsorted(lows, start, side="right")) - 1
+            if piece >= 0 and end <= self._edges[piece][1]:
+                yield index, piece
 
     def visits(self) -> list[Visit]:
         """One visitor by member for the prompt pass."""
-        return [partial(self._visit, k) for k in range(len(self.sides))]
+        sides = range(len(self.sides))
+        # A token's log-probability is heard when the one before it has been read.
+        asked = [frozenset(self.scored[k]) | self.wanted[k] for k in sides]
+        return [Visit(partial(self._see, k), asked[k]) for k in sides]
 
-    def _visit(self, k: int, start: int, logps: Tensor) -> None:
+    def _see(self, k: int, counts: Sequence[int], logps: Tensor) -> None:
         side, pairing = self.sides[k], self.mapped[k]
         if pairing is not None:
             logps = pairing.translate(logps)
-        following = side.ids[start + 1 : start + 1 + len(logps)]
-        if following:
-            chosen = torch.tensor(following, device=logps.device)[:, None]
-            seen = logps[: len(following)].gather(1, chosen)[:, 0]
-            side.logps[start + 1 : start + 1 + len(following)] = seen.double().cpu().numpy()
-        for offset in range(len(logps)):
-            if start + offset + 1 in self.wanted[k]:
-                side.rows[start + offset + 1] = logps[offset].clone()
+        # Nothing follows the last token.
+        rows = [at for at, count in enumerate(counts) if count < len(side.ids)]
+        if rows:
+            known = [counts[at] for at in rows]
+            chosen = torch.tensor([side.ids[count] for count in known], device=logps.device)
+            side.logps[known] = logps[rows, chosen].double().cpu().numpy()
+        for at, count in enumerate(counts):
+            if count in self.wanted[k]:
+                side.rows[count] = logps[at].clone()
 
     def pieces(self) -> Weights:
-        """Log-probability of the text between neighboring common boundaries, `[K, M]`, nats."""
-        edges = [(low, high) for low, high in pairwise(self.common) if self._together(low, high)]
-        table = np.zeros((len(self.sides), len(edges)))
+        """Log-probability of the pieces of text that losses are taken on, `[K, M]`, nats."""
+        table = np.zeros((len(self.sides), len(self._edges)))
         for k, side in enumerate(self.sides):
-            starts = np.array([low for low, _ in edges])
-            for index, start, end in side.spans:
-                column = int(np.searchsorted(starts, start, side="right")) - 1
-                if column >= 0 and edges[column][0] <= start and end <= edges[column][1]:
-                    table[k, column] += side.logps[index]
+            for index, piece in self._placed(side):
+                table[k, piece] += side.logps[index]
         return table
-
-    def _together(self, low: int, high: int) -> bool:
-        return any(start <= low and high <= end for start, end in self._segments)
-
-    def _scored(self, k: int) -> list[int]:
-        """The member's tokens that lie between common boundaries."""
-        edges = [(low, high) for low, high in pairwise(self.common) if self._together(low, high)]
-        if not edges:
-            return []
-        lows = np.array([low for low, _ in edges])
-        highs = [high for _, high in edges]
-        found = []
-        for index, start, end in self.sides[k].spans:
-            column = int(np.searchsorted(lows, start, side="right")) - 1
-            if column >= 0 and end <= highs[column]:
-                found.append(index)
-        return found
 
     @property
     def tokens(self) -> int:
         """Reference tokens scored."""
-        return len(self._scored(self.reference))
+        return len(self.scored[self.reference])
 
     @property
     def scored_bytes(self) -> int:
         """Bytes of text scored."""
-        return sum(high - low for low, high in pairwise(self.common) if self._together(low, high))
+        return sum(high - low for low, high in self._edges)
 
     def losses(self, normalize: str = "reference") -> Weights:
         """Prompt loss by member, nats per reference token or per `"own"` token; 0 for no text."""
         shared = max(1, self.tokens)
         table = []
         for k, side in enumerate(self.sides):
-            scored = self._scored(k)
+            scored = self.scored[k]
             total = -float(np.sum(side.logps[scored])) if scored else 0.0
             table.append(total / (max(1, len(scored)) if normalize == "own" else shared))
         return np.array(table)
@@ -216,6 +215,19 @@ class Scoring:
         if self.mapped[k] is not None:
             return torch.stack(rows)
         return pairing.carry(rows, belief, [None] * len(rows))
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` indices, spread evenly, and the same ones when `count` grows.
+
+    The fractional parts of i times the golden ratio rank them: the first of that ranking leave gaps
+    of three sizes, and few of them change as the text grows.
+    """
+    if count <= most:
+        return list(range(count))
+    ranks = np.argsort(np.arange(count) * _GOLDEN % 1)
+    found: list[int] = sorted(ranks[:most].tolist())
+    return found
 
 
 def _segments(texts: Sequence[bytes]) -> list[tuple[int, int]]:

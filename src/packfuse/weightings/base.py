@@ -61,10 +61,12 @@ class Limits(NamedTuple):
     Attributes:
         positions: Most positions; memory may allow fewer.
         candidates: Tokens of each member at a position; all others together count as one.
+        pieces: Most pieces of the text to take losses on.
     """
 
     positions: int | None = 128
     candidates: int | None = 256
+    pieces: int | None = 256
 
 
 class Weighting(BaseModel, ABC):
@@ -85,6 +87,8 @@ class Weighting(BaseModel, ABC):
 
     normalize: Literal["reference", "own"] = "reference"
     """Prompt loss in nats per `"reference"` token (comparable) or per `"own"` token (the paper)."""
+    pieces: int | None = Field(default=Limits().pieces, ge=1)
+    """Most pieces of the prompt to take losses on, evenly spread; None for all (the papers)."""
 
     def needs_scores(self, pool: str) -> bool:
         """Whether `Evidence.scores` is needed to fit a rule of this `pool`."""
@@ -93,7 +97,7 @@ class Weighting(BaseModel, ABC):
     @property
     def limits(self) -> Limits:
         """How many scores are wanted."""
-        return Limits()
+        return Limits(pieces=self.pieces)
 
     def for_members(self, names: Sequence[str]) -> Weights | None:
         """Weights `[K]` that no prompt can change, or None where the prompt decides."""
@@ -145,7 +149,7 @@ class Fitted(Shrinking):
     @property
     def limits(self) -> Limits:
         """As the parameters say."""
-        return Limits(self.positions, self.candidates)
+        return Limits(self.positions, self.candidates, self.pieces)
 
 
 def equal(members: int) -> Weights:
