@@ -243,7 +243,7 @@ def test_where_the_rule_dropped_every_allowed_token_the_members_mean_decides() -
     heard: list[tuple[Tensor, Tensor]] = []
     ids, said, rescued = own.encode(PROMPT), b"", 0
     for token in answer.token_ids:
-        model.watch = lambda row, read, logps, fused: heard.append((logps, fused))
+        model.watch = lambda row, place: heard.append((place.logps, place.fused))
         model(torch.tensor([ids]), logits_to_keep=1)
         model.watch = None
         logps, fused = heard[-1]

@@ -132,9 +132,9 @@ def test_watchers_see_what_is_fused(reference: int) -> None:
     rows = [fresh(engine), fresh(engine)]
     fused = engine.advance(rows, [ids, ids[:9]], 3, lambda *seen_now: seen.append(seen_now))
     assert len(seen) == 6
-    assert [read for _, read, _, _ in seen] == [len(ids) - 2, 7, len(ids) - 1, 8, len(ids), 9]
-    for row, _, logps, pooled in seen:
-        index = rows.index(row)
+    assert [place.read for _, place in seen] == [len(ids) - 2, 7, len(ids) - 1, 8, len(ids), 9]
+    for row, place in seen:
+        index, logps, pooled = rows.index(row), place.logps, place.fused
         assert any(pooled.equal(position) for position in fused[index])
         assert logps.shape == (2, engine.reference.columns)
         assert gap(engine.rule.fuse(logps[:, None], torch.tensor([[0.5, 0.5]]))[0], pooled) < 1e-5
@@ -266,8 +266,8 @@ def test_a_member_that_cannot_end_a_turn_leaves_that_to_the_reference(alignment:
     seen: list[Tensor] = []
     row = engine.open(prompt)
     engine.prefill(row, [None, None])
-    engine.settle([row], lambda _, __, logps, ___: seen.append(logps))
-    engine.advance([row], [mistral.encode("a")], watch=lambda _, __, logps, ___: seen.append(logps))
+    engine.settle([row], lambda _, place: seen.append(place.logps))
+    engine.advance([row], [mistral.encode("a")], watch=lambda _, place: seen.append(place.logps))
     for own, carried in seen:
         ends = list(mistral.end_ids)
         assert torch.allclose(own[ends], carried[ends], atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,8 @@ def test_unite_is_the_papers(names: tuple[str, ...], seed: int, k: int):
 
 
 def faithful(**settings) -> Opt:
-    return Opt(shrinkage=0, normalize="own", positions=None, candidates=None, **settings)
+    whole: dict[str, Any] = dict.fromkeys(("positions", "candidates", "pieces"))
+    return Opt(shrinkage=0, normalize="own", **whole, **settings)
 
 
 def oracle(case: Case, pack: Pack) -> papers.PackLLM:
@@ -156,7 +158,7 @@ def test_the_reference_is_chosen_by_what_members_make_of_the_text():
     case = Case(("mistral", "deepseek"), 1, (0.3, 0.2))
     pack = tiny_pack(case.members, weighting="sim", alignment="mined")
     runner = Runner(pack, check(PROMPT, {}, rule=pack.rule, weighting=pack.weighting))
-    item = runner._read(0, PROMPT, 0)
+    item = runner._read(0, PROMPT, 0, None)
     found = runner._own_losses(item)
     assert found is not None
     reading = case.pack(weighting="sim").generate(PROMPT, max_new_tokens=1).record

@@ -27,7 +27,7 @@ from packfuse.prefixes import PrefixCache
 from packfuse.prompt import from_text
 from packfuse.registry import alignments, rules, weightings
 from packfuse.row import Row
-from packfuse.scoring import Scoring
+from packfuse.scoring import Heard, Scoring
 from packfuse.weightings.base import Limits
 from tests import fusing, pico
 from tests.small import small_pack
@@ -187,6 +187,23 @@ def test_switching_the_reference_needs_other_scores_only() -> None:
     for reference, own in enumerate((warm, other)):
         alike(read(own, SECOND), read(engine(reference=reference, limit=None), SECOND))
     assert read_by(warm) < 60
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("text", ["FIRST", "short", "open"])
+def test_another_reference_asks_for_nothing_that_was_said_already(first: int, text: str) -> None:
+    prompt = {"FIRST": FIRST, "short": "Once upon a time", "open": FIRST + "  def "}[text]
+    warm = engine(reference=first)
+    other = Engine(warm.members, 1 - first, warm.alignment, warm.rule, prefixes=warm.prefixes)
+    heard: list[Heard] = []
+    for own in (warm, other):
+        vocabularies = [member.vocabulary for member in own.members]
+        whole = from_text(prompt, vocabularies, own.reference_index)
+        found = prefill(own, whole, weightings().make("exact"), heard=heard)
+        alike(found, read(engine(reference=own.reference_index, limit=None), prompt, "exact"))
+        spent = read_by(own)
+    # The window of the filters at the end, and a token that another reference writes otherwise.
+    assert spent < 40
 
 
 def test_fitting_positions_stay_as_the_text_grows() -> None:

@@ -27,7 +27,10 @@ _LOOKUPS: dict[str, Arguments] = {
     "draft='lookup'": {"draft": "lookup"},
     "prompt_lookup_num_tokens=10": {"prompt_lookup_num_tokens": 10},
 }
-_GATES: dict[str, Arguments] = {f"gate={name!r}": {"gate": name} for name in ("safe", "threshold")}
+_GATES: dict[str, Arguments] = {
+    f"gate={name!r}, draft='reference'": {"gate": name, "draft": "reference"}
+    for name in ("safe", "threshold")
+}
 
 
 def measure(bench: Bench) -> Part:
@@ -38,7 +41,7 @@ def measure(bench: Bench) -> Part:
     rows = [
         *_rows(bench, "plain prose", prose, _DRAFTS, {"draft='auto'": 0.75}),
         *_rows(bench, "quoting its context", quoting, _LOOKUPS, {"draft='lookup'": 0.5}, passages),
-        *_rows(bench, "plain prose", prose, _GATES, {"gate='safe'": 0.7}),
+        *_rows(bench, "plain prose", prose, _GATES, {"gate='safe', draft='reference'": 0.7}),
     ]
     about = (
         f"Greedy, {bench.answer} tokens, wall time of the whole call, {bench.rounds} times in "
@@ -103,9 +106,12 @@ def _note(
     decoding = [[answer.record.timings.decode_seconds for answer in pair] for pair in pairs]
     ratio = statistics.median(own / every for own, every in decoding)
     notes = [f"{same} of {rounds} answers the same", f"without the prompt {ratio:.2f}"]
-    drafts: Any = getattr(answers[name, 0].record, "drafts", None)
+    drafts = answers[name, 0].record.drafts
     if drafts:
         notes.append(f"{drafts.accepted} of {drafts.drafted} drafted tokens accepted in round 1")
+    fused = answers[name, 0].record.fused
+    if fused is not None and fused < 1:
+        notes.append(f"{fused:.0%} of its tokens fused")
     if passages:
         shares = [quoted(answers[_EVERY, n].text, passages[n]) for n in range(rounds)]
         notes.append(f"{min(shares):.0%} to {max(shares):.0%} of the answer quoted")

@@ -32,6 +32,7 @@ PUBLISHED = {
     "shrinkage": 0,
     "positions": None,
     "candidates": None,
+    "pieces": None,
 }
 """The weighting of a pack that searches the same."""
 

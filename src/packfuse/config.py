@@ -55,6 +55,7 @@ class PackConfig(BaseModel):
         members: In order; plain strings are hub ids or folders.
         fusion: Rule by name, or with its parameters; likewise `weighting` and `alignment`.
         reference: "auto" (lowest prompt loss) or a member's name.
+        gate: Where the members are fused: "every", "safe", "threshold"; or with its parameters.
         draft: How answers are drafted, to be checked in fewer passes; None for token by token.
         prefix_cache: Bytes for prompts kept from call to call, "auto", or 0.
         heads: "full", or "pruned": the others' output heads cut to what the alignment reads.
@@ -72,6 +73,7 @@ class PackConfig(BaseModel):
     alignment: Spec = "bytes"
     reference: str = "auto"
     draft: Spec | None = None
+    gate: Spec = "every"
     prefix_cache: NonNegativeInt | Literal["auto"] = "auto"
     heads: HeadsName = "full"
     dtype: str = "auto"

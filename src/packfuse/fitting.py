@@ -13,7 +13,7 @@ from packfuse.engine import Engine
 from packfuse.prompt import PackPrompt
 from packfuse.recall import Recall
 from packfuse.row import Row
-from packfuse.scoring import Scoring
+from packfuse.scoring import Heard, Scoring
 from packfuse.weightings.base import Weighting, Weights
 
 
@@ -43,7 +43,11 @@ class Fit:
 
 
 def prefill(
-    engine: Engine, prompt: PackPrompt, weighting: Weighting, score: bool = True
+    engine: Engine,
+    prompt: PackPrompt,
+    weighting: Weighting,
+    score: bool = True,
+    heard: list[Heard] | None = None,
 ) -> tuple[Row, Fit]:
     """Read a prompt with every member, and decide how far each is trusted on it.
 
@@ -52,6 +56,8 @@ def prefill(
         prompt: What to read.
         weighting: How to weigh.
         score: Score the prompt for the record even where the weighting does not need it.
+        heard: What the members said of the same prompt under another reference, if they have read
+            it; what they say now is put there.
 
     Returns:
         A row that stands at the end of the prompt with its weights set, and the fit.
@@ -66,11 +72,15 @@ def prefill(
     if prompt.texts and (score or given is None):
         scoring = _scoring(engine, prompt, row, weighting, fit)
     recall = None if engine.prefixes is None else Recall(engine.prefixes, engine, row, scoring)
+    if scoring and heard:
+        scoring.reuse(heard)
     visits = scoring.visits() if scoring else [None] * len(names)
     if recall:
         recall.begin(visits)
     engine.prefill(row, visits)
     read = time.perf_counter()
+    if scoring and heard is not None:
+        heard[:] = scoring.heard()
     weights = given if given is not None else _weigh(engine, weighting, scoring, fit)
     if recall:
         recall.keep()

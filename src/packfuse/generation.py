@@ -25,13 +25,15 @@ from packfuse.emitter import Emitter, whole_text
 from packfuse.engine import Engine
 from packfuse.errors import PromptError
 from packfuse.fitting import Fit, prefill
+from packfuse.gates.every import Every
 from packfuse.model import FusedForCausalLM
 from packfuse.observer import Observed, Observer
 from packfuse.prompt import PackPrompt, from_text
 from packfuse.record import Drafts, FinishReason, FusionRecord, Timings, Usage, by_name
-from packfuse.registry import alignments, drafts, rules, weightings
+from packfuse.registry import alignments, drafts, gates, rules, weightings
 from packfuse.request import Prompt, Request
 from packfuse.row import Row
+from packfuse.scoring import Heard
 from packfuse.weightings.base import Weights
 from packfuse.weightings.top1 import Top1
 
@@ -147,20 +149,23 @@ class Runner:
                 for model in self.pack._models.values():
                     model.engine.rule = self.pack.rule
                     model.engine.pooling.backed = False
+                    model.engine.pooling.gate = Every()
 
     def _set(self, engine: Engine) -> None:
         engine.rule = self.request.rule
+        engine.pooling.gate = self.request.gate
         engine.pooling.backed = self.request.constraint is not None
 
     def prepare(self, place: int, prompt: Prompt) -> _Prepared:
         """Render and read a prompt under its reference."""
         reference = self.pack.default_reference
-        item = self._read(place, prompt, reference)
+        heard: list[Heard] | None = [] if self.pack.reference == "auto" else None
+        item = self._read(place, prompt, reference, heard)
         better = self._better_reference(item)
         if better == reference:
             return item
         # What the first reading has left behind was not there before this call.
-        found = self._read(place, prompt, better)
+        found = self._read(place, prompt, better, heard)
         found.fit = replace(found.fit, cached_tokens=item.fit.cached_tokens)
         return found
 
@@ -191,7 +196,9 @@ class Runner:
             self._readings[item.reference] = engine
         return prefill(self._readings[item.reference], item.prompt, Top1())[1].losses
 
-    def _read(self, place: int, prompt: Prompt, reference: int) -> _Prepared:
+    def _read(
+        self, place: int, prompt: Prompt, reference: int, heard: list[Heard] | None
+    ) -> _Prepared:
         model = self.pack.fused(reference)
         self._set(model.engine)
         vocabularies = [member.vocabulary for member in self.pack.members]
@@ -202,7 +209,7 @@ class Runner:
         else:
             rendered = render_chat(prompt, vocabularies, reference, self.request.template)
             whole, ids, stop = rendered.prompt, rendered.ids, (*stop, *rendered.stop)
-        row, fit = prefill(model.engine, whole, self.request.weighting)
+        row, fit = prefill(model.engine, whole, self.request.weighting, heard=heard)
         return _Prepared(place, reference, ids, whole, row, fit, stop)
 
     def _generate(
@@ -340,6 +347,8 @@ class Runner:
             stop=stopped,
             agreed=seen.share(seen.agreed, generated) if seen else None,
             overruled=seen.share(seen.overruled, generated) if seen else None,
+            gate=gates().dump(request.gate),
+            fused=seen.share(seen.joined, generated) if seen else None,
             drafts=self._drafts(model),
             timings=Timings(
                 prefill_seconds=fit.prefill_seconds,

@@ -20,7 +20,7 @@ from packfuse.fitting import prefill
 from packfuse.fusedconfig import FusedConfig, fused_config, fused_generation_config
 from packfuse.inputs import checked_cache, endings, unpadded
 from packfuse.local import LocalMember
-from packfuse.pooling import Watch
+from packfuse.pooling import Position, Watch
 from packfuse.prefills import Key, Prefills
 from packfuse.prompt import blank, from_ids
 from packfuse.refusals import Refusals, check_decoding
@@ -134,7 +134,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             row.place = place
             if self.watch and row.heard is not None and row.last is not None:
                 # What was said right after the prompt, before anyone watched.
-                self.watch(row, len(row.ids), row.heard, row.last)
+                self.watch(row, Position(len(row.ids), row.heard, row.last, row.joined))
         # The last position of the prompt has been fused already.
         first = torch.stack([row.last for row in rows if row.last is not None])[:, None]
         if not rest[0]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from packfuse.engine import Engine
+from packfuse.pooling import Position
 from packfuse.record import TraceStep
 from packfuse.row import Row
 
@@ -19,12 +20,14 @@ class Observed:
     Attributes:
         agreed: Whether all members with a say had the same first choice, by position.
         overruled: Whether the pack's first choice was not the reference's, by position.
+        joined: Whether the members were fused, by position.
         trace: What is known of the token that followed, by position.
         pending: Distributions at the last positions, whose tokens may still be taken back.
     """
 
     agreed: dict[int, bool] = field(default_factory=dict)
     overruled: dict[int, bool] = field(default_factory=dict)
+    joined: dict[int, bool] = field(default_factory=dict)
     trace: dict[int, TraceStep] = field(default_factory=dict)
     pending: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -57,13 +60,15 @@ class Observer:
         """What was seen in row `index` of the batch."""
         return self._rows.get(index, Observed())
 
-    def __call__(self, row: Row, read: int, logps: Tensor, fused: Tensor) -> None:
+    def __call__(self, row: Row, position: Position) -> None:
         """See one position; `Watch` of the engine."""
+        read, logps, fused = position.read, position.logps, position.fused
         seen = self._rows.setdefault(row.place, Observed())
         first = logps.argmax(-1).tolist()
         speaking = [c for c, w in zip(first, self._weights(row), strict=True) if w > 0]
         seen.agreed[read] = len(set(speaking)) <= 1
         seen.overruled[read] = int(fused.argmax()) != first[self.engine.reference_index]
+        seen.joined[read] = position.joined
         if self.tracing:
             seen.pending[read] = logps, fused
             # No draft reaches further back.

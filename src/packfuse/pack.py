@@ -21,13 +21,14 @@ from packfuse.chat import render_chat
 from packfuse.config import HEADS, HeadsName, PackConfig
 from packfuse.engine import Engine
 from packfuse.errors import ConfigError
+from packfuse.gates.base import Gate
 from packfuse.generation import Runner
 from packfuse.loading import load_members, short_name, unique_names, wrap
 from packfuse.local import LocalMember
 from packfuse.model import FusedForCausalLM
 from packfuse.prefixes import PrefixCache, prefix_limit
 from packfuse.progress import alignment_progress
-from packfuse.registry import alignments, drafts, rules, weightings
+from packfuse.registry import alignments, drafts, gates, rules, weightings
 from packfuse.request import Request, check, made_draft
 from packfuse.rules.base import Rule
 from packfuse.weighing import Weighing, weigh
@@ -54,6 +55,7 @@ class Pack:
         alignment: Any = "bytes",
         reference: str = "auto",
         draft: Any = None,
+        gate: Any = "every",
         prefix_cache: int | str = "auto",
         heads: HeadsName = "full",
         progress: bool = True,
@@ -70,6 +72,9 @@ class Pack:
             draft: How answers to single prompts are drafted, to be checked in fewer passes: "auto",
                 "lookup", "reference", "members", or as the others; None to write token by token.
                 It changes no answer.
+            gate: Where the members are fused; elsewhere the reference speaks alone: at "every"
+                position, "safe" (token boundaries where they disagree), "threshold" (where it is
+                unsure).
             prefix_cache: Memory for prompts that were read, of which later ones that begin the same
                 are spared as much: bytes, "auto" for a tenth of the members', 0 for none.
             heads: "pruned" cuts the output heads of the others to the tokens that the alignment
@@ -96,6 +101,7 @@ class Pack:
             known = ", ".join(self.names)
             raise ConfigError(f"no member is called {reference!r}", hint=f"members: auto, {known}")
         self.draft = made_draft(draft)
+        self.gate: Gate = gates().make(gate)
         if heads not in HEADS:
             raise ConfigError(f"heads={heads!r} is unknown", hint=f"known: {', '.join(HEADS)}")
         self.reference, self.heads = reference, heads
@@ -118,6 +124,7 @@ class Pack:
         alignment: Any = "bytes",
         reference: str = "auto",
         draft: Any = None,
+        gate: Any = "every",
         prefix_cache: int | str = "auto",
         heads: HeadsName = "full",
         dtype: Any = "auto",
@@ -137,6 +144,7 @@ class Pack:
             alignment: See `Pack`.
             reference: See `Pack`.
             draft: See `Pack`.
+            gate: See `Pack`.
             prefix_cache: See `Pack`.
             heads: See `Pack`.
             dtype: For members that do not say otherwise; so are the next two.
@@ -165,6 +173,7 @@ class Pack:
                 members,
                 reference=reference,
                 draft=draft,
+                gate=gate,
                 progress=progress,
                 prefix_cache=prefix_cache,
                 heads=heads,
@@ -186,6 +195,7 @@ class Pack:
                 "weighting": _spec(weightings(), weighting),
                 "alignment": _spec(alignments(), alignment),
                 "draft": None if draft is None else _spec(drafts(), draft),
+                "gate": _spec(gates(), gate),
             }
         )
         return cls._load(config, progress, settings)
@@ -284,6 +294,7 @@ class Pack:
                 members,
                 reference=config.reference,
                 draft=config.draft,
+                gate=config.gate,
                 prefix_cache=config.prefix_cache,
                 heads=config.heads,
                 progress=progress,
@@ -310,6 +321,7 @@ class Pack:
             "weighting": weightings().dump(self.weighting),
             "alignment": alignments().dump(self.alignment),
             "draft": self.draft and drafts().dump(self.draft),
+            "gate": gates().dump(self.gate),
         }
         PackConfig.check({**self._config.model_dump(), **changes}).write(Path(path))
 
@@ -365,7 +377,7 @@ class Pack:
         Args:
             prompt: Text; messages `[{"role": ..., "content": ...}]`; or a list of texts or chats.
             **arguments: transformers' generation arguments by their own names, and `stop`, `seed`,
-                `trace`, `fusion`, `weighting`, `weights`, `draft`, `chat_template_kwargs`,
+                `trace`, `fusion`, `weighting`, `weights`, `draft`, `gate`, `chat_template_kwargs`,
                 `constraint` (a JSON schema, a pydantic model, `Regex` or `Grammar` of
                 `packfuse.constraint`).
 
@@ -403,9 +415,8 @@ class Pack:
 
     def request(self, prompt: Any, arguments: Mapping[str, Any]) -> Request:
         """A checked call, for those who run it themselves; see `generate`."""
-        request = check(
-            prompt, arguments, rule=self.rule, weighting=self.weighting, draft=self.draft
-        )
+        own: dict[str, Any] = {"rule": self.rule, "weighting": self.weighting}
+        request = check(prompt, arguments, **own, draft=self.draft, gate=self.gate)
         request.weighting.for_members(self.names)
         return request
 
@@ -455,6 +466,10 @@ class Pack:
             "pack_fusion": rules().dump(self.rule),
             "pack_weighting": weightings().dump(self.weighting),
             "alignment": alignments().dump(self.alignment),
+            "heads": self.heads,
+            "gate": gates().dump(self.gate),
+            # What is drawn with a seed depends on it, though its distribution does not.
+            "draft": self.draft and drafts().dump(self.draft),
         }
 
     @cached_property

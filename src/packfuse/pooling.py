@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from packfuse.alignments.base import Pairing
+from packfuse.gates.base import Gate
+from packfuse.gates.every import Every
 from packfuse.job import Job
 from packfuse.lexicon import Lexicon
 from packfuse.member import Member
@@ -17,9 +19,30 @@ from packfuse.rules.base import Rule
 from packfuse.rules.pools import backed
 from packfuse.vocabulary import Vocabulary
 
-Watch = Callable[[Row, int, Tensor, Tensor], None]
-"""Sees each fused position: the row, how many of its ids had been read there, the members'
-log-probabilities `[K, V]`, the fused `[V]`."""
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """What the pack says at one place of a row.
+
+    Attributes:
+        read: How many of the row's ids had been read there.
+        logps: The members' log-probabilities, `[K, V]`.
+        fused: The pack's, `[V]`.
+        joined: Whether the members were fused; if not, the reference spoke alone.
+    """
+
+    read: int
+    logps: Tensor
+    fused: Tensor
+    joined: bool = True
+
+
+Watch = Callable[[Row, Position], None]
+"""Sees each position that the pack speaks at."""
+
+
+_CUT = 0.5
+"""Probability that a member's tokens end at a place, from which on they count as ending there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +74,8 @@ class Pooling:
         self.reference, self.pairings, self.lexicon = reference, list(pairings), lexicon
         self.backed = False
         """Whether tokens that the rule drops come last instead of never (for constraints)."""
+        self.gate: Gate = Every()
+        """Where the members are fused."""
         self._ends = torch.tensor(self.vocabularies[reference].end_ids, dtype=torch.long)
 
     def pool(
@@ -59,15 +84,33 @@ class Pooling:
         """Carry and combine one place of each job."""
         voices = self.hear(jobs, steps, words=self.hears_words(rule))
         weights = torch.stack([self._weights(job.row) for job in jobs]).to(voices.logps)
-        fused = self.combine(rule, voices, weights)
+        own = torch.stack([job.logps(step) for job, step in zip(jobs, steps, strict=True)])
+        joined = self.gate.opens(voices.logps, weights, own, self._together(jobs, steps, own))
+        fused = torch.where(joined[:, None], self.combine(rule, voices, weights), own)
         if self.backed:
             fused = backed(fused, voices.logps, weights)
         for index, job in enumerate(jobs):
             job.out.append(fused[index])
             job.row.last, job.row.heard = fused[index], voices.logps[:, index]
+            job.row.joined = bool(joined[index])
             if watch:
                 read = len(job.row.ids) - (len(job.own) - 1 - steps[index])
-                watch(job.row, read, voices.logps[:, index], fused[index])
+                said = voices.logps[:, index]
+                watch(job.row, Position(read, said, fused[index], job.row.joined))
+
+    def _together(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> Tensor:
+        """Whether tokens of all members with a say end at one place of each job, `[N]`."""
+        found = []
+        for job, step in zip(jobs, steps, strict=True):
+            sides = zip(job.row.readers, job.places, strict=True)
+            cuts = [
+                places[step].logps is not None
+                and (reader.straddle is None or reader.straddle.cut >= _CUT)
+                for reader, places in sides
+                if reader is not None and places is not None
+            ]
+            found.append(all(cuts))
+        return torch.tensor(found, device=like.device)
 
     def hears_words(self, rule: Rule) -> bool:
         """Whether a rule will ask what the members say of their own tokens."""

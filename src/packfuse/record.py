@@ -79,6 +79,8 @@ class FusionRecord(_Plain):
         agreed: Share of steps where every member with a say had the same first choice; None if
             no step was recorded.
         overruled: Share of steps where the pack's first choice was not the reference's.
+        gate: Where the members were fused, with its parameters.
+        fused: Share of steps where they were; elsewhere the reference spoke alone.
         drafts: What became of drafts, where the pack drafted.
         timings: Seconds.
         seed: The seed of the call, if one was given.
@@ -101,6 +103,8 @@ class FusionRecord(_Plain):
     stop: str | None = None
     agreed: float | None = None
     overruled: float | None = None
+    gate: dict[str, Any] = {"name": "every"}
+    fused: float | None = None
     drafts: Drafts | None = None
     timings: Timings
     seed: int | None = None

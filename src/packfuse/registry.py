@@ -162,6 +162,14 @@ def drafts() -> Registry[Any]:
 
 
 @cache
+def gates() -> Registry[Any]:
+    """The gates."""
+    from packfuse.gates.base import Gate
+
+    return Registry("gate", "packfuse.gates", Gate)
+
+
+@cache
 def tasks() -> Registry[Any]:
     """The tasks of `packfuse.evaluation`."""
     from packfuse.evaluation.tasks.base import Task

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from packfuse.constraint import Constraint, as_constraint
 from packfuse.drafts.base import Draft
 from packfuse.errors import ConfigError, PromptError
-from packfuse.registry import drafts, rules, weightings
+from packfuse.gates.base import Gate
+from packfuse.gates.every import Every
+from packfuse.registry import drafts, gates, rules, weightings
 from packfuse.rules.base import Rule
 from packfuse.weightings.base import Weighting
 
@@ -35,6 +37,7 @@ class Request:
         trace: Whether to record every step.
         constraint: What the answers are held to.
         draft: How tokens are drafted, if they are.
+        gate: Where the members are fused.
         template: Arguments for the chat templates.
         arguments: For transformers' `generate`, under its own names.
     """
@@ -48,6 +51,7 @@ class Request:
     trace: bool = False
     constraint: Constraint | None = None
     draft: Draft | None = None
+    gate: Gate = field(default_factory=Every)
     template: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -56,11 +60,11 @@ class Request:
 
         Objects of the caller's own (processors, streamers) may count what they see, and stay alone.
         """
-        alike = ("rule", "weighting", "stop", "seed", "trace", "constraint", "draft", "template")
+        own = {"prompts", "single"}
+        alike = [item.name for item in fields(self) if item.name not in own]
         return (
             self._common
             and other._common
-            and self.arguments == other.arguments
             and all(getattr(self, name) == getattr(other, name) for name in alike)
         )
 
@@ -93,6 +97,7 @@ def check(
     rule: Rule,
     weighting: Weighting,
     draft: Draft | None = None,
+    gate: Gate | None = None,
 ) -> Request:
     """Turn the arguments of a call into a request.
 
@@ -102,6 +107,7 @@ def check(
         rule: The pack's own rule.
         weighting: The pack's own weighting.
         draft: The pack's own way to draft.
+        gate: The pack's own gate.
 
     Raises:
         PromptError: for an empty prompt or list, or something that is neither text nor chat.
@@ -124,6 +130,7 @@ def check(
         trace=bool(rest.pop("trace", False)),
         constraint=as_constraint(rest.pop("constraint", None)),
         draft=made_draft(rest.pop("draft")) if "draft" in rest else draft,
+        gate=gates().make(rest.pop("gate", None) or gate or "every"),
         template=dict(rest.pop("chat_template_kwargs", None) or {}),
         arguments=_sampling(rest),
     )

@@ -32,6 +32,7 @@ class Row:
         weights: `[K]`, how much each member is trusted.
         last: Fused log-probabilities after the last token, `[reference columns]`.
         heard: The members' log-probabilities behind `last`, `[K, reference columns]`.
+        joined: Whether the members were fused there.
         prefilled: Places of the prompt, read but not fused yet.
         offset: Tokens of the prompt that are in the members' templates, not in `ids`.
         warm: Whether the readers stand at the end of `stream` with their filters up to date.
@@ -54,6 +55,7 @@ class Row:
         self.weights: Tensor | None = None
         self.last: Tensor | None = None
         self.heard: Tensor | None = None
+        self.joined = True
         self.warm = False
         self.offset = 0
         self.place = 0

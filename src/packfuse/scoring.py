@@ -25,6 +25,10 @@ _BLOCK = 16
 _GOLDEN = (5**0.5 - 1) / 2
 
 
+Heard = tuple[Sequence[int], dict[int, Tensor]]
+"""A member's tokens, and what it said after some numbers of them, `[columns]` of its own."""
+
+
 @dataclass(slots=True)
 class Side:
     """One member's reading of the prompt.
@@ -105,6 +109,22 @@ class Scoring:
         self.parts = parts
         asked = [offset for offset in self.positions if offset not in parts]
         self.wanted = [{side.boundaries[offset] for offset in asked} for side in self.sides]
+
+    def heard(self) -> list[Heard]:
+        """What the members said at fitting positions in their own words, for another reference."""
+        return [(s.ids, dict(s.rows) if self._own(k) else {}) for k, s in enumerate(self.sides)]
+
+    def reuse(self, heard: Sequence[Heard]) -> None:
+        """Take what members have said already where they stood in the same tokens."""
+        for k, (ids, rows) in enumerate(heard):
+            side = self.sides[k]
+            known = {c: row for c, row in rows.items() if c in self.wanted[k] and self._own(k)}
+            same = (c for c in known if list(ids[:c]) == side.ids[:c])
+            side.rows.update({count: known[count] for count in same})
+            self.wanted[k] -= set(side.rows)
+
+    def _own(self, k: int) -> bool:
+        return self.mapped[k] is None or k == self.reference
 
     def _fit_positions(self, vocabularies: Sequence[Vocabulary]) -> list[int]:
         """Offsets, evenly spread, where every member and the reference begin a token."""

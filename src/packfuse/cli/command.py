@@ -12,13 +12,14 @@ from typer.core import TyperCommand, TyperOption
 
 from packfuse.cli.screen import Screen
 from packfuse.errors import PackError
-from packfuse.registry import Registry, alignments, drafts, rules, weightings
+from packfuse.registry import Registry, alignments, drafts, gates, rules, weightings
 
 PARTS: dict[str, Callable[[], Registry[Any]]] = {
     "fusion": rules,
     "weighting": weightings,
     "alignment": alignments,
     "draft": drafts,
+    "gate": gates,
 }
 """Options whose values are found in the package; finding them takes a second."""
 

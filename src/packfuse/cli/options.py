@@ -100,6 +100,15 @@ class PackOptions:
             **_PACK,
         ),
     ] = None
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where members are fused; elsewhere the reference speaks alone.",
+            autocompletion=_names("gate"),
+            **_PACK,
+        ),
+    ] = None
     draft: Annotated[
         str | None,
         typer.Option(

@@ -15,9 +15,9 @@ from packfuse.weightings.losses import PromptLoss, prompt_loss
 class Opt(Fitted):
     """Members join by rising prompt loss, each by one search over a grid of shares.
 
-    The paper's own is `Opt(shrinkage=0, normalize="own", positions=None, candidates=None)`, which
-    keeps the prompt's distributions over the whole vocabulary. For a linear pool the same search
-    runs on probabilities of pieces of text, in place of logits.
+    The paper's own is `Opt(shrinkage=0, normalize="own", positions=None, candidates=None,
+    pieces=None)`, which keeps the whole prompt's distributions over the whole vocabulary. For a
+    linear pool the same search runs on probabilities of pieces of text, in place of logits.
     """
 
     name: ClassVar[str] = "opt"

@@ -1,0 +1,1 @@
+"""Where members are fused, one way a file."""
