@@ -17,6 +17,8 @@ from .rows import Part, Row, Target, compare
 Arguments = dict[str, Any]
 _EVERY = "fusing at every token"
 _PROSE = 64
+_BEGUN = 200
+"""How much of the quotation is there already, in characters: enough for models to go on with it."""
 _QUOTED = 16
 """Shorter pieces in common are no quotation, in characters."""
 
@@ -54,7 +56,7 @@ def _question(passage: str) -> str:
     """A prompt that is best continued by the passage itself."""
     return (
         f"Context:\n{passage}\n\nQuestion: What does the documentation say, word for word?\n\n"
-        f'Answer: The documentation says: "{passage[:60]}'
+        f'Answer: The documentation says: "{passage[:_BEGUN]}'
     )
 
 
