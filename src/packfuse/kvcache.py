@@ -81,9 +81,9 @@ class _Store:
         pasts: Who reads here.
     """
 
-    def __init__(self, rows: int, used: int, layers: int) -> None:
+    def __init__(self, rows: int, used: int, layers: int, room: int = 0) -> None:
         self.rows, self.used = rows, used
-        self.slots = used + max(_SPARE, used // 8)
+        self.slots = used + room + max(_SPARE, (used + room) // 8)
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
         self.pasts: WeakSet[Past] = WeakSet()
 
@@ -173,8 +173,13 @@ class Pass:
         cache: What the model reads from and appends to.
     """
 
-    def __init__(self, empty: DynamicCache, pasts: Sequence[Past], new: Sequence[int]) -> None:
-        """Plan to read `new` tokens in each row; with states, equally many."""
+    def __init__(
+        self, empty: DynamicCache, pasts: Sequence[Past], new: Sequence[int], room: int = 0
+    ) -> None:
+        """Plan to read `new` tokens in each row; with states, equally many.
+
+        As many as `room` are known to follow: they will find their place without a copy.
+        """
         self.pasts, self._new, self._empty = list(pasts), list(new), empty
         self.width = max(new)
         store, rows = pasts[0]._store, len(pasts)
@@ -197,7 +202,7 @@ class Pass:
             # Claimed at once: a fork that stands here, too, will have to copy.
             self._store, store.used = store, self.slots
         else:
-            self._store = _Store(rows, self.slots, len(empty.layers))
+            self._store = _Store(rows, self.slots, len(empty.layers), room)
         self.cache = copy.copy(empty)
         self.cache.layers = [self._layer(index) for index in range(len(empty.layers))]
 

@@ -99,20 +99,24 @@ class LocalMember(Member):
             reading = [
                 (piece, found) for piece, found in zip(pieces, kept, strict=True) if piece.ids
             ]
-            logps = self._forward([piece for piece, _ in reading], columns)
+            logps = self._forward([piece for piece, _ in reading], columns, -stop)
             for (piece, found), rows in zip(reading, logps, strict=True):
                 found.extend(piece.take(rows, pruned=columns is not None))
         return [found[0] if len(found) == 1 else torch.cat(found) for found in kept]
 
     @torch.no_grad()
-    def _forward(self, pieces: list[Piece], columns: Columns | None) -> list[Tensor]:
-        """Read the pieces side by side; log-probabilities `[wanted, columns]` of each."""
+    def _forward(self, pieces: list[Piece], columns: Columns | None, room: int) -> list[Tensor]:
+        """Read the pieces side by side, of which so many tokens more follow.
+
+        Returns:
+            Log-probabilities `[wanted, columns]` of each.
+        """
         sessions = [piece.request.session for piece in pieces]
         lengths = [session.length for session in sessions]
         for session in sessions:
             self._take_snapshot(session)
         pasts = [session.state.past for session in sessions]
-        running = Pass(self._empty, pasts, [len(piece.ids) for piece in pieces])
+        running = Pass(self._empty, pasts, [len(piece.ids) for piece in pieces], room)
         try:
             logits = self._logits(pieces, running, columns)
             logps, levels = self._logps(logits, pieces, columns)
