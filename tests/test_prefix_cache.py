@@ -23,7 +23,7 @@ from packfuse.errors import ConfigError, MemberError
 from packfuse.fitting import Fit, prefill
 from packfuse.local import LocalMember
 from packfuse.member import Read
-from packfuse.prefixes import PrefixCache
+from packfuse.prefixes import SHARE, PrefixCache
 from packfuse.prompt import from_text
 from packfuse.registry import alignments, rules, weightings
 from packfuse.row import Row
@@ -462,7 +462,7 @@ def test_the_bound_is_a_setting(tmp_path: Any) -> None:
     pack = small_pack()
     sizes = [p.nbytes for member in pack.members for p in member.model.parameters()]
     assert pack.prefixes is not None
-    assert pack.prefixes.limit == int(0.1 * sum(sizes))
+    assert pack.prefixes.limit == int(SHARE * sum(sizes))
     for off in (0, False):
         none = small_pack(prefix_cache=off)
         assert none.prefixes is None

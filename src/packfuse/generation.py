@@ -165,8 +165,10 @@ class Runner:
         if better == reference:
             return item
         # What the first reading has left behind was not there before this call.
+        cached = item.fit.cached_tokens
+        del item  # and its caches are not needed beside those of the second
         found = self._read(place, prompt, better, heard)
-        found.fit = replace(found.fit, cached_tokens=item.fit.cached_tokens)
+        found.fit = replace(found.fit, cached_tokens=cached)
         return found
 
     def _better_reference(self, item: _Prepared) -> int:

@@ -76,7 +76,7 @@ class Pack:
                 position, "safe" (token boundaries where they disagree), "threshold" (where it is
                 unsure).
             prefix_cache: Memory for prompts that were read, of which later ones that begin the same
-                are spared as much: bytes, "auto" for a tenth of the members', 0 for none.
+                are spared as much: bytes, "auto" for 6 % of the members', 0 for none.
             heads: "pruned" cuts the output heads of the others to the tokens that the alignment
                 reads, which is faster where their vocabularies are larger (docs/log.md); losses and
                 weights stay as they are.

@@ -18,7 +18,7 @@ Ids = NDArray[np.int64]
 Part = tuple[Tensor, Tensor]
 """Compressed scores of one position, `[K, 1, C]`, and its label `[1]`."""
 
-SHARE = 0.1
+SHARE = 0.06
 """Part of the members' own memory that kept prompts may take."""
 _LEAST = 8
 """Tokens: what begins alike for less is not worth taking over."""

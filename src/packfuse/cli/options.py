@@ -139,7 +139,7 @@ class PackOptions:
         str | None,
         typer.Option(
             metavar="BYTES",
-            help="Memory for prompts that later ones may begin with; auto: a tenth of the models'; "
+            help="Memory for prompts that later ones may begin with; auto: 6 % of the models'; "
             "0: none.",
             **_PACK,
         ),
