@@ -39,7 +39,7 @@ every_setting = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".
 
 @pytest.fixture(scope="module")
 def pack() -> Pack:
-    return packs.tiny_pack(packs.tiny_members(["deepseek", "mistral"]))
+    return packs.tiny_pack(packs.tiny_members(["deepseek", "mistral"]), prefix_cache=0)
 
 
 def said(text: Any, record: dict[str, Any]) -> Said:

@@ -108,6 +108,7 @@ def test_progress_reaches_the_end() -> None:
 
 @given(seed=seeds, spread=st.sampled_from([0.5, 3.0, 20.0]))
 @example(seed=17, spread=20.0)  # disbelieves all partners of a token
+@example(seed=982, spread=20.0)  # nearly so: 2.7e-11 becomes 2e-12
 def test_carrying_is_the_slow_twin(seed: int, spread: float) -> None:
     member, reference = small()
     said = distribution(member.columns, seed, spread)
@@ -115,7 +116,8 @@ def test_carrying_is_the_slow_twin(seed: int, spread: float) -> None:
     carried = Relation(small_pairs(), member, reference).carry(said[None], believed[None])[0]
     expected = carried_slowly(small_pairs(), said.double(), believed.double())
     for target, mass in enumerate(carried.tolist()):
-        assert mass == pytest.approx(expected[target], rel=1e-4, abs=1e-12)
+        # Shares of a token whose partners are believed at 1e-38 are lost to single precision.
+        assert mass == pytest.approx(expected[target], rel=1e-4, abs=1e-9)
 
 
 @given(seed=seeds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,7 @@ from langchain_packfuse import ChatPackFuse, PackFuseLLM
 
 from packfuse import Pack
 from packfuse.errors import MemberError
+from packfuse.local import LocalMember
 from packfuse.model import FusedForCausalLM
 from tests import packs, pico
 
@@ -159,13 +161,14 @@ def broken() -> Pack:
     model = pico.tiny_model(pico.real_tokenizer("mistral"), seed=6)
     forward, count = model.forward, iter(range(100))
 
+    @functools.wraps(forward)
     def failing(*args: Any, **kwargs: Any) -> Any:
         if next(count) > 1:
             raise RuntimeError("out of luck")
         return forward(*args, **kwargs)
 
     model.forward = failing  # type: ignore[method-assign]
-    members[1].model = model
+    members[1] = LocalMember(members[1].name, model, members[1].vocabulary)
     return packs.tiny_pack(members, reference="deepseek")
 
 
