@@ -236,8 +236,8 @@ class Runner:
         for item in group:
             model.prefills.add(item.ids, item.row, item.fit)
         model.watch, model.tally = observer, None
-        if self.request.drafts and self.request.draft is not None:
-            model.draft = self.request.draft
+        model.draft = self.request.drafted
+        if model.draft is not None:
             # What transformers' loop for drafts is asked for; the pack's own drafter takes over.
             arguments["prompt_lookup_num_tokens"] = model.draft.most
         started = time.perf_counter()
@@ -264,9 +264,10 @@ class Runner:
         return self._answers(model, group, rows, stop, observer, seconds)
 
     def _observer(self, model: FusedForCausalLM) -> Observer | None:
-        request = self.request
-        drafted = request.draft.most if request.drafts and request.draft else 0
-        return Observer(model.engine, request.trace, drafted) if request.observable else None
+        request, draft = self.request, self.request.drafted
+        if not request.observable:
+            return None
+        return Observer(model.engine, request.trace, draft.most if draft else 0)
 
     def _answers(
         self,
@@ -368,7 +369,7 @@ class Runner:
     def _undrafted(self) -> list[str]:
         """Why nothing is drafted though the request asks for it."""
         request = self.request
-        if request.draft is None or request.drafts:
+        if request.draft is request.drafted:
             return []
         return ["no drafts: they serve one prompt at a time, without beams or several sequences"]
 

@@ -38,7 +38,8 @@ class Observed:
 
     def share(self, flags: dict[int, bool], tokens: int) -> float | None:
         """Share of the positions of an answer of `tokens` that are flagged; None if none is."""
-        seen = [flag for at, flag in flags.items() if at < self.first + tokens]
+        end = self.first + tokens
+        seen = [flag for at, flag in flags.items() if at < end]
         return sum(seen) / len(seen) if seen else None
 
 

@@ -51,11 +51,13 @@ class Voices:
 
     Attributes:
         logps: Log-probabilities carried to the reference, `[K, N, V]`, nats.
+        belief: The reference's own, before anything is carried, `[N, V]`.
         own: By member, log-probabilities over its own tokens, `[N, columns]`, for rules that
             compare words; None where the alignment offers no lexicon.
     """
 
     logps: Tensor
+    belief: Tensor
     own: list[Tensor] | None = None
 
 
@@ -84,15 +86,18 @@ class Pooling:
         """Carry and combine one place of each job."""
         voices = self.hear(jobs, steps, words=self.hears_words(rule))
         weights = torch.stack([self._weights(job.row) for job in jobs]).to(voices.logps)
-        own = torch.stack([job.logps(step) for job, step in zip(jobs, steps, strict=True)])
-        joined = self.gate.opens(voices.logps, weights, own, self._together(jobs, steps, own))
-        fused = torch.where(joined[:, None], self.combine(rule, voices, weights), own)
+        belief = voices.belief
+        opened = self.gate.opens(voices.logps, weights, belief, self._together(jobs, steps, belief))
+        joined = opened.tolist()
+        fused = self.combine(rule, voices, weights)
+        if not all(joined):
+            fused = torch.where(opened[:, None], fused, belief)
         if self.backed:
             fused = backed(fused, voices.logps, weights)
         for index, job in enumerate(jobs):
             job.out.append(fused[index])
             job.row.last, job.row.heard = fused[index], voices.logps[:, index]
-            job.row.joined = bool(joined[index])
+            job.row.joined = joined[index]
             if watch:
                 read = len(job.row.ids) - (len(job.own) - 1 - steps[index])
                 said = voices.logps[:, index]
@@ -123,8 +128,8 @@ class Pooling:
         members = range(len(self.pairings))
         logps = torch.stack([self._carried(k, at, belief) for k in members])
         if not words:
-            return Voices(logps)
-        return Voices(logps, [self._own_rows(k, at, belief) for k in members])
+            return Voices(logps, belief)
+        return Voices(logps, belief, [self._own_rows(k, at, belief) for k in members])
 
     def combine(self, rule: Rule, voices: Voices, weights: Tensor) -> Tensor:
         """What the pack says: fused log-probabilities `[N, V]` under weights `[N, K]`."""

@@ -15,11 +15,7 @@ _copies: WeakKeyDictionary[Member, LocalMember] = WeakKeyDictionary()
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with 8-bit weights and one scale an output; it computes in bfloat16.
-
-    torch's kernel is used as it is: libraries that wrap it (torchao) hold weights in a tensor
-    subclass, whose dispatch costs more than such a small product.
-    """
+    """A linear layer with 8-bit weights and one scale an output; it computes in bfloat16."""
 
     def __init__(self, linear: nn.Linear) -> None:
         """Round the weights of `linear`, which stays as it is."""
@@ -56,8 +52,7 @@ def quantized(member: Member) -> LocalMember:
         shared = {id(p): p for p in member.model.parameters()}
         model = copy.deepcopy(member.model, shared)
         _replace(model)
-        copied = LocalMember(member.name, model, member.vocabulary)
-        _copies[member] = copied
+        _copies[member] = LocalMember(member.name, model, member.vocabulary)
     return _copies[member]
 
 

@@ -76,9 +76,9 @@ class Request:
         return self.single and self.observable and own and not padded and self.seed is None
 
     @property
-    def drafts(self) -> bool:
-        """Whether tokens are drafted: for one answer at a time, which is where it pays."""
-        return self.draft is not None and len(self.prompts) == 1 and self.observable
+    def drafted(self) -> Draft | None:
+        """How tokens are really drafted: for one answer at a time, which is where it pays."""
+        return self.draft if len(self.prompts) == 1 and self.observable else None
 
     @property
     def observable(self) -> bool:

@@ -100,7 +100,7 @@ class Scoring:
         shared = set.intersection(*(set(side.boundaries) for side in self.sides))
         self.common = sorted(shared)
         self._edges = self._pieces(_segments(texts))
-        self.scored = [self._inside(side) for side in self.sides]
+        self.scored = [[index for index, _ in self._placed(side)] for side in self.sides]
         self.positions = self._fit_positions(vocabularies) if fit else []
         self.remember({})
 
@@ -145,10 +145,6 @@ class Scoring:
         ]
         most = self.limits.pieces
         return edges if most is None else [edges[i] for i in _spread(len(edges), most)]
-
-    def _inside(self, side: Side) -> list[int]:
-        """A member's tokens that lie in those pieces."""
-        return [index for index, _ in self._placed(side)]
 
     def _placed(self, side: Side) -> Iterator[tuple[int, int]]:
         """A member's tokens in those pieces, with which piece each is in."""

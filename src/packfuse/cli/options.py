@@ -29,8 +29,13 @@ def _names(option: str) -> Callable[[str], list[str]]:
     return complete
 
 
-_PACK = {"rich_help_panel": "The pack"}
+_PACK: dict[str, Any] = {"rich_help_panel": "The pack"}
 _TEXT = {"rich_help_panel": "Generation"}
+
+
+def _part(option: str, metavar: str, text: str) -> Any:
+    """An option that takes the name of a part, completed from what the package holds."""
+    return typer.Option(metavar=metavar, help=text, autocompletion=_names(option), **_PACK)
 
 
 @dataclass(frozen=True)
@@ -57,21 +62,15 @@ class PackOptions:
     ] = False
     fusion: Annotated[
         str | None,
-        typer.Option(
-            metavar="RULE",
-            help="How distributions are combined; parameters follow a colon: unite:k=5.",
-            autocompletion=_names("fusion"),
-            **_PACK,
+        _part(
+            "fusion",
+            "RULE",
+            "How distributions are combined; parameters follow a colon: unite:k=5.",
         ),
     ] = None
     weighting: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Who is trusted; parameters as above: sim:tau=0.5.",
-            autocompletion=_names("weighting"),
-            **_PACK,
-        ),
+        _part("weighting", "NAME", "Who is trusted; parameters as above: sim:tau=0.5."),
     ] = None
     weight: Annotated[
         list[str] | None,
@@ -85,12 +84,7 @@ class PackOptions:
     ] = None
     alignment: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="How vocabularies are compared.",
-            autocompletion=_names("alignment"),
-            **_PACK,
-        ),
+        _part("alignment", "NAME", "How vocabularies are compared."),
     ] = None
     reference: Annotated[
         str | None,
@@ -102,20 +96,14 @@ class PackOptions:
     ] = None
     gate: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Where members are fused; elsewhere the reference speaks alone.",
-            autocompletion=_names("gate"),
-            **_PACK,
-        ),
+        _part("gate", "NAME", "Where members are fused; elsewhere the reference speaks alone."),
     ] = None
     draft: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Draft ahead and check several tokens at once: faster, the same answers.",
-            autocompletion=_names("draft"),
-            **_PACK,
+        _part(
+            "draft",
+            "NAME",
+            "Draft ahead and check several tokens at once: faster, the same answers.",
         ),
     ] = None
     heads: Annotated[

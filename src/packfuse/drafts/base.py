@@ -61,15 +61,17 @@ class Drafting:
 
     def allowed(self, ids: Tensor, draft: Sequence[int]) -> list[int]:
         """The beginning of a draft that no processor forbids."""
+        if not self.processors:
+            return list(draft)
         kept: list[int] = []
-        for token in draft if self.processors else ():
+        for token in draft:
             blank = torch.zeros(1, self.engine.reference.columns, device=ids.device)
             scores: Any = self.processors(ids, blank)  # type: ignore[arg-type]
             if torch.isneginf(scores[0, token]):
-                return kept
+                break
             kept.append(token)
             ids = torch.cat([ids, ids.new_tensor([[token]])], 1)
-        return kept or list(draft)
+        return kept
 
 
 @dataclass(frozen=True, slots=True)

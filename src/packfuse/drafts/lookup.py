@@ -16,7 +16,7 @@ class Lookup(Draft):
 
     It pays where an answer quotes its context, and in code. transformers' own prompt lookup takes
     the first place where the last two tokens stand; the longest match is right more often
-    (docs/log.md).
+    (docs/speed.md).
 
     Attributes:
         least: Shortest repetition that counts, tokens.
