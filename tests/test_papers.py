@@ -158,7 +158,7 @@ def test_the_reference_is_chosen_by_what_members_make_of_the_text():
     case = Case(("mistral", "deepseek"), 1, (0.3, 0.2))
     pack = tiny_pack(case.members, weighting="sim", alignment="mined")
     runner = Runner(pack, check(PROMPT, {}, rule=pack.rule, weighting=pack.weighting))
-    item = runner._read(0, PROMPT, 0, None)
+    item = runner._read(0, PROMPT, 0)
     found = runner._own_losses(item)
     assert found is not None
     reading = case.pack(weighting="sim").generate(PROMPT, max_new_tokens=1).record

@@ -20,6 +20,7 @@ from packfuse.answer import Answer
 from packfuse.config import PackConfig
 from packfuse.engine import Engine
 from packfuse.errors import ConfigError, MemberError
+from packfuse.fitscores import View
 from packfuse.fitting import Fit, prefill
 from packfuse.local import LocalMember
 from packfuse.member import Read
@@ -27,7 +28,7 @@ from packfuse.prefixes import SHARE, PrefixCache
 from packfuse.prompt import from_text
 from packfuse.registry import alignments, rules, weightings
 from packfuse.row import Row
-from packfuse.scoring import Heard, Scoring
+from packfuse.scoring import Scoring
 from packfuse.weightings.base import Limits
 from tests import fusing, pico
 from tests.small import small_pack
@@ -195,11 +196,11 @@ def test_another_reference_asks_for_nothing_that_was_said_already(first: int, te
     prompt = {"FIRST": FIRST, "short": "Once upon a time", "open": FIRST + "  def "}[text]
     warm = engine(reference=first)
     other = Engine(warm.members, 1 - first, warm.alignment, warm.rule, prefixes=warm.prefixes)
-    heard: list[Heard] = []
-    for own in (warm, other):
+    views = [{1 - first: lambda: other.view}, {}]
+    for own, others in zip((warm, other), views, strict=True):
         vocabularies = [member.vocabulary for member in own.members]
         whole = from_text(prompt, vocabularies, own.reference_index)
-        found = prefill(own, whole, weightings().make("exact"), heard=heard)
+        found = prefill(own, whole, weightings().make("exact"), others=others)
         alike(found, read(engine(reference=own.reference_index, limit=None), prompt, "exact"))
         spent = read_by(own)
     # The window of the filters at the end, and a token that another reference writes otherwise.
@@ -213,7 +214,7 @@ def test_fitting_positions_stay_as_the_text_grows() -> None:
     for words in (20, 40, 60, 61, 90, 200):
         text = " ".join(["harbour"] * words)
         ids = [vocabulary.encode(text) for vocabulary in vocabularies]
-        found = Scoring(vocabularies, 0, ids, [text.encode()], True, Limits(16, 8)).positions
+        found = Scoring(vocabularies, View(0), ids, [text.encode()], True, Limits(16, 8)).positions
         inside = {offset for offset in found if offset <= max(before, default=0)}
         assert inside <= before or not before
         assert len(found) == 16

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from packfuse import scoring
 from packfuse.engine import Engine
+from packfuse.fitscores import FitScores
 from packfuse.fitting import Fit, prefill
 from packfuse.local import LocalMember
 from packfuse.member import Visit
@@ -47,7 +48,7 @@ def score(engine: Engine, prompt: PackPrompt, fit: bool = True) -> tuple[Row, Sc
     row.feed(prompt.stream)
     ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
     vocabularies = [member.vocabulary for member in engine.members]
-    scored = Scoring(vocabularies, engine.reference_index, ids, prompt.texts, fit)
+    scored = Scoring(vocabularies, engine.view, ids, prompt.texts, fit)
     engine.prefill(row, scored.visits())
     return row, scored
 
@@ -117,7 +118,7 @@ def test_fitting_positions_hold_what_members_say_of_the_next_token(reference: in
     assert isinstance(own, LocalMember)
     ids = list(plain(engine).stream)
     said = own_scores(own, ids)
-    evidence = scored.evidence("reference", engine.pairings, fit=True)
+    evidence = scored.evidence("reference")
     assert evidence.scores is not None
     assert evidence.labels is not None
     assert evidence.scores.shape[:2] == (2, len(scored.positions))
@@ -128,18 +129,35 @@ def test_fitting_positions_hold_what_members_say_of_the_next_token(reference: in
         label = evidence.labels[t]
         found = float(evidence.scores[reference, t, label])
         assert found == pytest.approx(float(said[index - 1, ids[index]]), abs=EXACT)
-    assert all(not side.rows for side in scored.sides)
+    assert not scored.fits._waiting
     assert row.readers
 
 
 def test_memory_bounds_the_fitting_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = fusing.fused(PAIR, 0).engine
     everything = len(score(engine, plain(engine, TEXT * 4))[1].positions)
-    widest = max(member.vocabulary.columns for member in engine.members)
-    monkeypatch.setattr(scoring, "FIT_BYTES", 4 * widest * 40)
+    # What the widest says is never held.
+    held = min(member.vocabulary.columns for member in engine.members)
+    monkeypatch.setattr(scoring, "FIT_BYTES", 4 * held * 40)
     few = score(engine, plain(engine, TEXT * 4))[1].positions
     assert len(few) == 40 < everything
     assert few == sorted(set(few))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_nothing_that_the_widest_says_is_held(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fusing.fused(PAIR[::order], 0).engine
+    widest = max(range(2), key=lambda k: engine.members[k].vocabulary.columns)
+    held: set[int] = set()
+    score_one = FitScores.hear
+
+    def hear(self: FitScores, member: int, counts: Sequence[int], logps: Tensor) -> None:
+        score_one(self, member, counts, logps)
+        held.update(k for said in self._waiting.values() for k in said)
+
+    monkeypatch.setattr(FitScores, "hear", hear)
+    score(engine, plain(engine))
+    assert held == {1 - widest}
 
 
 def test_only_the_words_of_a_chat_count() -> None:
@@ -177,7 +195,7 @@ def test_losses_on_some_of_the_text_and_nothing_else_is_worked_out(
     ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
     vocabularies = [member.vocabulary for member in engine.members]
     limits = Limits(positions=2, pieces=most)
-    scored = Scoring(vocabularies, reference, ids, prompt.texts, True, limits)
+    scored = Scoring(vocabularies, engine.view, ids, prompt.texts, True, limits)
     shown: list[list[int]] = [[], []]
 
     def counted(k: int, visit: Visit, counts: Sequence[int], logps: Tensor) -> None:

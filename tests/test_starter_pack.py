@@ -97,9 +97,9 @@ def _evidence(pack: Pack, prompt: str) -> Evidence:
     row = engine.open(plain)
     row.feed(plain.stream)
     ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
-    scoring = Scoring(vocabularies, engine.reference_index, ids, plain.texts, fit=True)
+    scoring = Scoring(vocabularies, engine.view, ids, plain.texts, fit=True)
     engine.prefill(row, scoring.visits())
-    return scoring.evidence("reference", engine.pairings, fit=True)
+    return scoring.evidence("reference")
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

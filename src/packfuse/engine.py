@@ -12,6 +12,7 @@ from packfuse.alignments.base import Alignment, Pairing
 from packfuse.columns import read_columns
 from packfuse.config import HeadsName
 from packfuse.errors import PromptError
+from packfuse.fitscores import View
 from packfuse.job import Job, scan, window
 from packfuse.member import Member, Visit
 from packfuse.pooling import Pooling, Watch
@@ -54,6 +55,7 @@ class Engine:
         self.pairings: list[Pairing] = [
             alignment.pair(member.vocabulary, self.reference, progress) for member in members
         ]
+        self.view = View(reference, self.pairings, repr(alignment))
         self.lexicon = alignment.lexicon([member.vocabulary for member in members])
         self.pooling = Pooling(self.members, reference, self.pairings, self.lexicon)
         self._columns = [

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from packfuse.engine import Engine
+from packfuse.fitscores import View
 from packfuse.prompt import PackPrompt
 from packfuse.recall import Recall
 from packfuse.row import Row
-from packfuse.scoring import Heard, Scoring
+from packfuse.scoring import Scoring
 from packfuse.weightings.base import Weighting, Weights
 
 
@@ -47,7 +48,7 @@ def prefill(
     prompt: PackPrompt,
     weighting: Weighting,
     score: bool = True,
-    heard: list[Heard] | None = None,
+    others: Mapping[int, Callable[[], View]] | None = None,
 ) -> tuple[Row, Fit]:
     """Read a prompt with every member, and decide how far each is trusted on it.
 
@@ -56,8 +57,8 @@ def prefill(
         prompt: What to read.
         weighting: How to weigh.
         score: Score the prompt for the record even where the weighting does not need it.
-        heard: What the members said of the same prompt under another reference, if they have read
-            it; what they say now is put there.
+        others: By member, its view, if the prompt may be read again with it as the reference: the
+            prefix cache then has the scores for fitting.
 
     Returns:
         A row that stands at the end of the prompt with its weights set, and the fit.
@@ -70,18 +71,14 @@ def prefill(
     row.feed(prompt.stream)
     scoring = None
     if prompt.texts and (score or given is None):
-        scoring = _scoring(engine, prompt, row, weighting, fit)
+        scoring = _scoring(engine, prompt, row, weighting, fit, others)
     recall = None if engine.prefixes is None else Recall(engine.prefixes, engine, row, scoring)
-    if scoring and heard:
-        scoring.reuse(heard)
     visits = scoring.visits() if scoring else [None] * len(names)
     if recall:
         recall.begin(visits)
     engine.prefill(row, visits)
-    read = time.perf_counter()
-    if scoring and heard is not None:
-        heard[:] = scoring.heard()
-    weights = given if given is not None else _weigh(engine, weighting, scoring, fit)
+    read = time.perf_counter() - (scoring.fits.seconds if scoring else 0)
+    weights = given if given is not None else _weigh(engine, weighting, scoring)
     if recall:
         recall.keep()
     apply_weights(row, weights, engine)
@@ -93,7 +90,12 @@ def prefill(
 
 
 def _scoring(
-    engine: Engine, prompt: PackPrompt, row: Row, weighting: Weighting, fit: bool
+    engine: Engine,
+    prompt: PackPrompt,
+    row: Row,
+    weighting: Weighting,
+    fit: bool,
+    others: Mapping[int, Callable[[], View]] | None,
 ) -> Scoring:
     """Plan the scoring of a fed row."""
     vocabularies = [member.vocabulary for member in engine.members]
@@ -103,15 +105,17 @@ def _scoring(
     texts = prompt.texts
     if all(mapped):
         texts = (engine.reference.decode(row.ids),)
-    return Scoring(vocabularies, engine.reference_index, ids, texts, fit, weighting.limits, mapped)
+    limits = weighting.limits
+    if engine.prefixes is None or limits.candidates is None:
+        others = None
+    return Scoring(vocabularies, engine.view, ids, texts, fit, limits, mapped, others)
 
 
-def _weigh(engine: Engine, weighting: Weighting, scoring: Scoring | None, fit: bool) -> Weights:
+def _weigh(engine: Engine, weighting: Weighting, scoring: Scoring | None) -> Weights:
     count = len(engine.members)
     if scoring is None or count == 1:
         return np.full(count, 1 / count)
-    evidence = scoring.evidence(weighting.normalize, engine.pairings, fit)
-    return weighting.fit(evidence, engine.rule.pool)
+    return weighting.fit(scoring.evidence(weighting.normalize), engine.rule.pool)
 
 
 def apply_weights(row: Row, weights: Sequence[float] | Weights, engine: Engine) -> None:

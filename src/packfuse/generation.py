@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from packfuse.criteria import Cancelled, StopText
 from packfuse.emitter import Emitter, whole_text
 from packfuse.engine import Engine
 from packfuse.errors import PromptError
+from packfuse.fitscores import View
 from packfuse.fitting import Fit, prefill
 from packfuse.gates.every import Every
 from packfuse.model import FusedForCausalLM
@@ -33,7 +35,6 @@ from packfuse.record import Drafts, FinishReason, FusionRecord, Timings, Usage, 
 from packfuse.registry import alignments, drafts, gates, rules, weightings
 from packfuse.request import Prompt, Request
 from packfuse.row import Row
-from packfuse.scoring import Heard
 from packfuse.weightings.base import Weights
 from packfuse.weightings.top1 import Top1
 
@@ -159,27 +160,32 @@ class Runner:
     def prepare(self, place: int, prompt: Prompt) -> _Prepared:
         """Render and read a prompt under its reference."""
         reference = self.pack.default_reference
-        heard: list[Heard] | None = [] if self.pack.reference == "auto" else None
-        item = self._read(place, prompt, reference, heard)
+        item = self._read(place, prompt, reference)
         better = self._better_reference(item)
         if better == reference:
             return item
         # What the first reading has left behind was not there before this call.
         cached = item.fit.cached_tokens
         del item  # and its caches are not needed beside those of the second
-        found = self._read(place, prompt, better, heard)
+        found = self._read(place, prompt, better)
         found.fit = replace(found.fit, cached_tokens=cached)
         return found
 
     def _better_reference(self, item: _Prepared) -> int:
         """With `reference="auto"`: the member with the lowest prompt loss that can speak here."""
-        if self.pack.reference != "auto" or item.fit.losses is None:
-            return item.reference
-        able = [k for k, side in enumerate(item.prompt.members) if side.ends_turns]
-        losses = self._own_losses(item)
-        if not able or losses is None:
+        able = self._able(item.prompt)
+        if not able or item.fit.losses is None or (losses := self._own_losses(item)) is None:
             return item.reference
         return min(able, key=lambda k: float(losses[k]))
+
+    def _able(self, prompt: PackPrompt) -> list[int]:
+        """With `reference="auto"`: the members that could speak here."""
+        if self.pack.reference != "auto":
+            return []
+        return [k for k, side in enumerate(prompt.members) if side.ends_turns]
+
+    def _view(self, reference: int) -> View:
+        return self.pack.fused(reference).engine.view
 
     def _own_losses(self, item: _Prepared) -> Weights | None:
         """What the members make of the prompt in their own tokens."""
@@ -198,9 +204,7 @@ class Runner:
             self._readings[item.reference] = engine
         return prefill(self._readings[item.reference], item.prompt, Top1())[1].losses
 
-    def _read(
-        self, place: int, prompt: Prompt, reference: int, heard: list[Heard] | None
-    ) -> _Prepared:
+    def _read(self, place: int, prompt: Prompt, reference: int) -> _Prepared:
         model = self.pack.fused(reference)
         self._set(model.engine)
         vocabularies = [member.vocabulary for member in self.pack.members]
@@ -211,7 +215,10 @@ class Runner:
         else:
             rendered = render_chat(prompt, vocabularies, reference, self.request.template)
             whole, ids, stop = rendered.prompt, rendered.ids, (*stop, *rendered.stop)
-        row, fit = prefill(model.engine, whole, self.request.weighting, heard=heard)
+        alike = self.pack.alignment.reading is self.pack.alignment
+        able = self._able(whole) if alike else []
+        others = {k: partial(self._view, k) for k in able if k != reference}
+        row, fit = prefill(model.engine, whole, self.request.weighting, others=others)
         return _Prepared(place, reference, ids, whole, row, fit, stop)
 
     def _generate(

@@ -108,7 +108,12 @@ def scan(
     """
     for job in jobs:
         job.places = [None] * len(members)
-    for k, member in enumerate(members):
+    order = list(range(len(members)))
+    if visits:
+        # Who watches need not keep what the widest says until the others have spoken.
+        order.sort(key=lambda k: members[k].vocabulary.columns)
+    for k in order:
+        member = members[k]
         scans: list[tuple[Job, Scan]] = []
         for job in jobs:
             row, reader = job.row, job.row.readers[k]

@@ -47,9 +47,7 @@ class Recall:
         for kept, shared in matches:
             self._scores.update(kept.within(shared))
         if scoring is not None:
-            spots = {offset: self._spot(scoring, offset) for offset in scoring.positions}
-            known = {o: self._scores[spot] for o, spot in spots.items() if spot in self._scores}
-            scoring.remember(known)
+            scoring.fits.remember(self._scores)
 
     def begin(self, visits: Sequence[Visit | None]) -> None:
         """Put the row's sessions where the members have to read on."""
@@ -72,14 +70,12 @@ class Recall:
             for member, reader in zip(self.engine.members, self.row.readers, strict=True)
             if reader is not None
         ]
-        logps, scores = self._logps, dict(self._scores)
+        logps, scores = self._logps, self._scores
         if (scoring := self.scoring) is not None:
             for k, side in enumerate(scoring.sides):
                 logps[k] = {**logps[k], self._view(k, scoring): side.logps.copy()}
             if scoring.limits.candidates is not None:
-                for offset, (part, label) in scoring.parts.items():
-                    # Copies: they are views of blocks.
-                    scores.setdefault(self._spot(scoring, offset), (part.clone(), label.clone()))
+                scores = {**scores, **scoring.fits.parts}
         self.cache.add(Kept(self._ids, sessions, logps, scores))
 
     def _longest(
@@ -98,21 +94,10 @@ class Recall:
             found[how][:shared] = table[:shared]
         return found
 
-    def _how(self) -> tuple[int, str]:
-        """What besides tokens decides what a member says in the reference's words."""
-        return self.engine.reference_index, repr(self.engine.alignment)
-
     def _view(self, k: int, scoring: Scoring) -> Hashable:
         """Under which name log-probabilities of member k are kept."""
         own = scoring.mapped[k] is None or isinstance(scoring.mapped[k], Same)
-        return None if own else self._how()
-
-    def _spot(self, scoring: Scoring, offset: int) -> Spot:
-        counts = tuple(side.boundaries[offset] for side in scoring.sides)
-        own = scoring.sides[scoring.reference]
-        label = own.ids[counts[scoring.reference]]
-        mapped = tuple(pairing is not None for pairing in scoring.mapped)
-        return Spot((*self._how(), mapped, scoring.limits.candidates), label, counts)
+        return None if own else (self.engine.view.reference, self.engine.view.alignment)
 
     def _plan(self, k: int, shared: int) -> tuple[int, list[int]]:
         """How many tokens member k need not read, and after which of them it is asked again."""
@@ -127,7 +112,7 @@ class Recall:
         start = min(shared, next(fresh, shared + 1) - 1)
         old = known[: start + 1]
         side.logps[: len(old)] = old
-        asked = sorted(count for count in self.scoring.wanted[k] if count <= start)
+        asked = sorted(count for count in self.scoring.fits.wanted[k] if count <= start)
         return _cheapest(start, asked)
 
     def _take(

@@ -1,8 +1,8 @@
-"""What the members made of a prompt: losses and fitting positions, gathered while they read it."""
+"""What the members made of a prompt: losses and fitting scores, gathered while they read it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -12,21 +12,15 @@ import torch
 from torch import Tensor
 
 from packfuse.alignments.base import Pairing
-from packfuse.candidates import compress, join
+from packfuse.fitscores import FitScores, View
 from packfuse.member import Visit
-from packfuse.prefixes import Part
 from packfuse.vocabulary import Vocabulary
 from packfuse.weightings.base import Evidence, Limits, Weights
 
 FIT_BYTES = 48 * 2**20
-"""Memory for one member's distributions at fitting positions, where their number is limited."""
+"""Memory for what one member said at fitting positions, where their number is limited."""
 
-_BLOCK = 16
 _GOLDEN = (5**0.5 - 1) / 2
-
-
-Heard = tuple[Sequence[int], dict[int, Tensor]]
-"""A member's tokens, and what it said after some numbers of them, `[columns]` of its own."""
 
 
 @dataclass(slots=True)
@@ -37,8 +31,6 @@ class Side:
         ids: Its tokens of the whole prompt; for a mapped member, the reference's.
         spans: (index, start, end) of the tokens that lie inside the scored texts.
         logps: Log-probability of each token given those before it; NaN where there is none.
-        rows: Next-token log-probabilities after selected numbers of tokens, `[columns]`; for a
-            mapped member in the reference's vocabulary.
         boundaries: Token count by text offset, where the member both ends a token and predicts the
             next.
     """
@@ -46,7 +38,6 @@ class Side:
     ids: list[int]
     spans: list[tuple[int, int, int]]
     logps: Weights
-    rows: dict[int, Tensor] = field(default_factory=dict)
     boundaries: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,80 +51,77 @@ class Scoring:
     """Scores one prompt with every member, in the pass that generation needs anyway.
 
     Attributes:
+        reference: Which member is the reference.
         sides: By member.
-        positions: Offsets at which weights are fitted.
-        parts: Compressed scores at those of them that are done.
-        wanted: By member, after how many tokens a distribution is needed for the others.
+        fits: Scores at fitting positions.
         scored: By member, which of its tokens losses are taken on.
     """
 
     def __init__(
         self,
         vocabularies: Sequence[Vocabulary],
-        reference: int,
+        view: View,
         ids: Sequence[list[int]],
         texts: Sequence[bytes],
         fit: bool,
         limits: Limits | None = None,
         mapped: Sequence[Pairing | None] = (),
+        others: Mapping[int, Callable[[], View]] | None = None,
     ) -> None:
         """Plan what to look at.
 
         Args:
             vocabularies: By member.
-            reference: Which member is the reference.
+            view: The reference, and how members are carried to it.
             ids: The prompt in every member's tokens.
             texts: The words to score, in order; losses are taken on nothing else.
-            fit: Whether distributions at fitting positions are wanted.
+            fit: Whether scores at fitting positions are wanted.
             limits: How many of them.
             mapped: By member, the pairing of one that reads the reference's ids one for one: it
                 is asked for the same tokens as the reference, through the pairing. None for
                 members that read their own tokens; nothing if all do.
+            others: By member, its view, if it may become the reference after this reading.
         """
-        self.reference, self.limits = reference, limits or Limits()
+        self.reference, self.limits = view.reference, limits or Limits()
         self.mapped = list(mapped) or [None] * len(vocabularies)
+        self._others = dict(others or {})
         self.sides = []
         for k, pairing in enumerate(self.mapped):
-            asked = k if pairing is None else reference
+            asked = k if pairing is None else self.reference
             own, spans = ids[asked], _spans(ids[asked], vocabularies[asked], texts)
             self.sides.append(Side(own, spans, np.full(len(own), np.nan)))
         shared = set.intersection(*(set(side.boundaries) for side in self.sides))
         self.common = sorted(shared)
         self._edges = self._pieces(_segments(texts))
         self.scored = [[index for index, _ in self._placed(side)] for side in self.sides]
-        self.positions = self._fit_positions(vocabularies) if fit else []
-        self.remember({})
+        offsets = self._fit_positions(vocabularies) if fit else []
+        counts = {o: tuple(side.boundaries[o] for side in self.sides) for o in offsets}
+        own_ids = [side.ids for side in self.sides]
+        self.fits = FitScores(view, counts, own_ids, self.limits.candidates, self._likely)
 
-    def remember(self, parts: dict[int, Part]) -> None:
-        """Take compressed scores that are known, by offset; the members are not asked for them."""
-        self.parts = parts
-        asked = [offset for offset in self.positions if offset not in parts]
-        self.wanted = [{side.boundaries[offset] for offset in asked} for side in self.sides]
+    @property
+    def positions(self) -> list[int]:
+        """Text offsets at which weights are fitted."""
+        return self.fits.offsets
 
-    def heard(self) -> list[Heard]:
-        """What the members said at fitting positions in their own words, for another reference."""
-        return [(s.ids, dict(s.rows) if self._own(k) else {}) for k, s in enumerate(self.sides)]
-
-    def reuse(self, heard: Sequence[Heard]) -> None:
-        """Take what members have said already where they stood in the same tokens."""
-        for k, (ids, rows) in enumerate(heard):
-            side = self.sides[k]
-            known = {c: row for c, row in rows.items() if c in self.wanted[k] and self._own(k)}
-            same = (c for c in known if list(ids[:c]) == side.ids[:c])
-            side.rows.update({count: known[count] for count in same})
-            self.wanted[k] -= set(side.rows)
-
-    def _own(self, k: int) -> bool:
-        return self.mapped[k] is None or k == self.reference
+    def _likely(self) -> list[View]:
+        """Views of who may turn out best: the best that has read the text, or who still reads."""
+        losses = self.losses()
+        able = [self.reference, *self._others]
+        reading = [k for k in able if np.isnan(losses[k])]
+        best = sorted(set(able) - set(reading), key=lambda k: float(losses[k]))[:1]
+        return [self._others[k]() for k in (*best, *reading) if k != self.reference]
 
     def _fit_positions(self, vocabularies: Sequence[Vocabulary]) -> list[int]:
-        """Offsets, evenly spread, where every member and the reference begin a token."""
-        starts = {start for _, start, _ in self.sides[self.reference].spans}
-        usable = [offset for offset in self.common if offset in starts]
+        """Offsets, evenly spread, where every member begins a token, whoever is the reference."""
+        starts = ({start for _, start, _ in side.spans} for side in self.sides)
+        usable = sorted(set(self.common).intersection(*starts))
         if self.limits.positions is None:
             return usable
-        widest = max(vocabulary.columns for vocabulary in vocabularies)
-        most = min(self.limits.positions, max(32, FIT_BYTES // (4 * widest)))
+        # Nothing of the widest is held, for it is read last.
+        widths = sorted(vocabulary.columns for vocabulary in vocabularies)
+        room = FIT_BYTES // (4 * widths[-2 if len(widths) > 1 else -1])
+        most = min(self.limits.positions, max(32, room))
         return [usable[i] for i in _spread(len(usable), most)]
 
     def _pieces(self, segments: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -158,22 +146,19 @@ class Scoring:
         """One visitor by member for the prompt pass."""
         sides = range(len(self.sides))
         # A token's log-probability is heard when the one before it has been read.
-        asked = [frozenset(self.scored[k]) | self.wanted[k] for k in sides]
+        asked = [frozenset(self.scored[k]) | self.fits.wanted[k] for k in sides]
         return [Visit(partial(self._see, k), asked[k]) for k in sides]
 
     def _see(self, k: int, counts: Sequence[int], logps: Tensor) -> None:
         side, pairing = self.sides[k], self.mapped[k]
-        if pairing is not None:
-            logps = pairing.translate(logps)
+        own = logps if pairing is None else pairing.translate(logps)
         # Nothing follows the last token.
         rows = [at for at, count in enumerate(counts) if count < len(side.ids)]
         if rows:
             known = [counts[at] for at in rows]
-            chosen = torch.tensor([side.ids[count] for count in known], device=logps.device)
-            side.logps[known] = logps[rows, chosen].double().cpu().numpy()
-        for at, count in enumerate(counts):
-            if count in self.wanted[k]:
-                side.rows[count] = logps[at].clone()
+            chosen = torch.tensor([side.ids[count] for count in known], device=own.device)
+            side.logps[known] = own[rows, chosen].double().cpu().numpy()
+        self.fits.hear(k, counts, logps)
 
     def pieces(self) -> Weights:
         """Log-probability of the pieces of text that losses are taken on, `[K, M]`, nats."""
@@ -203,34 +188,10 @@ class Scoring:
             table.append(total / (max(1, len(scored)) if normalize == "own" else shared))
         return np.array(table)
 
-    def evidence(self, normalize: str, pairings: Sequence[Pairing], fit: bool) -> Evidence:
-        """Everything that a weighting may want; distributions are carried and then dropped."""
-        scores, labels = self._scores(pairings) if fit and self.positions else (None, None)
-        for side in self.sides:
-            side.rows = {}
+    def evidence(self, normalize: str) -> Evidence:
+        """Everything that a weighting may want."""
+        scores, labels = self.fits.joined() if self.positions else (None, None)
         return Evidence(self.losses(normalize), self.tokens, self.pieces(), scores, labels)
-
-    def _scores(self, pairings: Sequence[Pairing]) -> tuple[Tensor, Tensor]:
-        own = self.sides[self.reference]
-        asked = [offset for offset in self.positions if offset not in self.parts]
-        for start in range(0, len(asked), _BLOCK):
-            block = asked[start : start + _BLOCK]
-            belief = torch.stack([own.rows[own.boundaries[offset]] for offset in block])
-            carried = [
-                self._carried(k, pairing, block, belief) for k, pairing in enumerate(pairings)
-            ]
-            known = torch.tensor([own.ids[own.boundaries[offset]] for offset in block])
-            scores, labels = compress(torch.stack(carried), known, self.limits.candidates)
-            for at, offset in enumerate(block):
-                self.parts[offset] = scores[:, at : at + 1], labels[at : at + 1]
-        return join([self.parts[offset] for offset in self.positions])
-
-    def _carried(self, k: int, pairing: Pairing, offsets: Sequence[int], belief: Tensor) -> Tensor:
-        side = self.sides[k]
-        rows = [side.rows[side.boundaries[offset]] for offset in offsets]
-        if self.mapped[k] is not None:
-            return torch.stack(rows)
-        return pairing.carry(rows, belief, [None] * len(rows))
 
 
 def _spread(count: int, most: int) -> list[int]:
