@@ -10,7 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
+from packfuse.kvcache import Pass, Past, new_cache
 from packfuse.local import LocalMember
 from packfuse.member import Read, Session
 from packfuse.pieces import PADS, batches
@@ -202,3 +205,22 @@ def test_a_pass_that_fails_leaves_forks_as_they_were() -> None:
         one.read([Read(session, [5])])
     hook.remove()
     assert fusing.gap(one.read([Read(twin, [6])])[0], alone(one, [*IDS[:9], 6])) < EXACT
+
+
+@pytest.mark.parametrize("arch", pico.ARCHITECTURES)
+def test_layers_show_as_much_of_the_past_as_transformers_own(arch: str) -> None:
+    config = fusing.member("mistral", arch).model.config
+    empty, theirs = new_cache(config), DynamicCache(config=config)
+    past = Past(empty)
+    attends = [i for i, layer in enumerate(empty.layers) if isinstance(layer, DynamicLayer)]
+    for count in (5, 1, 9, 1, 1, 3):
+        running = Pass(empty, [past], [count])
+        for i in attends:
+            assert running.cache.get_mask_sizes(count, i) == theirs.get_mask_sizes(count, i)
+            fresh = torch.randn(1, 2, count, 4), torch.randn(1, 2, count, 4)
+            for own, other in zip(
+                running.cache.update(*fresh, i), theirs.update(*fresh, i), strict=True
+            ):
+                assert torch.equal(own, other)
+        assert running.cache.is_sliding == theirs.is_sliding
+        running.finish()

@@ -53,12 +53,15 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
 
 
 def _unbounded(layer: Any) -> Any:
-    """A layer that slides, as one that forgets nothing; masks look after the window."""
+    """A layer that slides, as one that shows no more of its past, but forgets nothing."""
+    whole: Any = layer
     if type(layer) is DynamicSlidingWindowLayer:
-        return DynamicLayer()
-    if type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
-        return LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
-    return layer
+        whole = DynamicLayer()
+    elif type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
+        whole = LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
+    if whole is not layer:
+        whole.is_sliding, whole.sliding_window = True, layer.sliding_window
+    return whole
 
 
 def has_states(cache: DynamicCache) -> bool:
@@ -278,13 +281,24 @@ class _Grows:
     index: int
     keys: Tensor | None
     values: Tensor | None
+    sliding_window: int | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """See `Pass.append`."""
+        """See `Pass.append`; no more than the new tokens can see."""
+        length, start = self.get_mask_sizes(key_states.shape[-2])
         self.keys, self.values = self.running.append(self.index, key_states, value_states)
-        return self.keys, self.values
+        keys, values = (held.narrow(-2, start, length) for held in (self.keys, self.values))
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """How many slots are shown, and how many before them are not."""
+        slots = self.get_seq_length() + query_length
+        shown = slots
+        if self.sliding_window is not None:
+            shown = min(slots, self.sliding_window - 1 + query_length)
+        return shown, slots - shown
 
     def get_seq_length(self) -> int:
         """Slots so far."""
