@@ -368,7 +368,7 @@ def held(cache: PrefixCache) -> int:
     stores = {}
     for kept, _ in cache._kept:
         for session in kept.sessions:
-            for pair in session.state.past._store.layers:
+            for pair in session.state.past.store.layers:
                 for tensor in pair:
                     stores[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         for scores, labels in kept.scores.values():
@@ -448,7 +448,7 @@ def test_forgetting_frees_the_memory() -> None:
         weakref.ref(pair[0])
         for own, _ in pack.prefixes._kept
         for session in own.sessions
-        for pair in session.state.past._store.layers
+        for pair in session.state.past.store.layers
     ]
     assert kept
     assert all(tensor() is not None for tensor in kept)

@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from packfuse.columns import Columns
 from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.head import Heads
-from packfuse.kvcache import Pass, Past, has_states, new_cache
+from packfuse.kvcache import Past, has_states, new_cache
+from packfuse.kvpass import Pass
 from packfuse.member import Member, Read, Session
 from packfuse.pieces import PADS, Piece, batches, chunks
 from packfuse.vocabulary import Vocabulary
@@ -150,7 +151,7 @@ class LocalMember(Member):
         if self._heads.replaceable:
             places = [
                 row * width + width - len(piece.ids) + place
-                for row, piece in enumerate(pieces)
+                for row, piece in zip(running.rows, pieces, strict=True)
                 for place in piece.places
             ]
             model = self._heads.pick(torch.tensor(places), columns)
@@ -164,13 +165,15 @@ class LocalMember(Member):
         return torch.cat(
             [
                 logits[row, [last - len(piece.ids) + place for place in piece.places]]
-                for row, piece in enumerate(pieces)
+                for row, piece in zip(running.rows, pieces, strict=True)
             ]
         )
 
     def _inputs(self, pieces: list[Piece], running: Pass) -> dict[str, Any]:
         device: Any = self.model.get_input_embeddings().weight.device
-        ids = [[0] * (running.width - len(piece.ids)) + list(piece.ids) for piece in pieces]
+        ids = [[0] * running.width for _ in range(running.size)]
+        for row, piece in zip(running.rows, pieces, strict=True):
+            ids[row][running.width - len(piece.ids) :] = piece.ids
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor(ids, device=device),
             "past_key_values": running.cache,
@@ -247,7 +250,7 @@ class LocalMember(Member):
         kept = self.fork(session)
         if length < session.length:
             self.rollback(kept, length)
-            kept.state.past.detach()
+            kept.state.past.leave()
         return kept
 
     def nbytes(self, session: Session) -> int:

@@ -1,0 +1,74 @@
+"""States of layers without a time axis (convolutional, recurrent), one row's or a batch's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
+
+STATES = ("conv_states", "recurrent_states")
+_FLAGS = (
+    "is_conv_states_initialized",
+    "is_recurrent_states_initialized",
+    "has_previous_state",
+    "conv_kernel_size",
+)
+
+
+def stateful(layer: Any) -> bool:
+    """Whether a layer keeps such states."""
+    return hasattr(layer, "conv_states")
+
+
+def as_kind(kind: type, layer: Any) -> Any:
+    """A layer as one of another class."""
+    fresh: Any = object.__new__(kind)
+    fresh.__dict__.update(layer.__dict__)
+    return fresh
+
+
+def states_of(layer: Any) -> Any:
+    """A copy of a layer's states, without keys and values; None if it has none."""
+    if not stateful(layer):
+        return None
+    fresh = copy.copy(layer)
+    for name in STATES:
+        held = getattr(layer, name).items()
+        setattr(fresh, name, {i: None if t is None else t.clone() for i, t in held})
+    for name in _FLAGS:
+        setattr(fresh, name, dict(getattr(layer, name)))
+    return fresh
+
+
+def joined(rows: Sequence[Any]) -> Any:
+    """The states of several rows as a batch's, all empty or none."""
+    layer = states_of(rows[0])
+    for name in STATES if len(rows) > 1 else ():
+        for i, first in getattr(layer, name).items():
+            if first is not None:
+                getattr(layer, name)[i] = torch.cat([getattr(row, name)[i] for row in rows])
+    return layer
+
+
+def parted(batch: Any, rows: int) -> list[Any] | None:
+    """The inverse of `joined`; None for a layer without states."""
+    if not stateful(batch):
+        return None
+    parts: list[Any] = []
+    for row in range(rows):
+        single: Any = copy.copy(batch)
+        if hasattr(batch, "running"):
+            single = as_kind(LinearAttentionAndFullAttentionLayer, batch)
+            single.keys = single.values = None
+            del single.running, single.index
+        for name in STATES:
+            held = getattr(batch, name).items()
+            own = {i: None if t is None else t[row : row + 1].clone() for i, t in held}
+            setattr(single, name, own)
+        for name in _FLAGS:
+            setattr(single, name, dict(getattr(batch, name)))
+        parts.append(single)
+    return parts
