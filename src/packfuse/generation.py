@@ -22,6 +22,7 @@ from packfuse.chat import render_chat
 from packfuse.constrained import Constrained
 from packfuse.continuation import Continuation, bare
 from packfuse.criteria import Cancelled, StopText
+from packfuse.drafts.base import Draft
 from packfuse.emitter import Emitter, whole_text
 from packfuse.engine import Engine
 from packfuse.errors import PromptError
@@ -79,7 +80,8 @@ class Runner:
             answers: dict[int, list[Answer]] = {}
             for kind in dict.fromkeys((item.reference, item.stop) for item in prepared):
                 group = [item for item in prepared if (item.reference, item.stop) == kind]
-                answers.update(self._generate(kind[0], group, streamer))
+                for part in [[item] for item in group] if self._draft else [group]:
+                    answers.update(self._generate(kind[0], part, streamer))
         return [answer for place in sorted(answers) for answer in answers[place]]
 
     def stream(self, lock: threading.RLock) -> Generator[Chunk]:
@@ -243,7 +245,7 @@ class Runner:
         for item in group:
             model.prefills.add(item.ids, item.row, item.fit)
         model.watch, model.tally = observer, None
-        model.draft = self.request.drafted
+        model.draft = self._draft
         if model.draft is not None:
             # What transformers' loop for drafts is asked for; the pack's own drafter takes over.
             arguments["prompt_lookup_num_tokens"] = model.draft.most
@@ -271,10 +273,9 @@ class Runner:
         return self._answers(model, group, rows, stop, observer, seconds)
 
     def _observer(self, model: FusedForCausalLM) -> Observer | None:
-        request, draft = self.request, self.request.drafted
-        if not request.observable:
+        if not self.request.observable:
             return None
-        return Observer(model.engine, request.trace, draft.most if draft else 0)
+        return Observer(model.engine, self.request.trace, self._draft.most if self._draft else 0)
 
     def _answers(
         self,
@@ -373,12 +374,20 @@ class Runner:
         )
 
     @property
+    def _draft(self) -> Draft | None:
+        """How tokens are really drafted: for few prompts at a time, which is where it pays."""
+        draft, request = self.request.draft, self.request
+        if draft is None or not request.observable:
+            return None
+        device = self.pack.fused(self.pack.default_reference).device.type
+        return draft if len(request.prompts) <= draft.turns(device) else None
+
+    @property
     def _undrafted(self) -> list[str]:
         """Why nothing is drafted though the request asks for it."""
-        request = self.request
-        if request.draft is request.drafted:
+        if self._draft is self.request.draft:
             return []
-        return ["no drafts: they serve one prompt at a time, without beams or several sequences"]
+        return ["no drafts: not for so many prompts at a time, beams or several sequences"]
 
     def _drafts(self, model: FusedForCausalLM) -> Drafts | None:
         """What became of the drafts of the last answer."""

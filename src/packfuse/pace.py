@@ -11,6 +11,10 @@ device: a processor multiplies a matrix by one vector much faster than by two (d
 CHECK = {"cpu": 0.08}
 """What each drafted token adds to such a pass, likewise."""
 
+IN_TURN = {"cpu": 3}
+"""How many prompts are answered sooner one after the other with drafts that are nearly always right
+than side by side without, by device (docs/speed.md)."""
+
 _FORGET = 0.95
 
 

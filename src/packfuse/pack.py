@@ -69,7 +69,7 @@ class Pack:
             weighting: Likewise; or `{member: weight}`.
             alignment: Likewise.
             reference: A member's name, or "auto": the one with the lowest prompt loss.
-            draft: How answers to single prompts are drafted, to be checked in fewer passes: "auto",
+            draft: How answers to few prompts are drafted, to be checked in fewer passes: "auto",
                 "lookup", "reference", "members", or as the others; None to write token by token.
                 It changes no answer.
             gate: Where the members are fused; elsewhere the reference speaks alone: at "every"

@@ -76,11 +76,6 @@ class Request:
         return self.single and self.observable and own and not padded and self.seed is None
 
     @property
-    def drafted(self) -> Draft | None:
-        """How tokens are really drafted: for one answer at a time, which is where it pays."""
-        return self.draft if len(self.prompts) == 1 and self.observable else None
-
-    @property
     def observable(self) -> bool:
         """Whether row i stays row i, one position a step, so that steps can be recorded."""
         plain = ("num_beams", "num_return_sequences")

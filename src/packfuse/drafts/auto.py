@@ -9,6 +9,7 @@ from torch import Tensor
 from packfuse.drafts.base import Draft, Drafter, Drafting, Proposal
 from packfuse.drafts.lookup import Lookup
 from packfuse.drafts.reference import Reference
+from packfuse.pace import IN_TURN
 
 
 class Auto(Draft):
@@ -20,6 +21,10 @@ class Auto(Draft):
     def drafter(self, drafting: Drafting) -> Drafter:
         """See `Draft`."""
         return _Either(drafting, [Lookup(), Reference(most=self.most)])
+
+    def turns(self, device: str) -> int:
+        """See `Draft`."""
+        return IN_TURN.get(device, 1)
 
 
 class _Either(Drafter):

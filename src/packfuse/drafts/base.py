@@ -137,3 +137,7 @@ class Draft(BaseModel, ABC):
     @abstractmethod
     def drafter(self, drafting: Drafting) -> Drafter:
         """One for an answer."""
+
+    def turns(self, device: str) -> int:
+        """Most prompts at a time that it pays for; they are answered one after the other."""
+        return 1

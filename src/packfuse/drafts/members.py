@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from packfuse.drafts.base import Draft, Drafting
 from packfuse.drafts.speaking import Speaking
+from packfuse.pace import IN_TURN
 
 
 class Members(Draft):
@@ -21,3 +22,7 @@ class Members(Draft):
     def drafter(self, drafting: Drafting) -> Speaking:
         """See `Draft`."""
         return Speaking(drafting, range(len(drafting.engine.members)), self.most, quantize=True)
+
+    def turns(self, device: str) -> int:
+        """See `Draft`."""
+        return IN_TURN.get(device, 1)

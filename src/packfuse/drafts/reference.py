@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from packfuse.drafts.base import Draft, Drafting
 from packfuse.drafts.speaking import Speaking
+from packfuse.pace import IN_TURN
 
 
 class Reference(Draft):
@@ -24,3 +25,7 @@ class Reference(Draft):
     def drafter(self, drafting: Drafting) -> Speaking:
         """See `Draft`."""
         return Speaking(drafting, [drafting.engine.reference_index], self.most, self.quantize)
+
+    def turns(self, device: str) -> int:
+        """See `Draft`."""
+        return IN_TURN.get(device, 1) if self.quantize else 1
