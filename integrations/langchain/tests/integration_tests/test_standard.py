@@ -17,6 +17,9 @@ from tests.scripted import scripted_pack
 class _Standard(ChatModelIntegrationTests):
     """The flags are honest: text only, and no other model in a call."""
 
+    room = 64
+    """Tokens of an answer at most."""
+
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         return ChatPackFuse
@@ -27,7 +30,7 @@ class _Standard(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"pack": self.pack, "max_tokens": 64, "repetition_penalty": 1.1}  # type: ignore[attr-defined]
+        return {"pack": self.pack, "max_tokens": self.room, "repetition_penalty": 1.1}  # type: ignore[attr-defined]
 
     @property
     def supports_json_mode(self) -> bool:
@@ -36,6 +39,8 @@ class _Standard(ChatModelIntegrationTests):
 
 class TestStarterPack(_Standard):
     """The real pack. What the package is answerable for passes; what asks for wit says so."""
+
+    room = 32
 
     @pytest.fixture(autouse=True)
     def _pack(self, starter: Pack) -> None:
