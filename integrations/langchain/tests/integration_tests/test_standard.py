@@ -40,11 +40,12 @@ class _Standard(ChatModelIntegrationTests):
 class TestStarterPack(_Standard):
     """The real pack. What the package is answerable for passes; what asks for wit says so."""
 
-    room = 32
-
     @pytest.fixture(autouse=True)
-    def _pack(self, starter: Pack) -> None:
+    def _pack(self, starter: Pack, request: pytest.FixtureRequest) -> None:
         type(self).pack = starter  # type: ignore[attr-defined]
+        # A form has to be filled; plain answers may end anywhere.
+        formal = re.search("structured|tool|json|agent", request.node.name)
+        type(self).room = 64 if formal else 24
 
     @pytest.mark.xfail(reason="models of 135M and 270M answer in words where a call is not forced")
     def test_agent_loop(self, model: BaseChatModel) -> None:
