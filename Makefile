@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # An index with CPU builds of torch, for Linux without a GPU, e.g. https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+# One process a processor, each with real models in memory; PYTEST_ARGS="-n 0" takes one process.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
 # Those that run by themselves; the evidence and its checks need a folder of questions.
 BENCH ?= $(filter-out benchmarks/evidence.py benchmarks/checks.py,$(shell grep -l '^if __name__' benchmarks/*.py))
 # Tests, lint and benchmarks need the dev extra; the demo does without.
@@ -33,7 +35,7 @@ demo: starter ## Install, fetch the starter pack, fuse it on a prompt
 
 test: lint starter ## Install, lint, type-check and run every test
 	@echo "== Running the tests"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style and types
 	@echo "== Checking style (ruff)"

@@ -1,13 +1,8 @@
-"""What every test shares: no hub, no time limits, tokenizers and the starter pack loaded once."""
+"""What every test shares: no time limits, tokenizers loaded once."""
 
 from __future__ import annotations
 
 import os
-
-# Before anything imports transformers: tests never ask a model hub.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,17 +24,6 @@ settings.load_profile("packfuse")
 def tokenizers() -> Mapping[str, PreTrainedTokenizerFast]:
     """The tokenizers that come out of packages, by name."""
     return pico.real_tokenizers()
-
-
-@pytest.fixture(scope="session")
-def starter_folders() -> dict[str, Path]:
-    """The model folders of the starter pack by name, fetched first if they are not there yet.
-
-    A test that uses it is marked `starter` by itself.
-    """
-    from packfuse.starter import starter_paths
-
-    return starter_paths(progress=False)
 
 
 @pytest.fixture
@@ -65,10 +49,3 @@ def any_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
         return pico.real_tokenizer(request.param)
     folders: dict[str, Path] = request.getfixturevalue("starter_folders")
     return pico.folder_tokenizer(folders[request.param])
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the starter pack, so that `-m "not starter"` never fetches it."""
-    for item in items:
-        if "starter_folders" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.starter)

@@ -102,12 +102,26 @@ def test_a_model_reads_its_past(arch: str) -> None:
 
 @every_arch
 def test_the_seed_decides_the_weights(arch: str) -> None:
-    same, again, other = (pico.tiny_pair("mistral", arch, seed)[0] for seed in (3, 3, 4))
+    same, again, other = (pico.draw(arch, seed, vocab_size=32064) for seed in (3, 3, 4))
     for name, weight in same.named_parameters():
         assert torch.equal(weight, again.get_parameter(name)), name
     assert not torch.equal(
         same.get_output_embeddings().weight, other.get_output_embeddings().weight
     )
+
+
+@every_arch
+def test_a_model_is_its_callers_own(arch: str) -> None:
+    """It is copied: what one test does to it no other sees."""
+    model, again = (pico.tiny_pair("mistral", arch, 3)[0] for _ in range(2))
+    before = {name: weight.clone() for name, weight in again.state_dict().items()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    model.config.vocab_size = model.generation_config.eos_token_id = 7
+    assert all(torch.equal(weight, before[name]) for name, weight in again.state_dict().items())
+    assert again.config.vocab_size != 7
+    assert again.generation_config.eos_token_id != 7
 
 
 def test_a_tied_model_shares_its_head() -> None:

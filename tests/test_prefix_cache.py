@@ -485,10 +485,9 @@ def test_the_bound_is_a_setting(tmp_path: Any) -> None:
     assert PackConfig.read(tmp_path / "pack.yaml").prefix_cache == 12345
 
 
-@pytest.mark.starter
-def test_the_starter_pack_reads_a_context_once(starter_folders: Any) -> None:
-    warm = Pack.starter(progress=False)
-    cold = Pack(warm.members, prefix_cache=0, progress=False)
+def test_the_starter_pack_reads_a_context_once(starter: Pack) -> None:
+    warm = Pack(starter.members, progress=False)
+    cold = Pack(starter.members, prefix_cache=0, progress=False)
     for text in (FIRST, SECOND):
         with torch.no_grad():
             found, expected = (pack.generate(text, max_new_tokens=8) for pack in (warm, cold))

@@ -30,9 +30,9 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def pack(starter_folders) -> Pack:
+def pack(starter: Pack) -> Pack:
     """The starter pack with its default settings."""
-    return Pack.starter(progress=False)
+    return starter
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,11 @@
-"""Packs for the tests: the real starter pack, a tiny random one, and a scripted one."""
+"""The pack of most tests."""
 
 from __future__ import annotations
-
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
 from packfuse import Pack
 from tests import packs
-
-
-@pytest.fixture(scope="session")
-def starter() -> Pack:
-    """SmolLM2 and Gemma."""
-    return Pack.starter(progress=False)
 
 
 @pytest.fixture(scope="session")

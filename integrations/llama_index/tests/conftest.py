@@ -1,15 +1,9 @@
-"""What the tests share: tiny packs over real tokenizers, and the starter pack."""
+"""What the tests share: tiny packs over real tokenizers, and LlamaIndex's own state."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import os
-
-# Before anything imports transformers: tests never ask a model hub.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,12 +42,6 @@ def pack() -> Pack:
 def llm(pack: Pack) -> PackFuse:
     """The LLM over it, with short answers."""
     return PackFuse(pack=pack, max_new_tokens=8)
-
-
-@pytest.fixture(scope="session")
-def starter() -> Pack:
-    """The real starter pack; a test that uses it is marked `starter` by itself."""
-    return Pack.starter(progress=False)
 
 
 class Events(BaseEventHandler):
@@ -112,10 +100,7 @@ SUNSET = pytest.mark.filterwarnings("ignore:`langchain-community` is being sunse
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the starter pack, so that `-m "not starter"` never fetches it."""
+    """Let that pass in every test here."""
     for item in items:
-        if Path(__file__).parent not in item.path.parents:
-            continue
-        item.add_marker(SUNSET)
-        if "starter" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.starter)
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(SUNSET)
