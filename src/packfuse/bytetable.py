@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from string import hexdigits
 
+import numpy as np
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from packfuse.specification import MARK
@@ -18,57 +19,42 @@ _BYTE_TOKENS = {
 
 
 def byte_table(
-    ids: Mapping[str, int],
-    columns: int,
+    tokens: Sequence[str | None],
     added: Mapping[int, str],
     controls: Collection[int],
     *,
     marked: bool,
 ) -> list[bytes | None]:
-    """Bytes by id, `columns` of them; None for control tokens and for columns without a token.
+    r"""Bytes by id; None for control tokens and for ids without a token.
+
+    In a SentencePiece-style vocabulary a mark is a space and `<0x0A>` a byte; in a byte-level one
+    every character is a byte, and tokens with other characters stand for none.
 
     Args:
-        ids: The vocabulary, added tokens included.
-        columns: Length of the table; ids beyond it are left out.
-        added: Added tokens by id; a byte-level vocabulary spells them as they are.
+        tokens: Tokens by id, as the vocabulary spells them; None for ids without one.
+        added: Added tokens by id, which a byte-level vocabulary spells as they are.
         controls: Ids that stand for no bytes.
         marked: Whether the vocabulary is SentencePiece-style.
-    """
-    table: list[bytes | None] = [None] * max(columns, max(ids.values()) + 1)
-    for index, token in zip(
-        ids.values(), (marked_bytes if marked else level_bytes)(ids), strict=True
-    ):
-        table[index] = token or None
-    if not marked:
-        for index, spelled in added.items():
-            table[index] = spelled.encode() or None
-    for index in controls:
-        table[index] = None
-    return table[:columns]
-
-
-def marked_bytes(tokens: Iterable[str]) -> list[bytes]:
-    r"""Bytes of SentencePiece-style tokens: a mark is a space, `<0x0A>` a byte.
 
     Example:
-        >>> marked_bytes(["▁the", "<0x0A>"])
-        [b' the', b'\n']
+        >>> byte_table(["▁the", "<0x0A>", "<s>", None], {}, [2], marked=True)
+        [b' the', b'\n', None, None]
+        >>> byte_table(["Ġthe", "中", "中"], {2: "中"}, [], marked=False)
+        [b' the', None, b'\xe4\xb8\xad']
     """
-    known = _BYTE_TOKENS.get
-    return [known(token) or token.replace(MARK, " ").encode() for token in tokens]
+    table = [(_marked if marked else _level)(token) if token else None for token in tokens]
+    spelled = {} if marked else {index: token.encode() or None for index, token in added.items()}
+    for index, token in {**spelled, **dict.fromkeys(controls)}.items():
+        if index < len(table):
+            table[index] = token
+    return table
 
 
-def level_bytes(tokens: Iterable[str]) -> list[bytes | None]:
-    """Bytes of byte-level tokens, whose characters are bytes; None for one with other characters.
-
-    Example:
-        >>> level_bytes(["Ġthe", "中"])
-        [b' the', None]
-    """
-    return [_level_bytes(token) for token in tokens]
+def _marked(token: str) -> bytes:
+    return _BYTE_TOKENS.get(token) or token.replace(MARK, " ").encode()
 
 
-def _level_bytes(token: str) -> bytes | None:
+def _level(token: str) -> bytes | None:
     try:
         return codecs.charmap_encode(token, "strict", _BYTE_OF_CHAR)[0]
     except UnicodeEncodeError:
@@ -76,12 +62,17 @@ def _level_bytes(token: str) -> bytes | None:
 
 
 def ids_by_bytes(table: Sequence[bytes | None]) -> dict[bytes, tuple[int, ...]]:
-    """The ids of each byte string, ascending; byte strings in the order of their first ids."""
-    last = {token: index for index, token in enumerate(table) if token is not None}
-    found: dict[bytes, tuple[int, ...]] = {token: (index,) for token, index in last.items()}
-    earlier: dict[bytes, list[int]] = {}
-    for index, token in enumerate(table):
-        if token is not None and last[token] != index:
-            earlier.setdefault(token, []).append(index)
-    found.update({token: (*ids, last[token]) for token, ids in earlier.items()})
+    """The ids of each byte string, ascending.
+
+    Example:
+        >>> ids_by_bytes([b"a", None, b"b", b"a"])
+        {b'a': (0, 3), b'b': (2,)}
+    """
+    used = [index for index, token in enumerate(table) if token is not None]
+    tokens = [token for token in table if token is not None]
+    # Nearly every byte string has one id: those with several are put right afterwards.
+    found: dict[bytes, tuple[int, ...]] = dict(zip(tokens, zip(used, strict=True), strict=True))
+    last = np.fromiter((ids[0] for ids in found.values()), np.int64, len(found))
+    for index in np.setdiff1d(used, last, assume_unique=True)[::-1].tolist():
+        found[table[index]] = (index, *found[table[index]])
     return found

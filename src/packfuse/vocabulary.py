@@ -79,18 +79,15 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.lock = threading.Lock()
         self._steps = steps_around(backend)
-        ids = tokenizer.get_vocab()
-        highest = max(ids.values())
-        self.columns = columns or highest + 1
-        self.size = min(self.columns, highest + 1)
+        self.columns = columns or max(tokenizer.get_vocab().values()) + 1
+        tokens = [backend.id_to_token(index) for index in range(self.columns)]
+        self.size = max((index for index, token in enumerate(tokens) if token), default=-1) + 1
         self._added = added_tokens(backend)
         self.controls = self._find_controls()
         self.control_ids = frozenset(self.controls.values())
         self._marked = "ByteLevel" not in self._decoder_kinds()
         added = {index: token.content for index, token in self._added.items()}
-        self.token_bytes = byte_table(
-            ids, self.columns, added, self.control_ids, marked=self._marked
-        )
+        self.token_bytes = byte_table(tokens, added, self.control_ids, marked=self._marked)
         self.text_prefix = dummy_prefix(self._steps)
         self._plain = plain(backend, self.control_ids)
         self.ids_of = ids_by_bytes(self.token_bytes)
@@ -263,7 +260,7 @@ class Vocabulary:
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Bytes by id, `[columns]`; 0 for control tokens and padding."""
-        return np.array([len(token or b"") for token in self.token_bytes])
+        return np.array([len(token) if token else 0 for token in self.token_bytes])
 
     @cached_property
     def sorted_bytes(self) -> list[bytes]:
