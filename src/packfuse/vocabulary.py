@@ -81,7 +81,8 @@ class Vocabulary:
         self._steps = steps_around(backend)
         self.columns = columns or max(tokenizer.get_vocab().values()) + 1
         tokens = [backend.id_to_token(index) for index in range(self.columns)]
-        self.size = max((index for index, token in enumerate(tokens) if token), default=-1) + 1
+        used = (index for index, token in enumerate(tokens) if token is not None)
+        self.size = max(used, default=-1) + 1
         self._added = added_tokens(backend)
         self.controls = self._find_controls()
         self.control_ids = frozenset(self.controls.values())
