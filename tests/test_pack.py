@@ -21,7 +21,7 @@ from packfuse.local import LocalMember
 from packfuse.member import Session
 from packfuse.record import FusionRecord
 from packfuse.vocabulary import Vocabulary
-from tests import pico
+from tests import bytelevel, pico
 
 PROMPT = "The tokens of one text, 12 of them:\n    and 日本語"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there!"}]
@@ -315,6 +315,22 @@ def test_a_member_that_fails_to_load_frees_the_others(tmp_path) -> None:
         Pack.from_pretrained([tmp_path / "good", tmp_path / "bad"])
     gc.collect()
     assert sum(type(item) is LocalMember for item in gc.get_objects()) == before
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_loading_leaves_the_garbage_collector_as_it_was(tmp_path, enabled: bool) -> None:
+    good = bytelevel.save_small(tmp_path / "good", 300, 0)
+    (tmp_path / "bad").mkdir()
+    try:
+        if not enabled:
+            gc.disable()
+        Pack.from_pretrained([good], progress=False)
+        assert gc.isenabled() is enabled
+        with pytest.raises(LoadError, match="bad"):
+            Pack.from_pretrained([good, tmp_path / "bad"])
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
 
 
 def test_a_model_that_is_no_causal_lm_is_refused(tmp_path) -> None:

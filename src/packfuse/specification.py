@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
 
 _REWRITES = {"NFC", "NFKC", "NFD", "NFKD", "Precompiled", "Lowercase", "StripAccents", "Strip"}
 """Normalizers that change the text, and so lose bytes."""
 
 MARK = "▁"
 """What SentencePiece-style vocabularies write for a space."""
+
+
+def steps_around(backend: Tokenizer) -> dict[str, Any]:
+    """The specification of what comes before and after a tokenizer's model, and of that alone.
+
+    The model's words and merges are nearly all of tokenizer.json, and slow to parse. Padding,
+    truncation and templates are settings of single calls: they play no part.
+    """
+    shell = Tokenizer(BPE())
+    shell.normalizer = backend.normalizer
+    shell.pre_tokenizer = backend.pre_tokenizer
+    shell.decoder = backend.decoder
+    spec: dict[str, Any] = json.loads(shell.to_str())
+    return spec
 
 
 def kinds(node: Any) -> set[str]:
@@ -37,26 +54,59 @@ def dummy_prefix(spec: dict[str, Any]) -> bytes:
     return b" " if prepends or metaspace or level else b""
 
 
-def plain(spec: dict[str, Any], control_ids: Collection[int]) -> dict[str, Any]:
-    """The specification that writes text only: no templates, no rewriting, nothing before it.
+def added_tokens(backend: Tokenizer) -> dict[int, AddedToken]:
+    """Tokens beside the model's, by id, ascending."""
+    return dict(sorted(backend.get_added_tokens_decoder().items(), key=lambda item: item[0]))
+
+
+def plain(backend: Tokenizer, control_ids: Collection[int]) -> Tokenizer:
+    """A tokenizer that writes text only: no templates, no rewriting, nothing before it.
 
     Every control token is marked special, so that `encode_special_tokens` makes its spelling text;
-    none is left out, since that would renumber the others.
+    none is left out, since that would renumber the others. The model is shared, not copied.
+
+    Args:
+        backend: The tokenizer itself.
+        control_ids: Its tokens that are no text.
     """
-    spec = {**spec, "truncation": None, "padding": None, "post_processor": None}
-    spec["normalizer"] = _faithful(spec["normalizer"])
-    spec["pre_tokenizer"] = _without_prefix(spec["pre_tokenizer"])
-    spec["added_tokens"] = [
-        {**token, "special": token["id"] in control_ids, "lstrip": False, "rstrip": False}
-        for token in spec["added_tokens"]
-    ]
-    return spec
+    steps = steps_around(backend)
+    faithful = {
+        "normalizer": _faithful(steps["normalizer"]),
+        "pre_tokenizer": _without_prefix(steps["pre_tokenizer"]),
+    }
+    made = Tokenizer.from_str(json.dumps({**steps, **faithful}))
+    made.model = backend.model
+    made.add_tokens(
+        [
+            _bare(token, special=index in control_ids)
+            for index, token in added_tokens(backend).items()
+        ]
+    )
+    made.encode_special_tokens = True
+    return made
 
 
-def digest(spec: dict[str, Any], *parts: str) -> str:
-    """Of some parts of a specification."""
-    chosen = {part: spec.get(part) for part in parts}
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+def model_digest(backend: Tokenizer) -> str:
+    """Of a tokenizer's model alone: its words, merges and settings."""
+    return hashlib.sha256(Tokenizer(backend.model).to_str().encode()).hexdigest()
+
+
+def added_digest(added: Mapping[int, AddedToken]) -> str:
+    """Of added tokens and of how each is found in a text."""
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    return digest(*([i, *(getattr(token, name) for name in names)] for i, token in added.items()))
+
+
+def digest(*parts: Any) -> str:
+    """Of what can be written as JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _bare(token: AddedToken, *, special: bool) -> AddedToken:
+    """The token without the white space that it would take from the text around it."""
+    return AddedToken(
+        token.content, single_word=token.single_word, normalized=token.normalized, special=special
+    )
 
 
 def _steps(node: Any, key: str) -> list[dict[str, Any]]:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from packfuse.bytetable import byte_table, ids_by_bytes
 from packfuse.errors import TokenizerError
-from packfuse.specification import MARK, digest, dummy_prefix, kinds, plain
+from packfuse.specification import (
+    MARK,
+    added_digest,
+    added_tokens,
+    digest,
+    dummy_prefix,
+    kinds,
+    model_digest,
+    plain,
+    steps_around,
+)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the byte table; part of every fingerprint."""
 
-_BYTE_OF_CHAR = {char: byte for byte, char in bytes_to_unicode().items()}
 _MARKUP = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Marks that some vocabularies have control tokens for, and that belong to an answer's text."""
@@ -72,22 +78,21 @@ class Vocabulary:
             )
         self.tokenizer = tokenizer
         self.lock = threading.Lock()
-        spec: dict[str, Any] = json.loads(backend.to_str())
-        ids = tokenizer.get_vocab()
-        self.columns = columns or max(ids.values()) + 1
-        self.size = min(self.columns, max(ids.values()) + 1)
+        self._steps = steps_around(backend)
+        self.columns = columns or max(tokenizer.get_vocab().values()) + 1
+        tokens = [backend.id_to_token(index) for index in range(self.columns)]
+        used = (index for index, token in enumerate(tokens) if token is not None)
+        self.size = max(used, default=-1) + 1
+        self._added = added_tokens(backend)
         self.controls = self._find_controls()
         self.control_ids = frozenset(self.controls.values())
-        # Padding, truncation and templates are settings of single calls: they play no part.
-        self._text_rules = digest(spec, "normalizer", "pre_tokenizer", "model")
-        self._all_rules = digest(spec, "decoder", "added_tokens")
-        self._marked = "ByteLevel" not in kinds(spec["decoder"])
-        self.token_bytes = self._read_bytes(spec, ids)
-        self.text_prefix = dummy_prefix(spec)
-        self._plain = Tokenizer.from_str(json.dumps(plain(spec, self.control_ids)))
-        self._plain.encode_special_tokens = True
-        self.ids_of: dict[bytes, tuple[int, ...]] = {}
-        self._index()
+        self._marked = "ByteLevel" not in self._decoder_kinds()
+        added = {index: token.content for index, token in self._added.items()}
+        self.token_bytes = byte_table(tokens, added, self.control_ids, marked=self._marked)
+        self.text_prefix = dummy_prefix(self._steps)
+        self._plain = plain(backend, self.control_ids)
+        self.ids_of = ids_by_bytes(self.token_bytes)
+        self._put_written_first()
         self._check()
         eos = tokenizer.eos_token_id
         ends = dict.fromkeys([*([] if eos is None else [eos]), *end_ids])
@@ -102,49 +107,29 @@ class Vocabulary:
         if isinstance(template, dict):
             template = "".join(template.values())
         found: dict[str, int] = {}
-        for index, token in self.tokenizer.added_tokens_decoder.items():
+        for index, token in self._added.items():
             written = bool(token.content.strip()) and token.content in template
             markup = written or _MARKUP.fullmatch(token.content)
             if token.special or markup or index >= self.columns:
                 found[token.content] = index
         return found
 
-    def _read_bytes(self, spec: dict[str, Any], ids: dict[str, int]) -> list[bytes | None]:
-        found = kinds(spec["decoder"])
+    def _decoder_kinds(self) -> set[str]:
+        found = kinds(self._steps["decoder"])
         if not found & {"ByteLevel", "ByteFallback", "Metaspace"}:
             raise TokenizerError(
                 f"{self.tokenizer.name_or_path!r}: decoder {sorted(found)} does not map to bytes",
                 hint="byte-level BPE and SentencePiece-style tokenizers are supported",
             )
-        table: list[bytes | None] = [None] * self.columns
-        added = self.tokenizer.added_tokens_decoder
-        for token, index in ids.items():
-            if index < self.columns and index not in self.control_ids:
-                table[index] = self._bytes_of(token, index in added) or None
-        return table
+        return found
 
-    def _bytes_of(self, token: str, added: bool) -> bytes | None:
-        if self._marked:
-            if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-                return bytes([int(token[3:5], 16)])
-            return token.replace(MARK, " ").encode()
-        if added:
-            return token.encode()
-        if all(char in _BYTE_OF_CHAR for char in token):
-            return bytes(_BYTE_OF_CHAR[char] for char in token)
-        return None
-
-    def _index(self) -> None:
-        found: dict[bytes, list[int]] = {}
-        for index, token in enumerate(self.token_bytes):
-            if token is not None:
-                found.setdefault(token, []).append(index)
-        self.ids_of = {token: tuple(ids) for token, ids in found.items()}
-        for token, ids in found.items():
-            if len(ids) > 1:
-                written = self.encode(token.decode(errors="replace"))
-                first = written[0] if len(written) == 1 else -1
-                self.ids_of[token] = tuple(sorted(ids, key=lambda index: index != first))
+    def _put_written_first(self) -> None:
+        """Of several ids with the same bytes, the one that the tokenizer writes comes first."""
+        several = [token for token, ids in self.ids_of.items() if len(ids) > 1]
+        texts = [token.decode(errors="replace") for token in several]
+        for token, written in zip(several, self.encode_batch(texts), strict=True):
+            first = written[0] if len(written) == 1 else -1
+            self.ids_of[token] = tuple(sorted(self.ids_of[token], key=lambda index: index != first))
 
     def _check(self) -> None:
         """Refuse a vocabulary in which some text cannot be written, or is written as another."""
@@ -276,7 +261,7 @@ class Vocabulary:
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Bytes by id, `[columns]`; 0 for control tokens and padding."""
-        return np.array([len(token or b"") for token in self.token_bytes])
+        return np.array([len(token) if token else 0 for token in self.token_bytes])
 
     @cached_property
     def sorted_bytes(self) -> list[bytes]:
@@ -290,17 +275,25 @@ class Vocabulary:
         return torch.from_numpy(np.fromiter(first, np.int64, len(self.sorted_bytes)))
 
     @cached_property
+    def _text_rules(self) -> str:
+        """Digest of what turns text into tokens, but for the added ones."""
+        steps = [self._steps[name] for name in ("normalizer", "pre_tokenizer")]
+        return digest(steps, model_digest(self._plain))
+
+    @cached_property
     def text_digest(self) -> str:
         """Equal for vocabularies in which every text has the same ids."""
-        used = max((i for i, token in enumerate(self.token_bytes) if token), default=-1) + 1
-        return hashlib.sha256(f"{self._text_rules}{self.token_bytes[:used]}".encode()).hexdigest()
+        used = int(np.flatnonzero(self.lengths).max(initial=-1)) + 1
+        found = hashlib.sha256(self._text_rules.encode())
+        found.update(self.lengths[:used].tobytes())
+        found.update(b"".join(filter(None, self.token_bytes)))
+        return found.hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of everything that decides how text becomes tokens."""
-        rules = [self._text_rules, self._all_rules]
-        parts = [FORMAT, rules, self.columns, sorted(self.control_ids), self.end_ids]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        rules = [self._text_rules, self._steps["decoder"], added_digest(self._added)]
+        return digest(FORMAT, rules, self.columns, sorted(self.control_ids), self.end_ids)
 
     def __repr__(self) -> str:
         """For people."""

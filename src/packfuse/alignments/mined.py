@@ -8,8 +8,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rapidfuzz import process
-from rapidfuzz.distance import Levenshtein
 
 from packfuse.alignments.base import Alignment, Mapped, Pairing, Same
 from packfuse.lexicon import twins
@@ -115,6 +113,10 @@ def nearest(
     Characters that no choice has are alike in that they have to be replaced or deleted, so strings
     that differ in nothing else are compared once.
     """
+    # Every pack loads this file; few mine.
+    from rapidfuzz import process
+    from rapidfuzz.distance import Levenshtein
+
     alphabet = set("".join(choices))
     foreign = next(char for char in map(chr, count(0xE000)) if char not in alphabet)
     patterns = ["".join(c if c in alphabet else foreign for c in text) for text in strings]
