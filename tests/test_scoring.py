@@ -16,7 +16,7 @@ from torch import Tensor
 
 from packfuse import scoring
 from packfuse.engine import Engine
-from packfuse.fitscores import FitScores
+from packfuse.fitscores import FitScores, View
 from packfuse.fitting import Fit, prefill
 from packfuse.local import LocalMember
 from packfuse.member import Visit
@@ -158,6 +158,34 @@ def test_nothing_that_the_widest_says_is_held(order: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(FitScores, "hear", hear)
     score(engine, plain(engine))
     assert held == {1 - widest}
+
+
+@pytest.mark.parametrize("reference", range(3))
+def test_scores_are_made_for_who_may_turn_out_best(reference: int) -> None:
+    trio: tuple[Spec, ...] = (*PAIR, ("tekken", "llama", 2))
+    engines = [fusing.fused(trio, k).engine for k in range(3)]
+    engine, widest = engines[reference], 2
+    # Long enough for the widest to be asked in parts.
+    prompt = plain(engine, 6 * TEXT)
+    row = engine.open(prompt)
+    row.feed(prompt.stream)
+    ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
+    vocabularies = [member.vocabulary for member in engine.members]
+    asked: list[int] = []
+
+    def view(k: int) -> View:
+        asked.append(k)
+        return engines[k].view
+
+    others = {k: partial(view, k) for k in range(3) if k != reference}
+    scored = Scoring(vocabularies, engine.view, ids, prompt.texts, True, others=others)
+    engine.prefill(row, scored.visits())
+    losses = scored.losses()
+    # Whoever has read everything by then is compared, and the one that reads last stays possible.
+    first = min((0, 1), key=lambda k: float(losses[k]))
+    assert set(asked) == {first, widest} - {reference}
+    assert min(range(3), key=lambda k: float(losses[k])) in {reference, *asked}
+    assert len(asked) == len(set(asked))
 
 
 def test_only_the_words_of_a_chat_count() -> None:
