@@ -7,8 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # An index with CPU builds of torch, for Linux without a GPU, e.g. https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
-# Those that run by themselves; the evidence and its checks need a folder of questions.
-BENCH ?= $(filter-out benchmarks/evidence.py benchmarks/checks.py,$(shell grep -l '^if __name__' benchmarks/*.py))
+# Those that run by themselves; the evidence, its checks and the gates need a folder of questions.
+BENCH ?= $(filter-out benchmarks/evidence.py benchmarks/checks.py benchmarks/gates.py,$(shell grep -l '^if __name__' benchmarks/*.py))
 # Tests, lint and benchmarks need the dev extra; the demo does without.
 STAMP := $(VENV)/.installed$(if $(filter test lint format bench,$(MAKECMDGOALS)),-dev)
 PROMPT ?= The capital of France is
