@@ -52,12 +52,12 @@ class TextFile:
 
 SETS = {
     "gsm8k": TextFile("GSM8K, with working", "gsm8k*.jsonl", "number:shots=1", 12),
-    "triviaqa": TextFile("TriviaQA", "triviaqa*.jsonl", "answer:shots=4", 30),
-    "arc": TextFile("ARC-Challenge", "arc*.jsonl", "choice", 30),
-    "piqa": TextFile("PIQA", "piqa*.jsonl", "choice", 30),
+    "triviaqa": TextFile("TriviaQA", "triviaqa*.jsonl", "answer:shots=4", 20),
+    "arc": TextFile("ARC-Challenge", "arc*.jsonl", "choice", 20),
+    "piqa": TextFile("PIQA", "piqa*.jsonl", "choice", 20),
 }
 PROSE = "prose"
-_PROSE_EACH = 4
+_PROSE_EACH = 3
 """Passages of each of three kinds."""
 WORKING = TextFile(
     "GSM8K, three worked examples before each question, at most 160 tokens",

@@ -84,7 +84,7 @@ def test_every_figure_is_what_packs_score(pack: Pack, text_set: TextSet, referen
 def test_what_is_written_is_what_packs_write(pack: Pack, writing: Writing) -> None:
     rows = {row.label: row for row in writing.rows}
     every, drafted = rows["every"], rows["every, `draft='reference'`"]
-    assert (every.time, every.work, every.same, every.fused) == (1, 1, len(PROMPTS), 1)
+    assert (every.same, every.fused) == (len(PROMPTS), 1)
     assert (drafted.same, drafted.right, drafted.bits) == (len(PROMPTS), every.right, every.bits)
     settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
     for label, gate in [("every", "every"), ("safe, `draft='reference'`", "safe")]:
@@ -113,6 +113,15 @@ def test_what_is_known_is_not_written_again(
         first = working.measure(pack, "Words", task, [question], journal)
         # Times never come out the same twice.
         assert working.measure(pack, "Words", task, [question], journal) == first
+
+
+def test_times_are_compared_where_answers_are_long_enough() -> None:
+    def said(seconds: float, tokens: int) -> dict[str, float]:
+        return {"seconds": seconds, "tokens": tokens}
+
+    pairs = [(said(2, 10), said(8, 20)), (said(3, 10), said(4, 20)), (said(9, 1), said(1, 20))]
+    assert working._per_token(pairs, "seconds") == pytest.approx((0.5 + 1.5) / 2)
+    assert working._per_token(pairs[2:], "seconds") is None
 
 
 def test_runs_of_four_words_that_come_again() -> None:

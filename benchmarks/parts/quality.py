@@ -57,10 +57,11 @@ class Written(BaseModel):
         repeated: Share of the answers' runs of four words that stood in the same answer before.
         tokens: Mean length.
         fused: Share of tokens at which members were fused.
-        time: Median over questions of the wall time over that of fusing at every token, both after
-            the prompt was read.
-        work: The same for processor time per token written.
         same: Answers equal to those of fusing at every token.
+        empty: Answers that end before they begin.
+        time: Wall time per token, over that of fusing at every token: median over the questions on
+            which both wrote enough; None if there are none. Prompts were read before.
+        work: The same for processor time.
     """
 
     label: str
@@ -69,9 +70,10 @@ class Written(BaseModel):
     repeated: float
     tokens: float
     fused: float | None
-    time: float
-    work: float
     same: int
+    empty: int
+    time: float | None
+    work: float | None
 
 
 class Writing(BaseModel):

@@ -8,6 +8,7 @@ from packfuse.evaluation.intervals import Figure
 
 from .gold import EVERY, GATES
 from .quality import Quality, Scored, TextSet, Written
+from .working import ENOUGH
 
 _HEAD = """## Quality of gates
 
@@ -25,9 +26,10 @@ which the members were fused. All gates look at one reading by the members.
 _WRITING = """### Answers worked out under a gate
 
 {title}; {questions} questions, greedy, all ways in turn. Bits/byte: what each member alone gives
-the answers. Repeated: runs of four words that stood in the same answer before. Time: wall time
-over that of `every` without drafts, the prompt having been read, and likewise processor time per
-token written, medians. "Same" counts answers equal to those of `every`.
+the answers. Repeated: runs of four words that stood in the same answer before. Same:
+answers equal to those of `every`. Time and work: wall and processor time per token, the prompt
+having been read, over those of `every` without drafts (medians over the questions to which both
+wrote {least} tokens or more).
 """
 
 Rows = list[tuple[str, ...]]
@@ -43,7 +45,7 @@ def section(found: Quality, machine: str) -> Iterator[str]:
         yield ""
     if found.writing:
         writing = found.writing
-        yield _WRITING.format(title=writing.title, questions=writing.questions)
+        yield _WRITING.format(title=writing.title, questions=writing.questions, least=ENOUGH)
         yield from _table(writing_rows(found))
         yield ""
     yield "### What follows\n"
@@ -72,7 +74,7 @@ def writing_rows(found: Quality) -> Rows:
     rows, count = found.writing.rows, found.writing.questions
     members = list(rows[0].bits)
     heads = ("", "right", *(f"bits/byte by {name}" for name in members))
-    heads += ("repeated", "tokens", "fused", "same", "time", "work per token")
+    heads += ("repeated", "tokens", "fused", "same", "empty", "time", "work")
     return [heads, *(_line(row, members, count) for row in rows)]
 
 
@@ -85,8 +87,8 @@ def _line(row: Written, members: Sequence[str], count: int) -> tuple[str, ...]:
         f"{row.tokens:.0f}",
         "" if row.fused is None else f"{row.fused:.0%}",
         f"{row.same} of {count}",
-        f"{row.time:.2f}",
-        f"{row.work:.2f}",
+        f"{row.empty}",
+        *("" if ratio is None else f"{ratio:.2f}" for ratio in (row.time, row.work)),
     )
 
 
@@ -146,9 +148,11 @@ def _decision(found: Quality) -> Iterator[str]:
 
 def _times(found: Quality) -> Iterator[str]:
     rows = found.writing.rows if found.writing else []
-    said = [f"{_code(row.label)} {row.time:.2f}" for row in rows if "draft" in row.label]
+    said = [
+        f"{_code(row.label)} {row.work:.2f}" for row in rows if row.work and "draft" in row.label
+    ]
     if said:
-        yield f"- Wall time over `every` without drafts: {'; '.join(said)}."
+        yield f"- Processor time per token over that of `every` without drafts: {'; '.join(said)}."
 
 
 def _list(names: Sequence[str]) -> str:

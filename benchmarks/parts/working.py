@@ -21,6 +21,8 @@ from .clock import exactly, interleave
 from .gold import EVERY, GATES
 from .quality import Writing, Written
 
+ENOUGH = 8
+"""Tokens of an answer from which on its time tells anything."""
 _GRAM = 4
 """Words that make a run worth counting."""
 
@@ -96,11 +98,6 @@ def _row(label: str, answers: Mapping[str, Sequence[Said]]) -> Written:
     own, every = answers[label], answers[EVERY]
     pairs = list(zip(own, every, strict=True))
     size = sum(len(answer["text"].encode()) for answer in own)
-    times = [one["seconds"] / other["seconds"] for one, other in pairs]
-    works = [
-        (one["work"] / max(1, one["tokens"])) / (other["work"] / max(1, other["tokens"]))
-        for one, other in pairs
-    ]
     fused = [answer["fused"] for answer in own if answer["fused"] is not None]
     return Written(
         label=label,
@@ -112,10 +109,21 @@ def _row(label: str, answers: Mapping[str, Sequence[Said]]) -> Written:
         repeated=repeated([answer["text"] for answer in own]),
         tokens=statistics.mean(answer["tokens"] for answer in own),
         fused=statistics.mean(fused) if fused and not label.endswith("alone") else None,
-        time=statistics.median(times),
-        work=statistics.median(works),
         same=sum(one["text"] == other["text"] for one, other in pairs),
+        empty=sum(not answer["text"].strip() for answer in own),
+        time=_per_token(pairs, "seconds"),
+        work=_per_token(pairs, "work"),
     )
+
+
+def _per_token(pairs: Sequence[tuple[Said, Said]], what: str) -> float | None:
+    """Median ratio of what a token took, where both answers are long enough to tell."""
+    ratios = [
+        (one[what] / one["tokens"]) / (other[what] / other["tokens"])
+        for one, other in pairs
+        if min(one["tokens"], other["tokens"]) >= ENOUGH
+    ]
+    return statistics.median(ratios) if ratios else None
 
 
 def repeated(texts: Sequence[str]) -> float:
