@@ -3,8 +3,9 @@
     python benchmarks/gates.py --data FOLDER [--only PART] [--limit N] [--seed 0] [--save]
 
 On the starter pack, greedy, from a folder of question files (`gsm8k*.jsonl`, `triviaqa*.jsonl`,
-`arc*.jsonl`, `piqa*.jsonl`) and text that Python carries; about twenty minutes on two cores.
-Interrupted, it goes on where it stopped. The last line of the output is one JSON document.
+`arc*.jsonl`, `piqa*.jsonl`) and text that Python carries; about half an hour of one core. Parts can
+run side by side; interrupted, each goes on where it stopped, and all together then come from what is
+known. The last line of the output is one JSON document.
 `--save` keeps it in benchmarks/measured and writes docs/speed.md anew.
 """
 
@@ -51,7 +52,7 @@ class TextFile:
 
 
 SETS = {
-    "gsm8k": TextFile("GSM8K, with working", "gsm8k*.jsonl", "number:shots=1", 12),
+    "gsm8k": TextFile("GSM8K with working", "gsm8k*.jsonl", "number:shots=1", 12),
     "triviaqa": TextFile("TriviaQA", "triviaqa*.jsonl", "answer:shots=4", 20),
     "arc": TextFile("ARC-Challenge", "arc*.jsonl", "choice", 20),
     "piqa": TextFile("PIQA", "piqa*.jsonl", "choice", 20),

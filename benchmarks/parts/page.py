@@ -52,8 +52,9 @@ def render(report: Report, quality: Quality | None = None) -> str:
 def machine_line(found: Mapping[str, str | int]) -> str:
     """The machine in a few words."""
     gpu = "no GPU" if found["gpu"] == "none" else str(found["gpu"])
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     return (
-        f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, {gpu}; "
+        f"{found['cpu']}, {found['cores']} cores, {threads}, {gpu}; "
         f"Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}"
     )
 

@@ -25,11 +25,12 @@ which the members were fused. All gates look at one reading by the members.
 
 _WRITING = """### Answers worked out under a gate
 
-{title}; {questions} questions, greedy, all ways in turn. Bits/byte: what each member alone gives
-the answers. Repeated: runs of four words that stood in the same answer before. Same:
-answers equal to those of `every`. Time and work: wall and processor time per token, the prompt
-having been read, over those of `every` without drafts (medians over the questions to which both
-wrote {least} tokens or more).
+{title}; {questions} questions, greedy, all ways in turn.
+
+Bits/byte: what each member alone gives the answers. Repeated: runs of four words that stood in the
+same answer before. Same: answers equal to those of `every`. Empty: answers that end at once. Time
+and work: wall and processor time per token, the prompt having been read, over those of `every`
+without drafts (medians over the questions to which both wrote {least} tokens or more).
 """
 
 Rows = list[tuple[str, ...]]
