@@ -4,8 +4,8 @@
 
 On the starter pack, greedy, from a folder of question files (`gsm8k*.jsonl`, `triviaqa*.jsonl`,
 `arc*.jsonl`, `piqa*.jsonl`) and text that Python carries; about half an hour of one core. Parts can
-run side by side; interrupted, each goes on where it stopped, and all together then come from what is
-known. The last line of the output is one JSON document.
+run side by side; interrupted, each goes on where it stopped, and all together then come from what
+is known. The last line of the output is one JSON document.
 `--save` keeps it in benchmarks/measured and writes docs/speed.md anew.
 """
 
