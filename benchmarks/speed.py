@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from common import machine
@@ -32,15 +31,12 @@ from parts import (
     starting,
 )
 from parts.bench import Bench
-from parts.page import cells, machine_line, render
+from parts.page import SPEED, cells, machine_line, write
 from parts.rows import Part, Report, Row
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-ROOT = Path(__file__).parents[1]
-MEASURED = ROOT / "benchmarks" / "measured" / "speed.json"
-PAGE = ROOT / "docs" / "speed.md"
 PARTS: dict[str, Callable[[Bench], Part]] = {
     "decoding": decoding.measure,
     "drafting": drafting.measure,
@@ -126,7 +122,7 @@ def measure(options: argparse.Namespace, log: Console) -> tuple[Report, bool]:
 
 def show(report: Report, console: Console) -> None:
     """A table for people."""
-    table = Table(title=machine_line(report))
+    table = Table(title=machine_line(report.machine))
     numbers = ("ours", "other", "ratio")
     for column in ("what", "against", *numbers, "target", ""):
         table.add_column(column, justify="right" if column in numbers else "left")
@@ -140,13 +136,13 @@ def show(report: Report, console: Console) -> None:
 
 def save(report: Report) -> Report:
     """Keep the results beside those of parts that were measured on the same machine before."""
-    if MEASURED.exists() and (kept := json.loads(MEASURED.read_text())).get("parts"):
+    if SPEED.exists() and (kept := json.loads(SPEED.read_text())).get("parts"):
         before = Report.model_validate(kept)
         if before.machine == report.machine:
             parts = {**before.parts, **report.parts}
             ordered = {name: parts[name] for name in PARTS if name in parts}
             report = report.model_copy(update={"parts": ordered})
-    MEASURED.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    SPEED.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return report
 
 
@@ -157,14 +153,14 @@ def main() -> int:
     torch.manual_seed(0)
     well = True
     if options.page_only:
-        report = Report.model_validate_json(MEASURED.read_text())
+        report = Report.model_validate_json(SPEED.read_text())
     else:
         report, well = measure(options, Console(stderr=True))
         show(report, Console(width=None if sys.stdout.isatty() else _WIDTH))
         if options.save:
             report = save(report)
     if options.save or options.page_only:
-        PAGE.write_text(render(report), encoding="utf-8")
+        write()
     print(report.model_dump_json())
     return 0 if well else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,11 @@ from hypothesis import strategies as st
 
 from packfuse import Pack
 from packfuse.config import PackConfig
+from packfuse.continuation import Continuation
 from packfuse.errors import ConfigError
+from packfuse.evaluation.setting import Setting
+from packfuse.evaluation.systems import Scored
+from packfuse.gates.base import Gate
 from packfuse.gates.every import Every
 from packfuse.gates.safe import Safe
 from packfuse.gates.threshold import Threshold
@@ -37,8 +42,13 @@ def pack() -> Pack:
     )
 
 
-def positions(pack: Pack, gate: Any, **more: Any) -> list[tuple[Position, int, float]]:
-    """Every position of an answer, what was written there, and how sure of a boundary all were."""
+def positions(
+    pack: Pack, gate: Any, forced: Continuation | None = None
+) -> list[tuple[Position, int, float]]:
+    """Every position of an answer, what was written there, and how sure of a boundary all were.
+
+    The answer is greedy, or the one that is `forced`.
+    """
     seen: list[tuple[Position, float]] = []
 
     def watch(row: Row, position: Position) -> None:
@@ -49,12 +59,15 @@ def positions(pack: Pack, gate: Any, **more: Any) -> list[tuple[Position, int, f
     own = model.engine.pooling.gate
     model.watch, model.engine.pooling.gate = watch, gates().make(gate)
     try:
-        ids = torch.tensor([model.engine.reference.encode(PROMPT)])
+        head = forced.head if forced else model.engine.reference.encode(PROMPT)
+        ids = torch.tensor([head])
         model.default_weights = torch.tensor([0.4, 0.6])
         cache, written = None, []
-        for _ in range(NEW):
+        for step in range(len(forced.new) if forced else NEW):
             output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, ids = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
+            if forced:
+                ids = torch.tensor([[forced.new[step]]])
             written.append(int(ids))
     finally:
         model.watch, model.engine.pooling.gate, model.default_weights = None, own, None
@@ -77,6 +90,35 @@ def test_it_is_fused_where_the_gate_is_open_and_nowhere_else(pack: Pack) -> None
             assert position.fused.equal(fused if expected else own)
             opened["safe" if gate == "safe" else "threshold"] += expected
     assert all(0 < count <= NEW for count in opened.values())
+
+
+@pytest.mark.parametrize("gate", [Safe(), Threshold(), Threshold(least=0.3), Every()])
+def test_a_given_text_scores_what_its_positions_say(pack: Pack, gate: Gate) -> None:
+    """Position by position: the pack's where the gate is open, else the bare reference's."""
+    text = " one two\n    three, four:\tseven  eight"
+    vocabulary = pack.members[0].vocabulary
+    asked = Continuation.of(vocabulary, PROMPT, text)
+    ids = torch.tensor([[*asked.head, *asked.new[:-1]]])
+    with torch.no_grad():
+        logits = pack.members[0].model(ids, use_cache=False).logits
+    bare = logits[0, len(asked.head) - 1 :, : vocabulary.size].log_softmax(-1)
+    total, opened = 0.0, 0
+    forced = positions(pack, "every", asked)
+    for (position, token, cut), own in zip(forced, bare, strict=True):
+        best = [int(said.argmax()) for said in position.logps]
+        is_open = {
+            "every": True,
+            "safe": cut >= 0.5 and best[0] != best[1],
+            "threshold": float(own.max()) < math.log(getattr(gate, "least", 0.5)),
+        }[gate.name]
+        opened += is_open
+        total += float(position.fused[token] if is_open else own[token])
+    assert gate.name == "every" or 0 < opened < len(asked.new)
+    assert pack.score(PROMPT, text, gate=gate) == pytest.approx(total, abs=1e-3)
+    setting = replace(Setting.of(pack), gate=gate)
+    scores = Scored(pack, {"gated": setting}).readings(PROMPT, [text]).under(setting).scores
+    assert scores.logps[0, 0] == pytest.approx(total, abs=1e-3)
+    assert scores.fused[0, 0] == pytest.approx(opened / len(asked.new))
 
 
 def test_every_position_is_fused_by_default(pack: Pack) -> None:

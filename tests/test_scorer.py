@@ -15,8 +15,10 @@ from packfuse import Pack
 from packfuse.errors import ConfigError, PromptError
 from packfuse.evaluation import Setting, every_method, grid
 from packfuse.evaluation.panel import IMPOSSIBLE, Said, total
-from packfuse.evaluation.scorer import Scorer
+from packfuse.evaluation.scorer import Method, Scorer
 from packfuse.evaluation.systems import Scored, alone, under
+from packfuse.gates.safe import Safe
+from packfuse.gates.threshold import Threshold
 from packfuse.registry import alignments, rules, weightings
 from packfuse.rules.unite import UniTE
 from packfuse.weightings.fixed import Fixed
@@ -26,6 +28,8 @@ CONTEXT = 'She said hello to the others, and: "the'
 TEXTS = (" true hello", " long 日本", "\n")
 EXACT = 2e-4
 """Largest difference in nats of one text; both sides read the same in other chunks."""
+
+GATES = (Safe(), Threshold(least=0.9))
 
 
 def fixed(own: Setting, *weights: float) -> Setting:
@@ -39,6 +43,7 @@ def test_all_settings_in_one_reading_equal_each_alone(alignment: str, reference:
     own = replace(Setting.of(pack), alignment=alignments().make(alignment), reference=reference)
     chosen = [*every_method(own), *grid(own, pack.names, 2), fixed(own, 0.3, 0.7)]
     chosen.append(replace(fixed(own, 0.3, 0.7), rule=UniTE(k=2)))
+    chosen += [replace(s, gate=gate) for s in (own, fixed(own, 0, 1)) for gate in GATES]
     assert len(every_method(own)) == len(rules().parts) * (len(weightings().parts) - 1)
     scored = Scored(pack, {setting.label: setting for setting in chosen})
     readings = scored.readings(CONTEXT, TEXTS)
@@ -133,7 +138,7 @@ def test_what_greedy_decoding_writes_is_greedy_and_nothing_else() -> None:
 
 def test_following_ids_is_scoring_their_text() -> None:
     pack = small.small_pack()
-    methods = [(s.rule, s.weighting) for s in every_method(Setting.of(pack))]
+    methods = [Method(s.rule, s.weighting, s.gate) for s in every_method(Setting.of(pack))]
     scorer = Scorer(pack.members, 0, pack.alignment, methods)
     scores = scorer.score(CONTEXT, TEXTS)
     own = scorer.engine.reference
@@ -164,8 +169,8 @@ def test_a_token_outside_the_union_counts_one_in_a_million() -> None:
 
 def test_total_replaces_nothing_but_what_is_impossible() -> None:
     said = [
-        Said(np.array([[-1.0], [-np.inf]]), np.array([0, 0])),
-        Said(np.array([[-2.0], [-30.0]]), np.array([0, 0])),
+        Said(np.array([[-1.0], [-np.inf]]), np.array([0, 0]), np.array([True, True])),
+        Said(np.array([[-2.0], [-30.0]]), np.array([0, 0]), np.array([True, True])),
     ]
     sums, missing = total(said)
     assert sums == pytest.approx([-3.0, math.log(1e-6) - 30.0])
@@ -215,6 +220,18 @@ def test_grids_and_settings_in_words() -> None:
         own, rule=UniTE(k=3), reference="short"
     )
     assert Setting.parse("unite:k=3", pack).label == "unite(k=3) · exact · bytes · long"
-    for text in ("a/b/c/d/e", "nothing", "/nothing", "//nothing", "///nobody", "unite:k=0"):
+    gated = Setting.parse("////threshold:least=0.9", pack)
+    assert gated == replace(own, gate=Threshold(least=0.9))
+    assert gated.label == "packllm · exact · bytes · long · threshold(least=0.9)"
+    assert Setting.of(under(pack, gated)) == gated
+    for text in (
+        "a/b/c/d/e/f",
+        "////nothing",
+        "nothing",
+        "/nothing",
+        "//nothing",
+        "///nobody",
+        "unite:k=0",
+    ):
         with pytest.raises(ConfigError):
             Setting.parse(text, pack)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+from .quality import Quality
+from .qualitypage import section
 from .rows import Part, Report, Row
+
+_ROOT = Path(__file__).parents[2]
+PAGE = _ROOT / "docs" / "speed.md"
+SPEED = _ROOT / "benchmarks" / "measured" / "speed.json"
+GATES = SPEED.with_name("gates.json")
 
 _HEAD = """# Speed
 
@@ -21,21 +29,32 @@ between machines. Generated from [speed.json](../benchmarks/measured/speed.json)
 """
 
 
-def render(report: Report) -> str:
-    """The page."""
-    lines = [_HEAD.format(machine=machine_line(report)), "## Targets", ""]
+def write() -> None:
+    """Write the page from what is kept of both commands."""
+    report = Report.model_validate_json(SPEED.read_text(encoding="utf-8"))
+    quality = None
+    if GATES.exists():
+        quality = Quality.model_validate_json(GATES.read_text(encoding="utf-8"))
+    PAGE.write_text(render(report, quality), encoding="utf-8")
+
+
+def render(report: Report, quality: Quality | None = None) -> str:
+    """The page; what gates cost in quality comes last."""
+    lines = [_HEAD.format(machine=machine_line(report.machine)), "## Targets", ""]
     lines += _table(report.targets)
     for part in report.parts.values():
         lines += ["", *_part(part)]
+    if quality:
+        lines += ["", *section(quality, machine_line(quality.machine))]
     return "\n".join(lines) + "\n"
 
 
-def machine_line(report: Report) -> str:
+def machine_line(found: Mapping[str, str | int]) -> str:
     """The machine in a few words."""
-    found = report.machine
     gpu = "no GPU" if found["gpu"] == "none" else str(found["gpu"])
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     return (
-        f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, {gpu}; "
+        f"{found['cpu']}, {found['cores']} cores, {threads}, {gpu}; "
         f"Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}"
     )
 

@@ -52,12 +52,14 @@ class Voices:
     Attributes:
         logps: Log-probabilities carried to the reference, `[K, N, V]`, nats.
         belief: The reference's own, before anything is carried, `[N, V]`.
+        ended: Whether a token of each member ends there, `[N, K]`.
         own: By member, log-probabilities over its own tokens, `[N, columns]`, for rules that
             compare words; None where the alignment offers no lexicon.
     """
 
     logps: Tensor
     belief: Tensor
+    ended: Tensor
     own: list[Tensor] | None = None
 
 
@@ -86,12 +88,11 @@ class Pooling:
         """Carry and combine one place of each job."""
         voices = self.hear(jobs, steps, words=self.hears_words(rule))
         weights = torch.stack([self._weights(job.row) for job in jobs]).to(voices.logps)
-        belief = voices.belief
-        opened = self.gate.opens(voices.logps, weights, belief, self._together(jobs, steps, belief))
+        opened = self.opened(self.gate, voices, weights)
         joined = opened.tolist()
         fused = self.combine(rule, voices, weights)
         if not all(joined):
-            fused = torch.where(opened[:, None], fused, belief)
+            fused = torch.where(opened[:, None], fused, voices.belief)
         if self.backed:
             fused = backed(fused, voices.logps, weights)
         for index, job in enumerate(jobs):
@@ -103,19 +104,27 @@ class Pooling:
                 said = voices.logps[:, index]
                 watch(job.row, Position(read, said, fused[index], job.row.joined))
 
-    def _together(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> Tensor:
-        """Whether tokens of all members with a say end at one place of each job, `[N]`."""
-        found = []
-        for job, step in zip(jobs, steps, strict=True):
-            sides = zip(job.row.readers, job.places, strict=True)
-            cuts = [
-                places[step].logps is not None
-                and (reader.straddle is None or reader.straddle.cut >= _CUT)
-                for reader, places in sides
-                if reader is not None and places is not None
+    @staticmethod
+    def opened(gate: Gate, voices: Voices, weights: Tensor) -> Tensor:
+        """Where a gate is open under weights `[N, K]`: `[N]`, booleans."""
+        together = (voices.ended | (weights == 0)).all(1)
+        return gate.opens(voices.logps, weights, voices.belief, together)
+
+    @staticmethod
+    def _ended(jobs: Sequence[Job], steps: Sequence[int]) -> list[list[bool]]:
+        """Whether a token of each member ends at one place of each job; absent ones do not mind."""
+        return [
+            [
+                reader is None
+                or places is None
+                or (
+                    places[step].logps is not None
+                    and (reader.straddle is None or reader.straddle.cut >= _CUT)
+                )
+                for reader, places in zip(job.row.readers, job.places, strict=True)
             ]
-            found.append(all(cuts))
-        return torch.tensor(found, device=like.device)
+            for job, step in zip(jobs, steps, strict=True)
+        ]
 
     def hears_words(self, rule: Rule) -> bool:
         """Whether a rule will ask what the members say of their own tokens."""
@@ -127,9 +136,9 @@ class Pooling:
         belief = torch.stack([job.logps(step) for job, step in at])
         members = range(len(self.pairings))
         logps = torch.stack([self._carried(k, at, belief) for k in members])
-        if not words:
-            return Voices(logps, belief)
-        return Voices(logps, belief, [self._own_rows(k, at, belief) for k in members])
+        ended = torch.tensor(self._ended(jobs, steps), device=belief.device)
+        own = [self._own_rows(k, at, belief) for k in members] if words else None
+        return Voices(logps, belief, ended, own)
 
     def combine(self, rule: Rule, voices: Voices, weights: Tensor) -> Tensor:
         """What the pack says: fused log-probabilities `[N, V]` under weights `[N, K]`."""

@@ -45,7 +45,7 @@ def evaluate(
         typer.Option(
             "--setting",
             "-s",
-            metavar="RULE/WEIGHTING/ALIGNMENT/REFERENCE",
+            metavar="RULE/WEIGHTING/ALIGNMENT/REFERENCE/GATE",
             help="A setting of the pack; what is left out is the pack's own. Repeat it for several."
             " Default: every rule with every weighting; only the pack's own where answers are"
             " written.",

@@ -1,4 +1,4 @@
-"""Many settings, one reading: what each rule under each weighting makes of the same voices."""
+"""Many settings, one reading: what rules, weightings and gates make of the same voices."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from packfuse.engine import Engine
+from packfuse.gates.base import Gate
 from packfuse.job import Job
 from packfuse.pooling import Pooling, Voices, Watch
 from packfuse.rules.base import Rule
@@ -26,10 +27,12 @@ class Said:
     Attributes:
         logps: Log-probability of each token asked about, `[S, L]`, nats.
         first: The likeliest token by setting, `[S]`.
+        fused: Whether the setting's gate was open, `[S]`.
     """
 
     logps: NDArray[np.float64]
     first: NDArray[np.int64]
+    fused: NDArray[np.bool_]
 
 
 class Panel(Pooling):
@@ -39,8 +42,8 @@ class Panel(Pooling):
     probabilities of the tokens asked about are kept.
     """
 
-    def __init__(self, engine: Engine, rules: Sequence[Rule]) -> None:
-        """One rule by setting; settings with equal rules are combined together."""
+    def __init__(self, engine: Engine, rules: Sequence[Rule], gates: Sequence[Gate]) -> None:
+        """A rule and a gate by setting; settings with equal rules are combined together."""
         super().__init__(engine.members, engine.reference_index, engine.pairings, engine.lexicon)
         self._groups: list[tuple[Rule, list[int]]] = []
         for index, rule in enumerate(rules):
@@ -49,7 +52,7 @@ class Panel(Pooling):
                 self._groups.append((rule, [index]))
             else:
                 known.append(index)
-        self._count = len(rules)
+        self._gates = list(gates)
         self._asked: list[Sequence[int]] = []
         self._last: Voices | None = None
         self.said: list[Said] = []
@@ -87,17 +90,24 @@ class Panel(Pooling):
         if voices is None:
             raise LookupError("nothing has been read yet")
         wanted = torch.tensor(list(tokens), device=voices.logps.device)
-        logps = np.zeros((self._count, len(tokens)))
-        first = np.zeros(self._count, dtype=np.int64)
+        count = len(self._gates)
+        said = Said(
+            logps=np.zeros((count, len(tokens))),
+            first=np.zeros(count, dtype=np.int64),
+            fused=np.zeros(count, dtype=np.bool_),
+        )
         for rule, places in self._groups:
             # One by one: a vocabulary's worth of numbers stays in the processor's cache.
             distinct, which = np.unique(self.weights[places], axis=0, return_inverse=True)
             for number, row in enumerate(distinct):
-                fused = self.combine(rule, voices, torch.from_numpy(row[None]).to(voices.logps))[0]
-                at = np.array(places)[which == number]
-                logps[at] = fused[wanted].double().cpu().numpy()
-                first[at] = int(fused.argmax())
-        return Said(logps, first)
+                weights = torch.from_numpy(row[None]).to(voices.logps)
+                fused = self.combine(rule, voices, weights)[0]
+                for at in np.array(places)[which == number]:
+                    said.fused[at] = bool(self.opened(self._gates[at], voices, weights))
+                    heard = fused if said.fused[at] else voices.belief[0]
+                    said.logps[at] = heard[wanted].double().cpu().numpy()
+                    said.first[at] = int(heard.argmax())
+        return said
 
 
 def total(said: Sequence[Said], column: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -52,6 +52,7 @@ class Outcome(BaseModel):
         impossible: Tokens that a rule gave no probability; each counts -log(1e-6) nats.
         length: Characters written, where an answer was generated.
         tokens: Tokens read and written.
+        fused: Share of the answer's tokens at which members were fused, not left to the reference.
         seconds: What that took; settings that shared a reading share its time.
         reference: In whose tokens.
         weights: By member.
@@ -69,6 +70,7 @@ class Outcome(BaseModel):
     impossible: int = 0
     length: int = 0
     tokens: int = 0
+    fused: float | None = None
     seconds: float = 0.0
     reference: str = ""
     weights: dict[str, float] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from packfuse.continuation import Continuation, bare
 from packfuse.engine import Engine
 from packfuse.evaluation.panel import Panel, Said, total
 from packfuse.fitting import Fit, prefill
+from packfuse.gates.base import Gate
 from packfuse.member import Member
 from packfuse.prompt import from_ids, from_text
 from packfuse.relation import Progress
@@ -22,7 +24,13 @@ from packfuse.weighing import Survey
 from packfuse.weightings.base import Weighting, Weights, equal
 from packfuse.weightings.fixed import Fixed
 
-Method = tuple[Rule, Weighting]
+
+class Method(NamedTuple):
+    """How members are combined, whom to trust, and where."""
+
+    rule: Rule
+    weighting: Weighting
+    gate: Gate
 
 
 @dataclass(slots=True)
@@ -35,6 +43,7 @@ class Scores:
         exact: Whether these are the bytes of the text and no others, `[n]`.
         greedy: Whether each text is what greedy decoding would write, `[S, n]`.
         impossible: Tokens that had no probability and count `IMPOSSIBLE`, `[S, n]`.
+        fused: Share of each text's tokens at which the setting's gate was open, `[S, n]`.
         first: What each setting would write first after the context, by setting.
         weights: `[S, K]`.
         tokens: Reference tokens read, context included.
@@ -46,6 +55,7 @@ class Scores:
     exact: list[bool]
     greedy: NDArray[np.bool_]
     impossible: NDArray[np.int64]
+    fused: NDArray[np.float64]
     first: list[bytes]
     weights: Weights
     tokens: int
@@ -63,17 +73,18 @@ class Scorer:
         methods: Sequence[Method],
         progress: Progress | None = None,
     ) -> None:
-        """Pair the members; `methods` are (rule, weighting) by setting."""
+        """Pair the members; `methods` are by setting."""
         self.methods = list(methods)
-        self.engine = Engine(members, reference, alignment, self.methods[0][0], progress)
-        self.panel = Panel(self.engine, [rule for rule, _ in self.methods])
+        self.engine = Engine(members, reference, alignment, self.methods[0].rule, progress)
+        own = ([method.rule for method in methods], [method.gate for method in methods])
+        self.panel = Panel(self.engine, *own)
         self.engine.pooling = self.panel
         self._vocabularies = [member.vocabulary for member in members]
         names = [member.name for member in members]
         self._given = {
             at: given
-            for at, (_, weighting) in enumerate(self.methods)
-            if (given := weighting.for_members(names)) is not None
+            for at, method in enumerate(self.methods)
+            if (given := method.weighting.for_members(names)) is not None
         }
 
     def score(self, context: str, texts: Sequence[str]) -> Scores:
@@ -98,6 +109,7 @@ class Scorer:
             exact=[item.exact for item in asked],
             greedy=np.stack([_greedy(p, i.new) for p, i in zip(said, asked, strict=True)], 1),
             impossible=np.stack([missing for _, missing in sums], 1),
+            fused=np.stack([np.mean([place.fused for place in places], 0) for places in said], 1),
             first=[self.engine.reference.decode([int(token)]) for token in opening.first],
             weights=self.panel.weights,
             tokens=len(asked[0].head) + sum(len(item.new) for item in asked),
@@ -128,13 +140,13 @@ class Scorer:
     def _surveys(self) -> Iterator[Survey]:
         """The weightings that are fitted, in groups that want the same evidence."""
         kinds = {
-            at: (weighting.normalize, weighting.limits)
-            for at, (_, weighting) in enumerate(self.methods)
+            at: (method.weighting.normalize, method.weighting.limits)
+            for at, method in enumerate(self.methods)
             if at not in self._given
         }
         for kind in dict.fromkeys(kinds.values()):
             asked = {
-                str(at): (self.methods[at][1], self.methods[at][0].pool)
+                str(at): (self.methods[at].weighting, self.methods[at].rule.pool)
                 for at, own in kinds.items()
                 if own == kind
             }
@@ -163,7 +175,7 @@ class Scorer:
 
 def _column(said: Said, column: int) -> Said:
     """What was said of one of the tokens asked about."""
-    return Said(said.logps[:, column : column + 1], said.first)
+    return replace(said, logps=said.logps[:, column : column + 1])
 
 
 def _greedy(said: Sequence[Said], tokens: Sequence[int]) -> NDArray[np.bool_]:

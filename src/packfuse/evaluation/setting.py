@@ -1,20 +1,22 @@
-"""How a pack is run in an evaluation: rule, weighting, alignment, reference."""
+"""How a pack is run in an evaluation: rule, weighting, alignment, reference, gate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from packfuse.alignments.base import Alignment
 from packfuse.errors import ConfigError
+from packfuse.gates.base import Gate
+from packfuse.gates.every import Every
 from packfuse.pack import Pack
-from packfuse.registry import alignments, rules, suggest, weightings, written
+from packfuse.registry import alignments, gates, rules, suggest, weightings, written
 from packfuse.rules.base import Rule
 from packfuse.weightings.base import Weighting
 from packfuse.weightings.fixed import Fixed
 
-_PARTS = 4
+_PARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +28,23 @@ class Setting:
         weighting: Whom to trust.
         alignment: How vocabularies are compared.
         reference: A member's name, or "auto".
+        gate: Where members are fused.
     """
 
     rule: Rule
     weighting: Weighting
     alignment: Alignment
     reference: str = "auto"
+    gate: Gate = field(default_factory=Every)
 
     @classmethod
     def of(cls, pack: Pack) -> Setting:
         """The pack's own."""
-        return cls(pack.rule, pack.weighting, pack.alignment, pack.reference)
+        return cls(pack.rule, pack.weighting, pack.alignment, pack.reference, pack.gate)
 
     @classmethod
     def parse(cls, text: str, pack: Pack) -> Setting:
-        """A setting as people write it: `RULE/WEIGHTING/ALIGNMENT/REFERENCE`.
+        """A setting as people write it: `RULE/WEIGHTING/ALIGNMENT/REFERENCE/GATE`.
 
         What is left out at the end, or empty, is the pack's own.
 
@@ -50,10 +54,11 @@ class Setting:
         parts = text.split("/")
         if len(parts) > _PARTS:
             raise ConfigError(
-                f"{text!r} has {len(parts)} parts", hint="write RULE/WEIGHTING/ALIGNMENT/REFERENCE"
+                f"{text!r} has {len(parts)} parts",
+                hint="write RULE/WEIGHTING/ALIGNMENT/REFERENCE/GATE",
             )
         own = cls.of(pack)
-        rule, weighting, alignment, reference = (parts + [""] * _PARTS)[:_PARTS]
+        rule, weighting, alignment, reference, gate = (parts + [""] * _PARTS)[:_PARTS]
         if reference and reference not in ("auto", *pack.names):
             raise ConfigError(
                 f"no member is called {reference!r}", hint=suggest(reference, pack.names)
@@ -63,12 +68,14 @@ class Setting:
             weightings().make(written(weighting)) if weighting else own.weighting,
             alignments().make(written(alignment)) if alignment else own.alignment,
             reference or own.reference,
+            gates().make(written(gate)) if gate else own.gate,
         )
 
     @property
     def label(self) -> str:
-        """What tables call it."""
-        return " · ".join([*self.method, self.reference])
+        """What tables call it; a gate that is always open goes without saying."""
+        gate = gates().text(gates().dump(self.gate))
+        return " · ".join([*self.method, self.reference, *([gate] if gate != Every.name else [])])
 
     @property
     def method(self) -> tuple[str, str, str]:
@@ -91,6 +98,7 @@ class Setting:
             "weighting": weightings().dump(self.weighting),
             "alignment": alignments().dump(self.alignment),
             "reference": self.reference,
+            "gate": gates().dump(self.gate),
         }
 
 

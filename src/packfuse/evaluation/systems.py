@@ -68,7 +68,9 @@ class Scored(System):
         self.labels = list(settings)
         dumped = {label: setting.dump() for label, setting in settings.items()}
         self.identity = {"members": pack.identity["members"], "scored": dumped}
-        methods = {name: (own.rule, own.weighting) for name, own in settings.items()}
+        methods = {
+            name: Method(own.rule, own.weighting, own.gate) for name, own in settings.items()
+        }
         # Settings that differ in their references alone are combined once.
         self._methods: list[Method] = []
         self._methods += (m for m in methods.values() if m not in self._methods)
@@ -117,6 +119,7 @@ class Scored(System):
         return task.judge(question, found).model_copy(
             update={
                 "tokens": scores.tokens,
+                "fused": float(scores.fused[at, question.gold]),
                 "weights": dict(zip(names, scores.weights[at].tolist(), strict=True)),
                 "prompt_bits": None
                 if bits is None
@@ -198,6 +201,7 @@ class Written(System):
                 update={
                     "seconds": seconds,
                     "tokens": record.usage.total_tokens,
+                    "fused": record.fused,
                     "reference": record.reference,
                     "weights": record.weights,
                     "prompt_bits": record.bits_per_byte,
@@ -252,6 +256,7 @@ def under(pack: Pack, setting: Setting) -> Pack:
         weighting=setting.weighting,
         alignment=setting.alignment,
         reference=setting.reference,
+        gate=setting.gate,
         progress=False,
         config=pack._config,
     )
