@@ -59,6 +59,7 @@ class PackConfig(BaseModel):
         draft: How answers are drafted, to be checked in fewer passes; None for token by token.
         prefix_cache: Bytes for prompts kept from call to call, "auto", or 0.
         heads: "full", or "pruned": the others' output heads cut to what the alignment reads.
+        parallel: Whether members read at the same time where they do not share a device.
         dtype: For members that do not say otherwise; likewise `device_map`, `quantization`.
         trust_remote_code: Run code that comes with a model. Off unless asked for.
         unsafe_weights: Accept weights that are not safetensors (pickles run code). Off likewise.
@@ -76,6 +77,7 @@ class PackConfig(BaseModel):
     gate: Spec = "every"
     prefix_cache: NonNegativeInt | Literal["auto"] = "auto"
     heads: HeadsName = "full"
+    parallel: bool = True
     dtype: str = "auto"
     device_map: str | dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None

@@ -43,11 +43,15 @@ class Engine:
         progress: Progress | None = None,
         prefixes: PrefixCache | None = None,
         heads: HeadsName = "full",
+        *,
+        parallel: bool = True,
     ) -> None:
         """Pair every member with member number `reference`; `prefixes` keeps what they read.
 
         With "pruned" `heads`, the others give probabilities to tokens that the alignment reads.
+        `parallel`: answers are read by all members at the same time where that pays.
         """
+        self._parallel = parallel
         self.prefixes = prefixes
         self.members, self.rule, self.alignment = list(members), rule, alignment
         self.reference_index = reference
@@ -147,7 +151,7 @@ class Engine:
                 job = self._take(row, *plan[turn]) if turn < len(plan) else None
                 if job:
                     jobs.append((index, job))
-            scan(self.members, [job for _, job in jobs])
+            scan(self.members, [job for _, job in jobs], parallel=self._parallel)
             self._fuse([job for _, job in jobs], watch, mark)
             for index, job in jobs:
                 out[index].extend(job.out)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from torch import Tensor
 
+from packfuse.lanes import lanes, side_by_side
 from packfuse.member import Member, Read, Visit
 from packfuse.reader import Place, Scan
 from packfuse.row import Mark, Row
@@ -97,31 +100,44 @@ def window(length: int, keep: int) -> int:
 
 
 def scan(
-    members: Sequence[Member], jobs: Sequence[Job], visits: Sequence[Visit | None] | None = None
+    members: Sequence[Member],
+    jobs: Sequence[Job],
+    visits: Sequence[Visit | None] | None = None,
+    *,
+    parallel: bool = False,
 ) -> None:
-    """Fill the jobs' places, member by member, the rows' reads batched.
+    """Fill the jobs' places, the rows' reads batched.
 
     Args:
         members: In the pack's order.
         jobs: Rows to bring to the end of their streams.
         visits: By member, who sees every distribution of a row that has read nothing yet.
+        parallel: Whether members that do not share a device read at the same time. Not while
+            somebody watches, or under autocast, which is a setting of one thread.
     """
     for job in jobs:
         job.places = [None] * len(members)
-    order = list(range(len(members)))
+
+    def read(order: Sequence[int]) -> None:
+        for k in order:
+            scans: list[tuple[Job, Scan]] = []
+            for job in jobs:
+                row, reader = job.row, job.row.readers[k]
+                if reader is not None:
+                    visit = visits[k] if visits else None
+                    begun = reader.scan(row.stream, row.ends, row.text, job.first, visit)
+                    scans.append((job, begun))
+            for job, places in _drive(members[k], scans):
+                job.places[k] = places
+
     if visits:
         # Who watches need not keep what the widest says until the others have spoken.
-        order.sort(key=lambda k: members[k].vocabulary.columns)
-    for k in order:
-        member = members[k]
-        scans: list[tuple[Job, Scan]] = []
-        for job in jobs:
-            row, reader = job.row, job.row.readers[k]
-            if reader is not None:
-                visit = visits[k] if visits else None
-                scans.append((job, reader.scan(row.stream, row.ends, row.text, job.first, visit)))
-        for job, places in _drive(member, scans):
-            job.places[k] = places
+        read(sorted(range(len(members)), key=lambda k: members[k].vocabulary.columns))
+    elif parallel and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled():
+        reading = [k for k in range(len(members)) if any(job.row.readers[k] for job in jobs)]
+        side_by_side([partial(read, lane) for lane in lanes(members, reading)])
+    else:
+        read(range(len(members)))
 
 
 def _drive(member: Member, scans: Sequence[tuple[Job, Scan]]) -> Iterator[tuple[Job, list[Place]]]:

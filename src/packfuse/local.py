@@ -66,6 +66,12 @@ class LocalMember(Member):
         """The Hugging Face tokenizer."""
         return self.vocabulary.tokenizer
 
+    @property
+    def device(self) -> torch.device:
+        """See `Member.device`."""
+        weight: Any = self.model.get_input_embeddings().weight
+        return torch.device(weight.device)
+
     def open(self) -> Session:
         """A row in which nothing has been read."""
         return Session(state=_State(Past(self._empty)))
@@ -170,7 +176,7 @@ class LocalMember(Member):
         )
 
     def _inputs(self, pieces: list[Piece], running: Pass) -> dict[str, Any]:
-        device: Any = self.model.get_input_embeddings().weight.device
+        device = self.device
         ids = [[0] * running.width for _ in range(running.size)]
         for row, piece in zip(running.rows, pieces, strict=True):
             ids[row][running.width - len(piece.ids) :] = piece.ids

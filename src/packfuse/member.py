@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from packfuse.columns import MISSED, Columns
@@ -105,6 +106,11 @@ class Member(ABC):
     name: str
     vocabulary: Vocabulary
     context_window: int
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it takes its tokens."""
 
     @abstractmethod
     def open(self) -> Session:

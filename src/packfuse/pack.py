@@ -58,6 +58,7 @@ class Pack:
         gate: Any = "every",
         prefix_cache: int | str = "auto",
         heads: HeadsName = "full",
+        parallel: bool = True,
         progress: bool = True,
         config: PackConfig | None = None,
     ) -> None:
@@ -80,6 +81,8 @@ class Pack:
             heads: "pruned" cuts the output heads of the others to the tokens that the alignment
                 reads, which is faster where their vocabularies are larger (docs/log.md); losses and
                 weights stay as they are.
+            parallel: Members read what is generated at the same time, those on one device other
+                than the processors in turn. The answers are the same.
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 
@@ -104,7 +107,7 @@ class Pack:
         self.gate: Gate = gates().make(gate)
         if heads not in HEADS:
             raise ConfigError(f"heads={heads!r} is unknown", hint=f"known: {', '.join(HEADS)}")
-        self.reference, self.heads = reference, heads
+        self.reference, self.heads, self.parallel = reference, heads, parallel
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
         parameters = sum(p.nbytes for member in self.members for p in member.model.parameters())
@@ -127,6 +130,7 @@ class Pack:
         gate: Any = "every",
         prefix_cache: int | str = "auto",
         heads: HeadsName = "full",
+        parallel: bool = True,
         dtype: Any = "auto",
         device_map: Any = None,
         quantization_config: Any = None,
@@ -147,6 +151,7 @@ class Pack:
             gate: See `Pack`.
             prefix_cache: See `Pack`.
             heads: See `Pack`.
+            parallel: See `Pack`.
             dtype: For members that do not say otherwise; so are the next two.
             device_map: As in transformers.
             quantization_config: A transformers quantization configuration.
@@ -177,6 +182,7 @@ class Pack:
                 progress=progress,
                 prefix_cache=prefix_cache,
                 heads=heads,
+                parallel=parallel,
                 **settings,
             )
         entries = [dict(m) if isinstance(m, Mapping) else {"model": os.fspath(m)} for m in models]  # type: ignore[arg-type]
@@ -186,6 +192,7 @@ class Pack:
                 "reference": reference,
                 "prefix_cache": prefix_cache,
                 "heads": heads,
+                "parallel": parallel,
                 "dtype": _dtype_name(dtype),
                 "device_map": device_map,
                 "quantization": _plain_quantization(quantization_config),
@@ -297,6 +304,7 @@ class Pack:
                 gate=config.gate,
                 prefix_cache=config.prefix_cache,
                 heads=config.heads,
+                parallel=config.parallel,
                 progress=progress,
                 config=config,
                 **chosen,
@@ -346,6 +354,7 @@ class Pack:
                         progress,
                         self.prefixes,
                         self.heads,
+                        parallel=self.parallel,
                     )
                 self._models[reference] = FusedForCausalLM(engine, self.weighting)
             return self._models[reference]
