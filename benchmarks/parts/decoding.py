@@ -14,6 +14,8 @@ from .rows import Part, Row, Target, compare
 
 _FLOOR = "sum of the members alone"
 _PRUNED = "pruned heads"
+_IN_TURN = "members in turn"
+"""With `parallel=False`: no two members read at the same time."""
 
 
 def measure(bench: Bench) -> Part:
@@ -21,13 +23,14 @@ def measure(bench: Bench) -> Part:
     packs = _packs(bench)
     rows: list[Row] = []
     for context in bench.contexts:
-        rates: dict[int, float] = {}
+        rates: dict[tuple[str, int], float] = {}
         for batch in bench.batches:
             if batch * context > bench.largest:
                 what = f"context {context:,}, batch {batch}"
                 rows.append(Row(what=what, skipped="a large batch: --full measures it"))
                 continue
-            rates[batch], cell = _cell(bench, packs, context, batch)
+            found, cell = _cell(bench, packs, context, batch)
+            rates |= {(name, batch): rate for name, rate in found.items()}
             rows += cell
         rows += _throughput(context, rates)
     if _PRUNED not in packs:
@@ -48,16 +51,16 @@ def measure(bench: Bench) -> Part:
 
 
 def _packs(bench: Bench) -> dict[str, Pack]:
-    """The pack with whole heads, and where packs can prune them, with pruned ones."""
-    if not has_setting("heads"):
-        return {"": bench.pack}
-    return {"": bench.pack, _PRUNED: bench.variant(heads="pruned")}
+    """The pack as it is, and where packs can, with pruned heads, and without threads."""
+    ways = {_PRUNED: {"heads": "pruned"}, _IN_TURN: {"parallel": False}}
+    known = {name: way for name, way in ways.items() if has_setting(*way)}
+    return {"": bench.pack, **{name: bench.variant(**way) for name, way in known.items()}}
 
 
 def _cell(
     bench: Bench, packs: dict[str, Pack], context: int, batch: int
-) -> tuple[float, list[Row]]:
-    """One context and batch: tokens per second of the pack, and the rows."""
+) -> tuple[dict[str, float], list[Row]]:
+    """One context and batch: tokens per second by way, and the rows."""
     rounds = bench.rounds if batch == 1 else 1
     prompts = [[bench.prose(context) for _ in range(batch)] for _ in range(rounds)]
     contestants: dict[str, Callable[[int], Timing]] = {
@@ -65,7 +68,7 @@ def _cell(
         for index, member in enumerate(bench.members)
     }
     if batch > 1:
-        packs = {"": packs[""]}
+        packs = {name: pack for name, pack in packs.items() if name != _PRUNED}
     for name, pack in packs.items():
         contestants[f"pack {name}"] = partial(_fused, bench, pack, prompts)
     times = interleave(contestants, rounds)
@@ -73,8 +76,8 @@ def _cell(
     rows = []
     for name in packs:
         rows += _rows(context, batch, name, times[f"pack {name}"], floor)
-    rate = batch / statistics.median(timing.step for timing in times["pack "])
-    return rate, rows
+    steps = {name: statistics.median(t.step for t in times[f"pack {name}"]) for name in packs}
+    return {name: batch / step for name, step in steps.items()}, rows
 
 
 def _alone(bench: Bench, index: int, prompts: list[list[str]], number: int) -> Timing:
@@ -99,7 +102,7 @@ def _rows(
     where = f"context {context:,}, batch {batch}" + (f", {name}" if name else "")
     steps = [1000 * timing.step for timing in ours]
     floors = [1000 * sum(timing.step for timing in row) for row in floor]
-    bound = Target(value=0.75 if name else 1.03) if batch == 1 else None
+    bound = Target(value=0.75 if name == _PRUNED else 1.03) if batch == 1 else None
     return [
         compare(
             f"time to first token, {where}",
@@ -111,15 +114,16 @@ def _rows(
     ]
 
 
-def _throughput(context: int, rates: dict[int, float]) -> Iterator[Row]:
+def _throughput(context: int, rates: dict[tuple[str, int], float]) -> Iterator[Row]:
     """Tokens per second over those of one row."""
-    for batch, rate in rates.items():
-        if batch > 1 and 1 in rates:
+    for (name, batch), rate in rates.items():
+        if batch > 1 and (name, 1) in rates:
+            where = f"context {context:,}, batch {batch}" + (f", {name}" if name else "")
             yield compare(
-                f"tokens per second, context {context:,}, batch {batch}",
+                f"tokens per second, {where}",
                 "batch 1",
                 [rate],
-                [rates[1]],
+                [rates[name, 1]],
                 unit="tokens/s",
                 target=Target(value=4, least=True) if batch == 8 else None,
             )
