@@ -24,7 +24,8 @@ from packfuse.inspection import PackReport
 from packfuse.paths import CACHE_VARIABLE
 from packfuse.registry import alignments, rules, weightings, written
 from packfuse.starter_plan import StarterPlan
-from tests.bytelevel import save_small
+from tests import pico
+from tests.bytelevel import byte_tokenizer, save_small
 
 pytestmark = pytest.mark.usefixtures("loud_afterwards")
 
@@ -543,9 +544,14 @@ def test_json_is_alone_on_both_streams(folders: list[str]):
 
 
 def endless(folder: Path) -> list[str]:
-    """A command that would write for an hour."""
-    model = save_small(folder, 300, seed=0, context=200_000)
-    return ["-m", "packfuse", "run", TEXT, "-m", str(model), "-n", "190000"]
+    """A command that would write for an hour: the model has no token to end with."""
+    tokenizer = byte_tokenizer(300)
+    tokenizer.eos_token = None
+    model = pico.tiny_model(tokenizer, seed=0, context=200_000)
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ["-m", "packfuse", "run", TEXT, "-m", str(folder), "-n", "190000"]
 
 
 def test_a_pipe_that_is_closed_early_ends_it_without_a_crash(tmp_path: Path):

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from packfuse import Pack
+from packfuse.alignments.bytes import Bytes
+from packfuse.engine import Engine
 from packfuse.errors import MemberError
 from packfuse.fitting import prefill
 from packfuse.job import scan
 from packfuse.lanes import lanes, side_by_side
 from packfuse.local import LocalMember
 from packfuse.prompt import from_text
+from packfuse.rules.packllm import PackLLM
 from packfuse.weightings.uniform import Uniform
 from tests import fusing
 from tests.packs import tiny_member
@@ -85,7 +88,8 @@ def test_answers_are_the_same_to_the_last_bit(draft: str | None, arguments: dict
 
 
 def test_members_do_read_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = fusing.fused((("mistral", "llama", 0), ("deepseek", "llama", 1))).engine
+    members = [fusing.member("mistral"), fusing.member("deepseek")]
+    engine = Engine(members, 0, Bytes(), PackLLM(), parallel=True)
     vocabularies = [member.vocabulary for member in engine.members]
     row, _ = prefill(engine, from_text("one two", vocabularies, 0), Uniform())
     threads: set[str] = set()

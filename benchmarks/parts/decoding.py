@@ -14,8 +14,6 @@ from .rows import Part, Row, Target, compare
 
 _FLOOR = "sum of the members alone"
 _PRUNED = "pruned heads"
-_IN_TURN = "members in turn"
-"""With `parallel=False`: no two members read at the same time."""
 
 
 def measure(bench: Bench) -> Part:
@@ -51,10 +49,10 @@ def measure(bench: Bench) -> Part:
 
 
 def _packs(bench: Bench) -> dict[str, Pack]:
-    """The pack as it is, and where packs can, with pruned heads, and without threads."""
-    ways = {_PRUNED: {"heads": "pruned"}, _IN_TURN: {"parallel": False}}
-    known = {name: way for name, way in ways.items() if has_setting(*way)}
-    return {"": bench.pack, **{name: bench.variant(**way) for name, way in known.items()}}
+    """The pack with whole heads, and where packs can prune them, with pruned ones."""
+    if not has_setting("heads"):
+        return {"": bench.pack}
+    return {"": bench.pack, _PRUNED: bench.variant(heads="pruned")}
 
 
 def _cell(

@@ -77,7 +77,7 @@ class PackConfig(BaseModel):
     gate: Spec = "every"
     prefix_cache: NonNegativeInt | Literal["auto"] = "auto"
     heads: HeadsName = "full"
-    parallel: bool = True
+    parallel: bool = False
     dtype: str = "auto"
     device_map: str | dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None

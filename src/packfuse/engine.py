@@ -44,12 +44,12 @@ class Engine:
         prefixes: PrefixCache | None = None,
         heads: HeadsName = "full",
         *,
-        parallel: bool = True,
+        parallel: bool = False,
     ) -> None:
         """Pair every member with member number `reference`; `prefixes` keeps what they read.
 
         With "pruned" `heads`, the others give probabilities to tokens that the alignment reads.
-        `parallel`: answers are read by all members at the same time where that pays.
+        `parallel`: what is generated is read by members at the same time.
         """
         self._parallel = parallel
         self.prefixes = prefixes

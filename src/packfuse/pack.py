@@ -58,7 +58,7 @@ class Pack:
         gate: Any = "every",
         prefix_cache: int | str = "auto",
         heads: HeadsName = "full",
-        parallel: bool = True,
+        parallel: bool = False,
         progress: bool = True,
         config: PackConfig | None = None,
     ) -> None:
@@ -81,8 +81,9 @@ class Pack:
             heads: "pruned" cuts the output heads of the others to the tokens that the alignment
                 reads, which is faster where their vocabularies are larger (docs/log.md); losses and
                 weights stay as they are.
-            parallel: Members read what is generated at the same time, those on one device other
-                than the processors in turn. The answers are the same.
+            parallel: Members read what is generated at the same time, but for those that share a
+                device other than the processors. The answers are the same. On processors it is for
+                answers without drafts, which it slows down (docs/log.md).
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 
@@ -130,7 +131,7 @@ class Pack:
         gate: Any = "every",
         prefix_cache: int | str = "auto",
         heads: HeadsName = "full",
-        parallel: bool = True,
+        parallel: bool = False,
         dtype: Any = "auto",
         device_map: Any = None,
         quantization_config: Any = None,
