@@ -2,9 +2,9 @@
 
     python benchmarks/lanes.py [--steps 16]
 
-The starter pack on processors. Threads that compute stay for the whole process, so drafts are timed
-before any member has read in a thread of its own, and again after. The last line of the output is one
-JSON document.
+The starter pack on processors. Threads that compute stay for the whole process, so drafts are
+timed before any member has read in a thread of its own, and again after. The last line of the
+output is one JSON document.
 """
 
 from __future__ import annotations
