@@ -521,7 +521,12 @@ def test_check_looks_at_the_starter_pack(starter_folders: dict[str, Path]):
 def python(*arguments: str) -> subprocess.Popen[str]:
     """Start Python with nothing on its standard input."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, **pipes)
+    # Who runs in the background ignores Ctrl-C, and so would what he starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("starter_folders")
