@@ -160,8 +160,13 @@ def test_a_visitor_sees_every_position(arch: str, monkeypatch: pytest.MonkeyPatc
 
 
 @every_arch
-def test_a_visitor_sees_what_it_wants_and_no_more(arch: str) -> None:
-    one, wanted = member(arch), frozenset({2, 3, 11, 30})
+@pytest.mark.parametrize("wanted", [frozenset({2, 3, 11, 30}), frozenset[int]()], ids=len)
+def test_a_visitor_sees_what_it_wants_and_no_more(
+    arch: str, wanted: frozenset[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing, too, in some of the passes that a long prompt takes."""
+    monkeypatch.setattr("packfuse.pieces.LONGEST", 16)
+    one = member(arch)
     seen: dict[int, Tensor] = {}
     visit = Visit(
         lambda counts, logps: seen.update(zip(counts, logps.clone(), strict=True)), wanted

@@ -207,6 +207,40 @@ def test_another_reference_asks_for_nothing_that_was_said_already(first: int, te
     assert spent < 40
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_was_said_is_known_where_nothing_else_could_be_kept(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens are read again, and nobody works out again what was made of them."""
+    warm = engine()
+    other = Engine(warm.members, 1, warm.alignment, warm.rule, prefixes=warm.prefixes)
+    cache = warm.prefixes
+    assert cache is not None
+    heard = 0
+    show = Read.show
+
+    def counted(request: Read, counts: Sequence[int], logps: Tensor) -> None:
+        nonlocal heard
+        heard += sum(1 for count in counts if request.visit and request.visit.wants(count))
+        show(request, counts, logps)
+
+    monkeypatch.setattr(Read, "show", counted)
+    vocabularies = [member.vocabulary for member in warm.members]
+    prompt, weighting = from_text(FIRST, vocabularies, 0), weightings().make("exact")
+    prefill(warm, prompt, weighting, others={1: lambda: other.view})
+    (kept, _), *_ = cache._kept
+    cache.limit = kept.noted + int(share * kept.held(warm.members)) + 1
+    cache.clear()
+    prefill(warm, prompt, weighting, others={1: lambda: other.view})
+    assert heard > 400
+    heard = 0
+    found = read(other, FIRST, "exact")
+    assert heard == 0
+    cached, size = _counts(found[1])
+    assert all(abs(n / m - share) < 0.15 for n, m in zip(cached, size, strict=True))
+    alike(found, read(engine(reference=1, limit=None), FIRST, "exact"))
+
+
 def test_fitting_positions_stay_as_the_text_grows() -> None:
     """In what two texts share, the longer one has a part of the shorter one's, evenly spread."""
     vocabularies = [fusing.vocabulary(name) for name in ("mistral", "deepseek")]
@@ -427,11 +461,11 @@ def test_a_prompt_too_large_for_the_bound_is_kept_in_part(arch: str) -> None:
     cache = own.prefixes
     assert cache is not None
     read(own, FIRST)
-    whole = cache.nbytes
+    (kept, _), *_ = cache._kept
     cache.clear()
-    cache.limit = whole // 2
+    cache.limit = kept.noted + kept.held(own.members) // 2
     read(own, FIRST)
-    assert cache.nbytes <= cache.limit
+    assert 0 < cache.nbytes <= cache.limit
     found = read(own, SECOND)
     alike(found, read(cold, SECOND))
     if arch == "llama":

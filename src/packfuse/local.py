@@ -160,7 +160,7 @@ class LocalMember(Member):
                 for row, piece in zip(running.rows, pieces, strict=True)
                 for place in piece.places
             ]
-            model = self._heads.pick(torch.tensor(places), columns)
+            model = self._heads.pick(torch.tensor(places, dtype=torch.long), columns)
             logits: Tensor = model(**inputs).logits
             return logits[0]
         if self._keeps_logits:

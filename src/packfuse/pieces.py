@@ -15,8 +15,8 @@ One token more in a pass takes about a tenth of the time of another pass.
 """
 
 
-LONGEST = 1024
-"""Most tokens read in one pass, so that what a pass needs besides logits stays small."""
+LONGEST = 512
+"""Most tokens read in one pass, so that what it needs besides logits stays small (docs/log.md)."""
 
 
 class Piece:

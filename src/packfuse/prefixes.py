@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ class Kept:
 
     Attributes:
         ids: By member, its tokens.
-        sessions: By member, having read them.
+        sessions: By member, having read them, or no more than a beginning.
         logps: By member, the log-probability of each token given those before it, NaN where it is
             not known, nats; under None in the member's own words, otherwise through a pairing.
         scores: What fitting weights needs of the members' distributions.
@@ -60,13 +60,17 @@ class Kept:
     logps: list[dict[Hashable, Weights]]
     scores: dict[Spot, Part]
 
-    def nbytes(self, members: Sequence[Member]) -> int:
-        """Memory, bytes."""
-        held = sum(m.nbytes(session) for m, session in zip(members, self.sessions, strict=True))
+    def held(self, members: Sequence[Member]) -> int:
+        """Memory of what the members have read, bytes."""
+        return sum(m.nbytes(session) for m, session in zip(members, self.sessions, strict=True))
+
+    @property
+    def noted(self) -> int:
+        """Memory of the rest, bytes."""
         # A session has a list of its ids, 8 bytes each, besides.
         tables = sum(2 * ids.nbytes for ids in self.ids)
         tables += sum(table.nbytes for known in self.logps for table in known.values())
-        return held + tables + sum(s.nbytes + y.nbytes for s, y in self.scores.values())
+        return tables + sum(s.nbytes + y.nbytes for s, y in self.scores.values())
 
     def shared(self, ids: Sequence[Ids]) -> tuple[int, ...]:
         """By member, how long a beginning this prompt has in common with another."""
@@ -77,21 +81,14 @@ class Kept:
         fit = ((spot, zip(spot.counts, lengths, strict=True)) for spot in self.scores)
         return {spot: self.scores[spot] for spot, both in fit if all(c <= n for c, n in both)}
 
-    def beginning(self, members: Sequence[Member], share: float) -> Kept:
-        """The first `share` of the prompt."""
-        cuts = [int(share * len(ids)) for ids in self.ids]
-        read = zip(members, self.sessions, cuts, strict=True)
-        sessions = [member.keep(session, cut) for member, session, cut in read]
-        lengths = [session.length for session in sessions]
-        return Kept(
-            [ids[:n].copy() for ids, n in zip(self.ids, lengths, strict=True)],
-            sessions,
-            [
-                {how: table[:n].copy() for how, table in known.items()}
-                for known, n in zip(self.logps, lengths, strict=True)
-            ],
-            self.within(lengths),
-        )
+    def cut(self, members: Sequence[Member], share: float) -> Kept:
+        """The same with no more than this share of what the members have read.
+
+        What was said of the rest stays: it is small, and takes long to work out.
+        """
+        read = zip(members, self.sessions, strict=True)
+        sessions = [member.keep(session, int(share * session.length)) for member, session in read]
+        return replace(self, sessions=sessions)
 
 
 class PrefixCache:
@@ -121,11 +118,15 @@ class PrefixCache:
         self._kept.sort(key=lambda entry: entry[0] is used)
 
     def add(self, new: Kept) -> None:
-        """Keep a prompt, or as much of its beginning as the bound allows."""
-        while (size := new.nbytes(self.members)) > self.limit and all(map(len, new.ids)):
-            new = new.beginning(self.members, _MARGIN * self.limit / size)
-        if not all(map(len, new.ids)):
+        """Keep a prompt, or as much of what was read of it as the bound allows."""
+        room = self.limit - new.noted
+        if room <= 0 or not all(map(len, new.ids)):
             return
+        while (held := new.held(self.members)) > room:
+            if not any(session.length for session in new.sessions):
+                return
+            new = new.cut(self.members, _MARGIN * room / held)
+        size = held + new.noted
         self._kept = [entry for entry in self._kept if not _covers(new, entry[0])]
         self._kept.append((new, size))
         self.nbytes = sum(size for _, size in self._kept)

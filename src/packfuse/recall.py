@@ -23,10 +23,11 @@ class Recall:
     """One prompt's dealings with the prefix cache.
 
     Members stand in their own tokens, so each takes over what it has in common with some kept
-    prompt. What the scoring needs of the tokens that are not read again comes along: their
-    log-probabilities, and the scores at fitting positions, which depend on the reference and the
-    alignment. Where such scores are missing, the single token before them is read again, or all
-    that follows. Full-vocabulary scores (`candidates=None`) are not kept: too large.
+    prompt. What the scoring needs comes along, also for tokens that have to be read again because
+    their keys and values were too large to keep: log-probabilities, and the scores at fitting
+    positions, which depend on the reference and the alignment. Where such scores are missing, the
+    single token before them is read again, or all that follows. Full-vocabulary scores
+    (`candidates=None`) are not kept: too large.
 
     Attributes:
         cached: By member, how many of its tokens were taken over.
@@ -41,13 +42,17 @@ class Recall:
         read = (reader.ids(row.stream, row.text) for reader in row.readers if reader)
         self._ids: list[Ids] = [np.array(ids, dtype=np.int64) for ids in read]
         matches = cache.match(self._ids)
-        self._best = [self._longest(matches, k) for k in range(len(self._ids))]
-        self._logps = [self._known(k) for k in range(len(self._ids))]
+        self._best = [_furthest(matches, k) for k in range(len(self._ids))]
+        self._logps = [self._known(matches, k) for k in range(len(self._ids))]
         self._scores: dict[Spot, Part] = {}
         for kept, shared in matches:
             self._scores.update(kept.within(shared))
         if scoring is not None:
             scoring.fits.remember(self._scores)
+            for k, side in enumerate(scoring.sides):
+                known = self._logps[k].get(self._view(k, scoring), side.logps)
+                reach = min(len(known), len(side.logps))
+                side.logps[:reach] = known[:reach]
 
     def begin(self, visits: Sequence[Visit | None]) -> None:
         """Put the row's sessions where the members have to read on."""
@@ -78,20 +83,21 @@ class Recall:
                 scores = {**scores, **scoring.fits.parts}
         self.cache.add(Kept(self._ids, sessions, logps, scores))
 
-    def _longest(
-        self, matches: list[tuple[Kept, tuple[int, ...]]], k: int
-    ) -> tuple[Kept | None, int]:
-        """The kept prompt that goes furthest with member k, and how far."""
-        found = [(kept, shared[k]) for kept, shared in matches if shared[k]]
-        return max(found, key=lambda match: match[1], default=(None, 0))
-
-    def _known(self, k: int) -> dict[Hashable, Weights]:
+    def _known(
+        self, matches: Sequence[tuple[Kept, tuple[int, ...]]], k: int
+    ) -> dict[Hashable, Weights]:
         """Log-probabilities of member k's tokens, NaN where unknown."""
-        kept, shared = self._best[k]
+        reader = self.row.readers[k]
+        columns = reader.columns if reader else None
         found: dict[Hashable, Weights] = {}
-        for how, table in (kept.logps[k] if kept else {}).items():
-            found[how] = np.full(len(self._ids[k]), np.nan)
-            found[how][:shared] = table[:shared]
+        for kept, shared in matches:
+            reach = shared[k]
+            if columns is not None and not columns.lossless:
+                # How much its columns miss is seen where it reads.
+                reach = min(reach, kept.sessions[k].length)
+            for how, table in kept.logps[k].items():
+                known = found.setdefault(how, np.full(len(self._ids[k]), np.nan))[:reach]
+                np.copyto(known, table[:reach], where=np.isnan(known))
         return found
 
     def _view(self, k: int, scoring: Scoring) -> Hashable:
@@ -103,15 +109,9 @@ class Recall:
         """How many tokens member k need not read, and after which of them it is asked again."""
         if self.scoring is None or not shared:
             return shared, []
-        side = self.scoring.sides[k]
-        known = self._logps[k].get(self._view(k, self.scoring), np.array([]))
-        known = known[: min(shared, len(side.logps))]
         # A token's log-probability is heard when the one before it is read.
-        scored = self.scoring.scored[k]
-        fresh = (i for i in scored if i >= len(known) or np.isnan(known[i]))
-        start = min(shared, next(fresh, shared + 1) - 1)
-        old = known[: start + 1]
-        side.logps[: len(old)] = old
+        unheard = self.scoring.unheard[k]
+        start = min(shared, min(unheard, default=shared + 1) - 1)
         asked = sorted(count for count in self.scoring.fits.wanted[k] if count <= start)
         return _cheapest(start, asked)
 
@@ -135,6 +135,12 @@ class Recall:
                 return side
             member.read([Read(side, [int(self._ids[k][count - 1])], 1, visit)])
         return session
+
+
+def _furthest(matches: Sequence[tuple[Kept, tuple[int, ...]]], k: int) -> tuple[Kept | None, int]:
+    """The kept prompt whose keys and values serve member k longest, and how long."""
+    found = [(kept, min(shared[k], kept.sessions[k].length)) for kept, shared in matches]
+    return max(found, key=lambda match: match[1], default=(None, 0))
 
 
 def _cheapest(start: int, asked: list[int]) -> tuple[int, list[int]]:

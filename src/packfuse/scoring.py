@@ -142,12 +142,17 @@ class Scoring:
             if piece >= 0 and end <= self._edges[piece][1]:
                 yield index, piece
 
+    @property
+    def unheard(self) -> list[frozenset[int]]:
+        """By member, which of its scored tokens have no log-probability yet."""
+        pairs = zip(self.sides, self.scored, strict=True)
+        return [frozenset(i for i in scored if np.isnan(side.logps[i])) for side, scored in pairs]
+
     def visits(self) -> list[Visit]:
-        """One visitor by member for the prompt pass."""
-        sides = range(len(self.sides))
+        """One visitor by member for the prompt pass, for what is not known yet."""
         # A token's log-probability is heard when the one before it has been read.
-        asked = [frozenset(self.scored[k]) | self.fits.wanted[k] for k in sides]
-        return [Visit(partial(self._see, k), asked[k]) for k in sides]
+        asked = zip(self.unheard, self.fits.wanted, strict=True)
+        return [Visit(partial(self._see, k), one | two) for k, (one, two) in enumerate(asked)]
 
     def _see(self, k: int, counts: Sequence[int], logps: Tensor) -> None:
         side, pairing = self.sides[k], self.mapped[k]
