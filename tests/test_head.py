@@ -15,7 +15,7 @@ from tests.heads import COLUMNS, FAMILIES, family
 from tests.scripted import Scripted
 
 IDS = torch.randint(0, COLUMNS, (3, 7), generator=torch.Generator().manual_seed(0))
-PLACES = torch.tensor([0, 6, 8, 13, 13, 20])
+PLACES = torch.tensor([0, 6, 8, 13, 13, 20, 1])
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -31,9 +31,11 @@ def test_picked_places_have_the_models_logits(name: str) -> None:
     model = family(name)
     heads = Heads(model)
     assert heads.replaceable
-    picked = logits(heads.pick(PLACES))
-    assert picked.shape == (1, len(PLACES), COLUMNS)
-    assert torch.allclose(picked[0], logits(model).flatten(0, 1)[PLACES], atol=1e-5)
+    for count in range(len(PLACES) + 1):
+        picked = logits(heads.pick(PLACES[:count]))
+        assert picked.shape == (1, count, COLUMNS)
+        expected = logits(model).flatten(0, 1)[PLACES[:count]]
+        assert torch.allclose(picked[0], expected, atol=1e-5)
 
 
 @every_family

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -75,7 +77,7 @@ def test_members_of_another_device_share_a_lane() -> None:
 @pytest.mark.parametrize(
     "arguments", [{}, {"do_sample": True, "seed": 3}, {"num_beams": 2}], ids=str
 )
-def test_answers_are_the_same_to_the_last_bit(draft: str | None, arguments: dict[str, Any]) -> None:
+def test_answers_are_the_same(draft: str | None, arguments: dict[str, Any]) -> None:
     packs = trio(draft=draft)
     arguments = {"max_new_tokens": 8, "trace": not (draft or arguments), **arguments}
     for prompt in (PROMPTS[0], PROMPTS):
@@ -84,7 +86,13 @@ def test_answers_are_the_same_to_the_last_bit(draft: str | None, arguments: dict
         pairs = zip(found, expected, strict=True) if many else [(found, expected)]
         for one, other in pairs:
             assert one.token_ids == other.token_ids
-            assert one.record.trace == other.record.trace
+            for step, twin in zip(one.record.trace or (), other.record.trace or (), strict=True):
+                # One thread adds up in another order than two.
+                assert step.text == twin.text
+                assert step.probability == pytest.approx(twin.probability, abs=1e-5)
+                assert step.member_probabilities == pytest.approx(
+                    twin.member_probabilities, abs=1e-5
+                )
 
 
 def test_members_do_read_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +175,42 @@ def test_autocast_is_one_threads_and_keeps_members_there(monkeypatch: pytest.Mon
     with torch.autocast("cpu", dtype=torch.bfloat16):
         together.generate(PROMPTS[0], max_new_tokens=3)
     assert len(threads) == 1
+
+
+def test_lanes_share_the_threads_that_torch_may_use() -> None:
+    """Each has its share, and the caller keeps all."""
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(torch.get_num_threads())
+
+    for threads in (2, 6, 1, 2):
+        torch.set_num_threads(threads)
+        seen.clear()
+        side_by_side([look, look])
+        assert seen == [max(1, threads // 2)] * 2
+        assert torch.get_num_threads() == threads
+
+
+def test_an_interrupt_waits_for_those_who_are_reading() -> None:
+    done: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt() -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.3)
+        done.append("interrupted")
+
+    def read() -> None:
+        time.sleep(0.3)
+        done.append("read")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side([interrupt, read])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert sorted(done) == ["interrupted", "read"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")

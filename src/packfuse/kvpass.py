@@ -47,9 +47,10 @@ class Pass:
         self.pasts, self._new, self._empty = list(pasts), list(new), empty
         self.width = max(new)
         totals = [past.length + count for past, count in zip(pasts, new, strict=True)]
-        store, end = pasts[0].store, _end(pasts, new, idle=not has_states(empty))
-        self._stays = store is not None and end is not None
-        if store is not None and end is not None:
+        staying = _staying(pasts, new, idle=not has_states(empty))
+        self._stays = staying is not None
+        if staying is not None:
+            store, end = staying
             self.rows, self.size, self.slots = [p.row for p in pasts], store.rows, end
             others = [past.start + past.length for past in store.pasts if past not in self.pasts]
             # Claimed at once: a fork that stands here, too, will have to copy.
@@ -137,7 +138,7 @@ class Pass:
                     past.leave()
 
 
-def _end(pasts: Sequence[Past], new: Sequence[int], *, idle: bool) -> int | None:
+def _staying(pasts: Sequence[Past], new: Sequence[int], *, idle: bool) -> tuple[Store, int] | None:
     """Where rows end if they read on in their store, fewest tokens being moved.
 
     Args:
@@ -146,7 +147,7 @@ def _end(pasts: Sequence[Past], new: Sequence[int], *, idle: bool) -> int | None
         idle: Whether other rows of the store may go along.
 
     Returns:
-        The slot, or None if they cannot.
+        The store and the slot, or None if they cannot.
     """
     store, rows = pasts[0].store, [past.row for past in pasts]
     if store is None or any(past.store is not store for past in pasts):
@@ -159,7 +160,7 @@ def _end(pasts: Sequence[Past], new: Sequence[int], *, idle: bool) -> int | None
     if len(store.pasts) != len({past.row for past in store.pasts}):
         # Forks look on: nothing may be moved, and nothing written that they see.
         if whole and len(ends) == len(set(new)) == 1 and store.used == sizes[0][1]:
-            return end if (end := ends.pop()) <= store.slots else None
+            return (store, end) if (end := ends.pop()) <= store.slots else None
         return None
     least = max(length + count for length, _, count in sizes)
     moved = {
@@ -167,7 +168,7 @@ def _end(pasts: Sequence[Past], new: Sequence[int], *, idle: bool) -> int | None
         for end in ends
         if least <= end <= store.slots
     }
-    return min(moved, key=lambda end: (moved[end], end), default=None)
+    return (store, min(moved, key=lambda end: (moved[end], end))) if moved else None
 
 
 class _Grows:

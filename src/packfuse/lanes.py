@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from packfuse.member import Member
 
@@ -30,27 +32,49 @@ def lanes(members: Sequence[Member], reading: Sequence[int]) -> list[list[int]]:
 
 
 def side_by_side(tasks: Sequence[Callable[[], None]]) -> None:
-    """Run tasks at the same time: the first here, the others in threads.
+    """Run tasks at the same time, each in a thread with its share of torch's threads.
 
     Returns when all are done. What one of them raises is raised then, the first one's first.
     """
-    if not tasks:
+    if len(tasks) < 2:
+        for task in tasks:
+            task()
         return
-    first, *rest = tasks
+    share = max(1, torch.get_num_threads() // len(tasks))
     inference = torch.is_inference_mode_enabled()
-    futures = [_threads().submit(_run, task, inference) for task in rest]
+    futures = [_threads().submit(_run, task, share, inference) for task in tasks]
     try:
-        first()
-    finally:
         wait(futures)
+    except BaseException:
+        # Nobody may go on writing after this.
+        wait(futures)
+        raise
     for future in futures:
         future.result()
 
 
-def _run(task: Callable[[], None], inference: bool) -> None:
-    """Gradients and inference are settings of threads."""
+def _run(task: Callable[[], None], share: int, inference: bool) -> None:
+    """Gradients and inference are settings of threads, and so is OpenMP's number of them.
+
+    The caller's thread keeps the pool of threads that it computes with, and its own setting. One
+    more such pool beside it would make all small products slow (docs/log.md).
+    """
+    if _own.share != share:
+        # Torch gives a thread its setting when it is first asked for.
+        torch.get_num_threads()
+        threadpool_limits(share, user_api="openmp")
+        _own.share = share
     with torch.inference_mode(inference), torch.no_grad():
         task()
+
+
+class _Own(threading.local):
+    """How many threads this one computes with; 0 for as many as torch says."""
+
+    share = 0
+
+
+_own = _Own()
 
 
 @cache

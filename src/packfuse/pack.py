@@ -82,8 +82,8 @@ class Pack:
                 reads, which is faster where their vocabularies are larger (docs/log.md); losses and
                 weights stay as they are.
             parallel: Members read what is generated at the same time, but for those that share a
-                device other than the processors. The answers are the same. On processors it is for
-                answers without drafts, which it slows down (docs/log.md).
+                device other than the processors. The answers are the same. On processors it pays
+                where torch has about as many threads as there are members (docs/speed.md).
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 

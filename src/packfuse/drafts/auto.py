@@ -9,7 +9,6 @@ from torch import Tensor
 from packfuse.drafts.base import Draft, Drafter, Drafting, Proposal
 from packfuse.drafts.lookup import Lookup
 from packfuse.drafts.reference import Reference
-from packfuse.pace import IN_TURN
 
 
 class Auto(Draft):
@@ -22,9 +21,10 @@ class Auto(Draft):
         """See `Draft`."""
         return _Either(drafting, [Lookup(), Reference(most=self.most)])
 
-    def turns(self, device: str) -> int:
+    @property
+    def light(self) -> bool:
         """See `Draft`."""
-        return IN_TURN.get(device, 1)
+        return True
 
 
 class _Either(Drafter):

@@ -15,6 +15,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 
 from packfuse.cache import FusedCache
 from packfuse.engine import Engine
+from packfuse.pace import IN_TURN
 
 
 @dataclass(slots=True)
@@ -140,4 +141,9 @@ class Draft(BaseModel, ABC):
 
     def turns(self, device: str) -> int:
         """Most prompts at a time that it pays for; they are answered one after the other."""
-        return 1
+        return IN_TURN.get(device, 1) if self.light else 1
+
+    @property
+    def light(self) -> bool:
+        """Whether quantized copies draft where they are faster, which are nearly always right."""
+        return False

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from packfuse.drafts.base import Draft, Drafting
 from packfuse.drafts.speaking import Speaking
-from packfuse.pace import IN_TURN
 
 
 class Members(Draft):
@@ -23,6 +22,7 @@ class Members(Draft):
         """See `Draft`."""
         return Speaking(drafting, range(len(drafting.engine.members)), self.most, quantize=True)
 
-    def turns(self, device: str) -> int:
+    @property
+    def light(self) -> bool:
         """See `Draft`."""
-        return IN_TURN.get(device, 1)
+        return True

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from packfuse.drafts.base import Draft, Drafting
 from packfuse.drafts.speaking import Speaking
-from packfuse.pace import IN_TURN
 
 
 class Reference(Draft):
@@ -26,6 +25,7 @@ class Reference(Draft):
         """See `Draft`."""
         return Speaking(drafting, [drafting.engine.reference_index], self.most, self.quantize)
 
-    def turns(self, device: str) -> int:
+    @property
+    def light(self) -> bool:
         """See `Draft`."""
-        return IN_TURN.get(device, 1) if self.quantize else 1
+        return self.quantize
