@@ -83,7 +83,7 @@ class Pack:
                 weights stay as they are.
             parallel: Members read what is generated at the same time, but for those that share a
                 device other than the processors. The answers are the same. On processors it pays
-                where torch has about as many threads as there are members (docs/speed.md).
+                where torch has about as many threads as there are members (docs/log.md).
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 
