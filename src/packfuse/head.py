@@ -15,9 +15,6 @@ from packfuse.columns import Columns
 _PROBE = 1e-2
 """Largest difference of logits, relative to their size, that rounding accounts for."""
 
-_PLACES = 4
-"""Processors multiply a matrix by 2, 3, 6 or 7 vectors in up to twice the time that 4 or 8 take."""
-
 
 class Head(nn.Module):
     """An output head at selected places of its input."""
@@ -29,11 +26,9 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits `[1, P, columns]` of hidden states `[B, n, H]`."""
-        places, count = self.places.to(hidden.device), len(self.places)
-        if hidden.device.type == "cpu" and count > 1:
-            places = nn.functional.pad(places, (0, -count % _PLACES))
+        places = self.places.to(hidden.device)
         logits: Tensor = self.head(hidden.flatten(0, 1).index_select(0, places)[None])
-        return logits[:, :count]
+        return logits
 
 
 class Heads:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from packfuse.columns import Columns
@@ -18,6 +19,7 @@ from packfuse.kvcache import Past, has_states, new_cache
 from packfuse.kvpass import Pass
 from packfuse.member import Member, Read, Session
 from packfuse.pieces import PADS, Piece, batches, chunks
+from packfuse.products import FewVectors
 from packfuse.vocabulary import Vocabulary
 
 LOGITS_BYTES = 32 * 2**20
@@ -58,6 +60,7 @@ class LocalMember(Member):
         self._keeps_logits = "logits_to_keep" in parameters
         self._positions = "position_ids" in parameters
         self._heads = Heads(model)
+        self._linear = any(type(module) is nn.Linear for module in model.modules())
         # Padding would enter states, and without positions a row has to begin the batch's.
         self._ragged = self._positions and not has_states(self._empty)
 
@@ -161,12 +164,12 @@ class LocalMember(Member):
                 for place in piece.places
             ]
             model = self._heads.pick(torch.tensor(places, dtype=torch.long), columns)
-            logits: Tensor = model(**inputs).logits
+            logits: Tensor = self._run(model, inputs)
             return logits[0]
         if self._keeps_logits:
             reach = [len(piece.ids) - piece.places[0] for piece in pieces if piece.places]
             inputs["logits_to_keep"] = max(reach, default=1)
-        logits = self.model(**inputs).logits
+        logits = self._run(self.model, inputs)
         last = logits.shape[1]
         return torch.cat(
             [
@@ -174,6 +177,12 @@ class LocalMember(Member):
                 for row, piece in zip(running.rows, pieces, strict=True)
             ]
         )
+
+    def _run(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """The logits that the model, or a twin of it, makes of its inputs."""
+        with FewVectors() if self._linear and self.device.type == "cpu" else nullcontext():
+            logits: Tensor = model(**inputs).logits
+        return logits
 
     def _inputs(self, pieces: list[Piece], running: Pass) -> dict[str, Any]:
         device = self.device
