@@ -24,13 +24,11 @@ from packfuse.constraint import Regex
 from packfuse.drafts.base import Draft, Drafter, Drafting, Proposal
 from packfuse.drafts.lookup import repetition
 from packfuse.errors import ConfigError
-from packfuse.generation import Runner
 from packfuse.local import LocalMember
 from packfuse.member import Session
 from packfuse.pace import Pace
 from packfuse.quantized import quantized
 from packfuse.registry import drafts
-from packfuse.request import check
 from tests import pico
 from tests.packs import tiny_member, tiny_pack, vocabulary
 from tests.small import small_pack
@@ -283,37 +281,13 @@ def test_beams_and_several_sequences_go_without(more: dict[str, Any]) -> None:
         assert any(note.startswith("no drafts") for note in one.record.notes)
 
 
-@pytest.mark.parametrize("draft", ["auto", "reference", "members", "lookup"])
-def test_few_prompts_are_answered_in_turn_and_more_go_without(draft: str) -> None:
-    pack = pair("sliding", draft=draft)
-    prompts = [PROMPT, "two", "three one", "four"]
-    alone = [pack.generate(prompt, max_new_tokens=6) for prompt in prompts]
-    most = 1 if draft == "lookup" else 3
-    for count in (2, 3, 4):
-        together = pack.generate(prompts[:count], max_new_tokens=6)
-        for answer, expected in zip(together, alone, strict=False):
-            assert answer.token_ids == expected.token_ids
-            assert (answer.record.drafts is None) == (count > most)
-            if count <= most:
-                assert answer.record.drafts == expected.record.drafts
-            assert any("no drafts" in n for n in answer.record.notes) == (count > most)
-
-
-def test_without_a_faster_copy_nothing_is_gained_in_turn() -> None:
-    pack = pair("sliding", draft={"name": "reference", "quantize": False})
-    found = pack.generate([PROMPT, "two"], max_new_tokens=6)
-    assert all(answer.record.drafts is None for answer in found)
-
-
-def test_one_of_several_in_turn_may_be_cancelled() -> None:
-    pack = pair("sliding", draft="reference")
-    cancels = [threading.Event() for _ in range(3)]
-    cancels[1].set()
-    request = check(["two", "one", "three"], {"max_new_tokens": 6}, rule=pack.rule,
-                    weighting=pack.weighting, draft=pack.draft)  # fmt: skip
-    found = Runner(pack, request, cancels).run()
-    assert [answer.record.finish_reason for answer in found] == ["length", "cancelled", "length"]
-    assert found[2].token_ids == pack.generate("three", max_new_tokens=6).token_ids
+def test_a_batch_goes_without() -> None:
+    pack = pair("sliding", draft="auto")
+    together = pack.generate([PROMPT, "two"], max_new_tokens=6)
+    for prompt, answer in zip([PROMPT, "two"], together, strict=True):
+        assert answer.token_ids == pack.generate(prompt, max_new_tokens=6).token_ids
+        assert answer.record.drafts is None
+        assert any(note.startswith("no drafts") for note in answer.record.notes)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])

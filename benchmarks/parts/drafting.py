@@ -44,37 +44,12 @@ def measure(bench: Bench) -> Part:
         *_rows(bench, "plain prose", prose, _DRAFTS, {"draft='auto'": 0.75}),
         *_rows(bench, "quoting its context", quoting, _LOOKUPS, {"draft='lookup'": 0.5}, passages),
         *_rows(bench, "plain prose", prose, _GATES, {"gate='safe', draft='reference'": 0.7}),
-        *([] if refusal(bench.pack, prose[0], {"draft": "auto"}) else [_in_turn(bench)]),
     ]
     about = (
         f"Greedy, {bench.answer} tokens, wall time of the whole call, {bench.rounds} times in "
         "turn, a new text each time."
     )
     return Part(title="Drafts and gates", about=about, rows=rows)
-
-
-def _in_turn(bench: Bench) -> Row:
-    """Three prompts in one call: one after the other with drafts, or side by side without."""
-    prompts = [bench.prose(_PROSE) for _ in range(3)]
-    answers: dict[str, list[Answer]] = {}
-
-    def run(name: str, more: Arguments, _number: int) -> float:
-        def answer() -> None:
-            answers[name] = bench.pack.generate(prompts, **exactly(bench.answer), **more)
-
-        return seconds(answer)
-
-    ways: dict[str, Arguments] = {"drafts": {"draft": "auto"}, "batch": {}}
-    times = interleave({name: partial(run, name, way) for name, way in ways.items()}, 1)
-    pairs = zip(answers["drafts"], answers["batch"], strict=True)
-    same = sum(one.token_ids == other.token_ids for one, other in pairs)
-    return compare(
-        "three prompts in one call, `draft='auto'`",
-        "the same as a batch, fusing at every token",
-        times["drafts"],
-        times["batch"],
-        note=f"{same} of 3 answers the same",
-    )
 
 
 def _question(passage: str) -> str:

@@ -80,8 +80,7 @@ class Runner:
             answers: dict[int, list[Answer]] = {}
             for kind in dict.fromkeys((item.reference, item.stop) for item in prepared):
                 group = [item for item in prepared if (item.reference, item.stop) == kind]
-                for part in [[item] for item in group] if self._draft else [group]:
-                    answers.update(self._generate(kind[0], part, streamer))
+                answers.update(self._generate(kind[0], group, streamer))
         return [answer for place in sorted(answers) for answer in answers[place]]
 
     def stream(self, lock: threading.RLock) -> Generator[Chunk]:
@@ -375,19 +374,16 @@ class Runner:
 
     @property
     def _draft(self) -> Draft | None:
-        """How tokens are really drafted: for few prompts at a time, which is where it pays."""
-        draft, request = self.request.draft, self.request
-        if draft is None or not request.observable:
-            return None
-        device = self.pack.fused(self.pack.default_reference).device.type
-        return draft if len(request.prompts) <= draft.turns(device) else None
+        """How tokens are really drafted: for one answer at a time, which is where it pays."""
+        request = self.request
+        return request.draft if request.observable and len(request.prompts) == 1 else None
 
     @property
     def _undrafted(self) -> list[str]:
         """Why nothing is drafted though the request asks for it."""
         if self._draft is self.request.draft:
             return []
-        return ["no drafts: not for so many prompts at a time, beams or several sequences"]
+        return ["no drafts: they serve one prompt at a time, without beams or several sequences"]
 
     def _drafts(self, model: FusedForCausalLM) -> Drafts | None:
         """What became of the drafts of the last answer."""

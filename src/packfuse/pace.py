@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-ENTRY = {"cpu": 0.5}
-"""What a pass over several tokens costs on top of one over a single token, in steps of the pack, by
-device: a processor multiplies a matrix by one vector much faster than by two (docs/log.md)."""
+FREE = {"cpu": 3}
+"""How many drafted tokens a pass takes along for next to nothing, by device: a processor multiplies
+a matrix by four vectors in little more time than by one (docs/log.md)."""
 
-CHECK = {"cpu": 0.08}
-"""What each drafted token adds to such a pass, likewise."""
-
-IN_TURN = {"cpu": 3}
-"""How many prompts are answered sooner one after the other with drafts that are nearly always right
-than side by side without, by device (docs/speed.md)."""
+CHECK = {"cpu": (0.35, 0.065)}
+"""What a pass over more of them costs on top of one over a single token, in steps of the pack: at
+once, and for each drafted token."""
 
 _FORGET = 0.95
 
@@ -61,5 +58,7 @@ class Pace:
             return 1.0
         right = (self._right + 4 * self.chance) / (self._seen + 4)
         came = sum(right**i for i in range(drafted + 1))
-        check = CHECK.get(self.device, 0.01)
-        return (1 + ENTRY.get(self.device, 0.05) + drafted * (self.price + check)) / came
+        entry, each = CHECK.get(self.device, (0.05, 0.01))
+        if drafted <= FREE.get(self.device, 0):
+            entry, each = 0.05, 0.03
+        return (1 + entry + drafted * (self.price + each)) / came

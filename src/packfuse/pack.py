@@ -70,7 +70,7 @@ class Pack:
             weighting: Likewise; or `{member: weight}`.
             alignment: Likewise.
             reference: A member's name, or "auto": the one with the lowest prompt loss.
-            draft: How answers to few prompts are drafted, to be checked in fewer passes: "auto",
+            draft: How answers to single prompts are drafted, to be checked in fewer passes: "auto",
                 "lookup", "reference", "members", or as the others; None to write token by token.
                 It changes no answer.
             gate: Where the members are fused; elsewhere the reference speaks alone: at "every"
@@ -82,8 +82,8 @@ class Pack:
                 reads, which is faster where their vocabularies are larger (docs/log.md); losses and
                 weights stay as they are.
             parallel: Members read what is generated at the same time, but for those that share a
-                device other than the processors. The answers are the same. On processors it pays
-                where torch has about as many threads as there are members (docs/log.md).
+                device other than the processors. The answers are the same. On two cores it is
+                slower than in turn (docs/log.md).
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 

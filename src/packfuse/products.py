@@ -37,7 +37,7 @@ def product(given: Tensor, weight: Tensor) -> Tensor:
     blocks = weight[:whole].view(-1, block, width)
     parts = torch.bmm(given.expand(len(blocks), count, width), blocks.transpose(1, 2))
     if whole == out:
-        return parts.transpose(0, 1).reshape(count, out)
+        return parts.transpose(0, 1).reshape(count, out).contiguous()
     found = given.new_empty(count, out)
     found[:, :whole].view(count, -1, block).copy_(parts.transpose(0, 1))
     found[:, whole:] = given @ weight[whole:].t()

@@ -21,11 +21,6 @@ class Auto(Draft):
         """See `Draft`."""
         return _Either(drafting, [Lookup(), Reference(most=self.most)])
 
-    @property
-    def light(self) -> bool:
-        """See `Draft`."""
-        return True
-
 
 class _Either(Drafter):
     """The first of several drafters that has something to propose."""

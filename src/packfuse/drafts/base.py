@@ -15,7 +15,6 @@ from transformers.generation.candidate_generator import CandidateGenerator
 
 from packfuse.cache import FusedCache
 from packfuse.engine import Engine
-from packfuse.pace import IN_TURN
 
 
 @dataclass(slots=True)
@@ -138,12 +137,3 @@ class Draft(BaseModel, ABC):
     @abstractmethod
     def drafter(self, drafting: Drafting) -> Drafter:
         """One for an answer."""
-
-    def turns(self, device: str) -> int:
-        """Most prompts at a time that it pays for; they are answered one after the other."""
-        return IN_TURN.get(device, 1) if self.light else 1
-
-    @property
-    def light(self) -> bool:
-        """Whether quantized copies draft where they are faster, which are nearly always right."""
-        return False

@@ -21,8 +21,3 @@ class Members(Draft):
     def drafter(self, drafting: Drafting) -> Speaking:
         """See `Draft`."""
         return Speaking(drafting, range(len(drafting.engine.members)), self.most, quantize=True)
-
-    @property
-    def light(self) -> bool:
-        """See `Draft`."""
-        return True

@@ -24,8 +24,3 @@ class Reference(Draft):
     def drafter(self, drafting: Drafting) -> Speaking:
         """See `Draft`."""
         return Speaking(drafting, [drafting.engine.reference_index], self.most, self.quantize)
-
-    @property
-    def light(self) -> bool:
-        """See `Draft`."""
-        return self.quantize

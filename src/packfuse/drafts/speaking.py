@@ -31,7 +31,7 @@ class Speaking(Drafter):
         for k in self.speakers:
             light = quantize and quantizes(members[k])
             members[k] = quantized(members[k]) if light else members[k]
-            cost += (0.25 if light else 1.0) / len(members)
+            cost += (0.4 if light else 1.0) / len(members)
         self._engine = engine.with_members(members)
         self._pace = Pace(cost, most, drafting.device)
 

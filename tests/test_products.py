@@ -1,0 +1,123 @@
+"""Products with few vectors are those that torch's own linear layer gives."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from packfuse import products
+from packfuse.member import Read
+from packfuse.products import MOST, FewVectors, product
+from packfuse.quantized import quantized
+from tests import fusing
+
+IDS = [3, 20, 7, 9, 41, 5, 6]
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@given(st.integers(1, MOST), st.integers(1, 40), st.integers(1, 40))
+def test_any_few_vectors(count: int, out: int, width: int) -> None:
+    given, weight = noise(count, width), noise(out, width)
+    found = product(given, weight)
+    assert found.is_contiguous()
+    expected = (given.double() @ weight.double().t()).float()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("out", [4096, 4099, 4200, 5000])
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 9, 33])
+def test_large_weights_in_blocks(count: int, out: int) -> None:
+    given, weight = noise(count, 16), noise(out, 16)
+    torch.testing.assert_close(
+        product(given, weight), functional.linear(given, weight), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many vectors each product had."""
+    counts: list[int] = []
+
+    def count(given: Tensor, weight: Tensor) -> Tensor:
+        counts.append(len(given))
+        return product(given, weight)
+
+    monkeypatch.setattr(products, "product", count)
+    return counts
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 3, 6), (1, MOST, 6)])
+def test_layers_of_every_shape(counted: list[int], shape: tuple[int, ...], bias: bool) -> None:
+    layer, given = nn.Linear(6, 10, bias=bias), noise(*shape)
+    expected = layer(given)
+    with FewVectors():
+        found = layer(given)
+    assert counted == [given.numel() // 6]
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_it_is_not_for_goes_its_usual_way(counted: list[int]) -> None:
+    layer = nn.Linear(6, 10)
+    with FewVectors():
+        layer(noise(MOST + 1, 6))
+        layer(torch.empty(0, 6))
+        layer.double()(noise(2, 6).double())
+        nn.Linear(6, 10, dtype=torch.bfloat16)(noise(2, 6).bfloat16())
+        nn.Linear(6, 10, device="meta")(torch.empty(2, 6, device="meta"))
+        functional.linear(noise(2, 6), noise(6))
+        functional.linear(noise(2, 6), noise(6, 3).t())
+    layer.float()(noise(2, 6))
+    assert counted == []
+
+
+def test_gradients_are_the_same() -> None:
+    layer, given = nn.Linear(6, 10), noise(3, 6).requires_grad_()
+    layer(given).square().sum().backward()
+    assert given.grad is not None
+    expected = given.grad.clone()
+    with FewVectors():
+        layer(given).square().sum().backward()
+    torch.testing.assert_close(given.grad, 2 * expected)
+
+
+def test_other_threads_go_on_as_they_did(counted: list[int]) -> None:
+    layer = nn.Linear(6, 10)
+    with FewVectors():
+        other = threading.Thread(target=lambda: layer(noise(2, 6)))
+        other.start()
+        other.join()
+    assert counted == []
+
+
+def test_members_read_with_it(counted: list[int]) -> None:
+    """Every linear layer, its hooks included; the copies in 8-bit integers have none."""
+    one = fusing.member("mistral")
+    model: Any = one.model
+    with torch.no_grad():
+        expected = model(torch.tensor([IDS])).logits[0]
+    seen: list[Any] = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda *_: seen.append(1))
+    found = one.read([Read(one.open(), IDS, len(IDS))])[0]
+    hook.remove()
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    assert counted == [len(IDS)] * len(layers)
+    assert seen == [1]
+    spoken = ~found.isneginf()
+    torch.testing.assert_close(
+        found[spoken].exp(), expected.softmax(-1)[spoken], rtol=1e-2, atol=1e-3
+    )
+    counted.clear()
+    light = quantized(one)
+    light.read([Read(light.open(), IDS, 1)])
+    assert counted == []
