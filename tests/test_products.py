@@ -17,6 +17,7 @@ from packfuse.member import Read
 from packfuse.products import MOST, FewVectors, product
 from packfuse.quantized import quantized
 from tests import fusing
+from tests.packs import tiny_member, tiny_pack
 
 IDS = [3, 20, 7, 9, 41, 5, 6]
 
@@ -121,3 +122,21 @@ def test_members_read_with_it(counted: list[int]) -> None:
     light = quantized(one)
     light.read([Read(light.open(), IDS, 1)])
     assert counted == []
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_beams": 2}, {"draft": "lookup"}], ids=str)
+def test_answers_are_those_without_it(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, counted: list[int]
+) -> None:
+    pack = tiny_pack([tiny_member("mistral"), tiny_member("deepseek")])
+    for prompt in ("one two three one two", ["one two", "The capital of France is"]):
+        counted.clear()
+        found = pack.generate(prompt, max_new_tokens=12, **arguments)
+        assert len(counted) > 50
+        with monkeypatch.context() as patch:
+            counted.clear()
+            patch.setattr(products, "MOST", 0)
+            plain = pack.generate(prompt, max_new_tokens=12, **arguments)
+            assert counted == []
+        both = (found, plain) if isinstance(found, list) else ([found], [plain])
+        assert [one.token_ids for one in both[0]] == [other.token_ids for other in both[1]]

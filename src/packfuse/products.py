@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 MOST = 64
-"""Vectors above which a product is left to `linear`: there it is as fast."""
+"""Vectors above which a product is left to `linear`: there it is as fast. 0 switches this off."""
 
 _FOUR = 4
 _BLOCK = 256
