@@ -12,7 +12,9 @@ CHECK = {"cpu": (0.35, 0.065)}
 """What a pass over more of them costs on top of one over a single token, in steps of the pack: at
 once, and for each drafted token."""
 
-_FORGET = 0.95
+_FORGET = 0.97
+_TRIED = 3
+"""How many tokens' worth the chance is that was assumed before anything was drafted."""
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class Pace:
         """Steps of the pack for each token that comes out, for drafts of this length."""
         if drafted == 0:
             return 1.0
-        right = (self._right + 4 * self.chance) / (self._seen + 4)
+        right = (self._right + _TRIED * self.chance) / (self._seen + _TRIED)
         came = sum(right**i for i in range(drafted + 1))
         entry, each = CHECK.get(self.device, (0.05, 0.01))
         if drafted <= FREE.get(self.device, 0):

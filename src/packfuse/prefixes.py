@@ -25,6 +25,9 @@ _LEAST = 8
 _COVERED = 0.9
 """A prompt of which a new one repeats this much adds little: it makes way."""
 
+NOTED = 0.5
+"""Part of the bound that what was said of one prompt may take, beside what was read of it."""
+
 _MARGIN = 0.95
 """What is cut to the bound is cut a little shorter: bytes are not spread quite evenly."""
 
@@ -90,6 +93,19 @@ class Kept:
         sessions = [member.keep(session, int(share * session.length)) for member, session in read]
         return replace(self, sessions=sessions)
 
+    def trimmed(self) -> Kept:
+        """The same without what was said of tokens that no session has read."""
+        lengths = [session.length for session in self.sessions]
+        return Kept(
+            [ids[:n].copy() for ids, n in zip(self.ids, lengths, strict=True)],
+            self.sessions,
+            [
+                {how: table[:n].copy() for how, table in known.items()}
+                for known, n in zip(self.logps, lengths, strict=True)
+            ],
+            self.within(lengths),
+        )
+
 
 class PrefixCache:
     """Kept prompts within a bound of memory; those unused for longest go first.
@@ -119,14 +135,15 @@ class PrefixCache:
 
     def add(self, new: Kept) -> None:
         """Keep a prompt, or as much of what was read of it as the bound allows."""
-        room = self.limit - new.noted
-        if room <= 0 or not all(map(len, new.ids)):
+        if not all(map(len, new.ids)):
             return
-        while (held := new.held(self.members)) > room:
+        while (size := (held := new.held(self.members)) + (noted := new.noted)) > self.limit:
             if not any(session.length for session in new.sessions):
                 return
-            new = new.cut(self.members, _MARGIN * room / held)
-        size = held + new.noted
+            if noted <= NOTED * self.limit:
+                new = new.cut(self.members, _MARGIN * (self.limit - noted) / held)
+            else:
+                new = new.cut(self.members, _MARGIN * self.limit / size).trimmed()
         self._kept = [entry for entry in self._kept if not _covers(new, entry[0])]
         self._kept.append((new, size))
         self.nbytes = sum(size for _, size in self._kept)
