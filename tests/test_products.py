@@ -114,10 +114,9 @@ def test_members_read_with_it(counted: list[int]) -> None:
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
     assert counted == [len(IDS)] * len(layers)
     assert seen == [1]
-    spoken = ~found.isneginf()
-    torch.testing.assert_close(
-        found[spoken].exp(), expected.softmax(-1)[spoken], rtol=1e-2, atol=1e-3
-    )
+    # Columns without a token are no part of what a member says.
+    expected = expected.masked_fill(found.isneginf(), -torch.inf).log_softmax(-1)
+    assert fusing.gap(found, expected) < 1e-4
     counted.clear()
     light = quantized(one)
     light.read([Read(light.open(), IDS, 1)])

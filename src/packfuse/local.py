@@ -60,7 +60,10 @@ class LocalMember(Member):
         self._keeps_logits = "logits_to_keep" in parameters
         self._positions = "position_ids" in parameters
         self._heads = Heads(model)
-        self._linear = any(type(module) is nn.Linear for module in model.modules())
+        self._linear = any(
+            type(module) is nn.Linear and module.weight.dtype == torch.float32
+            for module in model.modules()
+        )
         # Padding would enter states, and without positions a row has to begin the batch's.
         self._ragged = self._positions and not has_states(self._empty)
 

@@ -110,8 +110,7 @@ class Recall:
         if self.scoring is None or not shared:
             return shared, []
         # A token's log-probability is heard when the one before it is read.
-        unheard = self.scoring.unheard[k]
-        start = min(shared, min(unheard, default=shared + 1) - 1)
+        start = min(shared, min(self.scoring.unheard(k), default=shared + 1) - 1)
         asked = sorted(count for count in self.scoring.fits.wanted[k] if count <= start)
         return _cheapest(start, asked)
 

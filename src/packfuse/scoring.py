@@ -142,17 +142,17 @@ class Scoring:
             if piece >= 0 and end <= self._edges[piece][1]:
                 yield index, piece
 
-    @property
-    def unheard(self) -> list[frozenset[int]]:
-        """By member, which of its scored tokens have no log-probability yet."""
-        pairs = zip(self.sides, self.scored, strict=True)
-        return [frozenset(i for i in scored if np.isnan(side.logps[i])) for side, scored in pairs]
+    def unheard(self, k: int) -> frozenset[int]:
+        """Which of the tokens that member k is scored on have no log-probability yet."""
+        return frozenset(i for i in self.scored[k] if np.isnan(self.sides[k].logps[i]))
 
     def visits(self) -> list[Visit]:
         """One visitor by member for the prompt pass, for what is not known yet."""
         # A token's log-probability is heard when the one before it has been read.
-        asked = zip(self.unheard, self.fits.wanted, strict=True)
-        return [Visit(partial(self._see, k), one | two) for k, (one, two) in enumerate(asked)]
+        return [
+            Visit(partial(self._see, k), self.unheard(k) | wanted)
+            for k, wanted in enumerate(self.fits.wanted)
+        ]
 
     def _see(self, k: int, counts: Sequence[int], logps: Tensor) -> None:
         side, pairing = self.sides[k], self.mapped[k]
