@@ -60,6 +60,7 @@ class PackConfig(BaseModel):
         prefix_cache: Bytes for prompts kept from call to call, "auto", or 0.
         heads: "full", or "pruned": the others' output heads cut to what the alignment reads.
         parallel: Whether members read at the same time where they do not share a device.
+        compiled: Whether members read single tokens and drafts in compiled code.
         dtype: For members that do not say otherwise; likewise `device_map`, `quantization`.
         trust_remote_code: Run code that comes with a model. Off unless asked for.
         unsafe_weights: Accept weights that are not safetensors (pickles run code). Off likewise.
@@ -78,6 +79,7 @@ class PackConfig(BaseModel):
     prefix_cache: NonNegativeInt | Literal["auto"] = "auto"
     heads: HeadsName = "full"
     parallel: bool = False
+    compiled: bool = False
     dtype: str = "auto"
     device_map: str | dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from packfuse.alignments.base import Alignment, Pairing
 from packfuse.columns import read_columns
+from packfuse.compiled import WARM, Compiled
 from packfuse.config import HeadsName
 from packfuse.errors import PromptError
 from packfuse.fitscores import View
@@ -68,6 +69,19 @@ class Engine:
             else None
             for member, pairing in zip(members, self.pairings, strict=True)
         ]
+
+    def warm(self, report: Progress | None = None) -> None:
+        """Compile the steps of single rows, for the members whose steps are compiled."""
+        todo = [
+            (member, columns, width)
+            for member, columns in zip(self.members, self._columns, strict=True)
+            for width in WARM
+            if isinstance(member, Compiled)
+        ]
+        for done, (member, columns, width) in enumerate(todo):
+            if report:
+                report(done, len(todo))
+            member.warm(columns, width)
 
     def with_members(self, members: Sequence[Member]) -> Engine:
         """The same with others in the members' places, who have the same vocabularies."""

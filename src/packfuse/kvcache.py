@@ -106,6 +106,11 @@ class Past:
         self.row = self.start = 0
         self.states = [states_of(layer) for layer in empty.layers]
 
+    @property
+    def end(self) -> int:
+        """The slot behind its last."""
+        return self.start + self.length
+
     def fork(self) -> Past:
         """An independent copy."""
         twin = copy.copy(self)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import (
@@ -17,24 +19,56 @@ from transformers.cache_utils import (
 from packfuse.kvcache import Past, Store, has_states
 from packfuse.states import as_kind, joined, parted
 
-_MOST_REST = 0.25
+MOST_REST = 0.25
 """Share of a store's rows that may rest in a pass over it; with more, those that read leave it."""
 
 
-class Pass:
-    """Rows that read new tokens side by side, aligned at their ends.
-
-    Where the rows have a store to themselves they stay there, and of those whose ends do not meet
-    as few as possible are moved. Rows of the store that read nothing go along as padding.
+class Running(ABC):
+    """Rows that are reading new tokens side by side.
 
     Attributes:
         rows: By past, which row of the batch it is.
         size: Rows of the batch.
-        width: The most new tokens of a row; rows with fewer have padding before them, whose keys
-            and values are dropped.
+        width: The most new tokens of a row.
+        cache: What the model reads from and writes to.
+    """
+
+    rows: list[int]
+    size: int
+    width: int
+    cache: DynamicCache
+
+    @abstractmethod
+    def places(self, which: int, places: Sequence[int]) -> list[int]:
+        """Where the places among a past's new tokens are in the batch, row after row."""
+
+    @abstractmethod
+    def inputs(
+        self, ids: Sequence[Sequence[int]], device: torch.device, *, positions: bool
+    ) -> dict[str, Any]:
+        """What the model is called with to read the new `ids` of each past.
+
+        Args:
+            ids: By past.
+            device: Where the model takes them.
+            positions: Whether it takes positions.
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """The rows have read their new tokens."""
+
+
+class Pass(Running):
+    """Rows that read new tokens side by side, aligned at their ends.
+
+    Where the rows have a store to themselves they stay there, and of those whose ends do not meet
+    as few as possible are moved. Rows of the store that read nothing go along as padding. Rows with
+    fewer new tokens have padding before them, whose keys and values are dropped.
+
+    Attributes:
         starts: By row, its first slot; what is before it has to be masked.
         slots: How many slots there are when the new tokens have been read.
-        cache: What the model reads from and appends to.
     """
 
     def __init__(
@@ -52,7 +86,7 @@ class Pass:
         if staying is not None:
             store, end = staying
             self.rows, self.size, self.slots = [p.row for p in pasts], store.rows, end
-            others = [past.start + past.length for past in store.pasts if past not in self.pasts]
+            others = [past.end for past in store.pasts if past not in self.pasts]
             # Claimed at once: a fork that stands here, too, will have to copy.
             self._store, store.used = store, max([end, *others])
         else:
@@ -68,6 +102,31 @@ class Pass:
     def base(self) -> int:
         """Slots before the first new one."""
         return self.slots - self.width
+
+    def places(self, which: int, places: Sequence[int]) -> list[int]:
+        """See `Running`."""
+        before = (self.rows[which] + 1) * self.width - self._new[which]
+        return [before + place for place in places]
+
+    def inputs(
+        self, ids: Sequence[Sequence[int]], device: torch.device, *, positions: bool
+    ) -> dict[str, Any]:
+        """See `Running`."""
+        padded = [[0] * self.width for _ in range(self.size)]
+        for row, new in zip(self.rows, ids, strict=True):
+            padded[row][self.width - len(new) :] = new
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor(padded, device=device),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        starts = torch.tensor(self.starts, device=device)[:, None]
+        slots = torch.arange(self.slots, device=device)
+        if any(self.starts):
+            inputs["attention_mask"] = (slots >= starts).long()
+        if positions:
+            inputs["position_ids"] = (slots[self.base :] - starts).clamp(min=0)
+        return inputs
 
     def _layer(self, index: int) -> Any:
         held = [past.states[index] for past in self.pasts]
@@ -97,7 +156,7 @@ class Pass:
         """Put new keys or values where the rows are, which may have to make room."""
         # What nobody has written might be NaN, which no mask keeps out.
         for past, row in zip(self.pasts, self.rows, strict=True):
-            start, end = self.starts[row], past.start + past.length
+            start, end = self.starts[row], past.end
             if past.start != start:
                 old = held[row, :, past.start : end].clone()
                 held[row, :, start : start + past.length] = old
@@ -107,24 +166,24 @@ class Pass:
             return
         for row, count in zip(self.rows, self._new, strict=True):
             held[row, :, self.slots - count : self.slots] = fresh[row, :, self.width - count :]
-        ends = {past.row: past.start + past.length for past in self._store.pasts}
+        ends = {past.row: past.end for past in self._store.pasts}
         for row in set(range(self.size)) - set(self.rows):
             held[row, :, max(self.base, ends.get(row, 0)) : self.slots] = 0
 
     def _gather(self, index: int, which: int, fresh: Tensor) -> Tensor:
         """Keys (0) or values (1) of the rows, copied to a new store."""
         rows, heads, _, width = fresh.shape
-        held = fresh.new_empty(rows, heads, self._store.slots, width)
+        # A step is shown slots that nobody has written, which no mask hides if they hold NaN.
+        held = fresh.new_zeros(rows, heads, self._store.slots, width)
         for row, (past, count) in enumerate(zip(self.pasts, self._new, strict=True)):
             start, middle, own = self.starts[row], self.slots - count, past.held(index)
-            held[row, :, :start] = 0
             if own is not None:
                 held[row, :, start:middle] = own[which]
             held[row, :, middle : self.slots] = fresh[row, :, self.width - count :]
         return held
 
     def finish(self) -> None:
-        """The rows have read their new tokens."""
+        """See `Running`."""
         left = {past.store for past in self.pasts if past.store} - {self._store}
         states = [parted(layer, len(self.pasts)) for layer in self.cache.layers]
         for index, (past, row) in enumerate(zip(self.pasts, self.rows, strict=True)):
@@ -153,9 +212,9 @@ def _staying(pasts: Sequence[Past], new: Sequence[int], *, idle: bool) -> tuple[
     if store is None or any(past.store is not store for past in pasts):
         return None
     whole, resting = rows == list(range(store.rows)), store.rows - len(pasts)
-    if not whole and not (idle and 0 <= resting <= _MOST_REST * store.rows):
+    if not whole and not (idle and 0 <= resting <= MOST_REST * store.rows):
         return None
-    sizes = [(p.length, p.start + p.length, count) for p, count in zip(pasts, new, strict=True)]
+    sizes = [(p.length, p.end, count) for p, count in zip(pasts, new, strict=True)]
     ends = {end + count for _, end, count in sizes}
     if len(store.pasts) != len({past.row for past in store.pasts}):
         # Forks look on: nothing may be moved, and nothing written that they see.

@@ -16,7 +16,7 @@ from packfuse.columns import Columns
 from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.head import Heads
 from packfuse.kvcache import Past, has_states, new_cache
-from packfuse.kvpass import Pass
+from packfuse.kvpass import Pass, Running
 from packfuse.member import Member, Read, Session
 from packfuse.pieces import PADS, Piece, batches, chunks
 from packfuse.products import FewVectors
@@ -128,8 +128,7 @@ class LocalMember(Member):
         lengths = [session.length for session in sessions]
         for session in sessions:
             self._take_snapshot(session)
-        pasts = [session.state.past for session in sessions]
-        running = Pass(self._empty, pasts, [len(piece.ids) for piece in pieces], room)
+        running = self._plan(pieces, room)
         try:
             logits = self._logits(pieces, running, columns)
             logps, levels = self._logps(logits, pieces, columns)
@@ -150,6 +149,11 @@ class LocalMember(Member):
             session.ids.extend(piece.ids)
         return list(logps.split(counts))
 
+    def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
+        """How the pieces are read."""
+        pasts = [piece.request.session.state.past for piece in pieces]
+        return Pass(self._empty, pasts, [len(piece.ids) for piece in pieces], room)
+
     def _columns(self, request: Read) -> Columns | None:
         """Those that a pass works out, where all requests are like this one; None for all."""
         columns = request.counted
@@ -157,53 +161,31 @@ class LocalMember(Member):
             return None
         return columns
 
-    def _logits(self, pieces: list[Piece], running: Pass, columns: Columns | None) -> Tensor:
+    def _logits(self, pieces: list[Piece], running: Running, columns: Columns | None) -> Tensor:
         """The logits wanted, one piece after the other, `[P, columns]`."""
-        inputs, width = self._inputs(pieces, running), running.width
+        ids = [list(piece.ids) for piece in pieces]
+        inputs = running.inputs(ids, self.device, positions=self._positions)
+        flat = [at for k, piece in enumerate(pieces) for at in running.places(k, piece.places)]
         if self._heads.replaceable:
-            places = [
-                row * width + width - len(piece.ids) + place
-                for row, piece in zip(running.rows, pieces, strict=True)
-                for place in piece.places
-            ]
-            model = self._heads.pick(torch.tensor(places, dtype=torch.long), columns)
-            logits: Tensor = self._run(model, inputs)
-            return logits[0]
+            return self._chosen(running, inputs, flat, columns)
+        rows, places = [at // running.width for at in flat], [at % running.width for at in flat]
         if self._keeps_logits:
-            reach = [len(piece.ids) - piece.places[0] for piece in pieces if piece.places]
-            inputs["logits_to_keep"] = max(reach, default=1)
+            inputs["logits_to_keep"] = running.width - min(places, default=running.width - 1)
         logits = self._run(self.model, inputs)
-        last = logits.shape[1]
-        return torch.cat(
-            [
-                logits[row, [last - len(piece.ids) + place for place in piece.places]]
-                for row, piece in zip(running.rows, pieces, strict=True)
-            ]
-        )
+        cut = running.width - logits.shape[1]
+        return logits[rows, [place - cut for place in places]]
+
+    def _chosen(
+        self, running: Running, inputs: dict[str, Any], flat: list[int], columns: Columns | None
+    ) -> Tensor:
+        """The logits at some places of the batch, `[P, columns]`, and no others."""
+        return self._run(self._heads.pick(torch.tensor(flat, dtype=torch.long), columns), inputs)[0]
 
     def _run(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """The logits that the model, or a twin of it, makes of its inputs."""
         with FewVectors() if self._linear and self.device.type == "cpu" else nullcontext():
             logits: Tensor = model(**inputs).logits
         return logits
-
-    def _inputs(self, pieces: list[Piece], running: Pass) -> dict[str, Any]:
-        device = self.device
-        ids = [[0] * running.width for _ in range(running.size)]
-        for row, piece in zip(running.rows, pieces, strict=True):
-            ids[row][running.width - len(piece.ids) :] = piece.ids
-        inputs: dict[str, Any] = {
-            "input_ids": torch.tensor(ids, device=device),
-            "past_key_values": running.cache,
-            "use_cache": True,
-        }
-        starts = torch.tensor(running.starts, device=device)[:, None]
-        slots = torch.arange(running.slots, device=device)
-        if any(running.starts):
-            inputs["attention_mask"] = (slots >= starts).long()
-        if self._positions:
-            inputs["position_ids"] = (slots[running.base :] - starts).clamp(min=0)
-        return inputs
 
     @property
     def _chooses(self) -> bool:

@@ -18,6 +18,7 @@ from packfuse.alignments.base import Alignment
 from packfuse.answer import Answer, Chunk
 from packfuse.batcher import Batcher
 from packfuse.chat import render_chat
+from packfuse.compiled import compile_steps
 from packfuse.config import HEADS, HeadsName, PackConfig
 from packfuse.engine import Engine
 from packfuse.errors import ConfigError
@@ -27,7 +28,7 @@ from packfuse.loading import load_members, short_name, unique_names, wrap
 from packfuse.local import LocalMember
 from packfuse.model import FusedForCausalLM
 from packfuse.prefixes import PrefixCache, prefix_limit
-from packfuse.progress import alignment_progress
+from packfuse.progress import alignment_progress, compile_progress
 from packfuse.registry import alignments, drafts, gates, rules, weightings
 from packfuse.request import Request, check, made_draft
 from packfuse.rules.base import Rule
@@ -59,6 +60,7 @@ class Pack:
         prefix_cache: int | str = "auto",
         heads: HeadsName = "full",
         parallel: bool = False,
+        compiled: bool = False,
         progress: bool = True,
         config: PackConfig | None = None,
     ) -> None:
@@ -84,6 +86,10 @@ class Pack:
             parallel: Members read what is generated at the same time, but for those that share a
                 device other than the processors. The answers are the same. On two cores it is
                 slower than in turn (docs/log.md).
+            compiled: Members read single tokens and drafts in compiled code, where their models
+                allow it (`packfuse.compiled`). Steps of single prompts are compiled here, others
+                when they are first needed: up to a minute for each kind, 10 seconds where an
+                earlier process has left them on disk.
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 
@@ -93,7 +99,7 @@ class Pack:
         """
         if not members:
             raise ConfigError("a pack needs at least one member")
-        self.members = list(members)
+        self.members = [compile_steps(m) if compiled else m for m in members]
         self.names = [member.name for member in members]
         self.rule: Rule = rules().make(fusion)
         if isinstance(weighting, Mapping) and "name" not in weighting:
@@ -108,7 +114,8 @@ class Pack:
         self.gate: Gate = gates().make(gate)
         if heads not in HEADS:
             raise ConfigError(f"heads={heads!r} is unknown", hint=f"known: {', '.join(HEADS)}")
-        self.reference, self.heads, self.parallel = reference, heads, parallel
+        self.reference, self.heads = reference, heads
+        self.parallel, self.compiled = parallel, compiled
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
         parameters = sum(p.nbytes for member in self.members for p in member.model.parameters())
@@ -132,6 +139,7 @@ class Pack:
         prefix_cache: int | str = "auto",
         heads: HeadsName = "full",
         parallel: bool = False,
+        compiled: bool = False,
         dtype: Any = "auto",
         device_map: Any = None,
         quantization_config: Any = None,
@@ -153,6 +161,7 @@ class Pack:
             prefix_cache: See `Pack`.
             heads: See `Pack`.
             parallel: See `Pack`.
+            compiled: See `Pack`.
             dtype: For members that do not say otherwise; so are the next two.
             device_map: As in transformers.
             quantization_config: A transformers quantization configuration.
@@ -184,6 +193,7 @@ class Pack:
                 prefix_cache=prefix_cache,
                 heads=heads,
                 parallel=parallel,
+                compiled=compiled,
                 **settings,
             )
         entries = [dict(m) if isinstance(m, Mapping) else {"model": os.fspath(m)} for m in models]  # type: ignore[arg-type]
@@ -194,6 +204,7 @@ class Pack:
                 "prefix_cache": prefix_cache,
                 "heads": heads,
                 "parallel": parallel,
+                "compiled": compiled,
                 "dtype": _dtype_name(dtype),
                 "device_map": device_map,
                 "quantization": _plain_quantization(quantization_config),
@@ -306,6 +317,7 @@ class Pack:
                 prefix_cache=config.prefix_cache,
                 heads=config.heads,
                 parallel=config.parallel,
+                compiled=config.compiled,
                 progress=progress,
                 config=config,
                 **chosen,
@@ -357,6 +369,8 @@ class Pack:
                         self.heads,
                         parallel=self.parallel,
                     )
+                with compile_progress(self._progress) as progress:
+                    engine.warm(progress)
                 self._models[reference] = FusedForCausalLM(engine, self.weighting)
             return self._models[reference]
 
@@ -477,6 +491,7 @@ class Pack:
             "pack_weighting": weightings().dump(self.weighting),
             "alignment": alignments().dump(self.alignment),
             "heads": self.heads,
+            "compiled": self.compiled,
             "gate": gates().dump(self.gate),
             # What is drawn with a seed depends on it, though its distribution does not.
             "draft": self.draft and drafts().dump(self.draft),

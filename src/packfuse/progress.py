@@ -24,6 +24,13 @@ def alignment_progress(shown: bool) -> Iterator[Report | None]:
 
 
 @contextmanager
+def compile_progress(shown: bool) -> Iterator[Report | None]:
+    """A bar that appears once something has to be compiled."""
+    with _bar(shown) as report:
+        yield report and (lambda done, total: report("Compiling steps", done, total))
+
+
+@contextmanager
 def question_progress(name: str) -> Iterator[Report | None]:
     """A bar over the questions of one file, over all that is compared."""
     with _bar(True) as report:

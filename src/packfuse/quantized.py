@@ -7,11 +7,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from packfuse.compiled import Compiled, compile_steps
 from packfuse.local import LocalMember
 from packfuse.member import Member
 
-_copies: WeakKeyDictionary[Member, LocalMember] = WeakKeyDictionary()
+_copies: WeakKeyDictionary[PreTrainedModel, LocalMember] = WeakKeyDictionary()
 
 
 class Int8Linear(nn.Module):
@@ -48,12 +50,13 @@ def quantized(member: Member) -> LocalMember:
     """The copy of a member, made once; it shares all that is not a linear layer."""
     if not isinstance(member, LocalMember):
         raise TypeError(f"{member.name} is not a local member")
-    if member not in _copies:
+    if member.model not in _copies:
         shared = {id(p): p for p in member.model.parameters()}
         model = copy.deepcopy(member.model, shared)
         _replace(model)
-        _copies[member] = LocalMember(member.name, model, member.vocabulary)
-    return _copies[member]
+        _copies[member.model] = LocalMember(member.name, model, member.vocabulary)
+    light = _copies[member.model]
+    return compile_steps(light) if isinstance(member, Compiled) else light
 
 
 def _replace(module: nn.Module) -> None:

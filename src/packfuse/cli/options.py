@@ -115,6 +115,15 @@ class PackOptions:
             **_PACK,
         ),
     ] = None
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compiled/--no-compiled",
+            help="Compile the members' steps; loading then takes minutes at first.",
+            show_default=False,
+            **_PACK,
+        ),
+    ] = None
     dtype: Annotated[
         str | None,
         typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, ...", **_PACK),
@@ -158,7 +167,7 @@ class PackOptions:
             found["weighting"] = {"name": "fixed", "weights": dict(map(_share, self.weight))}
         if self.prefix_cache is not None:
             found["prefix_cache"] = _size(self.prefix_cache)
-        names = ("reference", "heads", "dtype", "device_map")
+        names = ("reference", "heads", "compiled", "dtype", "device_map")
         plain = {name: getattr(self, name) for name in names}
         return found | {name: value for name, value in plain.items() if value is not None}
 

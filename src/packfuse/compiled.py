@@ -1,0 +1,145 @@
+"""Members whose steps are compiled."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+
+from packfuse.columns import Columns
+from packfuse.errors import MemberError
+from packfuse.kvpass import Running
+from packfuse.local import LocalMember
+from packfuse.member import Read
+from packfuse.pieces import Piece
+from packfuse.step import Step, hindrance, stand, vary
+
+GRAPHS = 32
+"""Most graphs of one head: one or several rows, tokens, places; what `products` makes of them."""
+
+ALL = 16
+"""Places up to which logits are made at all of them."""
+
+WARM = (1, 2)
+"""How many tokens rows read in the steps that are compiled at once; others wait until needed."""
+
+_compiled: WeakKeyDictionary[LocalMember, Compiled] = WeakKeyDictionary()
+
+
+class Compiled(LocalMember):
+    """A local member that reads a few tokens in compiled code, and longer texts as it always did.
+
+    A step works on the whole store of its rows, so that nothing in it depends on how long they are.
+    """
+
+    def __init__(self, member: LocalMember) -> None:
+        """A twin of `member`, over the same model."""
+        vars(self).update(vars(member))
+        self._calls: dict[Columns | None, tuple[Any, Callable[..., Any]]] = {}
+        self._turn = threading.Lock()
+
+    def warm(self, columns: Columns | None, width: int) -> None:
+        """Compile the step in which one row reads so many tokens."""
+        row = self.open()
+        self.read([Read(row, [0])])
+        self.read([Read(row, [0] * width, columns=columns)])
+
+    def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
+        pasts = [piece.request.session.state.past for piece in pieces]
+        new = [len(piece.ids) for piece in pieces]
+        if stand(pasts, new):
+            return Step(self._empty, self.model.config, pasts, new)
+        return super()._plan(pieces, room)
+
+    def _forward(self, pieces: list[Piece], columns: Columns | None, room: int) -> list[Tensor]:
+        stores = {piece.request.session.state.past.store for piece in pieces} - {None}
+        try:
+            return super()._forward(pieces, columns, room)
+        except BaseException:
+            # What is left behind might be NaN, and a step is shown the whole store.
+            for past in [past for store in stores for past in store.pasts]:
+                past.leave()
+            raise
+
+    def _chosen(
+        self, running: Running, inputs: dict[str, Any], flat: list[int], columns: Columns | None
+    ) -> Tensor:
+        if not isinstance(running, Step):
+            return super()._chosen(running, inputs, flat, columns)
+        count = running.size * running.width
+        # Where there are few places, whichever of them are asked for is no kind of its own.
+        asked = torch.tensor(list(range(count)) if count <= ALL else flat, device=self.device)
+        vary(asked, 0)
+        with self._turn:
+            twin, call = self._call(columns)
+            twin.get_output_embeddings().places = asked
+            try:
+                logits = self._run(call, inputs)[0]
+            except TorchDynamoException as error:
+                reason = " ".join(str(error).split("\n")[:2])
+                raise MemberError(
+                    f"member {self.name!r} cannot be compiled: {reason}",
+                    hint="load the pack with compiled=False",
+                ) from error
+        return logits[flat] if count <= ALL else logits
+
+    def _call(self, columns: Columns | None) -> tuple[Any, Callable[..., Any]]:
+        """The model under the head for these columns, and its compiled call."""
+        if columns not in self._calls:
+            twin = self._heads.pick(torch.zeros(1, dtype=torch.long), columns)
+            call = torch.compile(
+                twin.__call__,
+                fullgraph=True,
+                mode="reduce-overhead" if self.device.type == "cuda" else None,
+                **_own_graphs(),
+            )
+            self._calls[columns] = twin, call
+        return self._calls[columns]
+
+
+def _own_graphs() -> dict[str, Any]:
+    """As many graphs as there are kinds of steps, where members of one class do not share them."""
+    wanted = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
+    known = inspect.signature(torch.compile).parameters
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def compile_steps(member: LocalMember) -> LocalMember:
+    """The twin of a member whose steps are compiled, made once; itself where they cannot be.
+
+    Warns:
+        RuntimeWarning: if they cannot be, with the reason.
+    """
+    if isinstance(member, Compiled):
+        return member
+    if reason := _hindrance(member):
+        warnings.warn(f"member {member.name!r} is not compiled: {reason}", RuntimeWarning, 3)
+        return member
+    if member not in _compiled:
+        _compiled[member] = Compiled(member)
+    return _compiled[member]
+
+
+def _hindrance(member: LocalMember) -> str | None:
+    """Why a member's steps cannot be compiled; None if they can."""
+    model: Any = member.model
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    quantizer = getattr(model, "hf_quantizer", None)
+    if not model._can_compile_fullgraph:
+        return f"transformers does not compile {type(model).__name__}"
+    if len(devices) > 1:
+        return f"its model is spread over {', '.join(sorted(devices))}"
+    if quantizer is not None and not quantizer.is_compileable:
+        return f"{type(quantizer).__name__} cannot be compiled"
+    if not member._heads.replaceable:
+        return "its output head is out of reach"
+    if not member._positions:
+        return f"{type(model).__name__} takes no positions"
+    return hindrance(member._empty, model.config)
