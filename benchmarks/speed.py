@@ -22,6 +22,7 @@ import torch
 from common import machine
 from parts import (
     accelerator,
+    compiled,
     decoding,
     drafting,
     fitting,
@@ -45,6 +46,7 @@ PARTS: dict[str, Callable[[Bench], Part]] = {
     "published": published.measure,
     "incumbents": incumbents.measure,
     "starting": starting.measure,
+    "compiled": compiled.measure,
     "accelerator": accelerator.measure,
 }
 _WIDTH = 160

@@ -67,7 +67,7 @@ def prompt_ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
     return [*vocabulary.prefix_ids, *vocabulary.encode_bytes(text)]
 
 
-def alone(member: LocalMember, prompts: Sequence[str], tokens: int) -> Timing:
+def alone(member: LocalMember, prompts: Sequence[str], tokens: int, **settings: Any) -> Timing:
     """One member under transformers' own `generate`, prompts left-padded."""
     clock = Clock()
     rows = [prompt_ids(member.vocabulary, prompt) for prompt in prompts]
@@ -76,11 +76,16 @@ def alone(member: LocalMember, prompts: Sequence[str], tokens: int) -> Timing:
     pad = member.vocabulary.end_ids[0]
     model: Any = member.model
     model.generate(
-        torch.tensor([[pad] * n + row for n, row in zip(pads, rows, strict=True)]),
-        attention_mask=torch.tensor([[0] * n + [1] * (longest - n) for n in pads]),
+        torch.tensor(
+            [[pad] * n + row for n, row in zip(pads, rows, strict=True)], device=member.device
+        ),
+        attention_mask=torch.tensor(
+            [[0] * n + [1] * (longest - n) for n in pads], device=member.device
+        ),
         pad_token_id=pad,
         streamer=clock,
         **exactly(tokens),
+        **settings,
     )
     return clock.timing
 

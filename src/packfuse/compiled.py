@@ -37,6 +37,7 @@ class Compiled(LocalMember):
     """A local member that reads a few tokens in compiled code, and longer texts as it always did.
 
     A step works on the whole store of its rows, so that nothing in it depends on how long they are.
+    Hooks that the model gets after its steps were compiled do not run in them.
     """
 
     def __init__(self, member: LocalMember) -> None:

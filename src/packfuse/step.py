@@ -44,7 +44,7 @@ class Step(Running):
         self._config = config.get_text_config()
         self.width, self.size, self.rows = max(new), store.rows, [past.row for past in pasts]
         self._starts, self._ends, self._read = ([0] * self.size for _ in range(3))
-        for past in store.pasts:
+        for past in (*store.pasts, *pasts):
             self._starts[past.row] = past.start
             self._ends[past.row] = max(self._ends[past.row], past.end)
         for row, count in zip(self.rows, new, strict=True):
@@ -74,8 +74,11 @@ class Step(Running):
         rows = torch.arange(self.size, device=device)
         for layer in self._layers:
             layer.rows, layer.slots = rows, slots
-            vary(layer.keys, 0, 2)
-            vary(layer.values, 0, 2)
+            for held in (layer.keys, layer.values):
+                vary(held, 0, 2)
+                if held.is_cuda:
+                    # As transformers' static caches do: graphs may write to what does not move.
+                    torch._dynamo.mark_static_address(held)
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor(padded, device=device),
             "attention_mask": self._masks(slots, starts),
