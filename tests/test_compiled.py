@@ -136,6 +136,18 @@ def test_rows_go_on_where_they_stand(arch: str, steps: list[tuple[int, int]]) ->
     assert steps == [(4, 1), (4, 3), (4, 2), (4, 1), (4, 4)]
 
 
+def test_what_nobody_has_written_is_hidden() -> None:
+    """It may hold NaN, and a step is shown all of it."""
+    one = twin()
+    sessions = begun(one, [9, 7, 9])
+    store = sessions[0].state.past.store
+    for keys, values in filter(None, store.layers):
+        keys[:, :, store.used :] = values[:, :, store.used :] = torch.nan
+    for news in ([1, 1, 1], [1, 3, 2], [2, 1, 1]):
+        go_on(one, "llama", sessions, news)
+    assert {session.state.past.store for session in sessions} == {store}
+
+
 def test_what_is_no_step_is_a_pass(steps: list[tuple[int, int]]) -> None:
     """The first tokens, long reads, a full store, too many rows at rest, forks that look on."""
     one = twin()

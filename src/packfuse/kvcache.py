@@ -79,6 +79,14 @@ class Store:
         self.slots = used + room + max(_SPARE, (used + room) // 8)
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
         self.pasts: WeakSet[Past] = WeakSet()
+        self._blank = False
+
+    def blank(self) -> None:
+        """Put numbers where nobody has written yet: if that holds NaN, no mask hides it."""
+        if not self._blank:
+            for held in (held for pair in self.layers for held in pair or ()):
+                held[:, :, self.used :] = 0
+            self._blank = True
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer."""

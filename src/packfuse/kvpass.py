@@ -173,10 +173,10 @@ class Pass(Running):
     def _gather(self, index: int, which: int, fresh: Tensor) -> Tensor:
         """Keys (0) or values (1) of the rows, copied to a new store."""
         rows, heads, _, width = fresh.shape
-        # A step is shown slots that nobody has written, which no mask hides if they hold NaN.
-        held = fresh.new_zeros(rows, heads, self._store.slots, width)
+        held = fresh.new_empty(rows, heads, self._store.slots, width)
         for row, (past, count) in enumerate(zip(self.pasts, self._new, strict=True)):
             start, middle, own = self.starts[row], self.slots - count, past.held(index)
+            held[row, :, :start] = 0
             if own is not None:
                 held[row, :, start:middle] = own[which]
             held[row, :, middle : self.slots] = fresh[row, :, self.width - count :]

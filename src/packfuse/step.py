@@ -49,6 +49,7 @@ class Step(Running):
             self._ends[past.row] = max(self._ends[past.row], past.end)
         for row, count in zip(self.rows, new, strict=True):
             self._read[row] = count
+        store.blank()
         # Claimed at once: a fork that stands here, too, will have to copy.
         store.used = max(end + read for end, read in zip(self._ends, self._read, strict=True))
         self.cache = copy.copy(empty)
