@@ -247,7 +247,7 @@ def packs(**settings: Any) -> tuple[Pack, Pack]:
 
 @pytest.mark.parametrize(
     "setting",
-    [{}, {"draft": "members"}, {"draft": "auto"}, {"heads": "pruned", "alignment": "mined"},
+    [{}, {"draft": "members"}, {"draft": "auto"}, {"heads": "pruned", "reference": "mistral"},
      {"gate": "safe", "draft": "reference"}, {"parallel": True}],
     ids=str,
 )  # fmt: skip
@@ -355,6 +355,21 @@ def test_a_twin_goes_with_its_member(compiler: None) -> None:
     del member, one, row
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
+
+
+def test_pruned_heads_go_with_their_pack() -> None:
+    members = [tiny_member("mistral"), tiny_member("tekken", "gemma3", 1)]
+    settings: dict[str, Any] = {"heads": "pruned", "reference": "mistral", "prefix_cache": 0}
+    pack = Pack(members, weighting="uniform", progress=False, compiled=True, **settings)
+    pack.generate(PROMPTS[0], max_new_tokens=4)
+    held = [weakref.ref(columns) for columns in pack.model.engine._columns if columns is not None]
+    assert held
+    # Members that are compiled already stay so, and the pack says it.
+    again = Pack(pack.members, weighting="uniform", progress=False, prefix_cache=0)
+    assert again.compiled
+    del pack
+    gc.collect()
+    assert [ref() for ref in held] == [None] * len(held)
 
 
 def test_the_setting_is_written_down(tmp_path: Path) -> None:

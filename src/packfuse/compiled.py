@@ -43,7 +43,8 @@ class Compiled(LocalMember):
     def __init__(self, member: LocalMember) -> None:
         """A twin of `member`, over the same model."""
         vars(self).update(vars(member))
-        self._calls: dict[Columns | None, tuple[Any, Callable[..., Any]]] = {}
+        # By columns, which go with their pack; the whole head by `Heads`, which stays.
+        self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
         self._turn = threading.Lock()
 
     def warm(self, columns: Columns | None, width: int) -> None:
@@ -93,7 +94,8 @@ class Compiled(LocalMember):
 
     def _call(self, columns: Columns | None) -> tuple[Any, Callable[..., Any]]:
         """The model under the head for these columns, and its compiled call."""
-        if columns not in self._calls:
+        key = self._heads if columns is None else columns
+        if key not in self._calls:
             twin = self._heads.pick(torch.zeros(1, dtype=torch.long), columns)
             call = torch.compile(
                 twin.__call__,
@@ -101,8 +103,8 @@ class Compiled(LocalMember):
                 mode="reduce-overhead" if self.device.type == "cuda" else None,
                 **_own_graphs(),
             )
-            self._calls[columns] = twin, call
-        return self._calls[columns]
+            self._calls[key] = twin, call
+        return self._calls[key]
 
 
 def _own_graphs() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from packfuse.alignments.base import Alignment
 from packfuse.answer import Answer, Chunk
 from packfuse.batcher import Batcher
 from packfuse.chat import render_chat
-from packfuse.compiled import compile_steps
+from packfuse.compiled import Compiled, compile_steps
 from packfuse.config import HEADS, HeadsName, PackConfig
 from packfuse.engine import Engine
 from packfuse.errors import ConfigError
@@ -115,7 +115,8 @@ class Pack:
         if heads not in HEADS:
             raise ConfigError(f"heads={heads!r} is unknown", hint=f"known: {', '.join(HEADS)}")
         self.reference, self.heads = reference, heads
-        self.parallel, self.compiled = parallel, compiled
+        self.parallel = parallel
+        self.compiled = any(isinstance(member, Compiled) for member in self.members)
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
         parameters = sum(p.nbytes for member in self.members for p in member.model.parameters())
