@@ -16,6 +16,8 @@ SMALL = {
 
 
 @pytest.mark.starter
+# The compiler itself uses what torch deprecates.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 def test_a_pair_of_any_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[torch.dtype] = []
     begin = Compiled._chosen
