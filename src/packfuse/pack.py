@@ -370,9 +370,11 @@ class Pack:
                         self.heads,
                         parallel=self.parallel,
                     )
+                # Before anything is compiled: a model class that comes later has it compiled again.
+                model = FusedForCausalLM(engine, self.weighting)
                 with compile_progress(self._progress) as progress:
                     engine.warm(progress)
-                self._models[reference] = FusedForCausalLM(engine, self.weighting)
+                self._models[reference] = model
             return self._models[reference]
 
     @property
