@@ -6,6 +6,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from packfuse import Pack
+from packfuse import Pack, compiled
+from packfuse import member as read_module
 from packfuse.compiled import Compiled, compile_steps
 from packfuse.config import PackConfig
-from packfuse.errors import MemberError
+from packfuse.errors import ConfigError, MemberError
 from packfuse.kvcache import new_cache
 from packfuse.local import LocalMember
 from packfuse.member import Read, Session
@@ -213,9 +221,12 @@ def test_rows_side_by_side_are_compiled(compiler: None) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("traced", [False, True])
 def test_many_families_read_in_steps_or_say_why_not(
-    name: str, steps: list[tuple[int, int]]
+    name: str, traced: bool, steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As they are written, and as the compiler traces them; what it makes of that costs minutes."""
+    monkeypatch.setitem(compiled._OWN_GRAPHS, "backend", "eager")
     vocabulary = Vocabulary(fusing.bpe("the", "then").tokenizer, COLUMNS)
     member = LocalMember(name, family(name), vocabulary)
     if name in ("lfm2", "falcon-h1, multiplied"):
@@ -223,16 +234,19 @@ def test_many_families_read_in_steps_or_say_why_not(
             assert compile_steps(member) is member
         return
     one = compile_steps(member)
-    ids = torch.randint(0, COLUMNS - 40, (3, 24), generator=torch.manual_seed(0)).tolist()
-    sessions = [one.open() for _ in ids]
-    one.read([Read(s, row[: 5 + k]) for k, (s, row) in enumerate(zip(sessions, ids, strict=True))])
-    for news in ([1, 1, 1], [2, 1, 3], [1, 4, 1]):
-        rows = list(zip(sessions, ids, news, strict=True))
-        reads = [Read(s, row[s.length : s.length + n], n) for s, row, n in rows]
-        for request, row, logps in zip(reads, ids, one.read(reads), strict=True):
-            whole = row[: request.session.length]
-            expected = member.read([Read(member.open(), whole, request.keep)])[0]
-            assert fusing.gap(logps, expected) < EXACT
+    with torch.compiler.set_stance("default" if traced else "force_eager"):
+        ids = torch.randint(0, COLUMNS - 40, (3, 24), generator=torch.manual_seed(0)).tolist()
+        sessions = [one.open() for _ in ids]
+        one.read(
+            [Read(s, row[: 5 + k]) for k, (s, row) in enumerate(zip(sessions, ids, strict=True))]
+        )
+        for news in ([1, 1, 1], [2, 1, 3], [1, 4, 1]):
+            rows = list(zip(sessions, ids, news, strict=True))
+            reads = [Read(s, row[s.length : s.length + n], n) for s, row, n in rows]
+            for request, row, logps in zip(reads, ids, one.read(reads), strict=True):
+                whole = row[: request.session.length]
+                expected = member.read([Read(member.open(), whole, request.keep)])[0]
+                assert fusing.gap(logps, expected) < EXACT
     assert steps == [(3, 1), (3, 3), (3, 4)]
 
 
@@ -240,15 +254,15 @@ def packs(**settings: Any) -> tuple[Pack, Pack]:
     """The same members, compiled and not."""
     members = [tiny_member("mistral"), tiny_member("tekken", "gemma3", 1)]
     return tuple(
-        Pack(members, weighting="uniform", progress=False, compiled=compiled, **settings)
-        for compiled in (True, False)
+        Pack(members, weighting="uniform", progress=False, compiled=on, **settings)
+        for on in (True, False)
     )  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
     "setting",
     [{}, {"draft": "members"}, {"draft": "auto"}, {"heads": "pruned", "reference": "mistral"},
-     {"gate": "safe", "draft": "reference"}, {"parallel": True}],
+     {"gate": "safe", "draft": "reference"}],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize(
@@ -266,13 +280,60 @@ def test_answers_are_the_same(
         assert steps or arguments.keys() & {"num_beams", "stop"}
 
 
-def test_a_pack_compiles(compiler: None) -> None:
-    """Loading compiles the steps of single prompts, and an answer compiles nothing more."""
-    found, expected = packs()
+@pytest.mark.parametrize(
+    "setting",
+    [{}, {"heads": "pruned", "reference": "mistral"},
+     {"heads": "pruned", "reference": "mistral", "fusion": "unite"}],
+    ids=str,
+)  # fmt: skip
+def test_a_pack_compiles(
+    setting: dict[str, Any], compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading compiles the steps of single prompts, and an answer compiles nothing more.
+
+    Neither do model classes that transformers gets to know in between.
+    """
+    monkeypatch.setattr(read_module, "MISSED", 1.0)
+    found, expected = packs(**setting)
     before = counters["stats"]["unique_graphs"]
+    assert before
+    type("Another", (LlamaForCausalLM,), {})(pico.tiny_pair("mistral")[0].config)
     one, other = (p.generate(PROMPTS[0], max_new_tokens=12) for p in (found, expected))
     assert one.token_ids == other.token_ids
-    assert counters["stats"]["unique_graphs"] == before > 0
+    assert counters["stats"]["unique_graphs"] == before
+
+
+def test_drafts_are_compiled_in_all_lengths(compiler: None) -> None:
+    """They are read in other products from five tokens on."""
+    member = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    pack = Pack([member], progress=False, compiled=True, draft="lookup")
+    before = counters["stats"]["unique_graphs"]
+    (row,) = begun(pack.members[0], [9])
+    for new in (1, 3, 5, 8, 4, 6, WIDEST):
+        go_on(pack.members[0], "llama", [row], [new])
+    assert counters["stats"]["unique_graphs"] == before
+
+
+def test_steps_of_several_threads_do_not_meet(compiler: None) -> None:
+    """The compiler mistakes one member's graphs for the other's if they do."""
+    kinds = {
+        arch: LocalMember(arch, pico.tiny_pair("mistral", arch)[0], fusing.vocabulary("mistral"))
+        for arch in ("llama", "gemma3")
+    }
+    ones = {arch: compile_steps(member) for arch, member in kinds.items()}
+    rows = {arch: begun(one, [9]) for arch, one in ones.items()}
+    before = counters["stats"]["unique_graphs"]
+    with ThreadPoolExecutor(2) as threads:
+        for new in (1, 2, 1, 3, 1):
+            steps = [threads.submit(go_on, ones[k], k, rows[k], [new]) for k in ones]
+            for step in steps:
+                step.result()
+    assert counters["stats"]["unique_graphs"] == before + 4
+
+
+def test_members_at_the_same_time_are_not_compiled() -> None:
+    with pytest.raises(ConfigError, match="choose one of parallel=True and compiled=True"):
+        packs(parallel=True)
 
 
 def test_copies_in_8_bit_integers_are_compiled_as_well() -> None:
@@ -281,6 +342,15 @@ def test_copies_in_8_bit_integers_are_compiled_as_well() -> None:
     assert isinstance(twin_copied, Compiled)
     assert not isinstance(copied, Compiled)
     assert twin_copied.model is copied.model
+    other = LocalMember(
+        "other", member.model, Vocabulary(member.tokenizer, member.vocabulary.columns)
+    )
+    assert quantized(other).model is copied.model
+    assert quantized(other).vocabulary is other.vocabulary
+    for new in ([1, 300, 301], [302, 303], [304]):
+        reads = [Read(m.open(), [1, *new]) for m in (copied, twin_copied)]
+        said = [m.read([r])[0] for m, r in zip((copied, twin_copied), reads, strict=True)]
+        assert fusing.gap(*said) < EXACT
 
 
 def test_a_step_that_breaks_leaves_nothing_behind() -> None:
@@ -312,6 +382,84 @@ def test_a_compiler_that_fails_is_told_of(compiler: None) -> None:
     ):
         one.read([Read(row, [5])])
     assert row.length == 0
+
+
+OTHERS = {
+    "falcon": lambda **usual: FalconForCausalLM(
+        FalconConfig(alibi=True, new_decoder_architecture=False, **usual)
+    ),
+    "dynamic rope": lambda **usual: LlamaForCausalLM(
+        LlamaConfig(
+            rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, **usual
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_the_compiler_refuses_is_read_as_ever(name: str, compiler: None) -> None:
+    """Transformers says of these that they can be compiled."""
+    vocabulary = fusing.vocabulary("mistral")
+    torch.manual_seed(0)
+    model = OTHERS[name](
+        vocab_size=vocabulary.columns,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    member = LocalMember("one", model, vocabulary)
+    with pytest.warns(RuntimeWarning, match="'one' is not compiled: .*'one'"):
+        pack = Pack([member], progress=False, compiled=True)
+        pack.model  # noqa: B018
+    assert not pack.compiled
+    expected = Pack([member], progress=False).generate(PROMPTS[0], max_new_tokens=8)
+    assert pack.generate(PROMPTS[0], max_new_tokens=8).token_ids == expected.token_ids
+
+
+def test_older_compilers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There all members of a class would share eight graphs."""
+
+    def before(model: Any, *, fullgraph: bool = False, options: Any = None) -> Any:
+        raise AssertionError("nothing may be compiled")
+
+    monkeypatch.setattr(torch, "compile", before)
+    member = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    with pytest.warns(RuntimeWarning, match="'one' is not compiled: torch .* 2.13 does not"):
+        assert compile_steps(member) is member
+
+
+def test_padding_that_overflows_does_no_harm() -> None:
+    """What a model makes of it may be NaN, and would stay in the row."""
+    own = pico.tiny_pair("mistral", "llama", 5)[0]
+    member = LocalMember("one", own, fusing.vocabulary("mistral"))
+    one = compile_steps(member)
+    weight: Any = own.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[0] = torch.nan
+    sessions = begun(one, [9, 7])
+    for news in ([3, 1], [1, 1]):
+        reads = [
+            Read(s, IDS[k + s.length : k + s.length + n])
+            for k, (s, n) in enumerate(zip(sessions, news, strict=True))
+        ]
+        for request, logps in zip(reads, one.read(reads), strict=True):
+            expected = member.read([Read(member.open(), list(request.session.ids))])[0]
+            assert fusing.gap(logps, expected) < EXACT
+
+
+def test_more_kinds_of_steps_than_graphs_are_told_of(
+    compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(compiled._OWN_GRAPHS, "recompile_limit", 1)
+    member = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    one = compile_steps(member)
+    (row,) = begun(one, [9])
+    one.read([Read(row, [5])])
+    with pytest.raises(MemberError, match="'one' cannot be compiled"):
+        one.read([Read(row, [5, 6])])
 
 
 def test_members_that_cannot_be_compiled_are_named() -> None:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from packfuse.columns import Columns
 from packfuse.errors import MemberError
@@ -24,11 +24,22 @@ from packfuse.step import Step, hindrance, stand, vary
 GRAPHS = 32
 """Most graphs of one head: one or several rows, tokens, places; what `products` makes of them."""
 
+_OWN_GRAPHS: dict[str, Any] = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
+
 ALL = 16
 """Places up to which logits are made at all of them."""
 
 WARM = (1, 2)
 """How many tokens rows read in the steps that are compiled at once; others wait until needed."""
+
+WARM_DRAFTS = (*WARM, 5)
+"""The same where drafts are read: on processors products are others from five vectors on."""
+
+_BEHIND = 3
+"""Frames between a warning and who asked for the pack."""
+
+_turn = threading.Lock()
+"""The compiler knows whose graphs are meant by one number for the whole process."""
 
 _compiled: WeakKeyDictionary[LocalMember, Compiled] = WeakKeyDictionary()
 
@@ -37,26 +48,38 @@ class Compiled(LocalMember):
     """A local member that reads a few tokens in compiled code, and longer texts as it always did.
 
     A step works on the whole store of its rows, so that nothing in it depends on how long they are.
-    Hooks that the model gets after its steps were compiled do not run in them.
+    Steps take turns, whichever member and thread they are of. Hooks that the model gets after its
+    steps were compiled do not run in them. In inference mode they are compiled once more.
+
+    Attributes:
+        refused: Whether the compiler would not; it reads as it always did then.
     """
 
     def __init__(self, member: LocalMember) -> None:
         """A twin of `member`, over the same model."""
         vars(self).update(vars(member))
+        self.refused = False
         # By columns, which go with their pack; the whole head by `Heads`, which stays.
         self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
-        self._turn = threading.Lock()
 
     def warm(self, columns: Columns | None, width: int) -> None:
-        """Compile the step in which one row reads so many tokens."""
+        """Compile the step in which one row reads so many tokens.
+
+        Warns:
+            RuntimeWarning: if it cannot be compiled. The member goes its usual way from then on.
+        """
         row = self.open()
-        self.read([Read(row, [0])])
-        self.read([Read(row, [0] * width, columns=columns)])
+        try:
+            self.read([Read(row, [0])])
+            self.read([Read(row, [0] * width, columns=columns)])
+        except MemberError as error:
+            self.refused = True
+            not_compiled(self, str(error))
 
     def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
         pasts = [piece.request.session.state.past for piece in pieces]
         new = [len(piece.ids) for piece in pieces]
-        if stand(pasts, new):
+        if not self.refused and stand(pasts, new):
             return Step(self._empty, self.model.config, pasts, new)
         return super()._plan(pieces, room)
 
@@ -79,16 +102,16 @@ class Compiled(LocalMember):
         # Where there are few places, whichever of them are asked for is no kind of its own.
         asked = torch.tensor(list(range(count)) if count <= ALL else flat, device=self.device)
         vary(asked, 0)
-        with self._turn:
+        with _turn:
             twin, call = self._call(columns)
             twin.get_output_embeddings().places = asked
             try:
                 logits = self._run(call, inputs)[0]
-            except TorchDynamoException as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 reason = " ".join(str(error).split("\n")[:2])
                 raise MemberError(
                     f"member {self.name!r} cannot be compiled: {reason}",
-                    hint="load the pack with compiled=False",
+                    hint="load the pack anew, with compiled=False",
                 ) from error
         return logits[flat] if count <= ALL else logits
 
@@ -97,21 +120,20 @@ class Compiled(LocalMember):
         key = self._heads if columns is None else columns
         if key not in self._calls:
             twin = self._heads.pick(torch.zeros(1, dtype=torch.long), columns)
+            # No CUDA graphs: there would be one for each store, size of it, and thread.
             call = torch.compile(
                 twin.__call__,
                 fullgraph=True,
-                mode="reduce-overhead" if self.device.type == "cuda" else None,
-                **_own_graphs(),
+                options={"guard_filter_fn": _guards},
+                **_OWN_GRAPHS,
             )
             self._calls[key] = twin, call
         return self._calls[key]
 
 
-def _own_graphs() -> dict[str, Any]:
-    """As many graphs as there are kinds of steps, where members of one class do not share them."""
-    wanted = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
-    known = inspect.signature(torch.compile).parameters
-    return {name: value for name, value in wanted.items() if name in known}
+def _guards(entries: Sequence[Any]) -> list[bool]:
+    """Which conditions of a graph count: not how many model classes transformers has seen."""
+    return ["_CAN_RECORD_REGISTRY" not in entry.name for entry in entries]
 
 
 def compile_steps(member: LocalMember) -> LocalMember:
@@ -122,12 +144,18 @@ def compile_steps(member: LocalMember) -> LocalMember:
     """
     if isinstance(member, Compiled):
         return member
+    if member in _compiled:
+        return _compiled[member]
     if reason := _hindrance(member):
-        warnings.warn(f"member {member.name!r} is not compiled: {reason}", RuntimeWarning, 3)
+        not_compiled(member, reason)
         return member
-    if member not in _compiled:
-        _compiled[member] = Compiled(member)
+    _compiled[member] = Compiled(member)
     return _compiled[member]
+
+
+def not_compiled(member: LocalMember, reason: str) -> None:
+    """Warn that a member goes its usual way."""
+    warnings.warn(f"member {member.name!r} is not compiled: {reason}", RuntimeWarning, _BEHIND)
 
 
 def _hindrance(member: LocalMember) -> str | None:
@@ -135,6 +163,8 @@ def _hindrance(member: LocalMember) -> str | None:
     model: Any = member.model
     devices = {str(parameter.device) for parameter in model.parameters()}
     quantizer = getattr(model, "hf_quantizer", None)
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        return f"torch {torch.__version__} lets all members share a few graphs; 2.13 does not"
     if not model._can_compile_fullgraph:
         return f"transformers does not compile {type(model).__name__}"
     if len(devices) > 1:

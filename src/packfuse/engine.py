@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from packfuse.alignments.base import Alignment, Pairing
-from packfuse.columns import read_columns
-from packfuse.compiled import WARM, Compiled
+from packfuse.columns import Columns, read_columns
+from packfuse.compiled import Compiled
 from packfuse.config import HeadsName
 from packfuse.errors import PromptError
 from packfuse.fitscores import View
@@ -63,25 +63,31 @@ class Engine:
         self.view = View(reference, self.pairings, repr(alignment))
         self.lexicon = alignment.lexicon([member.vocabulary for member in members])
         self.pooling = Pooling(self.members, reference, self.pairings, self.lexicon)
-        self._columns = [
+        self._columns: list[Columns | None] = [
             read_columns(pairing, member.vocabulary)
             if heads == "pruned" and member is not members[reference]
             else None
             for member, pairing in zip(members, self.pairings, strict=True)
         ]
 
-    def warm(self, report: Progress | None = None) -> None:
-        """Compile the steps of single rows, for the members whose steps are compiled."""
+    def warm(self, widths: Sequence[int], report: Progress | None = None) -> None:
+        """Compile the steps of single rows, for the members whose steps are compiled.
+
+        Args:
+            widths: How many tokens are read in them.
+            report: Told of every step that is compiled.
+        """
         todo = [
             (member, columns, width)
-            for member, columns in zip(self.members, self._columns, strict=True)
-            for width in WARM
+            for member, columns in zip(self.members, self._read_columns, strict=True)
+            for width in widths
             if isinstance(member, Compiled)
         ]
         for done, (member, columns, width) in enumerate(todo):
             if report:
                 report(done, len(todo))
-            member.warm(columns, width)
+            if not member.refused:
+                member.warm(columns, width)
 
     def with_members(self, members: Sequence[Member]) -> Engine:
         """The same with others in the members' places, who have the same vocabularies."""
@@ -91,15 +97,18 @@ class Engine:
 
     def open(self, prompt: PackPrompt) -> Row:
         """A row that has read nothing yet; every member takes part."""
-        # Rules that compare words want the members' own best tokens, whatever is read of them.
-        words = self.pooling.hears_words(self.rule)
-        columns = [None] * len(self.members) if words else self._columns
-        sides = zip(self.members, self.pairings, prompt.members, columns, strict=True)
+        sides = zip(self.members, self.pairings, prompt.members, self._read_columns, strict=True)
         readers = [
             Reader(member, pairing, side, self.reference, some)
             for member, pairing, side, some in sides
         ]
         return Row(prompt, readers, self.reference)
+
+    @property
+    def _read_columns(self) -> list[Columns | None]:
+        """By member, the tokens that are read of it."""
+        # Rules that compare words want the members' own best tokens, whatever is read of them.
+        return [None] * len(self.members) if self.pooling.hears_words(self.rule) else self._columns
 
     @torch.no_grad()
     def prefill(self, row: Row, visits: Sequence[Visit | None]) -> None:

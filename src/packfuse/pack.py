@@ -18,7 +18,7 @@ from packfuse.alignments.base import Alignment
 from packfuse.answer import Answer, Chunk
 from packfuse.batcher import Batcher
 from packfuse.chat import render_chat
-from packfuse.compiled import Compiled, compile_steps
+from packfuse.compiled import WARM, WARM_DRAFTS, Compiled, compile_steps
 from packfuse.config import HEADS, HeadsName, PackConfig
 from packfuse.engine import Engine
 from packfuse.errors import ConfigError
@@ -89,12 +89,12 @@ class Pack:
             compiled: Members read single tokens and drafts in compiled code, where their models
                 allow it (`packfuse.compiled`). Steps of single prompts are compiled here, others
                 when they are first needed: up to a minute for each kind, 10 seconds where an
-                earlier process has left them on disk.
+                earlier process has left them on disk. Not together with `parallel`.
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
 
         Raises:
-            ConfigError: for unknown names or parameters.
+            ConfigError: for unknown names or parameters, and those that exclude each other.
             WeightsError: for fixed weights that do not fit the members.
         """
         if not members:
@@ -115,8 +115,12 @@ class Pack:
         if heads not in HEADS:
             raise ConfigError(f"heads={heads!r} is unknown", hint=f"known: {', '.join(HEADS)}")
         self.reference, self.heads = reference, heads
+        if parallel and self.compiled:
+            raise ConfigError(
+                "compiled members cannot read at the same time",
+                hint="choose one of parallel=True and compiled=True",
+            )
         self.parallel = parallel
-        self.compiled = any(isinstance(member, Compiled) for member in self.members)
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
         parameters = sum(p.nbytes for member in self.members for p in member.model.parameters())
@@ -348,6 +352,11 @@ class Pack:
         PackConfig.check({**self._config.model_dump(), **changes}).write(Path(path))
 
     @property
+    def compiled(self) -> bool:
+        """Whether some member reads in compiled steps."""
+        return any(isinstance(m, Compiled) and not m.refused for m in self.members)
+
+    @property
     def default_reference(self) -> int:
         """The reference where no prompt decides: the named one, or the first that can chat."""
         if self.reference != "auto":
@@ -370,11 +379,9 @@ class Pack:
                         self.heads,
                         parallel=self.parallel,
                     )
-                # Before anything is compiled: a model class that comes later has it compiled again.
-                model = FusedForCausalLM(engine, self.weighting)
                 with compile_progress(self._progress) as progress:
-                    engine.warm(progress)
-                self._models[reference] = model
+                    engine.warm(WARM if self.draft is None else WARM_DRAFTS, progress)
+                self._models[reference] = FusedForCausalLM(engine, self.weighting)
             return self._models[reference]
 
     @property

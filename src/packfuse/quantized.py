@@ -13,7 +13,8 @@ from packfuse.compiled import Compiled, compile_steps
 from packfuse.local import LocalMember
 from packfuse.member import Member
 
-_copies: WeakKeyDictionary[PreTrainedModel, LocalMember] = WeakKeyDictionary()
+_models: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+_copies: WeakKeyDictionary[LocalMember, LocalMember] = WeakKeyDictionary()
 
 
 class Int8Linear(nn.Module):
@@ -50,13 +51,19 @@ def quantized(member: Member) -> LocalMember:
     """The copy of a member, made once; it shares all that is not a linear layer."""
     if not isinstance(member, LocalMember):
         raise TypeError(f"{member.name} is not a local member")
-    if member.model not in _copies:
-        shared = {id(p): p for p in member.model.parameters()}
-        model = copy.deepcopy(member.model, shared)
-        _replace(model)
-        _copies[member.model] = LocalMember(member.name, model, member.vocabulary)
-    light = _copies[member.model]
-    return compile_steps(light) if isinstance(member, Compiled) else light
+    if member not in _copies:
+        light = LocalMember(member.name, _light(member.model), member.vocabulary)
+        _copies[member] = compile_steps(light) if isinstance(member, Compiled) else light
+    return _copies[member]
+
+
+def _light(model: PreTrainedModel) -> PreTrainedModel:
+    """The copy of a model, which all members over it share."""
+    if model not in _models:
+        shared = {id(p): p for p in model.parameters()}
+        _models[model] = copy.deepcopy(model, shared)
+        _replace(_models[model])
+    return _models[model]
 
 
 def _replace(module: nn.Module) -> None:

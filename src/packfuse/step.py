@@ -73,13 +73,11 @@ class Step(Running):
         starts, ends, read = counts.unbind()
         slots = ends[:, None] + torch.arange(self.width, device=device)
         rows = torch.arange(self.size, device=device)
+        padding = slots >= (ends + read)[:, None]
         for layer in self._layers:
-            layer.rows, layer.slots = rows, slots
+            layer.rows, layer.slots, layer.padding = rows, slots, padding
             for held in (layer.keys, layer.values):
                 vary(held, 0, 2)
-                if held.is_cuda:
-                    # As transformers' static caches do: graphs may write to what does not move.
-                    torch._dynamo.mark_static_address(held)
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor(padded, device=device),
             "attention_mask": self._masks(slots, starts),
@@ -89,7 +87,7 @@ class Step(Running):
             last = (ends + read - 1)[:, None]
             inputs["position_ids"] = (torch.minimum(slots, last) - starts[:, None]).clamp(min=0)
         vary(rows, 0)
-        for given in (slots, *inputs.values()):
+        for given in (slots, padding, *inputs.values()):
             for tensor in given.values() if isinstance(given, dict) else [given]:
                 vary(tensor, 0, -2, -1)
         return {**inputs, "past_key_values": self.cache, "use_cache": True}
@@ -174,13 +172,16 @@ class _Shown(DynamicLayer):
     values: Tensor
     rows: Tensor
     slots: Tensor
+    padding: Tensor
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Put new keys and values where they belong; all there are."""
+        # What a model makes of padding might be NaN, which no mask keeps out.
+        nothing = self.padding[:, :, None, None]
         for held, fresh in ((self.keys, key_states), (self.values, value_states)):
-            held[self.rows[:, None], :, self.slots] = fresh.transpose(1, 2)
+            held[self.rows[:, None], :, self.slots] = fresh.transpose(1, 2).masked_fill(nothing, 0)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
