@@ -304,7 +304,7 @@ def test_a_pack_compiles(
 
 
 def test_drafts_are_compiled_in_all_lengths(compiler: None) -> None:
-    """They are read in other products from five tokens on."""
+    """Also in those for which products on processors go another way."""
     member = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     pack = Pack([member], progress=False, compiled=True, draft="lookup")
     before = counters["stats"]["unique_graphs"]

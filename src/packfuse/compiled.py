@@ -22,7 +22,7 @@ from packfuse.pieces import Piece
 from packfuse.step import Step, hindrance, stand, vary
 
 GRAPHS = 32
-"""Most graphs of one head: one or several rows, tokens, places; what `products` makes of them."""
+"""Most graphs of one head: one or several rows, tokens, places."""
 
 _OWN_GRAPHS: dict[str, Any] = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
 
@@ -31,9 +31,6 @@ ALL = 16
 
 WARM = (1, 2)
 """How many tokens rows read in the steps that are compiled at once; others wait until needed."""
-
-WARM_DRAFTS = (*WARM, 5)
-"""The same where drafts are read: on processors products are others from five vectors on."""
 
 _BEHIND = 3
 """Frames between a warning and who asked for the pack."""

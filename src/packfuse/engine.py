@@ -10,7 +10,7 @@ from torch import Tensor
 
 from packfuse.alignments.base import Alignment, Pairing
 from packfuse.columns import Columns, read_columns
-from packfuse.compiled import Compiled
+from packfuse.compiled import WARM, Compiled
 from packfuse.config import HeadsName
 from packfuse.errors import PromptError
 from packfuse.fitscores import View
@@ -70,17 +70,12 @@ class Engine:
             for member, pairing in zip(members, self.pairings, strict=True)
         ]
 
-    def warm(self, widths: Sequence[int], report: Progress | None = None) -> None:
-        """Compile the steps of single rows, for the members whose steps are compiled.
-
-        Args:
-            widths: How many tokens are read in them.
-            report: Told of every step that is compiled.
-        """
+    def warm(self, report: Progress | None = None) -> None:
+        """Compile the steps of single rows, for the members whose steps are compiled."""
         todo = [
             (member, columns, width)
             for member, columns in zip(self.members, self._read_columns, strict=True)
-            for width in widths
+            for width in WARM
             if isinstance(member, Compiled)
         ]
         for done, (member, columns, width) in enumerate(todo):

@@ -19,7 +19,7 @@ from packfuse.kvcache import Past, has_states, new_cache
 from packfuse.kvpass import Pass, Running
 from packfuse.member import Member, Read, Session
 from packfuse.pieces import PADS, Piece, batches, chunks
-from packfuse.products import FewVectors
+from packfuse.products import Products
 from packfuse.vocabulary import Vocabulary
 
 LOGITS_BYTES = 32 * 2**20
@@ -183,7 +183,7 @@ class LocalMember(Member):
 
     def _run(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """The logits that the model, or a twin of it, makes of its inputs."""
-        with FewVectors() if self._linear and self.device.type == "cpu" else nullcontext():
+        with Products() if self._linear and self.device.type == "cpu" else nullcontext():
             logits: Tensor = model(**inputs).logits
         return logits
 

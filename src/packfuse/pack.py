@@ -18,7 +18,7 @@ from packfuse.alignments.base import Alignment
 from packfuse.answer import Answer, Chunk
 from packfuse.batcher import Batcher
 from packfuse.chat import render_chat
-from packfuse.compiled import WARM, WARM_DRAFTS, Compiled, compile_steps
+from packfuse.compiled import Compiled, compile_steps
 from packfuse.config import HEADS, HeadsName, PackConfig
 from packfuse.engine import Engine
 from packfuse.errors import ConfigError
@@ -380,7 +380,7 @@ class Pack:
                         parallel=self.parallel,
                     )
                 with compile_progress(self._progress) as progress:
-                    engine.warm(WARM if self.draft is None else WARM_DRAFTS, progress)
+                    engine.warm(progress)
                 self._models[reference] = FusedForCausalLM(engine, self.weighting)
             return self._models[reference]
 
