@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse.head import Heads
 from tests import small
@@ -36,6 +37,42 @@ def test_picked_places_have_the_models_logits(name: str) -> None:
         assert picked.shape == (1, count, COLUMNS)
         expected = logits(model).flatten(0, 1)[PLACES[:count]]
         assert torch.allclose(picked[0], expected, atol=1e-5)
+
+
+@every_family
+def test_heads_follow_bodies(name: str) -> None:
+    """What the model does to logits is done, and the model stays as it was."""
+    model = family(name)
+    heads, expected = Heads(model), logits(model).flatten(0, 1)
+    children = dict(model.named_modules())
+    if name == "falcon-h1, multiplied":
+        # It asks its body for a factor.
+        assert not heads.apart
+        return
+    assert heads.apart
+    body, hidden = heads.body(PLACES)
+    logits(body)
+    for some in (PLACES, PLACES[:1], PLACES[:0]):
+        assert torch.allclose(heads.after(hidden()[: len(some)]), expected[some], atol=1e-5)
+    assert dict(model.named_modules()) == children
+    assert logits(model).flatten(0, 1).equal(expected)
+
+
+def test_what_is_done_between_body_and_head_keeps_them_together() -> None:
+    class Between(LlamaForCausalLM):
+        def forward(self, *arguments: Any, **given: Any) -> Any:
+            said = self.model(*arguments, **given)
+            return CausalLMOutputWithPast(logits=self.lm_head(said.last_hidden_state / 7))
+
+    class Asking(LlamaForCausalLM):
+        def forward(self, *arguments: Any, **given: Any) -> Any:
+            said = self.model(*arguments, **given)
+            return CausalLMOutputWithPast(logits=self.lm_head(said[0]) + len(said.past_key_values))
+
+    config: Any = family("llama").config
+    assert not Heads(Between(config).eval()).apart
+    assert not Heads(Asking(config).eval()).apart
+    assert Heads(Between(config).eval()).replaceable
 
 
 @every_family

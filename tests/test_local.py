@@ -179,6 +179,55 @@ def test_a_visitor_sees_what_it_wants_and_no_more(
     assert kept[0].equal(seen[len(IDS)])
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_bodies_read_a_long_prompt_in_one_go(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads follow in blocks, where they can; otherwise both read what the head's block holds."""
+    one = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    one._heads.__dict__["apart"] = apart
+    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
+    model: Any = one.model
+    bodies, heads = list[int](), list[int]()
+    layer, head = model.model.layers[0], model.lm_head
+    layer.register_forward_hook(lambda _m, given, _out: bodies.append(given[0].shape[1]))
+    head.register_forward_hook(lambda _m, _given, out: heads.append(out.shape[1]))
+    seen: list[Tensor] = []
+    visit = Visit(lambda _counts, logps: seen.append(logps.clone()))
+    session = one.open()
+    one.read([Read(session, IDS, 3, visit)])
+    assert bodies == ([41] if apart else [9, 9, 9, 9, 5])
+    assert heads == [9, 9, 9, 9, 5]
+    levels = session.levels
+    assert fusing.gap(torch.cat(seen), anew("llama", tuple(IDS))) < EXACT
+    one.read([Read(again := one.open(), IDS, 3)])
+    assert levels is not None and again.levels is not None
+    assert torch.allclose(levels[-3:], again.levels[-3:], atol=1e-4)
+
+
+def test_rows_of_a_batch_hear_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of logits do not end where rows do."""
+    one = member("llama")
+    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 7 * one.vocabulary.columns)
+    seen: dict[tuple[int, int], Tensor] = {}
+
+    def watch(row: int) -> Visit:
+        def see(counts: Sequence[int], logps: Tensor) -> None:
+            said = zip(counts, logps.clone(), strict=True)
+            seen.update({(row, count): logps for count, logps in said})
+
+        return Visit(see, None if row else frozenset({4, 9, 11}))
+
+    texts = [IDS[:18], IDS[3:21], IDS[1:17]]
+    requests = [Read(one.open(), ids, 2, watch(row)) for row, ids in enumerate(texts)]
+    found = one.read(requests)
+    for row, (ids, kept) in enumerate(zip(texts, found, strict=True)):
+        whole = anew("llama", tuple(ids))
+        assert fusing.gap(kept, whole[-2:]) < EXACT
+        heard = sorted(count for at, count in seen if at == row)
+        assert heard == ([*range(1, len(ids) + 1)] if row else [4, 9, 11, 17, 18])
+        for count in heard:
+            assert fusing.gap(seen[row, count], whole[count - 1]) < EXACT
+
+
 def test_few_logits_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one = member("llama")
     sizes: list[tuple[int, int]] = []

@@ -49,13 +49,13 @@ class Compiled(LocalMember):
     steps were compiled do not run in them. In inference mode they are compiled once more.
 
     Attributes:
-        refused: Whether the compiler would not; it reads as it always did then.
+        refused: Why the compiler would not, if so; it reads as it always did then.
     """
 
     def __init__(self, member: LocalMember) -> None:
         """A twin of `member`, over the same model."""
         vars(self).update(vars(member))
-        self.refused = False
+        self.refused: str | None = None
         # By columns, which go with their pack; the whole head by `Heads`, which stays.
         self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
 
@@ -70,17 +70,19 @@ class Compiled(LocalMember):
             self.read([Read(row, [0])])
             self.read([Read(row, [0] * width, columns=columns)])
         except MemberError as error:
-            self.refused = True
-            not_compiled(self, str(error))
+            self.refused = str(error)
+            _warn(self, self.refused)
 
     def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
         pasts = [piece.request.session.state.past for piece in pieces]
         new = [len(piece.ids) for piece in pieces]
-        if not self.refused and stand(pasts, new):
+        if self.refused is None and stand(pasts, new):
             return Step(self._empty, self.model.config, pasts, new)
         return super()._plan(pieces, room)
 
-    def _forward(self, pieces: list[Piece], columns: Columns | None, room: int) -> list[Tensor]:
+    def _forward(
+        self, pieces: list[Piece], columns: Columns | None, room: int
+    ) -> list[list[Tensor]]:
         stores = {piece.request.session.state.past.store for piece in pieces} - {None}
         try:
             return super()._forward(pieces, columns, room)
@@ -141,16 +143,14 @@ def compile_steps(member: LocalMember) -> LocalMember:
     """
     if isinstance(member, Compiled):
         return member
-    if member in _compiled:
-        return _compiled[member]
-    if reason := _hindrance(member):
-        not_compiled(member, reason)
+    twin = _compiled.get(member)
+    if reason := _hindrance(member) if twin is None else twin.refused:
+        _warn(member, reason)
         return member
-    _compiled[member] = Compiled(member)
-    return _compiled[member]
+    return _compiled.setdefault(member, twin or Compiled(member))
 
 
-def not_compiled(member: LocalMember, reason: str) -> None:
+def _warn(member: LocalMember, reason: str) -> None:
     """Warn that a member goes its usual way."""
     warnings.warn(f"member {member.name!r} is not compiled: {reason}", RuntimeWarning, _BEHIND)
 

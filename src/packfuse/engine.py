@@ -81,7 +81,7 @@ class Engine:
         for done, (member, columns, width) in enumerate(todo):
             if report:
                 report(done, len(todo))
-            if not member.refused:
+            if member.refused is None:
                 member.warm(columns, width)
 
     def with_members(self, members: Sequence[Member]) -> Engine:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from packfuse.columns import Columns
 
@@ -29,6 +32,44 @@ class Head(nn.Module):
         places = self.places.to(hidden.device)
         logits: Tensor = self.head(hidden.flatten(0, 1).index_select(0, places)[None])
         return logits
+
+
+class _Absent(nn.Module):
+    """In the place of an output head: keeps what it is given at selected places, and makes nothing.
+
+    Attributes:
+        hidden: Hidden states `[P, H]`.
+    """
+
+    hidden: Tensor
+
+    def __init__(self, places: Tensor) -> None:
+        super().__init__()
+        self.places = places
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        flat = hidden.flatten(0, 1)
+        self.hidden = flat.index_select(0, self.places.to(flat.device))
+        return hidden.new_empty(1, 0, 1)
+
+
+class _Said(BaseModelOutputWithPast):
+    """What a body said, and nothing else of what some bodies say."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Repeats(nn.Module):
+    """In the place of a body: says what the body said before."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> _Said:
+        return _Said(last_hidden_state=self.hidden[None])
 
 
 class Heads:
@@ -66,6 +107,39 @@ class Heads:
         own: Any = self._own if columns is None else self._pruned[columns]
         return self._twin(Head(own, places))
 
+    @cached_property
+    def apart(self) -> bool:
+        """Whether logits can be made of hidden states, by a model with a head and no body.
+
+        They cannot where the model does something between the two, which is tried here.
+        """
+        if not self.replaceable or self.model.base_model_prefix not in self.model._modules:
+            return False
+        probe, places = self._probe, torch.arange(2)
+        with torch.no_grad():
+            whole = self.pick(places)(probe).logits[0].float()
+            try:
+                body, kept = self.body(places)
+                body(probe)
+                parts = self.after(kept()).float()
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                return False
+        return whole.shape == parts.shape and bool(whole.any()) and _close(whole, parts)
+
+    def body(self, places: Tensor) -> tuple[PreTrainedModel, Callable[[], Tensor]]:
+        """The model without its head, and what gives the hidden states `[P, H]` when it has run."""
+        absent = _Absent(places)
+        return self._twin(absent), lambda: absent.hidden
+
+    def after(self, hidden: Tensor) -> Tensor:
+        """The logits `[P, columns]` of hidden states `[P, H]`; only if `apart`."""
+        twin = copy.copy(self.model)
+        body = {self.model.base_model_prefix: _Repeats(hidden)}
+        twin._modules = {**self.model._modules, **body}
+        blank = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        logits: Tensor = twin(input_ids=blank).logits[0]
+        return logits
+
     def prunes(self, columns: Columns) -> bool:
         """Whether there is a head for these columns alone; made when it is first asked for.
 
@@ -82,7 +156,14 @@ class Heads:
     def _own(self) -> nn.Module | None:
         return self.model._modules[self._name] if self._name else None
 
-    def _twin(self, head: Head) -> PreTrainedModel:
+    @property
+    def _probe(self) -> Tensor:
+        """Two tokens `[1, 2]`, none of the first ones, which may be padding and mean nothing."""
+        embedding: Any = self.model.get_input_embeddings()
+        weight: Tensor = embedding.weight
+        return torch.tensor([[len(weight) // 2, len(weight) // 3]], device=weight.device)
+
+    def _twin(self, head: nn.Module) -> PreTrainedModel:
         twin = copy.copy(self.model)
         twin._modules = {**self.model._modules, str(self._name): head}
         return twin
@@ -97,12 +178,12 @@ class Heads:
         pruned = nn.utils.skip_init(nn.Linear, own.in_features, len(ids), bias=own.bias is not None)
         for name, weight in own.named_parameters():
             setattr(pruned, name, nn.Parameter(weight[ids], requires_grad=False))
-        embedding: Any = self.model.get_input_embeddings()
-        probe = columns.ids[:2].to(embedding.weight.device)[None]
-        places = torch.arange(probe.shape[1])
+        probe, places = self._probe, torch.arange(2)
         whole, part = (self._twin(Head(h, places))(probe).logits[0].float() for h in (own, pruned))
         if part.shape[1] != len(ids):
             return None
-        whole = whole[:, ids]
-        close = (whole - part).abs().max() <= _PROBE * (1 + whole.abs().max())
-        return pruned if bool(close) else None
+        return pruned if _close(whole[:, ids], part) else None
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= _PROBE * one.abs().max())

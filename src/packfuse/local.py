@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -104,7 +105,10 @@ class LocalMember(Member):
     def _read(self, requests: list[Read]) -> list[Tensor]:
         """Requests of about one length, in chunks that keep the logits small."""
         columns = self._columns(requests[0])
-        size = max(1, LOGITS_BYTES // (4 * self.vocabulary.columns * len(requests)))
+        size: int | None = max(1, self._most // len(requests))
+        if any(request.visit for request in requests) and self._heads.apart:
+            # Bodies read long texts in one go, and heads follow in blocks.
+            size = None
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
         for start, stop in list(chunks(requests, size, chooses=self._chooses)):
@@ -112,17 +116,24 @@ class LocalMember(Member):
             reading = [
                 (piece, found) for piece, found in zip(pieces, kept, strict=True) if piece.ids
             ]
-            logps = self._forward([piece for piece, _ in reading], columns, -stop)
-            for (piece, found), rows in zip(reading, logps, strict=True):
-                found.extend(piece.take(rows, pruned=columns is not None))
+            heard = self._forward([piece for piece, _ in reading], columns, -stop)
+            for (_, found), parts in zip(reading, heard, strict=True):
+                found.extend(parts)
         return [found[0] if len(found) == 1 else torch.cat(found) for found in kept]
 
+    @property
+    def _most(self) -> int:
+        """At how many places logits are made at once."""
+        return max(1, LOGITS_BYTES // (4 * self.vocabulary.columns))
+
     @torch.no_grad()
-    def _forward(self, pieces: list[Piece], columns: Columns | None, room: int) -> list[Tensor]:
+    def _forward(
+        self, pieces: list[Piece], columns: Columns | None, room: int
+    ) -> list[list[Tensor]]:
         """Read the pieces side by side, of which so many tokens more follow.
 
         Returns:
-            Log-probabilities `[wanted, columns]` of each.
+            Of each what its request keeps, log-probabilities `[n, columns]` in blocks.
         """
         sessions = [piece.request.session for piece in pieces]
         lengths = [session.length for session in sessions]
@@ -130,8 +141,7 @@ class LocalMember(Member):
             self._take_snapshot(session)
         running = self._plan(pieces, room)
         try:
-            logits = self._logits(pieces, running, columns)
-            logps, levels = self._logps(logits, pieces, columns)
+            kept, levels = self._hear(pieces, self._logits(pieces, running, columns), columns)
         except BaseException as error:
             for session in sessions:
                 # Some layers may have read the tokens: what is there is worth nothing now.
@@ -142,12 +152,30 @@ class LocalMember(Member):
                     f"member {self.name!r} failed after {at} tokens: {error}"
                 ) from error
             raise
-        counts = [piece.wanted for piece in pieces]
         running.finish()
-        for piece, session, level in zip(pieces, sessions, levels.split(counts), strict=True):
+        for piece, session, level in zip(pieces, sessions, levels, strict=True):
             session.levels = level
             session.ids.extend(piece.ids)
-        return list(logps.split(counts))
+        return kept
+
+    def _hear(
+        self, pieces: Sequence[Piece], blocks: Iterable[Tensor], columns: Columns | None
+    ) -> tuple[list[list[Tensor]], Sequence[Tensor]]:
+        """What each piece keeps of blocks of logits, one piece after the other, and the levels."""
+        kept: list[list[Tensor]] = [[] for _ in pieces]
+        counts = [(k, count) for k, piece in enumerate(pieces) for count in piece.counts]
+        levels = []
+        for logits in blocks:
+            here, counts = counts[: len(logits)], counts[len(logits) :]
+            logps, level = self._logps(logits, [count for _, count in here], columns)
+            levels.append(level)
+            at = 0
+            for k, some in groupby(k for k, _ in here):
+                heard = [count for _, count in here[at:][: len(list(some))]]
+                said = logps[at : at + len(heard)]
+                kept[k].extend(pieces[k].take(heard, said, pruned=columns is not None))
+                at += len(heard)
+        return kept, torch.cat(levels).split([piece.wanted for piece in pieces])
 
     def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
         """How the pieces are read."""
@@ -161,19 +189,30 @@ class LocalMember(Member):
             return None
         return columns
 
-    def _logits(self, pieces: list[Piece], running: Running, columns: Columns | None) -> Tensor:
-        """The logits wanted, one piece after the other, `[P, columns]`."""
+    def _logits(
+        self, pieces: Sequence[Piece], running: Running, columns: Columns | None
+    ) -> Iterator[Tensor]:
+        """The logits wanted, one piece after the other, in blocks `[P, columns]`."""
         ids = [list(piece.ids) for piece in pieces]
         inputs = running.inputs(ids, self.device, positions=self._positions)
         flat = [at for k, piece in enumerate(pieces) for at in running.places(k, piece.places)]
+        if len(flat) > self._most and self._heads.replaceable and self._heads.apart:
+            body, hidden = self._heads.body(torch.tensor(flat, dtype=torch.long))
+            self._run(body, inputs)
+            for some in hidden().split(self._most):
+                with self._computing():
+                    logits = self._heads.after(some)
+                yield logits
+            return
         if self._heads.replaceable:
-            return self._chosen(running, inputs, flat, columns)
+            yield self._chosen(running, inputs, flat, columns)
+            return
         rows, places = [at // running.width for at in flat], [at % running.width for at in flat]
         if self._keeps_logits:
             inputs["logits_to_keep"] = running.width - min(places, default=running.width - 1)
         logits = self._run(self.model, inputs)
         cut = running.width - logits.shape[1]
-        return logits[rows, [place - cut for place in places]]
+        yield logits[rows, [place - cut for place in places]]
 
     def _chosen(
         self, running: Running, inputs: dict[str, Any], flat: list[int], columns: Columns | None
@@ -183,9 +222,13 @@ class LocalMember(Member):
 
     def _run(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """The logits that the model, or a twin of it, makes of its inputs."""
-        with Products() if self._linear and self.device.type == "cpu" else nullcontext():
+        with self._computing():
             logits: Tensor = model(**inputs).logits
         return logits
+
+    def _computing(self) -> AbstractContextManager[object]:
+        """How products are computed meanwhile."""
+        return Products() if self._linear and self.device.type == "cpu" else nullcontext()
 
     @property
     def _chooses(self) -> bool:
@@ -193,9 +236,15 @@ class LocalMember(Member):
         return self._keeps_logits or self._heads.replaceable
 
     def _logps(
-        self, logits: Tensor, pieces: list[Piece], columns: Columns | None
+        self, logits: Tensor, counts: Sequence[int], columns: Columns | None
     ) -> tuple[Tensor, Tensor]:
-        """Normalized over the columns that are tokens, and how far the logits lay above that."""
+        """Normalized over the columns that are tokens, and how far the logits lay above that.
+
+        Args:
+            logits: `[P, columns]`.
+            counts: After how many tokens each of them is.
+            columns: Those that were worked out; None for all.
+        """
         count, size = self.vocabulary.columns, self.vocabulary.size
         expected = count if columns is None else len(columns.ids)
         if logits.shape[-1] != expected:
@@ -214,10 +263,9 @@ class LocalMember(Member):
         # A single NaN or infinity makes a whole row NaN.
         broken = torch.isnan(logps[:, first])
         if bool(broken.any()):
-            positions = [count for piece in pieces for count in piece.counts]
             raise MemberError(
                 f"member {self.name!r} gave NaN logits after token "
-                f"{positions[int(broken.nonzero()[0])]}",
+                f"{counts[int(broken.nonzero()[0])]}",
                 hint="load it in bfloat16 or float32, or leave it out of the pack",
             )
         return logps, logits[:, 0] - logps[:, first]

@@ -354,7 +354,7 @@ class Pack:
     @property
     def compiled(self) -> bool:
         """Whether some member reads in compiled steps."""
-        return any(isinstance(m, Compiled) and not m.refused for m in self.members)
+        return any(isinstance(m, Compiled) and m.refused is None for m in self.members)
 
     @property
     def default_reference(self) -> int:

@@ -40,19 +40,27 @@ class Piece:
             at for at in range(len(self.ids)) if at >= tail or (visit and visit.wants(first + at))
         ]
         self._counts = [first + at for at in self.places]
+        self._last = first + len(self.ids) - 1
 
     @property
     def wanted(self) -> int:
         """How many rows of log-probabilities are worked out."""
         return len(self.places)
 
-    def take(self, logps: Tensor, pruned: bool) -> Iterator[Tensor]:
-        """Show what was worked out to whoever watches; what is kept of it, if anything."""
-        self.request.show(self._counts, logps)
-        if self.kept:
-            kept = logps if self.kept == len(logps) else logps[-self.kept :].clone()
+    def take(self, counts: Sequence[int], logps: Tensor, *, pruned: bool) -> Iterator[Tensor]:
+        """Show what was worked out to whoever watches; what is kept of it, if anything.
+
+        Args:
+            counts: Some of `counts`, one after the other.
+            logps: `[n, columns]` after so many tokens.
+            pruned: Whether only the columns that count were worked out.
+        """
+        self.request.show(counts, logps)
+        kept = sum(count > self._last - self.kept for count in counts)
+        if kept:
+            said = logps if kept == len(logps) else logps[-kept:].clone()
             columns = None if pruned else self.request.counted
-            yield kept if columns is None else columns.restrict(kept)
+            yield said if columns is None else columns.restrict(said)
 
     @property
     def counts(self) -> Sequence[int]:
@@ -87,12 +95,14 @@ def _beside(one: Read, other: Read, pads: int | None) -> bool:
     return same_start and len(one.ids) == len(other.ids)
 
 
-def chunks(requests: Sequence[Read], size: int, *, chooses: bool) -> Iterator[tuple[int, int]]:
+def chunks(
+    requests: Sequence[Read], size: int | None, *, chooses: bool
+) -> Iterator[tuple[int, int]]:
     """Ranges of tokens to read, counted from the end of the longest request, at most 0.
 
     Args:
         requests: What is read side by side, aligned at the ends.
-        size: Most tokens of a range after which some request wants logits.
+        size: Most tokens of a range after which some request wants logits; None for any number.
         chooses: Whether logits that nobody wants need not be made.
     """
     length = max(len(request.ids) for request in requests)
