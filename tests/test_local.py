@@ -276,6 +276,20 @@ def test_a_forward_put_into_the_model_is_used_as_it_is(
         assert fusing.gap(logps, anew("llama", tuple(IDS))[-len(logps) :]) < EXACT
 
 
+def test_masks_cost_no_copies_of_keys_on_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copies(*_: object) -> Tensor:
+        raise AssertionError("copied")
+
+    monkeypatch.setattr("transformers.integrations.sdpa_attention.repeat_kv", copies)
+    one = member("llama")
+    assert one.model.config.num_key_value_heads < one.model.config.num_attention_heads
+    sessions = [one.open() for _ in range(3)]
+    one.read([Read(s, IDS[: 5 + k]) for k, s in enumerate(sessions)])
+    found = one.read([Read(s, [IDS[5 + k]]) for k, s in enumerate(sessions)])
+    for k, logps in enumerate(found):
+        assert fusing.gap(logps, anew("llama", tuple(IDS[: 6 + k]))[-1:]) < EXACT
+
+
 def test_columns_that_are_no_token_get_nothing() -> None:
     one = member("llama")
     logps = read(one, one.open(), IDS)[0]

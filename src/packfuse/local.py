@@ -257,8 +257,7 @@ class LocalMember(Member):
             logps, first = columns.spread(logits), int(columns.ids[0])
         else:
             if size < count:
-                pads = torch.arange(count, device=logits.device) >= size
-                logits = logits.masked_fill(pads, float("-inf"))
+                logits[:, size:] = float("-inf")
             logps, first = torch.log_softmax(logits, dim=-1), 0
         # A single NaN or infinity makes a whole row NaN.
         broken = torch.isnan(logps[:, first])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+if not torch.cuda.is_available():
+    # Transformers copies keys and values for every group of heads where rows of a batch are masked,
+    # for the sake of CUDA's kernels. Those of processors need no copies, and say the same.
+    os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
 
 ENABLED = torch.backends.mkldnn.is_available()
 """Whether torch comes with oneDNN; False leaves all products to torch's own linear layer."""
