@@ -106,8 +106,10 @@ class LocalMember(Member):
         """Requests of about one length, in chunks that keep the logits small."""
         columns = self._columns(requests[0])
         size: int | None = max(1, self._most // len(requests))
-        if any(request.visit for request in requests) and self._heads.apart:
-            # Bodies read long texts in one go, and heads follow in blocks.
+        watched = any(request.visit for request in requests)
+        if watched and not has_states(self._empty) and self._heads.apart:
+            # Bodies read long texts in one go, and heads follow in blocks. Not where there are
+            # states, of which copies are taken before every chunk.
             size = None
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
@@ -164,17 +166,19 @@ class LocalMember(Member):
         """What each piece keeps of blocks of logits, one piece after the other, and the levels."""
         kept: list[list[Tensor]] = [[] for _ in pieces]
         counts = [(k, count) for k, piece in enumerate(pieces) for count in piece.counts]
-        levels = []
+        levels, pruned = [], columns is not None
         for logits in blocks:
             here, counts = counts[: len(logits)], counts[len(logits) :]
             logps, level = self._logps(logits, [count for _, count in here], columns)
             levels.append(level)
+            # Or there would be room for two blocks of each.
+            del logits
             at = 0
             for k, some in groupby(k for k, _ in here):
                 heard = [count for _, count in here[at:][: len(list(some))]]
-                said = logps[at : at + len(heard)]
-                kept[k].extend(pieces[k].take(heard, said, pruned=columns is not None))
+                kept[k].extend(pieces[k].take(heard, logps[at:][: len(heard)], pruned=pruned))
                 at += len(heard)
+            del logps
         return kept, torch.cat(levels).split([piece.wanted for piece in pieces])
 
     def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
@@ -200,9 +204,7 @@ class LocalMember(Member):
             body, hidden = self._heads.body(torch.tensor(flat, dtype=torch.long))
             self._run(body, inputs)
             for some in hidden().split(self._most):
-                with self._computing():
-                    logits = self._heads.after(some)
-                yield logits
+                yield self._after(some)
             return
         if self._heads.replaceable:
             yield self._chosen(running, inputs, flat, columns)
@@ -225,6 +227,11 @@ class LocalMember(Member):
         with self._computing():
             logits: Tensor = model(**inputs).logits
         return logits
+
+    def _after(self, hidden: Tensor) -> Tensor:
+        """The logits `[P, columns]` of hidden states."""
+        with self._computing():
+            return self._heads.after(hidden)
 
     def _computing(self) -> AbstractContextManager[object]:
         """How products are computed meanwhile."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-if not torch.cuda.is_available():
+if not torch.accelerator.is_available():
     # Transformers copies keys and values for every group of heads where rows of a batch are masked,
     # for the sake of CUDA's kernels. Those of processors need no copies, and say the same.
     os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
@@ -79,6 +79,7 @@ def _fits(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and not torch.is_grad_enabled()
         and type(given) is Tensor
         and given.numel() > 0
+        and type(weight) in (Tensor, nn.Parameter)
         and given.dtype == weight.dtype == torch.float32
         and given.device.type == weight.device.type == "cpu"
         and weight.dim() == 2
