@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -332,8 +333,9 @@ def test_steps_of_several_threads_do_not_meet(compiler: None) -> None:
 
 
 def test_members_at_the_same_time_are_not_compiled() -> None:
-    with pytest.raises(ConfigError, match="choose one of parallel=True and compiled=True"):
-        packs(parallel=True)
+    for make in (packs, partial(Pack.from_pretrained, ["nowhere"], compiled=True)):
+        with pytest.raises(ConfigError, match="choose one of parallel=True and compiled=True"):
+            make(parallel=True)
 
 
 def test_copies_in_8_bit_integers_are_compiled_as_well() -> None:
@@ -382,6 +384,9 @@ def test_a_compiler_that_fails_is_told_of(compiler: None) -> None:
     ):
         one.read([Read(row, [5])])
     assert row.length == 0
+    # It says so once, and reads as it ever did.
+    (row,) = begun(one, [9])
+    go_on(one, "llama", [row], [1])
 
 
 OTHERS = {
@@ -396,8 +401,11 @@ OTHERS = {
 }
 
 
+@pytest.mark.parametrize("draft", [None, "reference"])
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_the_compiler_refuses_is_read_as_ever(name: str, compiler: None) -> None:
+def test_what_the_compiler_refuses_is_read_as_ever(
+    name: str, draft: str | None, compiler: None
+) -> None:
     """Transformers says of these that they can be compiled."""
     vocabulary = fusing.vocabulary("mistral")
     torch.manual_seed(0)
@@ -412,9 +420,11 @@ def test_what_the_compiler_refuses_is_read_as_ever(name: str, compiler: None) ->
     )
     member = LocalMember("one", model, vocabulary)
     with pytest.warns(RuntimeWarning, match="'one' is not compiled: .*'one'"):
-        pack = Pack([member], progress=False, compiled=True)
+        pack = Pack([member], progress=False, compiled=True, draft=draft)
         pack.model  # noqa: B018
     assert not pack.compiled
+    with pytest.warns(RuntimeWarning, match="'one' is not compiled"):
+        assert Pack([member], progress=False, compiled=True).members == [member]
     expected = Pack([member], progress=False).generate(PROMPTS[0], max_new_tokens=8)
     assert pack.generate(PROMPTS[0], max_new_tokens=8).token_ids == expected.token_ids
 
@@ -439,6 +449,9 @@ def test_padding_that_overflows_does_no_harm() -> None:
     weight: Any = own.get_input_embeddings().weight
     with torch.no_grad():
         weight[0] = torch.nan
+    assert Pack([member], progress=False, compiled=True).model.engine.members == [one]
+    assert isinstance(one, Compiled)
+    assert one.refused is None
     sessions = begun(one, [9, 7])
     for news in ([3, 1], [1, 1]):
         reads = [

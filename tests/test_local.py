@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from packfuse import local
+from packfuse.columns import Columns
 from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.local import LocalMember
 from packfuse.member import Read, Session, Visit
@@ -183,7 +184,7 @@ def test_a_visitor_sees_what_it_wants_and_no_more(
 def test_bodies_read_a_long_prompt_in_one_go(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads follow in blocks, where they can; otherwise both read what the head's block holds."""
     one = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
-    one._heads.__dict__["apart"] = apart
+    one._heads.__dict__["_apart"] = apart
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     model: Any = one.model
     bodies, heads = list[int](), list[int]()
@@ -226,6 +227,43 @@ def test_rows_of_a_batch_hear_their_own(monkeypatch: pytest.MonkeyPatch) -> None
         assert heard == ([*range(1, len(ids) + 1)] if row else [4, 9, 11, 17, 18])
         for count in heard:
             assert fusing.gap(seen[row, count], whole[count - 1]) < EXACT
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+@pytest.mark.parametrize("rows", [4, 5])
+def test_more_rows_than_a_block_of_logits(
+    rows: int, pruned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody watches them: they are read as one batch."""
+    one = member("llama")
+    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 4 * one.vocabulary.columns)
+    columns = Columns(torch.arange(5, 300), one.vocabulary.columns) if pruned else None
+    texts = [IDS[k : k + 9] for k in range(rows)]
+    found = one.read([Read(one.open(), ids, 1, columns=columns) for ids in texts])
+    for ids, logps in zip(texts, found, strict=True):
+        expected = anew("llama", tuple(ids))[-1:]
+        expected = columns.restrict(expected) if columns else expected
+        assert fusing.gap(logps, expected) < EXACT
+
+
+def test_what_a_visitor_raises_is_its_own() -> None:
+    def see(_counts: Sequence[int], _logps: Tensor) -> None:
+        raise RuntimeError("not the member's fault")
+
+    one = member("llama")
+    session = one.open()
+    with pytest.raises(RuntimeError, match=r"^not the member's fault$"):
+        one.read([Read(session, IDS, 1, Visit(see))])
+    assert session.ids == []
+
+
+def test_hooks_on_the_model_see_whole_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
+    shapes: list[tuple[int, ...]] = []
+    one.model.register_forward_hook(lambda _m, _given, out: shapes.append(tuple(out.logits.shape)))
+    one.read([Read(one.open(), IDS, 3, Visit(lambda *_: None))])
+    assert [shape[1] for shape in shapes] == [9, 9, 9, 9, 5]
 
 
 def test_few_logits_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +318,8 @@ def test_masks_cost_no_copies_of_keys_on_processors(monkeypatch: pytest.MonkeyPa
     def copies(*_: object) -> Tensor:
         raise AssertionError("copied")
 
+    if torch.accelerator.is_available() or torch.__version__ < "2.9":
+        pytest.skip("the copies are left to transformers: kernels of processors alone do without")
     monkeypatch.setattr("transformers.integrations.sdpa_attention.repeat_kv", copies)
     one = member("llama")
     assert one.model.config.num_key_value_heads < one.model.config.num_attention_heads

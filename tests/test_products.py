@@ -77,8 +77,17 @@ def test_what_it_is_not_for_goes_its_usual_way(counted: list[int]) -> None:
         nn.Linear(6, 10, device="meta")(torch.empty(2, 6, device="meta"))
         functional.linear(noise(2, 6), noise(6))
         functional.linear(noise(2, 6), noise(6, 3).t())
+        layer.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(noise(2, 6))
+        for bias in (noise(20)[::2], noise(1).expand(10), noise(1), noise(5, 10)):
+            given = noise(5, 6)
+            found = functional.linear(given, layer.weight, bias)
+            assert torch.allclose(found, given @ layer.weight.t() + bias, atol=1e-5)
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            layer(noise(2, 7))
     with Products():
-        layer.float()(noise(2, 6))
+        layer(noise(2, 6))
     with torch.no_grad():
         layer(noise(2, 6))
     assert counted == []

@@ -32,9 +32,6 @@ ALL = 16
 WARM = (1, 2)
 """How many tokens rows read in the steps that are compiled at once; others wait until needed."""
 
-_BEHIND = 3
-"""Frames between a warning and who asked for the pack."""
-
 _turn = threading.Lock()
 """The compiler knows whose graphs are meant by one number for the whole process."""
 
@@ -67,11 +64,16 @@ class Compiled(LocalMember):
         """
         row = self.open()
         try:
-            self.read([Read(row, [0])])
-            self.read([Read(row, [0] * width, columns=columns)])
+            self.read([Read(row, self._ids(1))])
+            self.read([Read(row, self._ids(width), columns=columns)])
         except MemberError as error:
             self.refused = str(error)
             _warn(self, self.refused)
+
+    def _ids(self, count: int) -> list[int]:
+        """Tokens that mean something."""
+        probe: list[int] = self._heads.probe[0].tolist()
+        return [probe[at % len(probe)] for at in range(count)]
 
     def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
         pasts = [piece.request.session.state.past for piece in pieces]
@@ -107,10 +109,10 @@ class Compiled(LocalMember):
             try:
                 logits = self._run(call, inputs)[0]
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-                reason = " ".join(str(error).split("\n")[:2])
+                self.refused = " ".join(str(error).split("\n")[:2])
                 raise MemberError(
-                    f"member {self.name!r} cannot be compiled: {reason}",
-                    hint="load the pack anew, with compiled=False",
+                    f"member {self.name!r} cannot be compiled: {self.refused}",
+                    hint="ask again: from now on it reads as if compiled=False",
                 ) from error
         return logits[flat] if count <= ALL else logits
 
@@ -152,7 +154,7 @@ def compile_steps(member: LocalMember) -> LocalMember:
 
 def _warn(member: LocalMember, reason: str) -> None:
     """Warn that a member goes its usual way."""
-    warnings.warn(f"member {member.name!r} is not compiled: {reason}", RuntimeWarning, _BEHIND)
+    warnings.warn(f"member {member.name!r} is not compiled: {reason}", RuntimeWarning, 3)
 
 
 def _hindrance(member: LocalMember) -> str | None:

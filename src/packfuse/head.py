@@ -107,15 +107,21 @@ class Heads:
         own: Any = self._own if columns is None else self._pruned[columns]
         return self._twin(Head(own, places))
 
-    @cached_property
+    @property
     def apart(self) -> bool:
         """Whether logits can be made of hidden states, by a model with a head and no body.
 
-        They cannot where the model does something between the two, which is tried here.
+        They cannot where the model does something between the two, which is tried once; and they
+        are not where the model has hooks, which would see halves.
         """
-        if not self.replaceable or self.model.base_model_prefix not in self.model._modules:
+        hooked = self.model._forward_hooks or self.model._forward_pre_hooks
+        return not hooked and self.replaceable and self._apart
+
+    @cached_property
+    def _apart(self) -> bool:
+        if self.model.base_model_prefix not in self.model._modules:
             return False
-        probe, places = self._probe, torch.arange(2)
+        probe, places = self.probe, torch.arange(2)
         with torch.no_grad():
             whole = self.pick(places)(probe).logits[0].float()
             try:
@@ -157,7 +163,7 @@ class Heads:
         return self.model._modules[self._name] if self._name else None
 
     @property
-    def _probe(self) -> Tensor:
+    def probe(self) -> Tensor:
         """Two tokens `[1, 2]`, none of the first ones, which may be padding and mean nothing."""
         embedding: Any = self.model.get_input_embeddings()
         weight: Tensor = embedding.weight
@@ -178,7 +184,7 @@ class Heads:
         pruned = nn.utils.skip_init(nn.Linear, own.in_features, len(ids), bias=own.bias is not None)
         for name, weight in own.named_parameters():
             setattr(pruned, name, nn.Parameter(weight[ids], requires_grad=False))
-        probe, places = self._probe, torch.arange(2)
+        probe, places = self.probe, torch.arange(2)
         whole, part = (self._twin(Head(h, places))(probe).logits[0].float() for h in (own, pruned))
         if part.shape[1] != len(ids):
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -138,21 +138,15 @@ class LocalMember(Member):
             Of each what its request keeps, log-probabilities `[n, columns]` in blocks.
         """
         sessions = [piece.request.session for piece in pieces]
-        lengths = [session.length for session in sessions]
         for session in sessions:
             self._take_snapshot(session)
         running = self._plan(pieces, room)
         try:
             kept, levels = self._hear(pieces, self._logits(pieces, running, columns), columns)
-        except BaseException as error:
+        except BaseException:
             for session in sessions:
                 # Some layers may have read the tokens: what is there is worth nothing now.
                 session.ids, session.state = [], self.open().state
-            if isinstance(error, RuntimeError) and not isinstance(error, MemberError):
-                at = max(lengths)
-                raise MemberError(
-                    f"member {self.name!r} failed after {at} tokens: {error}"
-                ) from error
             raise
         running.finish()
         for piece, session, level in zip(pieces, sessions, levels, strict=True):
@@ -166,10 +160,15 @@ class LocalMember(Member):
         """What each piece keeps of blocks of logits, one piece after the other, and the levels."""
         kept: list[list[Tensor]] = [[] for _ in pieces]
         counts = [(k, count) for k, piece in enumerate(pieces) for count in piece.counts]
-        levels, pruned = [], columns is not None
-        for logits in blocks:
-            here, counts = counts[: len(logits)], counts[len(logits) :]
-            logps, level = self._logps(logits, [count for _, count in here], columns)
+        levels, pruned, waiting = [], columns is not None, iter(blocks)
+        while True:
+            # What is raised by whoever watches is not the member's fault.
+            with self._blamed(pieces):
+                logits = next(waiting, None)
+                if logits is None:
+                    break
+                here, counts = counts[: len(logits)], counts[len(logits) :]
+                logps, level = self._logps(logits, [count for _, count in here], columns)
             levels.append(level)
             # Or there would be room for two blocks of each.
             del logits
@@ -180,6 +179,17 @@ class LocalMember(Member):
                 at += len(heard)
             del logps
         return kept, torch.cat(levels).split([piece.wanted for piece in pieces])
+
+    @contextmanager
+    def _blamed(self, pieces: Sequence[Piece]) -> Iterator[None]:
+        """Errors of the model, or of torch, come with the member's name."""
+        try:
+            yield
+        except MemberError:
+            raise
+        except RuntimeError as error:
+            at = max(piece.request.session.length for piece in pieces)
+            raise MemberError(f"member {self.name!r} failed after {at} tokens: {error}") from error
 
     def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
         """How the pieces are read."""
@@ -200,7 +210,8 @@ class LocalMember(Member):
         ids = [list(piece.ids) for piece in pieces]
         inputs = running.inputs(ids, self.device, positions=self._positions)
         flat = [at for k, piece in enumerate(pieces) for at in running.places(k, piece.places)]
-        if len(flat) > self._most and self._heads.replaceable and self._heads.apart:
+        watched = any(piece.request.visit for piece in pieces)
+        if watched and len(flat) > self._most and self._heads.apart:
             body, hidden = self._heads.body(torch.tensor(flat, dtype=torch.long))
             self._run(body, inputs)
             for some in hidden().split(self._most):

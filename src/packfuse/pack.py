@@ -115,11 +115,7 @@ class Pack:
         if heads not in HEADS:
             raise ConfigError(f"heads={heads!r} is unknown", hint=f"known: {', '.join(HEADS)}")
         self.reference, self.heads = reference, heads
-        if parallel and self.compiled:
-            raise ConfigError(
-                "compiled members cannot read at the same time",
-                hint="choose one of parallel=True and compiled=True",
-            )
+        _one_of(parallel, self.compiled)
         self.parallel = parallel
         self._progress, self._config = progress, config
         self._models: dict[int, FusedForCausalLM] = {}
@@ -179,6 +175,7 @@ class Pack:
             ConfigError: for unknown settings.
         """
         settings = {"fusion": fusion, "weighting": weighting, "alignment": alignment}
+        _one_of(parallel, compiled)
         if isinstance(models, str | bytes | os.PathLike):
             raise ConfigError("`models` is a list", hint=f"write [{models!r}]")
         ready = [item for item in models if isinstance(item, tuple)]
@@ -501,7 +498,7 @@ class Pack:
             "pack_weighting": weightings().dump(self.weighting),
             "alignment": alignments().dump(self.alignment),
             "heads": self.heads,
-            "compiled": self.compiled,
+            "compiled": any(isinstance(member, Compiled) for member in self.members),
             "gate": gates().dump(self.gate),
             # What is drawn with a seed depends on it, though its distribution does not.
             "draft": self.draft and drafts().dump(self.draft),
@@ -549,6 +546,14 @@ class Pack:
             raise ConfigError("one prompt is weighed at a time", hint="give a text or one chat")
         with self.lock:
             return weigh(Runner(self, request), weightings)
+
+
+def _one_of(parallel: bool, compiled: bool) -> None:
+    if parallel and compiled:
+        raise ConfigError(
+            "compiled members cannot read at the same time",
+            hint="choose one of parallel=True and compiled=True",
+        )
 
 
 def _spec(registry: Any, value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-if not torch.accelerator.is_available():
+if torch.__version__ >= "2.9" and not torch.accelerator.is_available():
     # Transformers copies keys and values for every group of heads where rows of a batch are masked,
     # for the sake of CUDA's kernels. Those of processors need no copies, and say the same.
     os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
@@ -74,14 +74,20 @@ class Products(TorchFunctionMode):
 
 
 def _fits(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    plain = (Tensor, nn.Parameter)
     return (
         ENABLED
         and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
         and type(given) is Tensor
-        and given.numel() > 0
-        and type(weight) in (Tensor, nn.Parameter)
+        and type(weight) in plain
         and given.dtype == weight.dtype == torch.float32
         and given.device.type == weight.device.type == "cpu"
+        and given.numel() > 0
         and weight.dim() == 2
         and weight.is_contiguous()
+        and given.shape[-1] == weight.shape[1]
+        # oneDNN reads a bias as if it were contiguous, whatever it is.
+        and (bias is None or (type(bias) in plain and bias.shape == weight.shape[:1]))
+        and (bias is None or (bias.dtype == torch.float32 and bias.is_contiguous()))
     )

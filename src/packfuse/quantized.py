@@ -53,7 +53,8 @@ def quantized(member: Member) -> LocalMember:
         raise TypeError(f"{member.name} is not a local member")
     if member not in _copies:
         light = LocalMember(member.name, _light(member.model), member.vocabulary)
-        _copies[member] = compile_steps(light) if isinstance(member, Compiled) else light
+        compiled = isinstance(member, Compiled) and member.refused is None
+        _copies[member] = compile_steps(light) if compiled else light
     return _copies[member]
 
 
@@ -61,8 +62,9 @@ def _light(model: PreTrainedModel) -> PreTrainedModel:
     """The copy of a model, which all members over it share."""
     if model not in _models:
         shared = {id(p): p for p in model.parameters()}
-        _models[model] = copy.deepcopy(model, shared)
-        _replace(_models[model])
+        light = copy.deepcopy(model, shared)
+        _replace(light)
+        _models[model] = light
     return _models[model]
 
 
