@@ -123,8 +123,8 @@ class Heads:
             return False
         probe, places = self.probe, torch.arange(2)
         with torch.no_grad():
-            whole = self.pick(places)(probe).logits[0].float()
             try:
+                whole = self.pick(places)(probe).logits[0].float()
                 body, kept = self.body(places)
                 body(probe)
                 parts = self.after(kept()).float()

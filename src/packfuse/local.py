@@ -105,15 +105,14 @@ class LocalMember(Member):
     def _read(self, requests: list[Read]) -> list[Tensor]:
         """Requests of about one length, in chunks that keep the logits small."""
         columns = self._columns(requests[0])
-        size: int | None = max(1, self._most // len(requests))
-        watched = any(request.visit for request in requests)
-        if watched and not has_states(self._empty) and self._heads.apart:
-            # Bodies read long texts in one go, and heads follow in blocks. Not where there are
-            # states, of which copies are taken before every chunk.
-            size = None
+        size = max(1, self._most // len(requests))
+        long = any(request.visit and len(request.ids) > size for request in requests)
+        # Bodies read long texts in one go, and heads follow in blocks. Not where there are states,
+        # of which copies are taken before every chunk.
+        whole = long and not has_states(self._empty) and self._heads.apart
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
-        for start, stop in list(chunks(requests, size, chooses=self._chooses)):
+        for start, stop in list(chunks(requests, None if whole else size, chooses=self._chooses)):
             pieces = [Piece(request, start, stop) for request in requests]
             reading = [
                 (piece, found) for piece, found in zip(pieces, kept, strict=True) if piece.ids
