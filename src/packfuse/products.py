@@ -44,12 +44,12 @@ def product(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 # The compiler takes oneDNN's operation only with weights in an order of its own: a copy.
-@torch.library.custom_op("packfuse::product", mutates_args=())
-def _compiled(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return product(given, weight, bias)
+_library = torch.library.Library("packfuse", "FRAGMENT")
+_library.define("product(Tensor given, Tensor weight, Tensor? bias=None) -> Tensor")
+_library.impl("product", product, "CPU")
 
 
-@_compiled.register_fake
+@torch.library.register_fake("packfuse::product")  # type: ignore[untyped-decorator]
 def _(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return given.new_empty(given.shape[0], weight.shape[0])
 
@@ -67,7 +67,7 @@ class Products(TorchFunctionMode):
         """See torch's `TorchFunctionMode`."""
         if func is functional.linear and not kwargs and _fits(*args):
             given, *weights = args
-            how = _compiled if torch.compiler.is_compiling() else product
+            how = torch.ops.packfuse.product if torch.compiler.is_compiling() else product
             found: Tensor = how(given.reshape(-1, given.shape[-1]), *weights)
             return found.view(*given.shape[:-1], -1)
         return func(*args, **(kwargs or {}))
