@@ -62,18 +62,13 @@ class Compiled(LocalMember):
         Warns:
             RuntimeWarning: if it cannot be compiled. The member goes its usual way from then on.
         """
-        row = self.open()
+        row, token = self.open(), int(self._heads.probe[0, 0])
         try:
-            self.read([Read(row, self._ids(1))])
-            self.read([Read(row, self._ids(width), columns=columns)])
+            self.read([Read(row, [token])])
+            self.read([Read(row, [token] * width, columns=columns)])
         except MemberError as error:
             self.refused = str(error)
             _warn(self, self.refused)
-
-    def _ids(self, count: int) -> list[int]:
-        """Tokens that mean something."""
-        probe: list[int] = self._heads.probe[0].tolist()
-        return [probe[at % len(probe)] for at in range(count)]
 
     def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
         pasts = [piece.request.session.state.past for piece in pieces]

@@ -34,8 +34,8 @@ class Head(nn.Module):
         return logits
 
 
-class _Absent(nn.Module):
-    """In the place of an output head: keeps what it is given at selected places, and makes nothing.
+class _Keeps(nn.Module):
+    """In the place of an output head: keeps what it is given, and makes nothing.
 
     Attributes:
         hidden: Hidden states `[P, H]`.
@@ -43,13 +43,8 @@ class _Absent(nn.Module):
 
     hidden: Tensor
 
-    def __init__(self, places: Tensor) -> None:
-        super().__init__()
-        self.places = places
-
     def forward(self, hidden: Tensor) -> Tensor:
-        flat = hidden.flatten(0, 1)
-        self.hidden = flat.index_select(0, self.places.to(flat.device))
+        self.hidden = hidden[0]
         return hidden.new_empty(1, 0, 1)
 
 
@@ -105,7 +100,7 @@ class Heads:
             columns: Of which tokens; only what `prunes`.
         """
         own: Any = self._own if columns is None else self._pruned[columns]
-        return self._twin(Head(own, places))
+        return self._headed(Head(own, places))
 
     @property
     def apart(self) -> bool:
@@ -134,14 +129,12 @@ class Heads:
 
     def body(self, places: Tensor) -> tuple[PreTrainedModel, Callable[[], Tensor]]:
         """The model without its head, and what gives the hidden states `[P, H]` when it has run."""
-        absent = _Absent(places)
-        return self._twin(absent), lambda: absent.hidden
+        keeps = _Keeps()
+        return self._headed(Head(keeps, places)), lambda: keeps.hidden
 
     def after(self, hidden: Tensor) -> Tensor:
         """The logits `[P, columns]` of hidden states `[P, H]`; only if `apart`."""
-        twin = copy.copy(self.model)
-        body = {self.model.base_model_prefix: _Repeats(hidden)}
-        twin._modules = {**self.model._modules, **body}
+        twin = self._twin(self.model.base_model_prefix, _Repeats(hidden))
         blank = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         logits: Tensor = twin(input_ids=blank).logits[0]
         return logits
@@ -169,9 +162,13 @@ class Heads:
         weight: Tensor = embedding.weight
         return torch.tensor([[len(weight) // 2, len(weight) // 3]], device=weight.device)
 
-    def _twin(self, head: nn.Module) -> PreTrainedModel:
+    def _headed(self, head: Head) -> PreTrainedModel:
+        return self._twin(str(self._name), head)
+
+    def _twin(self, name: str, other: nn.Module) -> PreTrainedModel:
+        """The model with another module under this name."""
         twin = copy.copy(self.model)
-        twin._modules = {**self.model._modules, str(self._name): head}
+        twin._modules = {**self.model._modules, name: other}
         return twin
 
     @torch.no_grad()
@@ -185,7 +182,9 @@ class Heads:
         for name, weight in own.named_parameters():
             setattr(pruned, name, nn.Parameter(weight[ids], requires_grad=False))
         probe, places = self.probe, torch.arange(2)
-        whole, part = (self._twin(Head(h, places))(probe).logits[0].float() for h in (own, pruned))
+        whole, part = (
+            self._headed(Head(h, places))(probe).logits[0].float() for h in (own, pruned)
+        )
         if part.shape[1] != len(ids):
             return None
         return pruned if _close(whole[:, ids], part) else None

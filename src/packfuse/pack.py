@@ -498,6 +498,7 @@ class Pack:
             "pack_weighting": weightings().dump(self.weighting),
             "alignment": alignments().dump(self.alignment),
             "heads": self.heads,
+            # Not `self.compiled`, which changes once the compiler has refused a member.
             "compiled": any(isinstance(member, Compiled) for member in self.members),
             "gate": gates().dump(self.gate),
             # What is drawn with a seed depends on it, though its distribution does not.

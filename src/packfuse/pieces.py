@@ -40,7 +40,7 @@ class Piece:
             at for at in range(len(self.ids)) if at >= tail or (visit and visit.wants(first + at))
         ]
         self._counts = [first + at for at in self.places]
-        self._last = first + len(self.ids) - 1
+        self._tail = first + tail
 
     @property
     def wanted(self) -> int:
@@ -56,7 +56,7 @@ class Piece:
             pruned: Whether only the columns that count were worked out.
         """
         self.request.show(counts, logps)
-        kept = sum(count > self._last - self.kept for count in counts)
+        kept = sum(count >= self._tail for count in counts)
         if kept:
             said = logps if kept == len(logps) else logps[-kept:].clone()
             columns = None if pruned else self.request.counted
