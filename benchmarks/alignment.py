@@ -29,13 +29,13 @@ from rich.table import Table
 from torch import Tensor
 
 from packfuse import Pack
-from packfuse.alignments.base import Alignment
-from packfuse.engine import Engine
-from packfuse.local import LocalMember
-from packfuse.prompt import from_ids
+from packfuse.alignment.base import Alignment
+from packfuse.fusion.engine import Engine
+from packfuse.fusion.sequence import Row
+from packfuse.models.hf_member import LocalMember
 from packfuse.registry import alignments, rules, weightings
-from packfuse.row import Row
-from packfuse.scoring import Scoring
+from packfuse.text.prompt import from_ids
+from packfuse.weighting.prompt_scores import Scoring
 
 RULES = ("packllm", "mixture", "unite")
 WEIGHTINGS = ("uniform", "top1", "sim", "opt", "exact")

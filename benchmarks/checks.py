@@ -32,19 +32,19 @@ from rich.progress import track
 from scipy.stats import spearmanr
 
 from packfuse import Pack
-from packfuse.alignments.base import Alignment
-from packfuse.engine import Engine
+from packfuse.alignment.base import Alignment
 from packfuse.evaluation import Journal, Setting, read_questions
 from packfuse.evaluation.run import ask
 from packfuse.evaluation.systems import Scored, alone
-from packfuse.fitting import prefill
-from packfuse.loading import wrap
-from packfuse.local import LocalMember
-from packfuse.prompt import from_text
+from packfuse.fusion.engine import Engine
+from packfuse.models.hf_member import LocalMember
+from packfuse.models.loading import wrap
 from packfuse.registry import alignments, rules, tasks, weightings
-from packfuse.vocabulary import Vocabulary
-from packfuse.weightings.base import Evidence, Weighting, Weights, equal
-from packfuse.weightings.losses import PromptLoss, prompt_loss
+from packfuse.text.prompt import from_text
+from packfuse.text.vocabulary import Vocabulary
+from packfuse.weighting.methods.base import Evidence, Weighting, Weights, equal
+from packfuse.weighting.methods.losses import PromptLoss, prompt_loss
+from packfuse.weighting.prefill import prefill
 
 STEP = 0.05
 NOISES = (0.1, 0.2, 0.3, 0.5)
@@ -179,7 +179,7 @@ def _gap(loss: PromptLoss, weights: Weights, best: float) -> float:
 def mined(members: Sequence[LocalMember], options: argparse.Namespace) -> dict[str, Any]:
     """Where MinED sends tokens, for every pair of real tokenizers, by how much they overlap."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.packaged import real_tokenizer
+    from tests.support.packaged import real_tokenizer
 
     vocabularies = {m.name: m.vocabulary for m in members}
     for name in options.tokenizer or ["mistral"]:

@@ -25,11 +25,11 @@ from rich.table import Table
 from torch import Tensor
 
 from packfuse import Pack
-from packfuse.columns import Columns, read_columns
-from packfuse.engine import Engine
-from packfuse.local import LocalMember
-from packfuse.prompt import from_ids
+from packfuse.fusion.engine import Engine
+from packfuse.models.hf_member import LocalMember
+from packfuse.models.vocab_subset import Columns, read_columns
 from packfuse.registry import alignments, rules
+from packfuse.text.prompt import from_ids
 
 FOREIGN = (
     "Der Fluss trat im Frühjahr über die Ufer, und die Bewohner des Dorfes brachten ihre Vorräte "

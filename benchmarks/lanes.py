@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from packfuse import Answer, Pack
-from packfuse.lanes import lanes, side_by_side
-from packfuse.local import LocalMember
-from packfuse.member import Read, Session
-from packfuse.quantized import quantized
+from packfuse.models.hf_member import LocalMember
+from packfuse.models.int8 import quantized
+from packfuse.models.member import Read, Session
+from packfuse.models.threads import lanes, side_by_side
 
 _CONTEXT = 128
 _PASSES = (1, 2, 3, 5, 9, 17)

@@ -22,9 +22,9 @@ from parts.clock import alone, exactly
 from parts.texts import prose
 
 from packfuse import Pack
-from packfuse.config import MemberConfig, PackConfig
-from packfuse.loading import load_member
-from packfuse.starter import starter_paths
+from packfuse.models.loading import load_member
+from packfuse.settings import MemberConfig, PackConfig
+from packfuse.starter.prepare import starter_paths
 
 
 def resident() -> int:

@@ -17,8 +17,8 @@ from common import machine
 from transformers import AutoTokenizer
 
 from packfuse.registry import alignments
-from packfuse.starter import starter_paths
-from packfuse.vocabulary import Vocabulary
+from packfuse.starter.prepare import starter_paths
+from packfuse.text.vocabulary import Vocabulary
 
 
 def main() -> None:

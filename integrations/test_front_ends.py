@@ -13,7 +13,7 @@ from llama_index.llms.packfuse import PackFuse
 
 from packfuse import Pack
 from packfuse.errors import ConfigError, PackError, PromptError
-from tests import packs
+from tests.support import packs
 
 PROMPT = "The capital of France is"
 CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": PROMPT}]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests import pico
+from tests.support import pico
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

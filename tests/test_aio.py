@@ -15,10 +15,10 @@ from packfuse import Pack
 from packfuse.aio import MOST, call, iterate
 from packfuse.constraint import Regex
 from packfuse.errors import PromptError
-from packfuse.model import FusedForCausalLM
+from packfuse.generation.fused_model import FusedForCausalLM
 from packfuse.tools import Completion, Piece, Turn
-from tests.scripted import TEMPLATE
-from tests.small import small_pack
+from tests.support.scripted import TEMPLATE
+from tests.support.small import small_pack
 
 PROMPT = "The loop runs on"
 PATIENCE = 60.0

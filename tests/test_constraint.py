@@ -12,11 +12,11 @@ from hypothesis import given, settings, strategies
 from pydantic import BaseModel, ConfigDict, Field
 
 from packfuse import Pack
-from packfuse.answer import Answer
 from packfuse.constraint import Constraint, Grammar, JsonSchema, Regex, as_constraint
 from packfuse.errors import ConfigError, ConstraintError
-from tests.packs import tiny_members, tiny_pack
-from tests.small import small_pack
+from packfuse.generation.answer import Answer
+from tests.support.packs import tiny_members, tiny_pack
+from tests.support.small import small_pack
 
 PROMPT = "The answer, in short, is this one: "
 PROMPTS = [PROMPT, "Short", "A third prompt, of another length"]

@@ -15,13 +15,13 @@ import yaml
 from hypothesis import given, strategies
 
 from packfuse import Pack, PackConfig
-from packfuse.emitter import Emitter, whole_text
 from packfuse.errors import ConfigError, LoadError, MemberError, PromptError, WeightsError
-from packfuse.local import LocalMember
-from packfuse.member import Session
-from packfuse.record import FusionRecord
-from packfuse.vocabulary import Vocabulary
-from tests import bytelevel, pico
+from packfuse.generation.record import FusionRecord
+from packfuse.models.hf_member import LocalMember
+from packfuse.models.member import Session
+from packfuse.text.detokenizer import Emitter, whole_text
+from packfuse.text.vocabulary import Vocabulary
+from tests.support import bytelevel, pico
 
 PROMPT = "The tokens of one text, 12 of them:\n    and 日本語"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there!"}]

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-import packfuse.rules
+import packfuse.fusion.rules
 from packfuse.errors import ConfigError
+from packfuse.fusion.rules.base import Rule
+from packfuse.fusion.rules.unite import UniTE
 from packfuse.registry import Registry, rules, weightings
-from packfuse.rules.base import Rule
-from packfuse.rules.unite import UniTE
-from packfuse.weightings.fixed import Fixed
+from packfuse.weighting.methods.fixed import Fixed
 
 NEW_RULE = '''
 from typing import ClassVar
 
-from packfuse.rules.base import Rule
-from packfuse.rules.mixture import Mixture
+from packfuse.fusion.rules.base import Rule
+from packfuse.fusion.rules.mixture import Mixture
 
 
 class Loudest(Rule):
@@ -108,9 +108,11 @@ def test_weightings_are_all_there():
 
 def test_a_new_rule_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "loudest.py").write_text(NEW_RULE)
-    monkeypatch.setattr(packfuse.rules, "__path__", [*packfuse.rules.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "packfuse.rules.loudest", raising=False)
-    registry = Registry[Any]("fusion rule", "packfuse.rules", Rule)
+    monkeypatch.setattr(
+        packfuse.fusion.rules, "__path__", [*packfuse.fusion.rules.__path__, str(tmp_path)]
+    )
+    monkeypatch.delitem(sys.modules, "packfuse.fusion.rules.loudest", raising=False)
+    registry = Registry[Any]("fusion rule", "packfuse.fusion.rules", Rule)
     try:
         assert list(registry.parts) == ["loudest", "mixture", "packllm", "unite"]
         rule = registry.make({"name": "loudest", "volume": 3})
@@ -118,5 +120,5 @@ def test_a_new_rule_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         logps = torch.tensor([[[0.5, 0.5]], [[0.1, 0.9]]]).log()
         assert torch.equal(rule.fuse(logps, torch.full((1, 2), 0.5)), logps[1])
     finally:
-        sys.modules.pop("packfuse.rules.loudest", None)
-        vars(packfuse.rules).pop("loudest", None)
+        sys.modules.pop("packfuse.fusion.rules.loudest", None)
+        vars(packfuse.fusion.rules).pop("loudest", None)

@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 from packfuse.paths import cache_root
-from packfuse.stages import Stages
-from packfuse.wheels import Wheel, fetch
+from packfuse.starter.stages import Stages
+from packfuse.starter.wheels import Wheel, fetch
 
 WHEEL = Wheel(
     name="kubernetes",

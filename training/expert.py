@@ -32,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from packfuse.expert import expert_path
+from packfuse.starter.expert import expert_path
 
 END = "<|endoftext|>"
 VOCABULARY, WINDOW = 4_096, 2_048

@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from packfuse import Pack
-from packfuse.local import LocalMember
+from packfuse.models.hf_member import LocalMember
 
 WEIGHTINGS = ("sim", "opt", "exact")
 PASSAGE, CONTEXT = 1_600, 600

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from packfuse import Pack
-from packfuse.loading import wrap
+from packfuse.models.loading import wrap
 
 from .bench import Bench
 from .compiled import FLOOR, row_of, times

@@ -11,7 +11,7 @@ from typing import Any
 
 from packfuse import Pack
 from packfuse.errors import PackError
-from packfuse.local import LocalMember
+from packfuse.models.hf_member import LocalMember
 
 from .clock import exactly
 from .texts import prose

@@ -13,9 +13,9 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from packfuse import Pack
-from packfuse.generation import Runner
-from packfuse.local import LocalMember
-from packfuse.vocabulary import Vocabulary
+from packfuse.generation.runner import Runner
+from packfuse.models.hf_member import LocalMember
+from packfuse.text.vocabulary import Vocabulary
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import CompileConfig
 
 from packfuse import Pack
-from packfuse.local import LocalMember
+from packfuse.models.hf_member import LocalMember
 
 from .bench import Bench
 from .clock import Timing, alone, fused, interleave

@@ -14,10 +14,10 @@ from packfuse.evaluation.run import ask
 from packfuse.evaluation.systems import Scored as ScoredSystem
 from packfuse.evaluation.systems import System, singles
 from packfuse.evaluation.tasks.text import Text
-from packfuse.gates.base import Gate
-from packfuse.gates.every import Every
-from packfuse.gates.safe import Safe
-from packfuse.gates.threshold import Threshold
+from packfuse.fusion.gates.base import Gate
+from packfuse.fusion.gates.every import Every
+from packfuse.fusion.gates.safe import Safe
+from packfuse.fusion.gates.threshold import Threshold
 
 from .quality import Scored, TextSet
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from packfuse import Pack
-from packfuse.local import LocalMember
+from packfuse.models.hf_member import LocalMember
 
 from .bench import Bench
 from .clock import exactly, interleave, seconds

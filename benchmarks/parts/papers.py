@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from packfuse.alignments.mined import Mined
-from packfuse.lexicon import writable
-from packfuse.local import LocalMember
-from packfuse.vocabulary import Vocabulary
+from packfuse.alignment.lexicon import writable
+from packfuse.alignment.mined import Mined
+from packfuse.models.hf_member import LocalMember
+from packfuse.text.vocabulary import Vocabulary
 
 from .clock import prompt_ids
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from packfuse import Pack
-from packfuse.starter import starter_paths
+from packfuse.starter.prepare import starter_paths
 
 from .bench import Bench
 from .clock import interleave, seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydoc_data.topics import topics
 
-from packfuse.vocabulary import Vocabulary
+from packfuse.text.vocabulary import Vocabulary
 
 _TEXT = "\n\n".join(topics[name] for name in sorted(topics))
 _STRIDE = 7919

@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from packfuse.answer import Answer, Chunk
-    from packfuse.config import MemberConfig, PackConfig
     from packfuse.errors import PackError
-    from packfuse.model import FusedForCausalLM
+    from packfuse.generation.answer import Answer, Chunk
+    from packfuse.generation.fused_model import FusedForCausalLM
+    from packfuse.generation.record import FusionRecord
+    from packfuse.generation.weigh import Weighing
     from packfuse.pack import Pack
-    from packfuse.record import FusionRecord
-    from packfuse.weighing import Weighing
+    from packfuse.settings import MemberConfig, PackConfig
 
 __all__ = [
     "Answer",
@@ -28,15 +28,15 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "answer",
-    "Chunk": "answer",
-    "FusedForCausalLM": "model",
-    "FusionRecord": "record",
-    "MemberConfig": "config",
+    "Answer": "generation.answer",
+    "Chunk": "generation.answer",
+    "FusedForCausalLM": "generation.fused_model",
+    "FusionRecord": "generation.record",
+    "MemberConfig": "settings",
     "Pack": "pack",
-    "PackConfig": "config",
+    "PackConfig": "settings",
     "PackError": "errors",
-    "Weighing": "weighing",
+    "Weighing": "generation.weigh",
 }
 
 

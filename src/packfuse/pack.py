@@ -14,26 +14,26 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from packfuse.alignments.base import Alignment
-from packfuse.answer import Answer, Chunk
-from packfuse.batcher import Batcher
-from packfuse.chat import render_chat
-from packfuse.compiled import Compiled, compile_steps
-from packfuse.config import HEADS, HeadsName, PackConfig
-from packfuse.engine import Engine
+from packfuse.alignment.base import Alignment
 from packfuse.errors import ConfigError
-from packfuse.gates.base import Gate
-from packfuse.generation import Runner
-from packfuse.loading import load_members, short_name, unique_names, wrap
-from packfuse.local import LocalMember
-from packfuse.model import FusedForCausalLM
-from packfuse.prefixes import PrefixCache, prefix_limit
+from packfuse.fusion.engine import Engine
+from packfuse.fusion.gates.base import Gate
+from packfuse.fusion.rules.base import Rule
+from packfuse.generation.answer import Answer, Chunk
+from packfuse.generation.batcher import Batcher
+from packfuse.generation.fused_model import FusedForCausalLM
+from packfuse.generation.request import Request, check, made_draft
+from packfuse.generation.runner import Runner
+from packfuse.generation.weigh import Weighing, weigh
+from packfuse.models.compiled import Compiled, compile_steps
+from packfuse.models.hf_member import LocalMember
+from packfuse.models.loading import load_members, short_name, unique_names, wrap
 from packfuse.progress import alignment_progress, compile_progress
 from packfuse.registry import alignments, drafts, gates, rules, weightings
-from packfuse.request import Request, check, made_draft
-from packfuse.rules.base import Rule
-from packfuse.weighing import Weighing, weigh
-from packfuse.weightings.base import Weighting
+from packfuse.settings import HEADS, HeadsName, PackConfig
+from packfuse.text.chat_template import render_chat
+from packfuse.weighting.methods.base import Weighting
+from packfuse.weighting.prefix_cache import PrefixCache, prefix_limit
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -87,8 +87,8 @@ class Pack:
                 device other than the processors. The answers are the same. On two cores it is
                 slower than in turn (docs/log.md).
             compiled: Members read single tokens and drafts in compiled code, where their models
-                allow it (`packfuse.compiled`). Steps of single prompts are compiled here, others
-                when they are first needed: up to a minute for each kind, 10 seconds where an
+                allow it (`packfuse.models.compiled`). Steps of single prompts are compiled here,
+                others when they are first needed: up to a minute for each kind, 10 seconds where an
                 earlier process has left them on disk. Not together with `parallel`.
             progress: Show progress of what takes long.
             config: What the members were loaded from, for `save_config`.
@@ -252,8 +252,8 @@ class Pack:
         Raises:
             StarterError: if it cannot be fetched, verified or converted.
         """
-        from packfuse.expert import EXPERT, expert_path
-        from packfuse.starter import starter_paths
+        from packfuse.starter.expert import EXPERT, expert_path
+        from packfuse.starter.prepare import starter_paths
 
         folders = starter_paths(progress=progress)
         if expert:
@@ -517,7 +517,7 @@ class Pack:
         """Log-probability of `continuation` after `prompt` under the fused model, nats.
 
         What exactly is scored is lm-eval's definition, in the reference's tokens; see
-        `packfuse.continuation`. Weights are fitted to the prompt.
+        `packfuse.text.continuation`. Weights are fitted to the prompt.
 
         Raises:
             PromptError: if either is empty.

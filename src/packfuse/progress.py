@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from packfuse.relation import Progress as Report
+    from packfuse.alignment.token_pairs import Progress as Report
 
 Stage = Callable[[str, int, int], None]
 """Told (what, done, in all)."""

@@ -132,41 +132,41 @@ def _name(part: Any) -> str:
 @cache
 def rules() -> Registry[Any]:
     """The fusion rules."""
-    from packfuse.rules.base import Rule
+    from packfuse.fusion.rules.base import Rule
 
-    return Registry("fusion rule", "packfuse.rules", Rule)
+    return Registry("fusion rule", "packfuse.fusion.rules", Rule)
 
 
 @cache
 def weightings() -> Registry[Any]:
     """The weightings."""
-    from packfuse.weightings.base import Weighting
+    from packfuse.weighting.methods.base import Weighting
 
-    return Registry("weighting", "packfuse.weightings", Weighting)
+    return Registry("weighting", "packfuse.weighting.methods", Weighting)
 
 
 @cache
 def alignments() -> Registry[Any]:
     """The alignments."""
-    from packfuse.alignments.base import Alignment
+    from packfuse.alignment.base import Alignment
 
-    return Registry("alignment", "packfuse.alignments", Alignment)
+    return Registry("alignment", "packfuse.alignment", Alignment)
 
 
 @cache
 def drafts() -> Registry[Any]:
     """The ways to draft."""
-    from packfuse.drafts.base import Draft
+    from packfuse.generation.drafts.base import Draft
 
-    return Registry("way to draft", "packfuse.drafts", Draft)
+    return Registry("way to draft", "packfuse.generation.drafts", Draft)
 
 
 @cache
 def gates() -> Registry[Any]:
     """The gates."""
-    from packfuse.gates.base import Gate
+    from packfuse.fusion.gates.base import Gate
 
-    return Registry("gate", "packfuse.gates", Gate)
+    return Registry("gate", "packfuse.fusion.gates", Gate)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from packfuse import Pack
-from tests import packs
+from tests.support import packs
 
 
 @pytest.fixture(scope="session")

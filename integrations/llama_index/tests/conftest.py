@@ -16,8 +16,8 @@ from llama_index.llms.packfuse import PackFuse
 from pydantic import Field
 
 from packfuse import Pack
-from packfuse.local import LocalMember
-from tests import packs, pico
+from packfuse.models.hf_member import LocalMember
+from tests.support import packs, pico
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

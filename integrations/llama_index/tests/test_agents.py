@@ -21,7 +21,7 @@ from llama_index.core.workflow import Context
 from llama_index.llms.packfuse import PackFuse, collect_fusion
 
 from packfuse import Pack
-from tests.scripted import scripted_pack
+from tests.support.scripted import scripted_pack
 
 pytestmark = [
     # LlamaIndex's workflows use what pydantic and they themselves have deprecated.

@@ -14,7 +14,7 @@ from llama_index.llms.packfuse import PackFuse
 from transformers import LogitsProcessor
 
 from packfuse.errors import ConfigError
-from tests import packs
+from tests.support import packs
 
 
 class Prompt(LogitsProcessor):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from packfuse.errors import ConfigError, LoadError, WeightsError
 from packfuse.registry import rules, weightings
-from tests import pico
+from tests.support import pico
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_metadata(llm, pack):
 
 
 def test_the_window_is_the_smallest_members():
-    from tests import packs
+    from tests.support import packs
 
     windows = [
         packs.LocalMember(name, pico.tiny_pair(name, context=size)[0], packs.vocabulary(name))

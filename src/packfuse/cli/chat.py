@@ -19,8 +19,8 @@ from packfuse.cli.tables import record_view, weighing_view
 from packfuse.errors import PackError
 
 if TYPE_CHECKING:
+    from packfuse.generation.record import FusionRecord
     from packfuse.pack import Pack
-    from packfuse.record import FusionRecord
 
 _HELP = """/exit          leave (so does the end of the input)
 /clear         forget the conversation

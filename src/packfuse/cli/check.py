@@ -12,12 +12,12 @@ from rich.text import Text
 from packfuse.cli.options import quiet
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import count, facts_table, size
-from packfuse.config import MemberConfig, PackConfig
 from packfuse.errors import ConfigError
-from packfuse.starter import is_ready, starter_paths
+from packfuse.settings import MemberConfig, PackConfig
+from packfuse.starter.prepare import is_ready, starter_paths
 
 if TYPE_CHECKING:
-    from packfuse.inspection import ModelReport, PackReport
+    from packfuse.models.inspection import ModelReport, PackReport
 
 
 def check(
@@ -41,7 +41,7 @@ def check(
     """
     config = _config(models or [], pack)
     screen.wait("Looking at the models ...")
-    from packfuse.inspection import look, report
+    from packfuse.models.inspection import look, report
 
     quiet(screen)
     seen = [

@@ -12,10 +12,10 @@ from rich.text import Text
 from packfuse.cli.options import PackOptions, quiet
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import plain_table
-from packfuse.config import PackConfig
 from packfuse.errors import ConfigError
 from packfuse.progress import stage_progress
 from packfuse.registry import rules, tasks, weightings, written
+from packfuse.settings import PackConfig
 
 if TYPE_CHECKING:
     from packfuse.evaluation.determination import Determination

@@ -131,7 +131,7 @@ def _write(screen: Screen, out: Path, found: list[Evaluation], start: int) -> No
     """Everything that is known so far, with plots from number `start` on."""
     from packfuse.evaluation.markdown import document
     from packfuse.evaluation.plot import draw
-    from packfuse.loading import unique_names
+    from packfuse.models.loading import unique_names
     from packfuse.paths import write_text
 
     write_text(out / "results.json", _json(found))

@@ -12,9 +12,9 @@ import typer
 
 from packfuse.cli.command import PARTS
 from packfuse.cli.screen import Screen
-from packfuse.config import HEADS
 from packfuse.errors import ConfigError
 from packfuse.registry import written
+from packfuse.settings import HEADS
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack

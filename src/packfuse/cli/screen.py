@@ -12,10 +12,10 @@ from pydantic_core import to_json
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from packfuse.answer import Chunk
 from packfuse.errors import PackError
-from packfuse.record import FusionRecord
-from packfuse.stages import Stages
+from packfuse.generation.answer import Chunk
+from packfuse.generation.record import FusionRecord
+from packfuse.starter.stages import Stages
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters other than tabs and line ends."""

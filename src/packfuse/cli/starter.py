@@ -10,8 +10,8 @@ from rich.text import Text
 
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import facts_table, size
-from packfuse.starter import plan, starter_paths
-from packfuse.starter_plan import StarterPlan
+from packfuse.starter.plan import StarterPlan
+from packfuse.starter.prepare import plan, starter_paths
 
 
 def starter(

@@ -9,12 +9,12 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from packfuse.record import FusionRecord
+from packfuse.generation.record import FusionRecord
 from packfuse.registry import alignments, rules, weightings
-from packfuse.starter_plan import megabytes
+from packfuse.starter.plan import megabytes
 
 if TYPE_CHECKING:
-    from packfuse.weighing import Weighing
+    from packfuse.generation.weigh import Weighing
 
 _WIDTH = 20
 

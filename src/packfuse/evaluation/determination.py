@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from packfuse.config import PackConfig
 from packfuse.evaluation.intervals import Figure
+from packfuse.settings import PackConfig
 
 WITHIN = 0.1
 """How far below the best model a candidate may be: UniTE's 10 %."""

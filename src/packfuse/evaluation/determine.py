@@ -6,7 +6,6 @@ import gc
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from packfuse.config import PackConfig
 from packfuse.errors import ConfigError, LoadError, PackError
 from packfuse.evaluation.determination import Candidate, Determination, Limits
 from packfuse.evaluation.intervals import Figure, difference, in_bits
@@ -17,9 +16,10 @@ from packfuse.evaluation.run import Asked, ask
 from packfuse.evaluation.setting import Setting, every_method
 from packfuse.evaluation.systems import Scored, System, Written, alone, under
 from packfuse.evaluation.tasks.base import Task
-from packfuse.loading import load_member, short_name, unique_names
-from packfuse.local import LocalMember
+from packfuse.models.hf_member import LocalMember
+from packfuse.models.loading import load_member, short_name, unique_names
 from packfuse.pack import Pack
+from packfuse.settings import PackConfig
 
 Tell = Callable[[str, int, int], None]
 """Told (what is going on, questions done, questions in all)."""

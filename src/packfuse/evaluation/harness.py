@@ -18,7 +18,7 @@ from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.systems import Scored
 from packfuse.pack import Pack
-from packfuse.vocabulary import Vocabulary
+from packfuse.text.vocabulary import Vocabulary
 
 _LONGEST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What tasks call the longest answer; the first one counts, as in lm-eval's own models."""
@@ -28,9 +28,9 @@ _LONGEST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_toke
 class PackLM(LM):  # type: ignore[misc]
     """Likelihoods and answers of a pack.
 
-    Likelihoods are lm-eval's own (`packfuse.continuation`), but a text's distributions are dropped
-    as soon as its next token has been looked up: nothing of size B x L x V is held. Weights are
-    fitted to each context.
+    Likelihoods are defined as lm-eval defines them (`packfuse.text.continuation`). The distribution
+    at a position is dropped as soon as the next token has been looked up, so nothing of size
+    B x L x V is held. Weights are fitted to each context.
 
     Importing this module registers the name, as lm-eval's models register theirs.
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from packfuse.engine import Engine
-from packfuse.gates.base import Gate
-from packfuse.job import Job
-from packfuse.pooling import Pooling, Voices, Watch
-from packfuse.rules.base import Rule
+from packfuse.fusion.engine import Engine
+from packfuse.fusion.gates.base import Gate
+from packfuse.fusion.pooling import Pooling, Voices, Watch
+from packfuse.fusion.read_plan import Job
+from packfuse.fusion.rules.base import Rule
 
 IMPOSSIBLE = math.log(1e-6)
 """Nats that a token counts which a rule gives no probability at all (UniTE: outside its union)."""

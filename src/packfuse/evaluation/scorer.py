@@ -9,20 +9,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from packfuse.alignments.base import Alignment
-from packfuse.continuation import Continuation, bare
-from packfuse.engine import Engine
+from packfuse.alignment.base import Alignment
+from packfuse.alignment.token_pairs import Progress
 from packfuse.evaluation.panel import Panel, Said, total
-from packfuse.fitting import Fit, prefill
-from packfuse.gates.base import Gate
-from packfuse.member import Member
-from packfuse.prompt import from_ids, from_text
-from packfuse.relation import Progress
-from packfuse.row import Row
-from packfuse.rules.base import Rule
-from packfuse.weighing import Survey
-from packfuse.weightings.base import Weighting, Weights, equal
-from packfuse.weightings.fixed import Fixed
+from packfuse.fusion.engine import Engine
+from packfuse.fusion.gates.base import Gate
+from packfuse.fusion.rules.base import Rule
+from packfuse.fusion.sequence import Row
+from packfuse.generation.weigh import Survey
+from packfuse.models.member import Member
+from packfuse.text.continuation import Continuation, bare
+from packfuse.text.prompt import from_ids, from_text
+from packfuse.weighting.methods.base import Weighting, Weights, equal
+from packfuse.weighting.methods.fixed import Fixed
+from packfuse.weighting.prefill import Fit, prefill
 
 
 class Method(NamedTuple):

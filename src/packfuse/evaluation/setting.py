@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from packfuse.alignments.base import Alignment
+from packfuse.alignment.base import Alignment
 from packfuse.errors import ConfigError
-from packfuse.gates.base import Gate
-from packfuse.gates.every import Every
+from packfuse.fusion.gates.base import Gate
+from packfuse.fusion.gates.every import Every
+from packfuse.fusion.rules.base import Rule
 from packfuse.pack import Pack
 from packfuse.registry import alignments, gates, rules, suggest, weightings, written
-from packfuse.rules.base import Rule
-from packfuse.weightings.base import Weighting
-from packfuse.weightings.fixed import Fixed
+from packfuse.weighting.methods.base import Weighting
+from packfuse.weighting.methods.fixed import Fixed
 
 _PARTS = 5
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from packfuse.alignments.base import Alignment
-from packfuse.config import PackConfig
+from packfuse.alignment.base import Alignment
 from packfuse.errors import ConfigError
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.scorer import Method, Scorer, Scores
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.tasks.base import Likelihoods, Task
-from packfuse.local import LocalMember
+from packfuse.models.hf_member import LocalMember
 from packfuse.pack import Pack
+from packfuse.settings import PackConfig
 
 BATCH = 8
 """Answers that are written side by side."""

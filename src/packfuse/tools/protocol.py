@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from packfuse.chat import Message
 from packfuse.constraint import Constraint, Grammar, JsonSchema
 from packfuse.errors import PromptError
+from packfuse.text.chat_template import Message
 from packfuse.tools.tool import Choice, Tool
 
 CALL, END_CALL = "<tool_call>\n", "\n</tool_call>"

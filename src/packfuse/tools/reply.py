@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from packfuse.emitter import overlap
-from packfuse.record import FusionRecord
+from packfuse.generation.record import FusionRecord
+from packfuse.text.detokenizer import overlap
 from packfuse.tools.protocol import CALL, END_CALL
 
 THINK, END_THINK = "<think>", "</think>"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError
-from packfuse.generation import Runner
-from packfuse.request import Request
+from packfuse.generation.request import Request
+from packfuse.generation.runner import Runner
 from packfuse.tools.protocol import constraint_of, render
 from packfuse.tools.reply import Piece, Reader, Reply
 from packfuse.tools.tool import Choice, choose, read_tools

@@ -11,7 +11,7 @@ from langchain_packfuse import ChatPackFuse
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from packfuse import Pack
-from tests.scripted import scripted_pack
+from tests.support.scripted import scripted_pack
 
 
 class _Standard(ChatModelIntegrationTests):

@@ -16,7 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
 from packfuse import Pack
-from tests.scripted import scripted_pack
+from tests.support.scripted import scripted_pack
 
 
 @tool

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from packfuse import Pack
 from packfuse.errors import ConfigError, ConstraintError, PromptError
-from tests import packs
+from tests.support import packs
 
 QUESTION = "What is the capital of France?"
 

@@ -14,9 +14,9 @@ from langchain_packfuse import ChatPackFuse, PackFuseLLM
 
 from packfuse import Pack
 from packfuse.errors import MemberError
-from packfuse.local import LocalMember
-from packfuse.model import FusedForCausalLM
-from tests import packs, pico
+from packfuse.generation.fused_model import FusedForCausalLM
+from packfuse.models.hf_member import LocalMember
+from tests.support import packs, pico
 
 PROMPTS = [f"Tell me about number {number}" for number in range(8)]
 

@@ -12,7 +12,7 @@ from langchain_packfuse.messages import turn_of
 from pydantic import BaseModel
 
 from packfuse import Pack
-from tests.scripted import scripted_pack
+from tests.support.scripted import scripted_pack
 
 
 @tool

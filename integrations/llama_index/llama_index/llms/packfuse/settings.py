@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr
 
 from packfuse import Pack
 from packfuse.errors import ConfigError
-from packfuse.request import MAX_NEW_TOKENS
+from packfuse.generation.request import MAX_NEW_TOKENS
 from packfuse.tools.arguments import merged
 
 

@@ -1,0 +1,26 @@
+"""Drafts by the reference alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from packfuse.generation.drafts.base import Draft, Drafting
+from packfuse.generation.drafts.draft_model import Speaking
+
+
+class Reference(Draft):
+    """The reference writes ahead, and all members check it in one pass each.
+
+    Attributes:
+        quantize: Draft with a copy of it in 8-bit integers where that is faster (processors): a
+            quarter of the time, and a quarter of its memory on top.
+    """
+
+    name: ClassVar[str] = "reference"
+    source: ClassVar[str] = "speculative decoding, arXiv 2211.17192"
+
+    quantize: bool = True
+
+    def drafter(self, drafting: Drafting) -> Speaking:
+        """See `Draft`."""
+        return Speaking(drafting, [drafting.engine.reference_index], self.most, self.quantize)

@@ -1,0 +1,50 @@
+"""What transformers wants to know of a pack."""
+
+from __future__ import annotations
+
+from transformers import GenerationConfig, PreTrainedConfig
+
+from packfuse.fusion.engine import Engine
+from packfuse.models.hf_member import LocalMember
+
+
+class FusedConfig(PreTrainedConfig):
+    """The reference's vocabulary and the pack's context window."""
+
+    model_type = "packfuse"
+    vocab_size: int = 0
+    max_position_embeddings: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+    is_encoder_decoder: bool = False
+
+
+def fused_config(engine: Engine, reference: LocalMember) -> FusedConfig:
+    """The configuration of a pack; the smallest context window is the pack's."""
+    own = reference.model.config.get_text_config()
+    config = FusedConfig(
+        vocab_size=engine.reference.columns,
+        max_position_embeddings=min(member.context_window for member in engine.members),
+        bos_token_id=getattr(own, "bos_token_id", None),
+        eos_token_id=list(engine.reference.end_ids) or None,
+        pad_token_id=_pad(reference),
+    )
+    config.architectures = ["FusedForCausalLM"]
+    return config
+
+
+def fused_generation_config(reference: LocalMember) -> GenerationConfig:
+    """The reference's special ids; its sampling habits are not the pack's."""
+    return GenerationConfig(
+        bos_token_id=reference.tokenizer.bos_token_id,
+        eos_token_id=list(reference.vocabulary.end_ids) or None,
+        pad_token_id=_pad(reference),
+    )
+
+
+def _pad(reference: LocalMember) -> int | None:
+    ends = reference.vocabulary.end_ids
+    own = reference.tokenizer.pad_token_id
+    return own if own is not None else (ends[0] if ends else None)

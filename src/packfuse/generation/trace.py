@@ -1,0 +1,104 @@
+"""Watches the members at every step, for the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from packfuse.fusion.engine import Engine
+from packfuse.fusion.pooling import Position
+from packfuse.fusion.sequence import Row
+from packfuse.generation.record import TraceStep
+
+
+@dataclass(slots=True)
+class Observed:
+    """What was seen in one row. Positions are counts of ids that had been read.
+
+    Attributes:
+        agreed: Whether all members with a say had the same first choice, by position.
+        overruled: Whether the pack's first choice was not the reference's, by position.
+        joined: Whether the members were fused, by position.
+        trace: What is known of the token that followed, by position.
+        pending: Distributions at the last positions, whose tokens may still be taken back.
+    """
+
+    agreed: dict[int, bool] = field(default_factory=dict)
+    overruled: dict[int, bool] = field(default_factory=dict)
+    joined: dict[int, bool] = field(default_factory=dict)
+    trace: dict[int, TraceStep] = field(default_factory=dict)
+    pending: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def first(self) -> int:
+        """The first position seen, where the answer begins."""
+        return min(self.agreed, default=0)
+
+    def share(self, flags: dict[int, bool], tokens: int) -> float | None:
+        """Share of the positions of an answer of `tokens` that are flagged; None if none is."""
+        end = self.first + tokens
+        seen = [flag for at, flag in flags.items() if at < end]
+        return sum(seen) / len(seen) if seen else None
+
+
+class Observer:
+    """Notes agreement step by step, and keeps a trace when asked to.
+
+    It serves greedy decoding and sampling, where row i of the batch stays row i. Where a draft was
+    wrong, its positions are seen again with other tokens before them; what was seen last counts.
+    """
+
+    def __init__(self, engine: Engine, trace: bool, drafted: int = 0) -> None:
+        """`trace` keeps one entry a step as well; `drafted` is how long drafts may be."""
+        self.engine, self.tracing = engine, trace
+        self._depth = drafted + 1 if drafted else 0
+        self.names = [member.name for member in engine.members]
+        self._rows: dict[int, Observed] = {}
+
+    def row(self, index: int) -> Observed:
+        """What was seen in row `index` of the batch."""
+        return self._rows.get(index, Observed())
+
+    def __call__(self, row: Row, position: Position) -> None:
+        """See one position; `Watch` of the engine."""
+        read, logps, fused = position.read, position.logps, position.fused
+        seen = self._rows.setdefault(row.place, Observed())
+        first = logps.argmax(-1).tolist()
+        speaking = [c for c, w in zip(first, self._weights(row), strict=True) if w > 0]
+        seen.agreed[read] = len(set(speaking)) <= 1
+        seen.overruled[read] = int(fused.argmax()) != first[self.engine.reference_index]
+        seen.joined[read] = position.joined
+        if self.tracing:
+            seen.pending[read] = logps, fused
+            # No draft reaches further back.
+            self._settle(seen, row.ids, read - self._depth)
+
+    def _weights(self, row: Row) -> list[float]:
+        if row.weights is None:
+            return [1.0] * len(self.names)
+        weights: list[float] = row.weights.tolist()
+        return weights
+
+    def finish(self, seen: Observed, answer: Sequence[int]) -> list[TraceStep]:
+        """The trace of an answer, one entry a token."""
+        ids = [-1] * seen.first + list(answer)
+        self._settle(seen, ids, len(ids))
+        steps = range(seen.first, len(ids))
+        return [seen.trace[at] for at in steps if at in seen.trace]
+
+    def _settle(self, seen: Observed, ids: Sequence[int], read: int) -> None:
+        """Write down the tokens that were chosen after the pending positions before `read`."""
+        for at in [at for at in seen.pending if at < read]:
+            seen.trace[at] = self._entry(*seen.pending.pop(at), ids[at])
+
+    def _entry(self, logps: Tensor, fused: Tensor, token: int) -> TraceStep:
+        spell = self.engine.reference.spell
+        chances, choices = logps[:, token].exp().tolist(), logps.argmax(-1).tolist()
+        return TraceStep(
+            text=spell(token),
+            probability=float(fused[token].exp()),
+            member_probabilities=dict(zip(self.names, chances, strict=True)),
+            member_choices=dict(zip(self.names, map(spell, choices), strict=True)),
+        )

@@ -1,0 +1,172 @@
+"""Members whose steps are compiled."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+from packfuse.errors import MemberError
+from packfuse.models.batching import Piece
+from packfuse.models.hf_member import LocalMember
+from packfuse.models.kv.fixed_shape import Step, hindrance, stand, vary
+from packfuse.models.kv.ragged import Running
+from packfuse.models.member import Read
+from packfuse.models.vocab_subset import Columns
+
+GRAPHS = 32
+"""Most graphs of one head: one or several rows, tokens, places."""
+
+_OWN_GRAPHS: dict[str, Any] = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
+
+ALL = 16
+"""Places up to which logits are made at all of them."""
+
+WARM = (1, 2)
+"""How many tokens rows read in the steps that are compiled at once; others wait until needed."""
+
+_turn = threading.Lock()
+"""The compiler knows whose graphs are meant by one number for the whole process."""
+
+_compiled: WeakKeyDictionary[LocalMember, Compiled] = WeakKeyDictionary()
+
+
+class Compiled(LocalMember):
+    """A local member that reads a few tokens in compiled code, and longer texts as it always did.
+
+    A step works on the whole store of its rows, so that nothing in it depends on how long they are.
+    Steps take turns, whichever member and thread they are of. Hooks that the model gets after its
+    steps were compiled do not run in them. In inference mode they are compiled once more.
+
+    Attributes:
+        refused: Why the compiler would not, if so; it reads as it always did then.
+    """
+
+    def __init__(self, member: LocalMember) -> None:
+        """A twin of `member`, over the same model."""
+        vars(self).update(vars(member))
+        self.refused: str | None = None
+        # By columns, which go with their pack; the whole head by `Heads`, which stays.
+        self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
+
+    def warm(self, columns: Columns | None, width: int) -> None:
+        """Compile the step in which one row reads so many tokens.
+
+        Warns:
+            RuntimeWarning: if it cannot be compiled. The member goes its usual way from then on.
+        """
+        row, token = self.open(), int(self._heads.probe[0, 0])
+        try:
+            self.read([Read(row, [token])])
+            self.read([Read(row, [token] * width, columns=columns)])
+        except MemberError as error:
+            self.refused = str(error)
+            _warn(self, self.refused)
+
+    def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
+        pasts = [piece.request.session.state.past for piece in pieces]
+        new = [len(piece.ids) for piece in pieces]
+        if self.refused is None and stand(pasts, new):
+            return Step(self._empty, self.model.config, pasts, new)
+        return super()._plan(pieces, room)
+
+    def _forward(
+        self, pieces: list[Piece], columns: Columns | None, room: int
+    ) -> list[list[Tensor]]:
+        stores = {piece.request.session.state.past.store for piece in pieces} - {None}
+        try:
+            return super()._forward(pieces, columns, room)
+        except BaseException:
+            # What is left behind might be NaN, and a step is shown the whole store.
+            for past in [past for store in stores for past in store.pasts]:
+                past.leave()
+            raise
+
+    def _chosen(
+        self, running: Running, inputs: dict[str, Any], flat: list[int], columns: Columns | None
+    ) -> Tensor:
+        if not isinstance(running, Step):
+            return super()._chosen(running, inputs, flat, columns)
+        count = running.size * running.width
+        # Where there are few places, whichever of them are asked for is no kind of its own.
+        asked = torch.tensor(list(range(count)) if count <= ALL else flat, device=self.device)
+        vary(asked, 0)
+        with _turn:
+            twin, call = self._call(columns)
+            twin.get_output_embeddings().places = asked
+            try:
+                logits = self._run(call, inputs)[0]
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                self.refused = " ".join(str(error).split("\n")[:2])
+                raise MemberError(
+                    f"member {self.name!r} cannot be compiled: {self.refused}",
+                    hint="ask again: from now on it reads as if compiled=False",
+                ) from error
+        return logits[flat] if count <= ALL else logits
+
+    def _call(self, columns: Columns | None) -> tuple[Any, Callable[..., Any]]:
+        """The model under the head for these columns, and its compiled call."""
+        key = self._heads if columns is None else columns
+        if key not in self._calls:
+            twin = self._heads.pick(torch.zeros(1, dtype=torch.long), columns)
+            # No CUDA graphs: there would be one for each store, size of it, and thread.
+            call = torch.compile(
+                twin.__call__,
+                fullgraph=True,
+                options={"guard_filter_fn": _guards},
+                **_OWN_GRAPHS,
+            )
+            self._calls[key] = twin, call
+        return self._calls[key]
+
+
+def _guards(entries: Sequence[Any]) -> list[bool]:
+    """Which conditions of a graph count: not how many model classes transformers has seen."""
+    return ["_CAN_RECORD_REGISTRY" not in entry.name for entry in entries]
+
+
+def compile_steps(member: LocalMember) -> LocalMember:
+    """The twin of a member whose steps are compiled, made once; itself where they cannot be.
+
+    Warns:
+        RuntimeWarning: if they cannot be, with the reason.
+    """
+    if isinstance(member, Compiled):
+        return member
+    twin = _compiled.get(member)
+    if reason := _hindrance(member) if twin is None else twin.refused:
+        _warn(member, reason)
+        return member
+    return _compiled.setdefault(member, twin or Compiled(member))
+
+
+def _warn(member: LocalMember, reason: str) -> None:
+    """Warn that a member goes its usual way."""
+    warnings.warn(f"member {member.name!r} is not compiled: {reason}", RuntimeWarning, 3)
+
+
+def _hindrance(member: LocalMember) -> str | None:
+    """Why a member's steps cannot be compiled; None if they can."""
+    model: Any = member.model
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    quantizer = getattr(model, "hf_quantizer", None)
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        return f"torch {torch.__version__} lets all members share a few graphs; 2.13 does not"
+    if not model._can_compile_fullgraph:
+        return f"transformers does not compile {type(model).__name__}"
+    if len(devices) > 1:
+        return f"its model is spread over {', '.join(sorted(devices))}"
+    if quantizer is not None and not quantizer.is_compileable:
+        return f"{type(quantizer).__name__} cannot be compiled"
+    if not member._heads.replaceable:
+        return "its output head is out of reach"
+    if not member._positions:
+        return f"{type(model).__name__} takes no positions"
+    return hindrance(member._empty, model.config)

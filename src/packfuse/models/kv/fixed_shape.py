@@ -1,0 +1,193 @@
+"""Passes whose tensors keep their shapes and places while rows grow: what can be compiled."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+from packfuse.models.kv.ragged import MOST_REST, Running
+from packfuse.models.kv.recurrent import as_kind
+from packfuse.models.kv.store import Past
+
+WIDEST = 16
+"""Most new tokens of a row; longer reads are passes."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+class Step(Running):
+    """Rows that read a few tokens each where they stand, in a store that is shown as a whole.
+
+    A row's new tokens go behind its old ones, wherever those end. Rows with fewer new tokens, and
+    those that rest, have padding behind them, which the next step overwrites. Masks hide from every
+    row what is not its own.
+    """
+
+    def __init__(
+        self,
+        empty: DynamicCache,
+        config: PreTrainedConfig,
+        pasts: Sequence[Past],
+        new: Sequence[int],
+    ) -> None:
+        """Plan to read `new` tokens in each row; only where they `stand`."""
+        store = pasts[0].store
+        if store is None:
+            raise ValueError("rows that have read nothing do not stand anywhere")
+        self.pasts, self._new, self._store = list(pasts), list(new), store
+        self._config = config.get_text_config()
+        self.width, self.size, self.rows = max(new), store.rows, [past.row for past in pasts]
+        self._starts, self._ends, self._read = ([0] * self.size for _ in range(3))
+        for past in (*store.pasts, *pasts):
+            self._starts[past.row] = past.start
+            self._ends[past.row] = max(self._ends[past.row], past.end)
+        for row, count in zip(self.rows, new, strict=True):
+            self._read[row] = count
+        store.blank()
+        # Claimed at once: a fork that stands here, too, will have to copy.
+        store.used = max(end + read for end, read in zip(self._ends, self._read, strict=True))
+        self.cache = copy.copy(empty)
+        self._layers: list[_Shown] = [as_kind(_Shown, layer) for layer in empty.layers]
+        for index, layer in enumerate(self._layers):
+            layer.keys, layer.values = store.layer(index)
+        self.cache.layers = list(self._layers)
+
+    def places(self, which: int, places: Sequence[int]) -> list[int]:
+        """See `Running`."""
+        return [self.rows[which] * self.width + place for place in places]
+
+    def inputs(
+        self, ids: Sequence[Sequence[int]], device: torch.device, *, positions: bool
+    ) -> dict[str, Any]:
+        """See `Running`."""
+        padded = [[0] * self.width for _ in range(self.size)]
+        for row, new in zip(self.rows, ids, strict=True):
+            padded[row][: len(new)] = new
+        counts = torch.tensor([self._starts, self._ends, self._read], device=device)
+        starts, ends, read = counts.unbind()
+        slots = ends[:, None] + torch.arange(self.width, device=device)
+        rows = torch.arange(self.size, device=device)
+        padding = slots >= (ends + read)[:, None]
+        for layer in self._layers:
+            layer.rows, layer.slots, layer.padding = rows, slots, padding
+            for held in (layer.keys, layer.values):
+                vary(held, 0, 2)
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor(padded, device=device),
+            "attention_mask": self._masks(slots, starts),
+        }
+        if positions:
+            # Padding may not stand where a model has no positions any more.
+            last = (ends + read - 1)[:, None]
+            inputs["position_ids"] = (torch.minimum(slots, last) - starts[:, None]).clamp(min=0)
+        vary(rows, 0)
+        for given in (slots, padding, *inputs.values()):
+            for tensor in given.values() if isinstance(given, dict) else [given]:
+                vary(tensor, 0, -2, -1)
+        return {**inputs, "past_key_values": self.cache, "use_cache": True}
+
+    def _masks(self, slots: Tensor, starts: Tensor) -> Any:
+        """What each new token sees, as the model's attention takes it.
+
+        Args:
+            slots: Where the tokens are, `[B, n]`.
+            starts: Where their rows begin, `[B]`.
+
+        Returns:
+            Masks `[B, 1, n, slots]`; by kind of layer where the configuration names kinds.
+        """
+        shown = torch.arange(self._store.slots, device=slots.device)
+        # No views of anything: the compiler would take their bases' sizes for constants.
+        first, last = starts[:, None, None, None], slots[:, None, :, None]
+        seen = (shown >= first) & (shown <= last)
+        window = getattr(self._config, "sliding_window", None)
+        masks = {FULL: seen}
+        if window is not None:
+            masks[SLIDING] = seen & (shown > last - window)
+        if self._config._attn_implementation == "eager":
+            keys = self._store.layer(0)[0]
+            least = torch.finfo(keys.dtype).min
+            for kind, mask in masks.items():
+                masks[kind] = keys.new_zeros(mask.shape).masked_fill(~mask, least)
+        kinds = getattr(self._config, "layer_types", None)
+        if kinds is None:
+            return masks[FULL if window is None else SLIDING]
+        return {kind: masks[kind] for kind in set(kinds)}
+
+    def finish(self) -> None:
+        """See `Running`."""
+        for past, count in zip(self.pasts, self._new, strict=True):
+            past.length += count
+        self.cache.layers, self._layers = [], []
+
+
+def hindrance(empty: DynamicCache, config: PreTrainedConfig) -> str | None:
+    """Why a model cannot read in a `Step`, by its caches and its attention; None if it can."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {FULL, SLIDING}
+    layers = {type(layer) for layer in empty.layers} - {DynamicLayer}
+    if kinds or layers:
+        names = sorted(kinds) or sorted(layer.__name__ for layer in layers)
+        return f"it has layers of the kind {', '.join(names)}"
+    windows = {getattr(layer, "sliding_window", None) for layer in empty.layers}
+    if not windows <= {None, getattr(text, "sliding_window", None)}:
+        return "its layers have windows of their own"
+    if text._attn_implementation not in ("sdpa", "eager"):
+        return f"its attention is {text._attn_implementation!r}, neither 'sdpa' nor 'eager'"
+    return None
+
+
+def stand(pasts: Sequence[Past], new: Sequence[int]) -> bool:
+    """Whether rows can read so many tokens each in a `Step`."""
+    store, width, rows = pasts[0].store, max(new), {past.row for past in pasts}
+    if store is None or width > WIDEST or any(past.store is not store for past in pasts):
+        return False
+    if len(rows) < len(pasts) or len(rows) < (1 - MOST_REST) * store.rows:
+        return False
+    ends = [0] * store.rows
+    for past in store.pasts:
+        ends[past.row] = max(ends[past.row], past.end)
+    # A fork that has read further must not be overwritten.
+    return max(ends) + width <= store.slots and all(past.end == ends[past.row] for past in pasts)
+
+
+def vary(tensor: Tensor, *dims: int) -> None:
+    """Tell the compiler that some sizes will be others; it knows one from several by itself."""
+    for dim in {range(tensor.dim())[dim] for dim in dims}:
+        if tensor.shape[dim] > 1:
+            torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
+class _Shown(DynamicLayer):
+    """An attention layer whose whole store is shown."""
+
+    is_compileable = True
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    slots: Tensor
+    padding: Tensor
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Put new keys and values where they belong; all there are."""
+        # What a model makes of padding might be NaN, which no mask keeps out.
+        nothing = self.padding[:, :, None, None]
+        for held, fresh in ((self.keys, key_states), (self.values, value_states)):
+            held[self.rows[:, None], :, self.slots] = fresh.transpose(1, 2).masked_fill(nothing, 0)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All slots."""
+        return self.keys.shape[-2], 0
+
+    def get_seq_length(self) -> Any:
+        """Slots before the first new one, as a tensor, for a number would be compiled in."""
+        return self.slots.min()

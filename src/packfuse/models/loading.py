@@ -1,0 +1,176 @@
+"""Loading members: hub ids, folders, GGUF files, or objects that are loaded already."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.quantizers.auto import AutoQuantizationConfig
+
+from packfuse.errors import ConfigError, LoadError
+from packfuse.models.hf_member import LocalMember
+from packfuse.settings import MemberConfig, PackConfig
+from packfuse.text.vocabulary import Vocabulary
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def load_members(config: PackConfig) -> list[LocalMember]:
+    """Load every member of a pack.
+
+    Raises:
+        LoadError: for the first that fails; the others are freed.
+    """
+    names = unique_names([m.name or short_name(m.model) for m in config.members])
+    members: list[LocalMember] = []
+    try:
+        with _collector_paused():
+            for name, member in zip(names, config.members, strict=True):
+                members.append(load_member(name, member, config))
+    except BaseException:
+        members.clear()
+        gc.collect()
+        raise
+    return members
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Parsing a tokenizer makes a million objects, none of them garbage, to be walked in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def load_member(name: str, member: MemberConfig, pack: PackConfig) -> LocalMember:
+    """Load one member.
+
+    Raises:
+        LoadError: naming the member and the reason.
+    """
+    folder, gguf = split_gguf(member.model)
+    shared: dict[str, Any] = {
+        "revision": member.revision,
+        "trust_remote_code": pack.trust_remote_code,
+    }
+    shared = {key: value for key, value in shared.items() if value is not None}
+    if gguf:
+        shared["gguf_file"] = gguf
+    try:
+        _check_causal(name, folder, shared)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=member.dtype or pack.dtype,
+            device_map=member.device_map or pack.device_map,
+            quantization_config=_quantization(member.quantization or pack.quantization),
+            use_safetensors=None if pack.unsafe_weights or gguf else True,
+            **shared,
+        )
+        source = member.tokenizer or folder
+        if member.tokenizer:
+            shared.pop("gguf_file", None)
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+    except LoadError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise LoadError(
+            f"member {name!r} cannot be loaded from {member.model!r}: {error}",
+            hint=_next_step(error),
+        ) from error
+    return wrap(name, model, tokenizer)
+
+
+def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LocalMember:
+    """A member from a loaded model and its tokenizer."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if ends is None:
+        ends = getattr(model.config.get_text_config(), "eos_token_id", None)
+    end_ids = [ends] if isinstance(ends, int) else list(ends or ())
+    columns = int(model.config.get_text_config().vocab_size)
+    return LocalMember(name, model, Vocabulary(tokenizer, columns, end_ids))
+
+
+def split_gguf(model: str) -> tuple[str, str | None]:
+    """The folder and the file of a GGUF path; other models as they are."""
+    if model.endswith(".gguf"):
+        path = Path(model)
+        return str(path.parent), path.name
+    return model, None
+
+
+def short_name(model: str) -> str:
+    """The last part of a hub id or a path.
+
+    Example:
+        >>> short_name("google/gemma-3-270m")
+        'gemma-3-270m'
+    """
+    return Path(model.rstrip("/")).name.removesuffix(".gguf") or model
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names with numbers where they repeat.
+
+    Example:
+        >>> unique_names(["a", "b", "a"])
+        ['a', 'b', 'a-2']
+    """
+    seen: dict[str, int] = {}
+    unique: list[str] = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return unique
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a model's configuration is that of a causal language model, as far as it says so."""
+    own = list(config.architectures or [])
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return not own or bool(known.intersection(own)) or hasattr(config, "auto_map")
+
+
+def _check_causal(name: str, folder: str, shared: dict[str, Any]) -> None:
+    config = AutoConfig.from_pretrained(folder, **shared)
+    if not is_causal(config):
+        raise LoadError(
+            f"member {name!r} is a {config.architectures[0]}, not a causal language model",
+            hint="use a model whose architecture ends in ForCausalLM",
+        )
+
+
+def _quantization(settings: dict[str, Any] | Any | None) -> Any:
+    if settings is None or not isinstance(settings, dict):
+        return settings
+    if "quant_method" not in settings:
+        raise ConfigError(
+            "quantization has no `quant_method`", hint="for example bitsandbytes_4bit"
+        )
+    return AutoQuantizationConfig.from_dict(dict(settings))
+
+
+def _next_step(error: BaseException) -> str:
+    text = str(error)
+    if "safetensors" in text:
+        return "the weights are not safetensors; unsafe_weights=True accepts others at your risk"
+    if "trust_remote_code" in text:
+        return "it comes with code of its own; trust_remote_code=True runs it at your risk"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "use a smaller dtype, a quantization, or device_map='auto'"
+    return "check the id or the path; `packfuse check` looks at models without loading them"

@@ -1,0 +1,167 @@
+"""Chat messages, as each member's own template writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from packfuse.errors import PromptError
+from packfuse.text.prompt import MemberPrompt, PackPrompt
+from packfuse.text.vocabulary import Vocabulary
+
+Message = dict[str, Any]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+PLAIN_STOP = "\n\nUser:"
+"""Where the plain rendering's next turn would begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A chat for the whole pack.
+
+    Attributes:
+        prompt: By member.
+        ids: The reference's ids.
+        stop: Stop strings that the rendering needs (a reference that cannot end a turn).
+    """
+
+    prompt: PackPrompt
+    ids: list[int]
+    stop: tuple[str, ...]
+
+
+def check_messages(messages: Sequence[Any]) -> list[Message]:
+    """Messages with a known role and text content.
+
+    Raises:
+        PromptError: naming the message and what is wrong with it.
+    """
+    if not messages:
+        raise PromptError("the list of messages is empty", hint="give at least one message")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or "role" not in message:
+            raise PromptError(f"message {number} has no role: {message!r}", hint=f"roles: {ROLES}")
+        if message["role"] not in ROLES:
+            raise PromptError(
+                f"message {number} has the role {message['role']!r}",
+                hint=f"roles: {', '.join(ROLES)}",
+            )
+        if not isinstance(message.get("content", ""), str):
+            raise PromptError(
+                f"message {number} is not text: {type(message['content']).__name__}",
+                hint="a pack reads text only",
+            )
+    if not any(message.get("content") for message in messages):
+        raise PromptError("all messages are empty", hint="give at least one character")
+    return [dict(message) for message in messages]
+
+
+def render_chat(
+    messages: Sequence[Any],
+    vocabularies: Sequence[Vocabulary],
+    reference: int,
+    template_arguments: dict[str, Any] | None = None,
+) -> Rendered:
+    """Messages under every member's own chat template.
+
+    A member without a template reads a plain rendering, one paragraph a message
+    ("User: ..."), and leaves the end of the turn to the reference.
+
+    Args:
+        messages: `[{"role": ..., "content": ...}]`.
+        vocabularies: By member.
+        reference: Which member is the reference.
+        template_arguments: Passed on to the templates (`tools`, `enable_thinking`, ...).
+
+    Raises:
+        PromptError: for malformed messages, or a template that refuses them.
+    """
+    checked = check_messages(messages)
+    notes: list[str] = []
+    sides = [
+        _render(checked, vocabulary, template_arguments or {}, notes) for vocabulary in vocabularies
+    ]
+    own = sides[reference]
+    stop: tuple[str, ...] = ()
+    if not own.ends_turns:
+        # The reference reads ids, so its plain text becomes fixed ids.
+        ids = [*own.fixed, *vocabularies[reference].encode_bytes(own.text)]
+        sides[reference] = own = MemberPrompt(tuple(ids))
+        stop = (PLAIN_STOP,)
+        notes.append(f"the reference has no chat template; the answer stops at {PLAIN_STOP!r}")
+    texts = [str(message.get("content") or "").strip().encode() for message in checked]
+    prompt = PackPrompt(
+        tuple(sides), texts=tuple(text for text in texts if text), notes=tuple(dict.fromkeys(notes))
+    )
+    return Rendered(prompt, list(own.fixed), stop)
+
+
+def _render(
+    messages: list[Message], vocabulary: Vocabulary, arguments: dict[str, Any], notes: list[str]
+) -> MemberPrompt:
+    name = str(vocabulary.tokenizer.name_or_path).rstrip("/").split("/")[-1]
+    if not vocabulary.tokenizer.chat_template:
+        notes.append(f"{name} has no chat template and reads a plain rendering")
+        text = vocabulary.text_prefix + plain(messages).encode()
+        return MemberPrompt(vocabulary.prefix_ids, text, ends_turns=False)
+    try:
+        return MemberPrompt(tuple(_apply(vocabulary, messages, arguments)))
+    except (TemplateError, ValueError) as error:
+        folded = fold(messages)
+        if folded == messages:
+            raise PromptError(
+                f"the chat template of {name} refuses the messages: {error}"
+            ) from error
+    try:
+        ids = _apply(vocabulary, folded, arguments)
+    except (TemplateError, ValueError) as error:
+        raise PromptError(f"the chat template of {name} refuses the messages: {error}") from error
+    notes.append(f"for {name}, system messages and repeated roles were folded into one turn")
+    return MemberPrompt(tuple(ids))
+
+
+def _apply(vocabulary: Vocabulary, messages: list[Message], arguments: dict[str, Any]) -> list[int]:
+    # Fast tokenizers change their settings while they encode.
+    with vocabulary.lock:
+        encoded: Any = vocabulary.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            sanitize_control_tokens=True,
+            **arguments,
+        )
+    return list(encoded["input_ids"])
+
+
+def fold(messages: Sequence[Message]) -> list[Message]:
+    """System text moved into the first user turn, and neighbors of one role joined."""
+    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
+    folded: list[Message] = []
+    for message in (m for m in messages if m["role"] != "system"):
+        if folded and folded[-1]["role"] == message["role"]:
+            joined = f"{folded[-1]['content']}\n\n{message['content']}"
+            folded[-1] = {**folded[-1], "content": joined}
+        else:
+            folded.append(dict(message))
+    if system and folded and folded[0]["role"] == "user":
+        folded[0]["content"] = f"{system}\n\n{folded[0]['content']}"
+    elif system:
+        folded.insert(0, {"role": "user", "content": system})
+    return folded
+
+
+def plain(messages: Sequence[Message]) -> str:
+    r"""The rendering for members without a chat template.
+
+    Example:
+        >>> plain([{"role": "user", "content": "Hello!"}])
+        'User: Hello!\n\nAssistant: '
+    """
+    turns = [f"{m['role'].capitalize()}: {(m.get('content') or '').strip()}" for m in messages]
+    return "\n\n".join([*turns, "Assistant: "])

@@ -1,0 +1,284 @@
+"""The masks of a constraint, token by token, and what is left where a rule dropped everything."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, strategies
+from torch import Tensor
+
+from packfuse.constraint import Constraint, Grammar, JsonSchema, Regex
+from packfuse.errors import ConstraintError
+from packfuse.fusion.pooling import Pooling
+from packfuse.fusion.rules.pools import LAST_RESORT, arithmetic, backed
+from packfuse.generation.constraint_processor import Constrained
+from packfuse.text.vocabulary import Vocabulary
+from tests.support import fusing
+from tests.support.fusing import PROMPT
+from tests.support.small import small_pack, vocabulary
+
+VOCABULARY = vocabulary("long", pad=True)
+END = VOCABULARY.end_ids[0]
+CONSTRAINTS: list[Constraint] = [
+    Regex("(he|hello|the ){1,4}x?"),
+    Grammar('start: "a" start "b" | "true" | "é日"'),
+    JsonSchema({"type": "object", "properties": {"the ": {"type": "string"}, "n": {"const": 1}}}),
+    JsonSchema({"type": "array", "items": {"type": "integer"}}),
+]
+BOOL = {"type": "boolean"}
+SEED = strategies.integers(0, 2**16)
+
+
+def allowed(constrained: Constrained, rows: list[list[int]]) -> Tensor:
+    """What each row may go on with, `[B, V]`."""
+    scores = torch.zeros(len(rows), VOCABULARY.columns)
+    return torch.isfinite(constrained(torch.tensor(rows), scores))
+
+
+def accepts(constraint: Constraint, text: str) -> bool:
+    """Whether a text may be written in the tokenizer's own tokens, and end there."""
+    constrained = Constrained(VOCABULARY, constraint, 1)
+    said = [0]
+    for token in [*VOCABULARY.encode(text), END]:
+        if not allowed(constrained, [said])[0, token]:
+            return False
+        said.append(token)
+    return True
+
+
+def walk(constraint: Constraint, choices: list[int]) -> list[int]:
+    """Some text of the constraint, one token for each choice, until it ends."""
+    said: list[int] = []
+    constrained = Constrained(VOCABULARY, constraint, 0)
+    for choice in choices:
+        mask = allowed(constrained, [said])[0]
+        options = mask.nonzero().flatten().tolist()
+        said.append(options[choice % len(options)])
+        if said[-1] == END:
+            break
+    return said
+
+
+@given(strategies.data())
+def test_any_order_of_rows_gives_the_masks_of_a_fresh_start(data: strategies.DataObject) -> None:
+    """Beams change places, drafts are taken back, batches shrink, finished rows are filled up."""
+    constraint = data.draw(strategies.sampled_from(CONSTRAINTS))
+    walks = strategies.lists(SEED, min_size=1, max_size=8)
+    texts = [
+        walk(constraint, data.draw(walks)) for _ in range(data.draw(strategies.integers(1, 4)))
+    ]
+    left = data.draw(strategies.integers(0, 3))
+    constrained = Constrained(VOCABULARY, constraint, left)
+    for _ in range(data.draw(strategies.integers(1, 6))):
+        length = data.draw(strategies.integers(0, 9))
+        pads = data.draw(strategies.sampled_from([END, VOCABULARY.tokenizer.pad_token_id]))
+        picked = data.draw(strategies.lists(strategies.sampled_from(texts), min_size=1, max_size=4))
+        ended = [text if END in text else [*text, END] for text in picked]
+        rows = [(text + [pads] * 9)[:length] for text in ended]
+        masks = allowed(constrained, [[7] * left + row for row in rows])
+        for row, mask in zip(rows, masks, strict=True):
+            fresh = Constrained(VOCABULARY, constraint, 0)
+            assert mask.equal(allowed(fresh, [row])[0])
+            assert mask.any()
+
+
+@given(strategies.lists(SEED, max_size=30))
+def test_every_walk_ends_in_a_text_of_the_constraint(choices: list[int]) -> None:
+    for constraint in CONSTRAINTS:
+        said = walk(constraint, choices)
+        if said and said[-1] == END:
+            assert accepts(constraint, VOCABULARY.decode(said).decode())
+
+
+def test_tokens_that_the_constraint_allows_keep_their_scores() -> None:
+    scores = torch.randn(2, VOCABULARY.columns, generator=torch.Generator().manual_seed(0))
+    constrained = Constrained(VOCABULARY, Regex("[a-f]+"), 0)
+    held = constrained(torch.tensor([[ord("a")], [ord("b")]]), scores)
+    letters = [*range(ord("a"), ord("f") + 1), END]
+    assert held[:, letters].equal(scores[:, letters])
+    others = [index for index in range(VOCABULARY.columns) if index not in letters]
+    assert torch.isneginf(held[:, others]).all()
+
+
+def test_where_nothing_is_left_the_constraint_counts_and_not_the_scores() -> None:
+    scores = torch.full((1, VOCABULARY.columns), -torch.inf)
+    held = Constrained(VOCABULARY, Regex("[ab]"), 0)(torch.zeros(1, 0, dtype=torch.long), scores)
+    assert torch.isfinite(held[0]).nonzero().flatten().tolist() == [ord("a"), ord("b")]
+
+
+def test_control_tokens_and_padding_are_never_text() -> None:
+    mask = allowed(Constrained(VOCABULARY, Regex("(.|\n)*"), 0), [[]])[0]
+    silent = [i for i, token in enumerate(VOCABULARY.token_bytes) if token is None]
+    assert [index for index in silent if mask[index]] == [END]
+
+
+def test_marks_of_calls_may_be_control_tokens() -> None:
+    own = fusing.bpe("ok", controls=("<end>", "<tool_call>"))
+    held = Constrained(own, Grammar('start: "<tool_call>" "ok"'), 0)
+    mark, word = own.controls["<tool_call>"], own.encode("ok")[0]
+    assert allowed(held, [[]])[0].nonzero().flatten().tolist() == [mark]
+    assert allowed(held, [[mark]])[0].nonzero().flatten().tolist() == [word]
+    assert allowed(held, [[mark, word]])[0].nonzero().flatten().tolist() == list(own.end_ids)
+
+
+def test_a_text_that_left_its_constraint_is_an_error() -> None:
+    with pytest.raises(ConstraintError, match=r"left its constraint .*processors"):
+        allowed(Constrained(VOCABULARY, Regex("ab"), 0), [[ord("x")]])
+
+
+def test_a_vocabulary_without_an_end_holds_no_constraint() -> None:
+    endless = fusing.bpe(name="endless")
+    endless.end_ids = ()
+    with pytest.raises(ConstraintError, match=r"endless.* no token to end with"):
+        Constrained(endless, Regex("a"), 0)
+
+
+def test_a_vocabulary_is_freed_after_its_constraints() -> None:
+    own = Vocabulary(fusing.bpe("hello").tokenizer)
+    assert Constrained(own, Regex("a"), 0) is not None
+    gone = weakref.ref(own)
+    del own
+    gc.collect()
+    assert gone() is None
+
+
+# JSON schemas: which texts they have.
+
+OBJECT = {"type": "object", "properties": {"a": BOOL}, "required": ["a"]}
+CLOSED: list[tuple[dict[str, Any], Any, Any]] = [
+    (OBJECT, {"a": True}, {"a": True, "b": 1}),
+    ({"properties": {"a": BOOL}}, {}, {"b": 1}),
+    ({"type": "array", "items": OBJECT}, [{"a": True}], [{"a": True, "b": 1}]),
+    (
+        {"$defs": {"P": OBJECT}, "properties": {"p": {"$ref": "#/$defs/P"}}},
+        {"p": {"a": False}},
+        {"p": {"a": False, "b": 1}},
+    ),
+    ({"anyOf": [OBJECT, {"type": "null"}]}, {"a": True}, {"a": True, "b": 1}),
+    ({"properties": {"properties": OBJECT}}, {"properties": {"a": True}}, {"properties": {}}),
+    ({"properties": {"const": OBJECT}}, {"const": {"a": True}}, {"const": {"a": True, "b": 1}}),
+]
+
+
+@pytest.mark.parametrize(("schema", "fits", "more"), CLOSED, ids=str)
+def test_objects_hold_what_is_listed_and_nothing_else(
+    schema: dict[str, Any], fits: Any, more: Any
+) -> None:
+    before = json.dumps(schema)
+    assert accepts(JsonSchema(schema), json.dumps(fits))
+    assert not accepts(JsonSchema(schema), json.dumps(more))
+    assert json.dumps(schema) == before
+
+
+def test_objects_hold_more_where_they_are_open_or_say_so() -> None:
+    more = json.dumps({"a": True, "b": 1})
+    assert accepts(JsonSchema(OBJECT, closed=False), more)
+    assert accepts(JsonSchema({**OBJECT, "additionalProperties": {"type": "integer"}}), more)
+    assert accepts(JsonSchema({"type": "object"}), more)
+
+
+@pytest.mark.parametrize("key", ["const", "enum"])
+def test_values_that_look_like_schemas_stay_what_they_are(key: str) -> None:
+    value = {"properties": {"b": 1}}
+    schema = {key: value if key == "const" else [value]}
+    assert accepts(JsonSchema(schema), json.dumps(value))
+
+
+JSON = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.integers(-999, 999)
+    | strategies.text(strategies.characters(exclude_categories=["Cs", "Cc"]), max_size=6),
+    lambda inner: strategies.lists(inner, max_size=3)
+    | strategies.dictionaries(strategies.sampled_from(["a", "b", "the "]), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(JSON)
+def test_every_value_may_be_written_as_json_writes_it(value: Any) -> None:
+    assert accepts(JsonSchema({}), json.dumps(value, ensure_ascii=False))
+    if isinstance(value, dict | list) and len(value) > 1:
+        assert not accepts(JsonSchema({}), json.dumps(value, ensure_ascii=False, indent=1))
+        assert not accepts(
+            JsonSchema({}), json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        )
+
+
+# What a rule dropped comes last instead of never.
+
+MEMBERS = strategies.integers(1, 3)
+
+
+@given(MEMBERS, SEED, strategies.integers(0, 8))
+def test_backed_keeps_what_the_rule_says_and_ranks_the_rest_by_the_mean(
+    count: int, seed: int, dropped: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logps = (3 * torch.randn(count, 2, 12, generator=generator)).log_softmax(-1)
+    weights = torch.rand(2, count, generator=generator) + 0.1
+    weights /= weights.sum(-1, keepdim=True)
+    fused = torch.randn(2, 12, generator=generator).log_softmax(-1)
+    fused[:, :dropped] = -torch.inf
+    found = backed(fused, logps, weights)
+    assert found[:, dropped:].equal(fused[:, dropped:])
+    mean = torch.einsum("nk,knv->nv", weights, logps.exp()).log()
+    assert torch.allclose(found[:, :dropped] - LAST_RESORT, mean[:, :dropped], atol=2e-3)
+    assert (found[:, :dropped].amax() if dropped else -torch.inf) < found[:, dropped:].amin()
+    assert not dropped or arithmetic(logps, weights).isfinite().all()
+
+
+WORDS = ["Zebra", "Quark", "日の出", "Zero", "Quart"]
+
+
+def test_where_the_rule_dropped_every_allowed_token_the_members_mean_decides() -> None:
+    """UniTE with k = 1 proposes a token or two; none of them begins one of the words."""
+    pack = small_pack(fusion={"name": "unite", "k": 1}, weighting="uniform")
+    model, own = pack.model, pack.members[0].vocabulary
+    answer = pack.generate(PROMPT, constraint=Regex("|".join(WORDS)), max_new_tokens=12)
+    assert answer.text in WORDS
+    heard: list[tuple[Tensor, Tensor]] = []
+    ids, said, rescued = own.encode(PROMPT), b"", 0
+    for token in answer.token_ids:
+        model.watch = lambda row, place: heard.append((place.logps, place.fused))
+        model(torch.tensor([ids]), logits_to_keep=1)
+        model.watch = None
+        logps, fused = heard[-1]
+        options = [
+            index
+            for index, spelled in enumerate(own.token_bytes)
+            if spelled and any(word.encode().startswith(said + spelled) for word in WORDS)
+        ] or [own.end_ids[0]]
+        proposed = [index for index in options if torch.isfinite(fused[index])]
+        mean = logps.exp().mean(0)
+        best = max(proposed or options, key=lambda i: float(fused[i] if proposed else mean[i]))
+        rescued += not proposed and len(options) > 1
+        assert token == best
+        said += own.token_bytes[token] or b""
+        ids.append(token)
+    assert rescued > 0
+
+
+def test_a_pack_is_backed_for_the_time_of_a_constrained_call_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack = small_pack(fusion="unite")
+    seen: list[bool] = []
+    pool = Pooling.pool
+
+    def watched(self: Pooling, *arguments: Any) -> None:
+        seen.append(self.backed)
+        pool(self, *arguments)
+
+    monkeypatch.setattr(Pooling, "pool", watched)
+    pack.generate(PROMPT, constraint=Regex("[xyz]"))
+    assert set(seen) == {True}
+    with pytest.raises(ConstraintError):
+        pack.generate(PROMPT, constraint=Regex("x[a&&b]"))
+    seen.clear()
+    pack.model(torch.tensor([pack.members[0].vocabulary.encode(PROMPT)]))
+    pack.generate(PROMPT, max_new_tokens=2)
+    assert set(seen) == {False}

@@ -1,0 +1,115 @@
+"""Logits that were picked are the model's own, whatever its family does to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from packfuse.models.lm_head import Heads
+from tests.support import small
+from tests.support.heads import COLUMNS, FAMILIES, family
+from tests.support.scripted import Scripted
+
+IDS = torch.randint(0, COLUMNS, (3, 7), generator=torch.Generator().manual_seed(0))
+PLACES = torch.tensor([0, 6, 8, 13, 13, 20, 1])
+
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    out: Tensor = model(IDS).logits
+    return out
+
+
+@every_family
+def test_picked_places_have_the_models_logits(name: str) -> None:
+    model = family(name)
+    heads = Heads(model)
+    assert heads.replaceable
+    for count in range(len(PLACES) + 1):
+        picked = logits(heads.pick(PLACES[:count]))
+        assert picked.shape == (1, count, COLUMNS)
+        expected = logits(model).flatten(0, 1)[PLACES[:count]]
+        assert torch.allclose(picked[0], expected, atol=1e-5)
+
+
+@every_family
+def test_heads_follow_bodies(name: str) -> None:
+    """What the model does to logits is done, and the model stays as it was."""
+    model = family(name)
+    heads, expected = Heads(model), logits(model).flatten(0, 1)
+    children = dict(model.named_modules())
+    if name == "falcon-h1, multiplied":
+        # It asks its body for a factor.
+        assert not heads.apart
+        return
+    assert heads.apart
+    body, hidden = heads.body(PLACES)
+    logits(body)
+    for some in (PLACES, PLACES[:1], PLACES[:0]):
+        assert torch.allclose(heads.after(hidden()[: len(some)]), expected[some], atol=1e-5)
+    assert dict(model.named_modules()) == children
+    assert logits(model).flatten(0, 1).equal(expected)
+
+
+def test_what_is_done_between_body_and_head_keeps_them_together() -> None:
+    class Between(LlamaForCausalLM):
+        def forward(self, *arguments: Any, **given: Any) -> Any:
+            said = self.model(*arguments, **given)
+            return CausalLMOutputWithPast(logits=self.lm_head(said.last_hidden_state / 7))
+
+    class Asking(LlamaForCausalLM):
+        def forward(self, *arguments: Any, **given: Any) -> Any:
+            said = self.model(*arguments, **given)
+            return CausalLMOutputWithPast(logits=self.lm_head(said[0]) + len(said.past_key_values))
+
+    config: Any = family("llama").config
+    assert not Heads(Between(config).eval()).apart
+    assert not Heads(Asking(config).eval()).apart
+    assert Heads(Between(config).eval()).replaceable
+
+
+@every_family
+def test_the_model_stays_as_it_was(name: str) -> None:
+    model = family(name)
+    before, own = logits(model), model.get_output_embeddings()
+    children = dict(model.named_modules())
+    twin = Heads(model).pick(PLACES)
+    assert logits(twin).shape != before.shape
+    assert model.get_output_embeddings() is own
+    assert dict(model.named_modules()) == children
+    assert logits(model).equal(before)
+    assert twin.get_input_embeddings() is model.get_input_embeddings()
+
+
+def test_hooks_on_the_head_still_run() -> None:
+    model = family("llama")
+    model.get_output_embeddings().register_forward_hook(lambda _m, _i, output: output * 2)
+    picked = logits(Heads(model).pick(PLACES))
+    assert torch.allclose(picked[0], logits(model).flatten(0, 1)[PLACES], atol=1e-5)
+
+
+def test_a_forward_that_was_put_into_the_object_is_left_alone() -> None:
+    """It is bound to the object that it was made for, and would use that one's head."""
+    model = family("llama")
+    model.forward = model.forward
+    assert not Heads(model).replaceable
+
+
+def test_a_model_without_a_head_of_its_own_is_left_alone() -> None:
+    assert not Heads(Scripted(small.vocabulary("long"), str)).replaceable
+
+
+def test_a_head_deeper_inside_is_left_alone() -> None:
+    class Deep(LlamaForCausalLM):
+        def get_output_embeddings(self) -> Any:
+            return self.model.embed_tokens
+
+    config: Any = family("llama").config
+    assert not Heads(Deep(config)).replaceable

@@ -1,0 +1,214 @@
+"""PackLLM and UniTE straight from their formulas: plain models, no caches, one position at a time.
+
+Tokenizers read the text themselves; only what a token stands for is asked of `Vocabulary`. Where
+the papers go by the strings of one family of tokenizers, words go by bytes here as there:
+
+- A word is the bytes of a text token, or "the end". Control tokens other than ends are no words;
+  the papers have none among the best tokens of the models that they use.
+- Of several tokens with the same bytes, the one that the tokenizer writes is the word.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from packfuse.text.vocabulary import Vocabulary
+
+Word = bytes
+END: Word = b""
+
+
+@dataclass
+class Speaker:
+    """A model and its tokenizer."""
+
+    model: PreTrainedModel
+    vocabulary: Vocabulary
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.vocabulary.tokenizer
+
+    @cached_property
+    def word_of(self) -> dict[int, Word]:
+        text = {ids[0]: word for word, ids in self.vocabulary.ids_of.items()}
+        return text | dict.fromkeys(self.vocabulary.end_ids, END)
+
+    def read(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text).input_ids
+        return ids
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int], last: int = 0) -> Tensor:
+        """Next-token logits after every token, or after the `last` ones, `[n, V]`."""
+        out = self.model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=last)
+        return out.logits[0, :, : len(self.tokenizer)].double()
+
+    def find(self, word: Word) -> int:
+        """Its token for a word, else the first sub-token."""
+        if word == END:
+            return self.vocabulary.end_ids[0]
+        if word in self.vocabulary.ids_of:
+            return self.vocabulary.ids_of[word][0]
+        first = self.vocabulary.first_token(word)
+        assert first is not None
+        return first
+
+
+@dataclass
+class Written:
+    """A greedy generation: ids, and at each step the fused distribution over reference ids."""
+
+    ids: list[int] = field(default_factory=list)
+    chances: list[dict[int, float]] = field(default_factory=list)
+    foreign: int = 0
+    """How often the winner was a word that the reference lacks."""
+
+
+def softmax(scores: dict[Word, float]) -> dict[Word, float]:
+    top = max(scores.values())
+    masses = {word: math.exp(score - top) for word, score in scores.items()}
+    return {word: mass / sum(masses.values()) for word, mass in masses.items()}
+
+
+def unite(speakers: Sequence[Speaker], reference: int, prompt: str, k: int, steps: int) -> Written:
+    """UniTE: the text is read anew by everyone at every step."""
+    primary, written = speakers[reference], Written()
+    prompt_ids = primary.read(prompt)
+    for _ in range(steps):
+        ids = prompt_ids + written.ids
+        text = primary.tokenizer.decode(ids, skip_special_tokens=True)
+        assert "\N{REPLACEMENT CHARACTER}" not in text, "half a character: choose another seed"
+        read = [ids if s is primary else s.read(text) for s in speakers]
+        logits = [s.logits(i, 1)[-1] for s, i in zip(speakers, read, strict=True)]
+        fused = union_average(speakers, logits, k)
+        winner = max(fused, key=lambda word: fused[word])
+        written.foreign += winner != END and winner not in primary.vocabulary.ids_of
+        written.chances.append(by_reference(primary, fused))
+        written.ids.append(primary.find(winner))
+        if winner == END:
+            break
+    return written
+
+
+def union_average(
+    speakers: Sequence[Speaker], logits: Sequence[Tensor], k: int
+) -> dict[Word, float]:
+    """Equation by equation: top-k, union, look-up, softmax over the union, mean."""
+    union: dict[Word, None] = {}
+    for speaker, row in zip(speakers, logits, strict=True):
+        scores = row.tolist()
+        best = heapq.nlargest(k, speaker.word_of, key=lambda i: scores[i])
+        union.update(dict.fromkeys(speaker.word_of[i] for i in best))
+    heard = [
+        softmax({word: float(row[speaker.find(word)]) for word in union})
+        for speaker, row in zip(speakers, logits, strict=True)
+    ]
+    return {word: sum(p[word] for p in heard) / len(heard) for word in union}
+
+
+def by_reference(primary: Speaker, fused: dict[Word, float]) -> dict[int, float]:
+    """What is emitted for each word; words that begin with one token leave it to the likeliest."""
+    best: dict[int, float] = {}
+    for word, p in fused.items():
+        token = primary.find(word)
+        best[token] = max(p, best.get(token, 0.0))
+    return {token: p / sum(best.values()) for token, p in best.items()}
+
+
+@dataclass
+class PackLLM:
+    """PackLLM over the reference's ids: `maps[k][i]` is member k's id for the reference's i."""
+
+    speakers: Sequence[Speaker]
+    reference: int
+    maps: Sequence[Sequence[int]]
+
+    @cached_property
+    def no_words(self) -> list[int]:
+        own = self.speakers[self.reference]
+        return [i for i in range(len(own.tokenizer)) if i not in own.word_of]
+
+    def logits(self, ids: Sequence[int], last: int = 0) -> list[Tensor]:
+        """By member, `[n, V]` in the reference's ids; words only, for those who are mapped."""
+        size = len(self.speakers[self.reference].tokenizer)
+        rows = []
+        for k, (speaker, table) in enumerate(zip(self.speakers, self.maps, strict=True)):
+            if k == self.reference:
+                rows.append(speaker.logits(ids, last))
+                continue
+            carried = speaker.logits([table[i] for i in ids], last)[:, list(table[:size])]
+            carried[:, self.no_words] = -math.inf
+            rows.append(carried)
+        return rows
+
+    def losses(self, ids: Sequence[int], logits: Sequence[Tensor]) -> list[float]:
+        """Mean cross-entropy on the prompt: log-perplexity."""
+        return [cross_entropy(rows[:-1], ids[1:]) for rows in logits]
+
+    def sim(self, prompt: str, tau: float) -> list[float]:
+        """softmax(-log PPL / τ)."""
+        ids = self.speakers[self.reference].read(prompt)
+        losses = torch.tensor(self.losses(ids, self.logits(ids)), dtype=torch.float64)
+        weights: list[float] = (-losses / tau).softmax(0).tolist()
+        return weights
+
+    def opt(self, prompt: str, *, early_stop: bool) -> list[float]:
+        """The greedy search: members by rising loss, λ in steps of 0.05."""
+        ids = self.speakers[self.reference].read(prompt)
+        logits = self.logits(ids)
+        losses = self.losses(ids, logits)
+        order = sorted(range(len(losses)), key=lambda k: losses[k])
+        current, weights = logits[order[0]], {order[0]: 1.0}
+        for member in order[1:]:
+            trials = {
+                i / 20: cross_entropy(mix(current, logits[member], i / 20)[:-1], ids[1:])
+                for i in range(21)
+            }
+            best = min(trials, key=lambda share: trials[share])
+            if early_stop and best == 1:
+                break
+            current = mix(current, logits[member], best)
+            weights = {k: w * best for k, w in weights.items()} | {member: 1 - best}
+        return [weights.get(k, 0.0) for k in range(len(losses))]
+
+    def pooled(self, ids: Sequence[int], weights: Sequence[float]) -> Tensor:
+        """softmax(Σ λ_k s_k) after the last id, `[V]`."""
+        total = torch.zeros(len(self.speakers[self.reference].tokenizer), dtype=torch.float64)
+        for rows, weight in zip(self.logits(ids, 1), weights, strict=True):
+            if weight > 0:
+                total += weight * rows[-1]
+        return total.softmax(0)
+
+    def write(self, prompt: str, weights: Sequence[float], steps: int) -> list[int]:
+        """Greedily, weights fixed by the prompt."""
+        own = self.speakers[self.reference]
+        ids = own.read(prompt)
+        start = len(ids)
+        for _ in range(steps):
+            ids.append(int(self.pooled(ids, weights).argmax()))
+            if ids[-1] in own.vocabulary.end_ids:
+                break
+        return ids[start:]
+
+
+def mix(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """`share · one + (1 - share) · other` over what both can say."""
+    either = torch.isneginf(one) | torch.isneginf(other)
+    mixed = share * one.masked_fill(either, 0) + (1 - share) * other.masked_fill(either, 0)
+    return mixed.masked_fill(either, -math.inf)
+
+
+def cross_entropy(logits: Tensor, labels: Sequence[int]) -> float:
+    """Mean of -log softmax at the labels."""
+    at = torch.tensor(list(labels))[:, None]
+    return float((logits.logsumexp(-1) - logits.gather(1, at)[:, 0]).mean())

@@ -1,0 +1,34 @@
+"""Tiny packs over real tokenizers, whose byte tables are read once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from packfuse import Pack
+from packfuse.models.hf_member import LocalMember
+from packfuse.text.vocabulary import Vocabulary
+from tests.support import pico
+
+
+@functools.cache
+def vocabulary(name: str) -> Vocabulary:
+    """The packaged tokenizer of that name, with as many columns as its tiny models."""
+    tokenizer = pico.real_tokenizer(name)
+    return Vocabulary(tokenizer, pico.padded_size(tokenizer))
+
+
+def tiny_member(name: str, arch: str = "llama", seed: int = 0) -> LocalMember:
+    """A tiny model, called after its tokenizer."""
+    return LocalMember(name, pico.tiny_pair(name, arch, seed)[0], vocabulary(name))
+
+
+def tiny_members(names: Sequence[str], seed: int = 0) -> list[LocalMember]:
+    """Tiny Llama models, each with a seed of its own."""
+    return [tiny_member(name, seed=seed + k) for k, name in enumerate(names)]
+
+
+def tiny_pack(members: Sequence[LocalMember], **settings: Any) -> Pack:
+    """A quiet pack."""
+    return Pack(members, progress=False, **settings)

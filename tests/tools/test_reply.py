@@ -1,0 +1,231 @@
+"""Answers taken apart: the same parts, however the text arrives."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import groupby, pairwise
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings, strategies
+
+from packfuse.generation.record import FinishReason, FusionRecord, Timings, Usage
+from packfuse.text.detokenizer import whole_text
+from packfuse.tools.protocol import write_call
+from packfuse.tools.reply import Piece, Reader, Reply
+from tests.support import fusing
+
+CALL = write_call("f", {"a": "é"})
+BITS = [
+    "<", ">", "/", "\n", " ", "x", "é", "<think>", "</think>", "think", "tool_call", "<tool_call>",
+    "<tool_call>\n", "\n</tool_call>", "</tool_call>", CALL, f"\n{CALL}", '{"name": "f"',
+    '{"name": "f", "arguments": {}}', '{"name": "f", "arguments": [3]}', "{}", "[]", "\n\n",
+]  # fmt: skip
+TEXTS = strategies.lists(strategies.sampled_from(BITS), max_size=12).map("".join)
+REASONS: list[FinishReason] = ["stop", "length", "cancelled"]
+KINDS: list[dict[str, bool]] = [
+    {"calling": True},
+    {"calling": False},
+    {"calling": True, "thinking": True},
+    {"calling": False, "thinking": True},
+    {"calling": False, "plain": True},
+]
+
+
+def record(finish_reason: FinishReason = "stop") -> FusionRecord:
+    """A record of nothing."""
+    return FusionRecord(
+        members=["a"], reference="a", fusion={}, weighting={}, alignment={}, weights={"a": 1.0},
+        prompt_loss=None, bits_per_byte=None, scored_tokens=0, finish_reason=finish_reason,
+        usage=Usage(
+            prompt_tokens=1, completion_tokens=2, total_tokens=3, prompt_tokens_by_member={"a": 1}
+        ),
+        timings=Timings(
+            prefill_seconds=0, weights_seconds=0, decode_seconds=0, tokens_per_second=0
+        ),
+    )  # fmt: skip
+
+
+def whole(text: str, finish_reason: FinishReason = "stop", **kind: bool) -> Reply:
+    return Reader(**{"calling": True, **kind}).whole(text, record(finish_reason))
+
+
+def part(piece: Piece) -> tuple[str, Any]:
+    """What a piece adds, without the random id of a call."""
+    if piece.call:
+        return "call", replace(piece.call, id="")
+    if piece.broken:
+        return "broken", replace(piece.broken, id="")
+    return ("text", piece.text) if piece.text else ("reasoning", piece.reasoning)
+
+
+def parts(pieces: list[Piece]) -> list[tuple[str, Any]]:
+    """The parts of an answer in order, with neighbors of text and of reasoning joined."""
+    found: list[tuple[str, Any]] = []
+    for kind, group in groupby(map(part, pieces), key=lambda found: found[0]):
+        values = [value for _, value in group]
+        joined = "".join(values) if kind in ("text", "reasoning") else values
+        found.append((kind, joined))
+    return found
+
+
+@given(TEXTS, strategies.lists(strategies.integers(0, 200), max_size=8), strategies.data())
+@example("a\n\n<tool_call>\n{}\n</tool_call>\n", [1, 2, 3, 4], None)
+@example("<think>\n</think>\n\n x", [3, 9], None)
+def test_the_parts_are_the_same_however_the_text_is_cut(
+    text: str, cuts: list[int], data: strategies.DataObject | None
+) -> None:
+    kind = data.draw(strategies.sampled_from(KINDS)) if data else KINDS[0]
+    reason: FinishReason = data.draw(strategies.sampled_from(REASONS)) if data else "stop"
+    places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    reader = Reader(**kind)
+    pieces: list[Piece] = []
+    for start, end in pairwise(places):
+        pieces += reader.feed(text[start:end])
+    *late, last = reader.finish(record(reason))
+    pieces += late
+    assert all(piece.reply is None for piece in pieces)
+    assert last.reply is not None
+    assert last == Piece(reply=last.reply)
+
+    other = Reader(**kind)
+    once = [*other.feed(text), *other.finish(record(reason))][:-1]
+    assert parts(pieces) == parts(once)
+
+    reply = last.reply
+    assert "".join(piece.text for piece in pieces) == reply.text
+    assert "".join(piece.reasoning for piece in pieces) == reply.reasoning
+    assert tuple(piece.call for piece in pieces if piece.call) == reply.calls
+    assert tuple(piece.broken for piece in pieces if piece.broken) == reply.broken
+    again = Reader(**kind).whole(text, record(reason))
+    assert (reply.text, reply.reasoning) == (again.text, again.reasoning)
+    assert list(map(_bare, reply.calls)) == list(map(_bare, again.calls))
+    assert list(map(_bare, reply.broken)) == list(map(_bare, again.broken))
+
+
+def _bare(call: Any) -> Any:
+    return replace(call, id="")
+
+
+@given(TEXTS)
+def test_plain_text_is_all_text(text: str) -> None:
+    assert whole(text, calling=False, plain=True).text == text
+
+
+@given(TEXTS)
+def test_nothing_is_lost_but_tags_and_blank_space_around_them(text: str) -> None:
+    reply = whole(text, calling=False)
+    if reply.reasoning or text.lstrip().startswith("<think>"):
+        rest = text.lstrip().removeprefix("<think>")
+        assert rest.startswith(reply.reasoning)
+        rest = rest.removeprefix(reply.reasoning).removeprefix("</think>").lstrip()
+        assert rest == reply.text
+    else:
+        assert reply.text == text
+
+
+@given(TEXTS.filter(lambda text: "<" not in text))
+def test_text_that_holds_no_tag_is_never_held_back_but_for_line_breaks(text: str) -> None:
+    reader = Reader(calling=True)
+    seen = "".join(piece.text for piece in reader.feed(text))
+    assert seen == (text.rstrip("\n") if text.strip() else "")
+
+
+JSON = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.integers() | strategies.text(),
+    lambda inner: strategies.lists(inner) | strategies.dictionaries(strategies.text(), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=40)
+@given(
+    strategies.lists(
+        strategies.tuples(
+            strategies.text(min_size=1), strategies.dictionaries(strategies.text(), JSON)
+        ),
+        max_size=3,
+    ),
+    strategies.sampled_from(["", "Text.", "é\nmore"]),
+)
+def test_calls_are_read_as_they_were_written(
+    calls: list[tuple[str, dict[str, Any]]], text: str
+) -> None:
+    """Arguments may hold the tags themselves: JSON writes their line breaks as escapes."""
+    written = "\n".join([*([text] if text else []), *(write_call(*call) for call in calls)])
+    reply = whole(written)
+    assert [(call.name, call.arguments) for call in reply.calls] == calls
+    assert (reply.text, reply.broken) == (text, ())
+    assert reply.finish_reason == ("tool_calls" if calls else "stop")
+    assert len({call.id for call in reply.calls}) == len(calls)
+
+
+def test_tags_within_arguments_are_text() -> None:
+    arguments = {"s": "\n</tool_call>\n<tool_call>\n<think>", "</tool_call>": "\u2028é"}
+    reply = whole(write_call("f", arguments))
+    assert [call.arguments for call in reply.calls] == [arguments]
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("length", "max_new_tokens"), ("cancelled", "cancelled"), ("stop", "stop string")],
+)
+def test_a_call_that_was_cut_off_is_broken_and_says_why(reason: FinishReason, words: str) -> None:
+    written = f"Text.\n{CALL}"
+    for end in range(written.index("{"), len(written)):
+        reply = whole(written[:end], reason)
+        assert reply.calls == ()
+        (broken,) = reply.broken
+        assert words in broken.error
+        assert (reply.text, reply.finish_reason) == ("Text.", reason)
+        assert broken.arguments in CALL
+        if '"f"' in written[:end]:
+            assert broken.name == "f"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "{", "[]", "3", "null", '{"name": "f"}', '{"arguments": {}}',
+     '{"name": "f", "arguments": 3}', '{"name": "f", "arguments": {"a": }}'],
+)  # fmt: skip
+def test_what_is_no_call_is_broken_and_never_repaired(body: str) -> None:
+    reply = whole(f"<tool_call>\n{body}\n</tool_call>")
+    assert reply.calls == ()
+    assert [broken.error.partition(":")[0] for broken in reply.broken] == ["not a call"]
+    assert reply.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("lead", ["", "\n", "  \n"])
+def test_reasoning_is_kept_apart_from_the_text(lead: str) -> None:
+    reply = whole(f"{lead}<think>\nHm < 3.\n</think>\n\n The answer.\n{CALL}")
+    assert (reply.reasoning, reply.text) == ("\nHm < 3.\n", "The answer.")
+    assert len(reply.calls) == 1
+    opened = whole("Hm.\n</think>\nYes.", thinking=True)
+    assert (opened.reasoning, opened.text) == ("Hm.\n", "Yes.")
+    endless = whole("<think>Hm. </thi", "length")
+    assert (endless.reasoning, endless.text) == ("Hm. </thi", "")
+    later = whole("Text. <think>no</think>")
+    assert (later.reasoning, later.text) == ("", "Text. <think>no</think>")
+
+
+def test_a_reply_shows_its_usage_and_its_fusion_as_plain_json() -> None:
+    reply = whole("x")
+    assert reply.usage == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    assert FusionRecord.model_validate(json.loads(json.dumps(reply.fusion))) == reply.record
+
+
+def test_marks_that_are_control_tokens_part_the_reasoning_from_the_text() -> None:
+    """As in Qwen 3, whose chat template writes them."""
+    own = fusing.bpe(controls=("<end>", "<think>", "</think>"))
+    opens, closes = own.controls["<think>"], own.controls["</think>"]
+    ids = [opens, *own.encode("Hm."), closes, *own.encode("\n\nYes.")]
+    text, _ = whole_text(ids, own, ())
+    assert text == "<think>Hm.</think>\n\nYes."
+    assert own.decode(ids) == b"Hm.\n\nYes."
+
+
+def test_a_call_that_a_stop_string_ends_within_its_tag_is_broken() -> None:
+    reader = Reader(calling=True)
+    found = reader.whole("Well.\n<tool_call>", record("stop"))
+    assert (found.text, len(found.calls), len(found.broken)) == ("Well.", 0, 1)

@@ -1,0 +1,296 @@
+"""Turns of a chat with tools and structured answers, on scripted and on random packs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from packfuse import Pack
+from packfuse.constraint import Regex
+from packfuse.errors import ConfigError, ConstraintError
+from packfuse.tools import Completion, Piece, Reply, Turn
+from packfuse.tools.protocol import write_call
+from tests.support.scripted import TEMPLATE, scripted_pack
+from tests.support.small import scripted_small, small_pack
+from tests.tools.test_reply import part, parts
+
+ASK = [{"role": "user", "content": "Please."}]
+RULES = ["packllm", "unite", "mixture"]
+
+
+class Place(BaseModel):
+    city: str
+    at: tuple[int, int]
+
+
+class Trip(BaseModel):
+    """Where a schema has definitions and references."""
+
+    places: list[Place]
+    home: Place | None = None
+
+
+FIND = {"name": "find", "parameters": {"properties": {"q": {"type": "string"}}, "required": ["q"]}}
+TRIP = {"type": "function", "function": {"name": "trip", "parameters": Trip.model_json_schema()}}
+TIME = {"name": "time"}
+TOOLS = [FIND, TRIP, TIME]
+FEW = [FIND, TIME]
+
+QUERY = {"q": 'é "日本" \\ \n</tool_call>\n<tool_call> 🎉'}
+WAY = {"places": [{"city": "Köln", "at": [1, -2]}], "home": None}
+
+
+def answers(text: str, **settings: Any) -> Pack:
+    """A pack that always says so."""
+    return scripted_small(lambda _: text, **settings)
+
+
+def both(turn: Completion) -> Reply:
+    """The reply, which is the same at once and in pieces."""
+    reply, pieces = turn.answer(), list(turn.stream())
+    last = pieces[-1].reply
+    assert last is not None
+    assert all(piece.reply is None for piece in pieces[:-1])
+    assert (last.text, last.reasoning) == (reply.text, reply.reasoning)
+    assert [call.arguments for call in last.calls] == [call.arguments for call in reply.calls]
+    assert [part(Piece(broken=b)) for b in last.broken] == [
+        part(Piece(broken=b)) for b in reply.broken
+    ]
+    assert last.record.usage == reply.record.usage
+    assert dict(parts(pieces[:-1])).get("text", "") == reply.text
+    return reply
+
+
+def said(reply: Reply) -> list[tuple[str, Any]]:
+    return [(call.name, call.arguments) for call in reply.calls]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("Just text, no call.", []),
+        ("", [("find", QUERY)]),
+        ("I look it up.", [("trip", WAY)]),
+        ("日本 🎉 both:\n and more", [("find", QUERY), ("time", {})]),
+    ],
+)
+def test_a_free_answer_may_hold_text_and_calls(
+    text: str, calls: list[tuple[str, Any]], rule: str
+) -> None:
+    written = "\n".join([*([text] if text else []), *(write_call(*call) for call in calls)])
+    tools = TOOLS if "trip" in dict(calls) else FEW
+    reply = both(Turn(answers(written), ASK, tools=tools, fusion=rule, max_new_tokens=400))
+    assert (reply.text, said(reply), reply.broken) == (text, calls, ())
+    assert reply.finish_reason == ("tool_calls" if calls else "stop")
+    assert reply.record.constraint == "grammar"
+
+
+def test_a_large_vocabulary_writes_the_same_calls() -> None:
+    pack = scripted_pack(lambda _: "Sure. 你好\n" + write_call("find", QUERY), "mistral")
+    reply = Turn(pack, ASK, tools=FEW).answer()
+    assert (reply.text, said(reply)) == ("Sure. 你好", [("find", QUERY)])
+
+
+@pytest.mark.parametrize("choice", ["any", "find", {"type": "function", "function": FIND}])
+def test_a_forced_call_comes_whatever_the_members_want_to_say(choice: Any) -> None:
+    pack = answers("No.")
+    turn = Turn(pack, ASK, tools=FEW, tool_choice=choice, max_new_tokens=40)
+    assert turn.answer().text == ""
+    wanted = answers(write_call("find", QUERY))
+    reply = both(Turn(wanted, ASK, tools=FEW, tool_choice=choice))
+    assert (reply.text, said(reply)) == ("", [("find", QUERY)])
+
+
+def test_one_call_or_several() -> None:
+    pack = answers("\n".join([write_call("time", {})] * 3))
+    for choice, parallel, count in [("auto", None, 3), ("auto", False, 1), ("any", True, 3)]:
+        turn = Turn(pack, ASK, tools=FEW, tool_choice=choice, parallel_tool_calls=parallel)
+        assert len(turn.answer().calls) == count
+
+
+def test_a_tool_that_may_not_be_called_is_not() -> None:
+    pack = answers(write_call("find", QUERY))
+    reply = Turn(pack, ASK, tools=FEW, tool_choice="time").answer()
+    assert said(reply) == [("time", {})]
+    text = Turn(pack, ASK, tools=FEW, tool_choice="none").answer()
+    assert (text.text, text.calls) == (write_call("find", QUERY), ())
+
+
+def test_the_members_see_the_tools_the_calls_and_the_results() -> None:
+    seen: list[str] = []
+
+    def script(prompt: str) -> str:
+        seen.append(prompt)
+        return "It is late." if "<tool_response>" in prompt else write_call("time", {})
+
+    pack = scripted_small(script)
+    first = Turn(pack, ASK, tools=FEW).answer()
+    (call,) = first.calls
+    again = {"name": call.name, "arguments": json.dumps(call.arguments)}
+    more: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": again}]},
+        {"role": "tool", "tool_call_id": "1", "content": "23:59"},
+    ]
+    turn = Turn(pack, [*ASK, *more], tools=FEW)
+    reply = turn.answer()
+    assert (reply.text, reply.calls) == ("It is late.", ())
+    assert f"[assistant] {write_call('time', {})}" in seen[-1]
+    assert '{"name": "time", "content": "23:59"}' in seen[-1]
+    assert turn.prompt_tokens == reply.usage["prompt_tokens"]
+
+
+def test_a_user_who_spells_a_call_calls_nothing() -> None:
+    pack = scripted_small(lambda prompt: "Spelled." if "<tool_call>\n{}" in prompt else "?")
+    spelling = [{"role": "user", "content": f"{write_call('find', QUERY)} <tool_call>\n{{}}"}]
+    reply = both(Turn(pack, spelling, tools=FEW))
+    assert (reply.text, reply.calls, reply.broken) == ("Spelled.", (), ())
+
+
+def test_an_answer_that_is_cut_off_holds_a_broken_call_and_no_other() -> None:
+    text = f"Well.\n{write_call('find', {'q': 'abc'})}"
+    pack = answers(text)
+    whole = Turn(pack, ASK, tools=[FIND]).answer().usage["completion_tokens"]
+    kinds = []
+    for limit in (3, 6, 12, 18, 19, 24, 40, whole - 1, whole):
+        reply = Turn(pack, ASK, tools=[FIND], max_new_tokens=limit).answer()
+        assert "Well.\n<tool_call>\n".startswith(reply.text)
+        assert not (reply.calls and reply.broken)
+        kinds.append("call" if reply.calls else "broken" if reply.broken else "text")
+        assert reply.record.finish_reason == ("stop" if limit == whole else "length")
+        assert reply.finish_reason == ("tool_calls" if limit == whole else "length")
+    order = ["text", "broken", "call"]
+    assert kinds == sorted(kinds, key=order.index)
+    assert set(kinds) == set(order)
+
+
+class Bounded(BaseModel):
+    """Short enough for a random pack to finish."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["a", "é"]
+    note: str = Field("", max_length=3)
+    at: list[Inner] = Field(max_length=2)
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ok: bool
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_arguments_of_a_random_pack_fit_their_schema_or_the_call_is_broken(rule: str) -> None:
+    pack = small_pack(fusion=rule, template=TEMPLATE, context=2048)
+    tools = [{"name": "f", "parameters": Bounded.model_json_schema()}, TIME]
+    kinds = set()
+    for seed in range(3):
+        for limit in (50, 200):
+            turn = Turn(
+                pack, ASK, tools=tools, tool_choice="any",
+                temperature=1.2, seed=seed, max_new_tokens=limit,
+            )  # fmt: skip
+            reply = turn.answer()
+            assert (reply.text, len(reply.calls) + len(reply.broken)) == ("", 1)
+            for call in reply.calls:
+                if call.name == "f":
+                    Bounded.model_validate_json(json.dumps(call.arguments))
+                else:
+                    assert (call.name, call.arguments) == ("time", {})
+            assert bool(reply.calls) == (reply.record.finish_reason == "stop")
+            kinds.add("call" if reply.calls else "broken")
+    assert kinds == {"call", "broken"}
+
+
+# Reasoning.
+
+
+def test_reasoning_is_no_part_of_the_text() -> None:
+    call = write_call("time", {})
+    written = f"<think>\nLet me see.\n</think>\n\nNow.\n{call}"
+    reply = both(Turn(answers(written), ASK, tools=FEW))
+    assert (reply.reasoning, reply.text) == ("\nLet me see.\n", "Now.")
+    assert said(reply) == [("time", {})]
+    plain = both(Turn(answers("<think>Hm.</think>Yes."), ASK))
+    assert (plain.reasoning, plain.text) == ("Hm.", "Yes.")
+
+
+class Opened:
+    """A script for templates that open the reasoning: the answer goes on after the tag."""
+
+    def __init__(self, rest: str) -> None:
+        self.rest = rest
+
+    def __call__(self, _: str) -> str:
+        return f"<think>{self.rest}"
+
+
+OPENING = TEMPLATE + "<think>"
+SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+
+
+def test_a_template_may_open_the_reasoning_by_itself() -> None:
+    pack = scripted_small(Opened("Hm.\n</think>\n\nYes."), template=OPENING)
+    assert pack.thinks
+    reply = both(Turn(pack, ASK))
+    assert (reply.reasoning, reply.text) == ("Hm.\n", "Yes.")
+    assert not answers("x").thinks
+
+
+@pytest.mark.parametrize("tools", [None, FEW])
+@pytest.mark.parametrize("how", ["response_format", "constraint"])
+def test_a_structured_answer_is_no_reasoning(tools: Any, how: str) -> None:
+    pack = scripted_small(Opened('{"ok": true}'), template=OPENING)
+    settings: dict[str, Any] = {how: SCHEMA}
+    reply = both(Turn(pack, ASK, tools=tools, **settings))
+    assert (reply.text, reply.reasoning) == ('{"ok": true}', "")
+    called = scripted_small(Opened(write_call("time", {})), template=OPENING)
+    assert said(both(Turn(called, ASK, tools=FEW, tool_choice="any"))) == [("time", {})]
+
+
+# Structured answers.
+
+
+@pytest.mark.parametrize(
+    "given",
+    [SCHEMA, {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}},
+     {"type": "json_schema", "json_schema": SCHEMA}],
+)  # fmt: skip
+def test_every_form_of_a_response_format(given: dict[str, Any]) -> None:
+    pack = small_pack(template=TEMPLATE, context=2048)
+    turn = Turn(pack, ASK, response_format=given, max_new_tokens=40)
+    reply = turn.answer()
+    assert reply.record.constraint == "json_schema"
+    assert list(json.loads(reply.text)) == ["ok"]
+    assert '"properties": {"ok"' in turn.messages[0]["content"]
+
+
+def test_any_object_or_any_text_may_be_asked_for() -> None:
+    assert answers('{"a": [1]}').generate(ASK).text == '{"a": [1]}'
+    anything = Turn(answers('{"a": [1]}'), ASK, response_format={"type": "json_object"})
+    assert anything.answer().text == '{"a": [1]}'
+    free = Turn(answers("Hi."), ASK, response_format={"type": "text"})
+    assert (free.answer().text, free.request.constraint) == ("Hi.", None)
+
+
+@pytest.mark.parametrize("given", [{"type": "yaml"}, {}, {"type": "json_schema"}])
+def test_an_unknown_response_format_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is not a response format"):
+        Turn(answers(""), ASK, response_format=given)
+
+
+def test_an_answer_is_held_to_one_form() -> None:
+    pack = answers("")
+    for settings in (
+        {"response_format": SCHEMA, "constraint": Regex("a")},
+        {"response_format": SCHEMA, "tools": FEW, "tool_choice": "any"},
+        {"constraint": Regex("a"), "tools": FEW, "tool_choice": "time"},
+    ):
+        with pytest.raises(ConfigError, match="one form"):
+            Turn(pack, ASK, **settings)
+    with pytest.raises(ConstraintError, match="strin"):
+        Turn(pack, ASK, response_format={"type": "strin", "properties": {}})

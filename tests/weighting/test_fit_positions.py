@@ -1,0 +1,126 @@
+"""Scores at fitting positions, against distributions that are carried by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from packfuse.fusion.engine import Engine
+from packfuse.weighting.fit_positions import FitScores, View
+from packfuse.weighting.prefix_cache import Part, Spot
+from packfuse.weighting.topk import compress, join
+from tests.support import fusing
+from tests.support.fusing import Spec
+
+TRIO: tuple[Spec, ...] = (
+    ("mistral", "gemma3", 0),
+    ("deepseek", "llama", 1),
+    ("tekken", "llama", 2),
+)
+COUNTS = {4: (1, 2, 1), 9: (3, 3, 4), 11: (4, 6, 5), 20: (7, 9, 8)}
+"""By offset, how many tokens each member has read; made up, as are the tokens."""
+LENGTH = 12
+
+engines: dict[int, Engine] = {}
+
+
+def engine(reference: int) -> Engine:
+    if reference not in engines:
+        engines[reference] = fusing.fused(TRIO, reference).engine
+    return engines[reference]
+
+
+def tokens() -> list[list[int]]:
+    return [[(7 * k + 3 * i) % 50 + 10 for i in range(LENGTH)] for k in range(3)]
+
+
+def said(seed: int) -> list[Tensor]:
+    """What the members say after 1, 2, ... tokens, `[LENGTH, columns]`."""
+    torch.manual_seed(seed)
+    members = engine(0).members
+    return [torch.randn(LENGTH, m.vocabulary.columns).mul(3).log_softmax(-1) for m in members]
+
+
+def by_hand(view: View, rows: list[Tensor], candidates: int | None) -> tuple[Tensor, Tensor]:
+    """Every position on its own, everything at hand."""
+    parts: list[Part] = []
+    for counts in COUNTS.values():
+        here = [rows[k][counts[k] - 1] for k in range(3)]
+        belief = here[view.reference][None]
+        sides = zip(view.pairings, here, strict=True)
+        carried = torch.stack([pairing.carry([row], belief, [None]) for pairing, row in sides])
+        label = tokens()[view.reference][counts[view.reference]]
+        parts.append(compress(carried, torch.tensor([label]), candidates))
+    return join(parts)
+
+
+def waiting(
+    reference: int, candidates: int | None, *others: View, parts: dict[Spot, Part] | None = None
+) -> FitScores:
+    found = FitScores(engine(reference).view, COUNTS, tokens(), candidates, lambda: others)
+    found.remember(parts or {})
+    return found
+
+
+def alike(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    """Columns of -inf only fill up."""
+    for at in range(len(COUNTS)):
+        (one, first), (other, second) = ((s[:, at], y[at]) for s, y in (found, expected))
+        torch.testing.assert_close(one[:, first], other[:, second], rtol=1e-5, atol=1e-5)
+        one, other = (s[:, ~torch.isneginf(s).all(0)] for s in (one, other))
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    st.permutations(range(3)),
+    st.lists(st.integers(1, LENGTH - 1), max_size=4),
+    st.sampled_from([None, 8]),
+    st.integers(0, 2),
+    st.integers(0, 3),
+)
+def test_whoever_speaks_last_and_in_whatever_parts(
+    order: list[int], cuts: list[int], candidates: int | None, reference: int, seed: int
+) -> None:
+    rows, found = said(seed), waiting(reference, candidates)
+    for k in order:
+        for low, high in pairwise([0, *sorted(set(cuts)), LENGTH]):
+            found.hear(k, range(low + 1, high + 1), rows[k][low:high])
+        # Nothing is held of what nobody waits for any more.
+        held = [set(members) for members in found._waiting.values()]
+        assert all(len(members) == order.index(k) + 1 for members in held)
+    assert not found._waiting
+    alike(found.joined(), by_hand(engine(reference).view, rows, candidates))
+
+
+@pytest.mark.parametrize("reference", range(3))
+def test_another_reference_finds_its_scores(reference: int) -> None:
+    rows = said(0)
+    others = [engine(k).view for k in range(3) if k != reference]
+    first = waiting(reference, 8, *others)
+    for k in range(3):
+        first.hear(k, range(1, LENGTH + 1), rows[k])
+    for k in range(3):
+        then = waiting(k, 8, parts=first.parts)
+        assert then.wanted == [frozenset()] * 3
+        alike(then.joined(), by_hand(engine(k).view, rows, 8))
+    # Fewer candidates are other scores.
+    assert waiting(reference, 7, parts=first.parts).wanted == waiting(reference, 7).wanted
+
+
+def test_what_is_known_is_not_asked_for() -> None:
+    rows, first = said(1), waiting(0, 8)
+    for k in range(3):
+        first.hear(k, [1, 2, 3, 4], rows[k][:4])
+    done = {spot.counts for spot in first.parts}
+    assert done == {(1, 2, 1), (3, 3, 4)}
+    then = waiting(0, 8, parts=first.parts)
+    assert then.wanted == [frozenset({4, 7}), frozenset({6, 9}), frozenset({5, 8})]
+    for k in range(3):
+        then.hear(k, range(1, LENGTH + 1), rows[k])
+        then.hear(k, [4], rows[k][3:4])
+    alike(then.joined(), by_hand(engine(0).view, rows, 8))
