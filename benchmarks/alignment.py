@@ -31,11 +31,11 @@ from torch import Tensor
 from packfuse import Pack
 from packfuse.alignment.base import Alignment
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.sequence import Row
-from packfuse.models.hf_member import LocalMember
+from packfuse.fusion.sequence import PackSequence
+from packfuse.models.hf_member import HFMember
 from packfuse.registry import alignments, rules, weightings
 from packfuse.text.prompt import from_ids
-from packfuse.weighting.prompt_scores import Scoring
+from packfuse.weighting.prompt_scores import PromptScores
 
 RULES = ("packllm", "mixture", "unite")
 WEIGHTINGS = ("uniform", "top1", "sim", "opt", "exact")
@@ -48,7 +48,7 @@ Sums = dict[str, float]
 class Ruler:
     """Measures one reference under one alignment, passage by passage."""
 
-    def __init__(self, members: list[LocalMember], reference: int, alignment: Alignment) -> None:
+    def __init__(self, members: list[HFMember], reference: int, alignment: Alignment) -> None:
         """Pair the members."""
         self.members, self.reference = members, reference
         self.engine = Engine(members, reference, alignment, rules().make("packllm"))
@@ -71,8 +71,8 @@ class Ruler:
         row = self.engine.open(prompt)
         row.feed(prompt.stream)
         read = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
-        scoring = Scoring(vocabularies, self.reference, read, prompt.texts, fit=True)
-        self.engine.prefill(row, scoring.visits())
+        scoring = PromptScores(vocabularies, self.reference, read, prompt.texts, fit=True)
+        self.engine.prefill(row, scoring.callbacks())
         weights = self._weights(scoring)
         row.weights = torch.full((len(self.members),), 1 / len(self.members))
         self.engine.settle([row])
@@ -81,7 +81,7 @@ class Ruler:
         self._follow(row, stream[cut:], ends[self.reference][cut - 1 :], shared, weights)
         self.bytes += len(text) - half
 
-    def _weights(self, scoring: Scoring) -> dict[str, dict[str, Tensor]]:
+    def _weights(self, scoring: PromptScores) -> dict[str, dict[str, Tensor]]:
         evidence = scoring.evidence("reference", self.engine.pairings, fit=True)
         table: dict[str, dict[str, Tensor]] = {}
         for rule in RULES:
@@ -109,7 +109,7 @@ class Ruler:
 
     def _follow(
         self,
-        row: Row,
+        row: PackSequence,
         rest: list[int],
         starts: list[int],
         shared: set[int],
@@ -163,7 +163,7 @@ class Ruler:
         }
 
 
-def _heard(row: Row) -> Tensor:
+def _heard(row: PackSequence) -> Tensor:
     if row.heard is None:
         raise RuntimeError("nothing was fused in this row")
     return row.heard

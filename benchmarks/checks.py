@@ -37,7 +37,7 @@ from packfuse.evaluation import Journal, Setting, read_questions
 from packfuse.evaluation.run import ask
 from packfuse.evaluation.systems import Scored, alone
 from packfuse.fusion.engine import Engine
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import wrap
 from packfuse.registry import alignments, rules, tasks, weightings
 from packfuse.text.prompt import from_text
@@ -50,7 +50,7 @@ STEP = 0.05
 NOISES = (0.1, 0.2, 0.3, 0.5)
 
 
-def noisy(member: LocalMember, share: float, seed: int) -> LocalMember:
+def noisy(member: HFMember, share: float, seed: int) -> HFMember:
     """The member with Gaussian noise on every matrix, `share` of the matrix's own spread."""
     model = copy.deepcopy(member.model)
     generator = torch.Generator().manual_seed(seed)
@@ -62,7 +62,7 @@ def noisy(member: LocalMember, share: float, seed: int) -> LocalMember:
     return wrap(f"{member.name} + {share:g} noise", model, member.tokenizer)
 
 
-def perplexity(members: Sequence[LocalMember], options: argparse.Namespace) -> dict[str, Any]:
+def perplexity(members: Sequence[HFMember], options: argparse.Namespace) -> dict[str, Any]:
     """Prompt loss against accuracy, by model: members, and one of them made worse by degrees."""
     path = sorted(options.data.glob("piqa*.jsonl"))[0]
     task = tasks().make("choice")
@@ -95,7 +95,7 @@ def perplexity(members: Sequence[LocalMember], options: argparse.Namespace) -> d
     }
 
 
-def _models(members: Sequence[LocalMember], seed: int) -> Iterator[Any]:
+def _models(members: Sequence[HFMember], seed: int) -> Iterator[Any]:
     for member in members:
         yield lambda member=member: member
     for share in NOISES:
@@ -119,7 +119,7 @@ class Catch(Weighting):
         return equal(evidence.members)
 
 
-def search(members: Sequence[LocalMember], options: argparse.Namespace) -> dict[str, Any]:
+def search(members: Sequence[HFMember], options: argparse.Namespace) -> dict[str, Any]:
     """`opt` and `exact` against every point of a grid, for 2 to 4 members and both pools."""
     fourth = noisy(members[0], 0.1, options.seed)
     texts = [p.text[:400] for p in passages(options.seed, 4, options.data)][: options.prompts]
@@ -176,7 +176,7 @@ def _gap(loss: PromptLoss, weights: Weights, best: float) -> float:
     return loss.value(weights) - best
 
 
-def mined(members: Sequence[LocalMember], options: argparse.Namespace) -> dict[str, Any]:
+def mined(members: Sequence[HFMember], options: argparse.Namespace) -> dict[str, Any]:
     """Where MinED sends tokens, for every pair of real tokenizers, by how much they overlap."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.support.packaged import real_tokenizer

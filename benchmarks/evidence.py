@@ -35,7 +35,7 @@ from packfuse.evaluation import (
     read_questions,
 )
 from packfuse.evaluation.markdown import verdict
-from packfuse.registry import alignments, rules, tasks, written
+from packfuse.registry import alignments, parse_spec, rules, tasks
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evidence.md"
@@ -217,7 +217,7 @@ def one(
     """One run."""
     folder = options.work if run.pattern == "text.jsonl" else options.data
     path = sorted(folder.glob(run.pattern))[0]
-    task = tasks().make(written(run.task))
+    task = tasks().make(parse_spec(run.task))
     asked = read_questions(path, task, run.limit, options.seed)
     said = 0
 

@@ -34,7 +34,7 @@ from packfuse.evaluation import Journal, read_questions
 from packfuse.evaluation.files import Fields
 from packfuse.evaluation.question import Question
 from packfuse.evaluation.tasks.base import Task
-from packfuse.registry import tasks, written
+from packfuse.registry import parse_spec, tasks
 
 WORK = Path(__file__).parent / "results" / "gates"
 _WIDTH = 200
@@ -87,7 +87,7 @@ def arguments() -> argparse.Namespace:
 
 def questions(file: TextFile, options: argparse.Namespace) -> tuple[Task, list[Question]]:
     """Questions of one file with their kind."""
-    task: Task = tasks().make(written(file.task))
+    task: Task = tasks().make(parse_spec(file.task))
     limit = min(file.limit, options.limit or file.limit)
     path = min(options.data.glob(file.pattern))
     return task, read_questions(path, task, limit, options.seed).questions

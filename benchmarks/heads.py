@@ -26,8 +26,8 @@ from torch import Tensor
 
 from packfuse import Pack
 from packfuse.fusion.engine import Engine
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.vocab_subset import Columns, read_columns
+from packfuse.models.hf_member import HFMember
+from packfuse.models.vocab_subset import VocabSubset, read_subset
 from packfuse.registry import alignments, rules
 from packfuse.text.prompt import from_ids
 
@@ -56,9 +56,9 @@ def texts(each: int) -> list[Passage]:
     return [*passages(7, each, None), *markdown, *(Passage("foreign", t) for t in FOREIGN)]
 
 
-def columns_of(member: LocalMember, reference: LocalMember, writes: int, most: int) -> Tensor:
+def columns_of(member: HFMember, reference: HFMember, writes: int, most: int) -> Tensor:
     """The default, and what the reference writes in `writes` tokens or fewer, ids below `most`."""
-    some = read_columns(
+    some = read_subset(
         alignments().make("bytes").pair(member.vocabulary, reference.vocabulary), member.vocabulary
     )
     if some is None:
@@ -77,7 +77,9 @@ def columns_of(member: LocalMember, reference: LocalMember, writes: int, most: i
 class Heads:
     """One way to prune the head of the member that is not the reference."""
 
-    def __init__(self, members: list[LocalMember], reference: int, columns: Columns | None) -> None:
+    def __init__(
+        self, members: list[HFMember], reference: int, columns: VocabSubset | None
+    ) -> None:
         """None for a full head."""
         self.columns = columns
         self.engine = Engine(
@@ -106,7 +108,7 @@ class Heads:
         return torch.cat(found), rest
 
 
-def head_time(member: LocalMember, columns: Columns | None) -> float:
+def head_time(member: HFMember, columns: VocabSubset | None) -> float:
     """Median milliseconds of the head for one token."""
     own: Any = member.model.get_output_embeddings()
     weight = own.weight if columns is None else own.weight[columns.ids]
@@ -120,7 +122,7 @@ def head_time(member: LocalMember, columns: Columns | None) -> float:
 
 @torch.no_grad()
 def measure(
-    members: list[LocalMember], reference: int, ways: list[Columns | None], each: int, tokens: int
+    members: list[HFMember], reference: int, ways: list[VocabSubset | None], each: int, tokens: int
 ) -> list[dict[str, Any]]:
     """All ways on all texts; the first is the one that the others are compared with."""
     engines = [Heads(members, reference, columns) for columns in ways]
@@ -181,7 +183,7 @@ def main() -> None:
         writes, _, most = spec.partition(":")
         names.append(f"and in {spec}")
         ways.append(columns_of(other, mine, int(writes), int(most or other.vocabulary.columns)))
-    counted = [None if ids is None else Columns(ids, other.vocabulary.columns) for ids in ways]
+    counted = [None if ids is None else VocabSubset(ids, other.vocabulary.columns) for ids in ways]
     rows = measure(members, options.reference, counted, options.each, options.tokens)
     table = Table(title=f"Heads of {other.name}, reference {mine.name}")
     for column in ("head", "columns", "ms", "text", "bits per byte", "KL, nats", "other choice"):

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from packfuse import Answer, Pack
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.int8 import quantized
+from packfuse.models.hf_member import HFMember
+from packfuse.models.int8 import int8_copy
 from packfuse.models.member import Read, Session
-from packfuse.models.threads import lanes, side_by_side
+from packfuse.models.threads import device_groups, run_parallel
 
 _CONTEXT = 128
 _PASSES = (1, 2, 3, 5, 9, 17)
@@ -40,19 +40,19 @@ _WAYS: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def read(member: LocalMember, session: Session, count: int) -> None:
+def read(member: HFMember, session: Session, count: int) -> None:
     """Read any `count` tokens."""
     member.read([Read(session, [400 + i for i in range(count)])])
 
 
-def opened(member: LocalMember) -> Session:
+def opened(member: HFMember) -> Session:
     """A row that has read a context."""
     session = member.open()
     read(member, session, _CONTEXT)
     return session
 
 
-def passes(members: list[LocalMember], count: int, steps: int) -> tuple[float, float]:
+def passes(members: list[HFMember], count: int, steps: int) -> tuple[float, float]:
     """Milliseconds of a pass over `count` tokens by all members, in turn and at the same time."""
     rows = [opened(member) for member in members]
     tasks = [partial(read, m, row, count) for m, row in zip(members, rows, strict=True)]
@@ -64,13 +64,13 @@ def passes(members: list[LocalMember], count: int, steps: int) -> tuple[float, f
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(steps):
         times[0].append(1000 * seconds(in_turn))
-        times[1].append(1000 * seconds(partial(side_by_side, tasks)))
+        times[1].append(1000 * seconds(partial(run_parallel, tasks)))
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def draft(member: LocalMember, steps: int) -> float:
+def draft(member: HFMember, steps: int) -> float:
     """Milliseconds of a step of the 8-bit drafter."""
-    copy = quantized(member)
+    copy = int8_copy(member)
     row = opened(copy)
     return 1000 * statistics.median(seconds(partial(read, copy, row, 1)) for _ in range(steps))
 
@@ -130,7 +130,7 @@ def main() -> None:
     console.print(f"a step of the drafter: {before:.1f} ms before, {after:.1f} ms after")
     result = {
         "machine": machine(),
-        "lanes": len(lanes(members, range(len(members)))),
+        "lanes": len(device_groups(members, range(len(members)))),
         "ratios": {str(count): same / turn for count, (turn, same) in found.items()},
         "answers": {way: same / turn for way, (turn, same, _) in whole.items()},
         "drafter": after / before,

@@ -23,7 +23,7 @@ from parts.texts import prose
 
 from packfuse import Pack
 from packfuse.models.loading import load_member
-from packfuse.settings import MemberConfig, PackConfig
+from packfuse.settings import MemberSettings, PackConfig
 from packfuse.starter.prepare import starter_paths
 
 
@@ -58,7 +58,7 @@ class Peak:
 def members_alone(context: int, tokens: int) -> int:
     """Peak of both members loaded, each generating by itself."""
     folders = starter_paths(progress=False)
-    config = PackConfig(members=[MemberConfig(model=str(f)) for f in folders.values()])
+    config = PackConfig(members=[MemberSettings(model=str(f)) for f in folders.values()])
     members = [
         load_member(name, entry, config)
         for name, entry in zip(folders, config.members, strict=True)

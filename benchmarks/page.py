@@ -11,7 +11,7 @@ from typing import Any
 from packfuse.evaluation import Evaluation
 from packfuse.evaluation.markdown import table, verdict
 from packfuse.evaluation.plot import draw, drawing
-from packfuse.evaluation.report import Row
+from packfuse.evaluation.report import ReportRow
 
 HEAD = """# Evidence
 
@@ -100,11 +100,11 @@ def _verdicts(results: Results) -> Iterable[str]:
                 yield f"**{title}**, {found.questions} questions. {line}"
 
 
-def _auto(row: Row) -> bool:
+def _auto(row: ReportRow) -> bool:
     return row.member or (row.setting or {}).get("reference") == "auto"
 
 
-def _open(row: Row) -> bool:
+def _open(row: ReportRow) -> bool:
     return (row.setting or {}).get("weighting", {}).get("name") != "fixed"
 
 
@@ -176,7 +176,7 @@ def _references(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _method(row: Row) -> str:
+def _method(row: ReportRow) -> str:
     return row.label.rpartition(" · ")[0]
 
 
@@ -255,11 +255,11 @@ def _domains(results: Results, plots: Path) -> list[str]:
     ]
 
 
-def _bits(row: Row) -> str:
+def _bits(row: ReportRow) -> str:
     return f"{row.bits_per_byte.value:.4f}" if row.bits_per_byte else ""
 
 
-def _against(row: Row) -> str:
+def _against(row: ReportRow) -> str:
     figure = row.against.bits_per_byte
     if figure is None:
         return ""

@@ -16,7 +16,7 @@ from packfuse.aio import MOST, call, iterate
 from packfuse.constraint import Regex
 from packfuse.errors import PromptError
 from packfuse.generation.fused_model import FusedForCausalLM
-from packfuse.tools import Completion, Piece, Turn
+from packfuse.tools import Completion, ReplyDelta, Turn
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack
 
@@ -85,11 +85,11 @@ def test_a_call_returns_what_the_work_returns(pack: Pack) -> None:
     assert run(call(completion.answer)).text == completion.answer().text
 
 
-async def collect(items: AsyncIterator[Piece]) -> list[Piece]:
+async def collect(items: AsyncIterator[ReplyDelta]) -> list[ReplyDelta]:
     return [item async for item in items]
 
 
-def joined(pieces: list[Piece]) -> str:
+def joined(pieces: list[ReplyDelta]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
@@ -201,7 +201,7 @@ def test_leaving_a_stream_stops_generation_within_a_step(
     pack: Pack, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     halt = Halt(monkeypatch, step=6)
-    seen: list[Piece] = []
+    seen: list[ReplyDelta] = []
 
     async def read() -> None:
         completion = Completion(pack, PROMPT, max_new_tokens=500, constraint=Regex("[a-z]{900}"))

@@ -17,9 +17,9 @@ from hypothesis import given, strategies
 from packfuse import Pack, PackConfig
 from packfuse.errors import ConfigError, LoadError, MemberError, PromptError, WeightsError
 from packfuse.generation.record import FusionRecord
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Session
-from packfuse.text.detokenizer import Emitter, whole_text
+from packfuse.text.detokenizer import StreamDetokenizer, detokenize
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import bytelevel, pico
 
@@ -35,11 +35,11 @@ def pack() -> Pack:
     )
 
 
-def _member(tokenizer: str, architecture: str, seed: int) -> LocalMember:
+def _member(tokenizer: str, architecture: str, seed: int) -> HFMember:
     model, own = pico.tiny_pair(tokenizer, architecture, seed)
     ends = model.generation_config.eos_token_id
     vocabulary = Vocabulary(own, model.config.vocab_size, [ends] if isinstance(ends, int) else ends)
-    return LocalMember(tokenizer, model, vocabulary)
+    return HFMember(tokenizer, model, vocabulary)
 
 
 def test_stream_joined_is_the_whole_text_and_the_record_is_the_same(pack: Pack) -> None:
@@ -124,8 +124,8 @@ def test_the_emitter_gives_the_same_text_however_ids_arrive(data: strategies.Dat
     text = data.draw(strategies.text(max_size=40))
     stop = data.draw(strategies.lists(strategies.text(min_size=1, max_size=3), max_size=3))
     ids = vocabulary.encode(text)
-    whole, stopped = whole_text(ids, vocabulary, stop)
-    emitter = Emitter(vocabulary, stop)
+    whole, stopped = detokenize(ids, vocabulary, stop)
+    emitter = StreamDetokenizer(vocabulary, stop)
     pieces = [emitter.push([index]) for index in ids]
     assert "".join(pieces) + emitter.finish() == whole
     assert emitter.stopped == stopped
@@ -310,11 +310,11 @@ def test_a_member_that_fails_to_load_frees_the_others(tmp_path) -> None:
     pico.save_tiny(tmp_path / "good", "deepseek", "llama")
     (tmp_path / "bad").mkdir()
     gc.collect()
-    before = sum(type(item) is LocalMember for item in gc.get_objects())
+    before = sum(type(item) is HFMember for item in gc.get_objects())
     with pytest.raises(LoadError, match="bad"):
         Pack.from_pretrained([tmp_path / "good", tmp_path / "bad"])
     gc.collect()
-    assert sum(type(item) is LocalMember for item in gc.get_objects()) == before
+    assert sum(type(item) is HFMember for item in gc.get_objects()) == before
 
 
 @pytest.mark.parametrize("enabled", [True, False])

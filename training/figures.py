@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from packfuse import Pack
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 
 WEIGHTINGS = ("sim", "opt", "exact")
 PASSAGE, CONTEXT = 1_600, 600
@@ -67,7 +67,7 @@ def _cut(texts: list[str], count: int, chooser: random.Random) -> Iterator[str]:
         yield text[start : start + PASSAGE]
 
 
-def bits(member: LocalMember, text: str) -> tuple[float, int]:
+def bits(member: HFMember, text: str) -> tuple[float, int]:
     """Bits over the tokens of `text` that begin after the context, and how many bytes they are."""
     data, context = text.encode(), len(text[:CONTEXT].encode())
     ids, ends = member.vocabulary.encode_spans(data)

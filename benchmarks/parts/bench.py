@@ -11,7 +11,7 @@ from typing import Any
 
 from packfuse import Pack
 from packfuse.errors import PackError
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 
 from .clock import exactly
 from .texts import prose
@@ -62,7 +62,7 @@ class Bench:
         return pack
 
     @property
-    def members(self) -> list[LocalMember]:
+    def members(self) -> list[HFMember]:
         """Its members."""
         return self.pack.members
 

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from packfuse import Pack
 from packfuse.generation.runner import Runner
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ def prompt_ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
     return [*vocabulary.prefix_ids, *vocabulary.encode_bytes(text)]
 
 
-def alone(member: LocalMember, prompts: Sequence[str], tokens: int, **settings: Any) -> Timing:
+def alone(member: HFMember, prompts: Sequence[str], tokens: int, **settings: Any) -> Timing:
     """One member under transformers' own `generate`, prompts left-padded."""
     clock = Clock()
     rows = [prompt_ids(member.vocabulary, prompt) for prompt in prompts]

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import CompileConfig
 
 from packfuse import Pack
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 
 from .bench import Bench
 from .clock import Timing, alone, fused, interleave
@@ -38,9 +38,7 @@ def measure(bench: Bench) -> Part:
     return Part(title="Compiled steps", about=about, rows=[plain, row])
 
 
-def times(
-    bench: Bench, members: list[LocalMember], packs: dict[str, Pack]
-) -> dict[str, list[Timing]]:
+def times(bench: Bench, members: list[HFMember], packs: dict[str, Pack]) -> dict[str, list[Timing]]:
     """Packs and members, compiled by transformers, in turn; by name."""
     rounds = [bench.prose(bench.contexts[0]) for _ in range(bench.rounds + 1)]
     contestants: dict[str, Callable[[int], Timing]] = {
@@ -56,7 +54,7 @@ def times(
 def row_of(
     what: str,
     found: dict[str, list[Timing]],
-    members: list[LocalMember],
+    members: list[HFMember],
     target: Target | None = None,
 ) -> Row:
     """The compiled pack over the sum of its members."""
@@ -71,7 +69,7 @@ def row_of(
     )
 
 
-def _alone(bench: Bench, member: LocalMember, rounds: list[str], number: int) -> Timing:
+def _alone(bench: Bench, member: HFMember, rounds: list[str], number: int) -> Timing:
     config: Any = CompileConfig()
     config._compile_all_devices = True
     return alone(

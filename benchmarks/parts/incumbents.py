@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from packfuse import Pack
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 
 from .bench import Bench
 from .clock import exactly, interleave, seconds
@@ -54,7 +54,7 @@ def _row(bench: Bench, package: str, incumbent: str, make: Callable[[int], tuple
     return compare(package, f"`{incumbent}`", times["ours"], times["theirs"], unit="ms")
 
 
-def _langchain(member: LocalMember, pack: Pack, tokens: int) -> tuple[Ask, Ask]:
+def _langchain(member: HFMember, pack: Pack, tokens: int) -> tuple[Ask, Ask]:
     from langchain_huggingface import HuggingFacePipeline
     from langchain_packfuse import PackFuseLLM
     from transformers import pipeline
@@ -65,7 +65,7 @@ def _langchain(member: LocalMember, pack: Pack, tokens: int) -> tuple[Ask, Ask]:
     return PackFuseLLM(pack=pack, model_kwargs=settings).invoke, theirs.invoke
 
 
-def _llama_index(member: LocalMember, pack: Pack, tokens: int) -> tuple[Ask, Ask]:
+def _llama_index(member: HFMember, pack: Pack, tokens: int) -> tuple[Ask, Ask]:
     from llama_index.llms.huggingface import HuggingFaceLLM
     from llama_index.llms.packfuse import PackFuse
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from packfuse.alignment.lexicon import writable
 from packfuse.alignment.mined import Mined
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
 
 from .clock import prompt_ids
@@ -54,7 +54,7 @@ class Other:
     silent: Tensor
 
     @classmethod
-    def mapped(cls, member: LocalMember, first: Vocabulary) -> Other:
+    def mapped(cls, member: HFMember, first: Vocabulary) -> Other:
         """Mine the table."""
         read = torch.tensor(Mined().pair(member.vocabulary, first).map_ids(range(first.size)))
         silent = ~torch.from_numpy(writable(first)[: first.size])
@@ -70,7 +70,7 @@ class Other:
 class PapersWay:
     """Greedy PackLLM with two or more members."""
 
-    def __init__(self, members: Sequence[LocalMember], first: int = 0) -> None:
+    def __init__(self, members: Sequence[HFMember], first: int = 0) -> None:
         """Map every member to number `first`."""
         self.first = first
         self.vocabulary = members[first].vocabulary

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from packfuse.generation.record import FusionRecord
     from packfuse.generation.weigh import Weighing
     from packfuse.pack import Pack
-    from packfuse.settings import MemberConfig, PackConfig
+    from packfuse.settings import MemberSettings, PackConfig
 
 __all__ = [
     "Answer",
     "Chunk",
     "FusedForCausalLM",
     "FusionRecord",
-    "MemberConfig",
+    "MemberSettings",
     "Pack",
     "PackConfig",
     "PackError",
@@ -32,7 +32,7 @@ _HOMES = {
     "Chunk": "generation.answer",
     "FusedForCausalLM": "generation.fused_model",
     "FusionRecord": "generation.record",
-    "MemberConfig": "settings",
+    "MemberSettings": "settings",
     "Pack": "pack",
     "PackConfig": "settings",
     "PackError": "errors",

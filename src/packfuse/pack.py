@@ -22,11 +22,11 @@ from packfuse.fusion.rules.base import Rule
 from packfuse.generation.answer import Answer, Chunk
 from packfuse.generation.batcher import Batcher
 from packfuse.generation.fused_model import FusedForCausalLM
-from packfuse.generation.request import Request, check, made_draft
+from packfuse.generation.request import Request, make_draft, make_request
 from packfuse.generation.runner import Runner
-from packfuse.generation.weigh import Weighing, weigh
+from packfuse.generation.weigh import Weighing, compare_weightings
 from packfuse.models.compiled import Compiled, compile_steps
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import load_members, short_name, unique_names, wrap
 from packfuse.progress import alignment_progress, compile_progress
 from packfuse.registry import alignments, drafts, gates, rules, weightings
@@ -49,7 +49,7 @@ class Pack:
 
     def __init__(
         self,
-        members: Sequence[LocalMember],
+        members: Sequence[HFMember],
         *,
         fusion: Any = "packllm",
         weighting: Any = "exact",
@@ -110,7 +110,7 @@ class Pack:
         if reference != "auto" and reference not in self.names:
             known = ", ".join(self.names)
             raise ConfigError(f"no member is called {reference!r}", hint=f"members: auto, {known}")
-        self.draft = made_draft(draft)
+        self.draft = make_draft(draft)
         self.gate: Gate = gates().make(gate)
         if heads not in HEADS:
             raise ConfigError(f"heads={heads!r} is unknown", hint=f"known: {', '.join(HEADS)}")
@@ -447,7 +447,7 @@ class Pack:
     def request(self, prompt: Any, arguments: Mapping[str, Any]) -> Request:
         """A checked call, for those who run it themselves; see `generate`."""
         own: dict[str, Any] = {"rule": self.rule, "weighting": self.weighting}
-        request = check(prompt, arguments, **own, draft=self.draft, gate=self.gate)
+        request = make_request(prompt, arguments, **own, draft=self.draft, gate=self.gate)
         request.weighting.for_members(self.names)
         return request
 
@@ -542,11 +542,11 @@ class Pack:
             PromptError: for an empty or malformed prompt, or one that is too long.
             ConfigError: for unknown settings, or several prompts.
         """
-        request = check(prompt, arguments, rule=self.rule, weighting=self.weighting)
+        request = make_request(prompt, arguments, rule=self.rule, weighting=self.weighting)
         if not request.single:
             raise ConfigError("one prompt is weighed at a time", hint="give a text or one chat")
         with self.lock:
-            return weigh(Runner(self, request), weightings)
+            return compare_weightings(Runner(self, request), weightings)
 
 
 def _one_of(parallel: bool, compiled: bool) -> None:

@@ -104,7 +104,7 @@ def suggest(name: object, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
-def written(text: str) -> dict[str, Any]:
+def parse_spec(text: str) -> dict[str, Any]:
     """A part as people write it, `name:parameter=value,...`, for `Registry.make`.
 
     Example:

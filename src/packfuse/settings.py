@@ -17,7 +17,7 @@ HeadsName = Literal["full", "pruned"]
 HEADS: tuple[HeadsName, ...] = get_args(HeadsName)
 
 
-class MemberConfig(BaseModel):
+class MemberSettings(BaseModel):
     """One member. Whatever is left out is taken from the pack.
 
     Attributes:
@@ -40,7 +40,7 @@ class MemberConfig(BaseModel):
     device_map: str | dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
 
-    def beside(self, folder: Path) -> MemberConfig:
+    def beside(self, folder: Path) -> MemberSettings:
         """The same with model and tokenizer found in `folder`, where they lie there."""
         named = {"model": self.model, "tokenizer": self.tokenizer}
         places = {field: folder / name for field, name in named.items() if name}
@@ -69,7 +69,7 @@ class PackConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    members: list[MemberConfig] = Field(min_length=1)
+    members: list[MemberSettings] = Field(min_length=1)
     fusion: Spec = "packllm"
     weighting: Spec = "exact"
     alignment: Spec = "bytes"

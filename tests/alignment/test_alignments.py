@@ -242,12 +242,12 @@ def test_a_member_with_the_same_tokenizer_is_not_carried(name: str, reference: V
 def test_rows_without_a_say_echo_the_reference(reference: Vocabulary):
     pairing = Prefix().pair(vocabulary("deepseek"), reference)
     assert isinstance(pairing, Mapped)
-    belief = torch.randn(2, reference.columns).log_softmax(-1)
+    reference_logps = torch.randn(2, reference.columns).log_softmax(-1)
     said = torch.randn(vocabulary("deepseek").columns).log_softmax(-1)
-    carried = pairing.carry([None, said], belief, [None, None])
-    assert torch.equal(carried[0], belief[0])
-    assert not torch.equal(carried[1], belief[1])
-    assert torch.equal(pairing.carry([None, None], belief, [None, None]), belief)
+    carried = pairing.carry([None, said], reference_logps, [None, None])
+    assert torch.equal(carried[0], reference_logps[0])
+    assert not torch.equal(carried[1], reference_logps[1])
+    assert torch.equal(pairing.carry([None, None], reference_logps, [None, None]), reference_logps)
 
 
 def test_a_lexicon_looks_words_up_by_bytes_role_and_first_token():

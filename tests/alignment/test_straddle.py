@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from packfuse.alignment import joints
-from packfuse.alignment.joints import Inner, Joints
+from packfuse.alignment.joints import InnerBoundaries, InnerBoundary
 from packfuse.alignment.straddle import WINDOW, Straddle
-from packfuse.alignment.token_pairs import Relation, relate
-from packfuse.text.incremental import TextPath
+from packfuse.alignment.token_pairs import TokenPairs, relate_tokens
+from packfuse.text.incremental import IncrementalTokenizer
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing
 
@@ -59,16 +59,18 @@ def nothing_dropped() -> Iterator[None]:
 
 
 @functools.cache
-def small() -> tuple[Vocabulary, Vocabulary, Joints]:
+def small() -> tuple[Vocabulary, Vocabulary, InnerBoundaries]:
     member, reference = fusing.bpe(*MEMBER, name="member"), fusing.bpe(*REFERENCE, name="reference")
     return (
         member,
         reference,
-        Joints(Relation(relate(member, reference), member, reference), member, reference),
+        InnerBoundaries(
+            TokenPairs(relate_tokens(member, reference), member, reference), member, reference
+        ),
     )
 
 
-def belief(vocabulary: Vocabulary, text: bytes, seed: int) -> Tensor:
+def reference_logps(vocabulary: Vocabulary, text: bytes, seed: int) -> Tensor:
     """Some next-token log-probabilities that depend on the text alone, `[columns]`."""
     content = f"{vocabulary.tokenizer.name_or_path} {seed} ".encode() + text
     number = int.from_bytes(hashlib.sha256(content).digest()[:7])
@@ -83,23 +85,23 @@ class Step:
     target: int
     member: Tensor | None
     reference: Tensor
-    inner: list[Inner]
+    inner: list[InnerBoundary]
     open_end: bool
 
 
 def steps(tokens: Sequence[int], seed: int) -> list[Step]:
     """What the engine tells about a text of reference tokens."""
     member, reference, _ = small()
-    path, text, found = TextPath(member), b"", []
+    path, text, found = IncrementalTokenizer(member), b"", []
     path.update(text)
     for target in tokens:
         low, whole = len(text), path.whole
-        before = belief(member, text, seed) if whole else None
-        believed = belief(reference, text, seed)
+        before = reference_logps(member, text, seed) if whole else None
+        believed = reference_logps(reference, text, seed)
         text += reference.token_bytes[target] or b""
         path.update(text)
         inner = [
-            Inner(text[end:], belief(member, text[:end], seed), path.ids[i + 1])
+            InnerBoundary(text[end:], reference_logps(member, text[:end], seed), path.ids[i + 1])
             for i, end in enumerate(path.ends[:-1])
             if end > low
         ]
@@ -242,8 +244,10 @@ def test_the_mixture_is_the_twins_and_sums_to_one(tokens: list[int], seed: int) 
     reference = small()[1]
     found = steps(tokens, seed)
     text = reference.decode(tokens)
-    believed = belief(reference, text, seed).exp()
-    carried = belief(reference, b"carried" + text, seed).exp() if found[-1].open_end else None
+    believed = reference_logps(reference, text, seed).exp()
+    carried = (
+        reference_logps(reference, b"carried" + text, seed).exp() if found[-1].open_end else None
+    )
     mixed = run(found).mix(carried, believed)
     expected = follow(found)
     if mixed is None:
@@ -294,8 +298,8 @@ def test_a_copy_goes_its_own_way(tokens: list[int], more: list[int], seed: int) 
 def test_at_first_there_is_only_the_cut() -> None:
     straddle = run([])
     assert straddle.trivial
-    believed = belief(small()[1], b"", 0).exp()
-    carried = belief(small()[1], b"carried", 0).exp()
+    believed = reference_logps(small()[1], b"", 0).exp()
+    carried = reference_logps(small()[1], b"carried", 0).exp()
     mixed = straddle.mix(carried, believed)
     assert mixed is not None
     assert torch.allclose(mixed, carried, atol=1e-6)

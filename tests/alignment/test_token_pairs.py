@@ -15,7 +15,7 @@ from torch import Tensor
 
 from packfuse.alignment.base import Same
 from packfuse.alignment.bytes import Bytes
-from packfuse.alignment.token_pairs import CONTEXTS, Pairs, Relation, relate
+from packfuse.alignment.token_pairs import CONTEXTS, Pairs, TokenPairs, relate_tokens
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing
 
@@ -33,11 +33,11 @@ def small() -> tuple[Vocabulary, Vocabulary]:
 
 @functools.cache
 def small_pairs() -> Pairs:
-    return relate(*small())
+    return relate_tokens(*small())
 
 
 @functools.cache
-def real() -> tuple[Vocabulary, Vocabulary, Relation]:
+def real() -> tuple[Vocabulary, Vocabulary, TokenPairs]:
     """Mistral as a member of DeepSeek: bytes with two ids, a hundred thousand tokens more."""
     member, reference = fusing.vocabulary("mistral"), fusing.vocabulary("deepseek")
     pairing = Bytes().pair(member, reference)
@@ -62,9 +62,11 @@ def carried_slowly(pairs: Pairs, member: Tensor, reference: Tensor) -> dict[int,
         partners[mine].append(target)
     carried: dict[int, float] = defaultdict(float)
     for mine, targets in partners.items():
-        belief = sum(float(reference[target]) for target in targets)
+        reference_logps = sum(float(reference[target]) for target in targets)
         for target in targets:
-            share = 1.0 if len(targets) == 1 else float(reference[target]) / (belief or 1.0)
+            share = (
+                1.0 if len(targets) == 1 else float(reference[target]) / (reference_logps or 1.0)
+            )
             carried[target] += float(member[mine]) * share
     return carried
 
@@ -93,7 +95,7 @@ def test_pairs_are_what_the_tokenizers_write_first() -> None:
 
 def test_swapping_the_vocabularies_swaps_the_pairs() -> None:
     member, reference = small()
-    swapped = relate(reference, member)
+    swapped = relate_tokens(reference, member)
     assert sorted((mine, target) for target, mine in swapped.tolist()) == sorted(
         (mine, target) for mine, target in small_pairs().tolist()
     )
@@ -101,7 +103,7 @@ def test_swapping_the_vocabularies_swaps_the_pairs() -> None:
 
 def test_progress_reaches_the_end() -> None:
     seen: list[tuple[int, int]] = []
-    relate(*small(), lambda done, total: seen.append((done, total)))
+    relate_tokens(*small(), lambda done, total: seen.append((done, total)))
     total = sum(len(vocabulary.ids_of) for vocabulary in small())
     assert seen[-1] == (total, total)
 
@@ -113,7 +115,7 @@ def test_carrying_is_the_slow_twin(seed: int, spread: float) -> None:
     member, reference = small()
     said = distribution(member.columns, seed, spread)
     believed = distribution(reference.columns, seed + 1, spread)
-    carried = Relation(small_pairs(), member, reference).carry(said[None], believed[None])[0]
+    carried = TokenPairs(small_pairs(), member, reference).carry(said[None], believed[None])[0]
     expected = carried_slowly(small_pairs(), said.double(), believed.double())
     for target, mass in enumerate(carried.tolist()):
         # Shares of a token whose partners are believed at 1e-38 are lost to single precision.
@@ -123,7 +125,7 @@ def test_carrying_is_the_slow_twin(seed: int, spread: float) -> None:
 @given(seed=seeds)
 def test_flow_is_the_parts_of_carry(seed: int) -> None:
     member, reference = small()
-    relation = Relation(small_pairs(), member, reference)
+    relation = TokenPairs(small_pairs(), member, reference)
     said = distribution(member.columns, seed)
     believed = distribution(reference.columns, seed + 1)
     carried = relation.carry(said[None], believed[None])[0]
@@ -137,7 +139,7 @@ def test_flow_is_the_parts_of_carry(seed: int) -> None:
 
 def test_rows_of_a_batch_are_carried_alone() -> None:
     member, reference = small()
-    relation = Relation(small_pairs(), member, reference)
+    relation = TokenPairs(small_pairs(), member, reference)
     said = torch.stack([distribution(member.columns, seed) for seed in range(3)])
     believed = torch.stack([distribution(reference.columns, 9 + seed) for seed in range(3)])
     together = relation.carry(said, believed)
@@ -157,7 +159,7 @@ def test_real_vocabularies_carry_as_the_slow_twin() -> None:
     assert max(abs(found[target] - expected[target]) for target in found) < TOLERANCE
 
 
-def _targets(relation: Relation) -> Pairs:
+def _targets(relation: TokenPairs) -> Pairs:
     counts = np.diff(relation._starts)
     return np.repeat(np.arange(len(counts)), counts)
 
@@ -165,7 +167,7 @@ def _targets(relation: Relation) -> Pairs:
 def test_every_byte_string_has_partners_on_both_sides() -> None:
     for vocabularies in (small(), real()[:2]):
         member, reference = vocabularies
-        relation = real()[2] if vocabularies != small() else Relation(small_pairs(), *small())
+        relation = real()[2] if vocabularies != small() else TokenPairs(small_pairs(), *small())
         for ids in reference.ids_of.values():
             assert all(len(relation.partners(target)) for target in ids)
         related = set(relation._tokens.tolist())
@@ -204,7 +206,7 @@ def test_an_end_that_is_text_is_paired_as_text() -> None:
     member = fusing.bpe(name="member")
     reference = Vocabulary(fusing.bpe("x", name="reference").tokenizer, end_ids=[10])
     assert reference.end_ids == (256, 10)
-    pairs = {tuple(pair) for pair in relate(member, reference).tolist()}
+    pairs = {tuple(pair) for pair in relate_tokens(member, reference).tolist()}
     assert (256, 256) in pairs
     assert (10, 10) in pairs
     assert (256, 10) not in pairs
@@ -277,7 +279,7 @@ def test_control_tokens_may_differ_between_members_of_one_family() -> None:
 
 
 def test_tensors_are_copied_to_a_device_once() -> None:
-    relation = Relation(small_pairs(), *small())
+    relation = TokenPairs(small_pairs(), *small())
     meta = relation.on(torch.device("meta"))
     assert meta is relation.on(torch.device("meta"))
     assert relation.on(torch.device("cpu")) is relation

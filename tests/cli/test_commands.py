@@ -22,7 +22,7 @@ from packfuse.cli.screen import Screen
 from packfuse.cli.tables import count
 from packfuse.models.inspection import PackReport
 from packfuse.paths import CACHE_VARIABLE
-from packfuse.registry import alignments, rules, weightings, written
+from packfuse.registry import alignments, parse_spec, rules, weightings
 from packfuse.starter.plan import StarterPlan
 from tests.support import pico
 from tests.support.bytelevel import byte_tokenizer, save_small
@@ -125,8 +125,8 @@ def test_completion_knows_the_rules(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_parts_with_parameters_can_be_written_in_one_word():
-    assert written("unite") == {"name": "unite"}
-    assert written("opt:normalize=own,shrinkage=0,early_stop=false") == {
+    assert parse_spec("unite") == {"name": "unite"}
+    assert parse_spec("opt:normalize=own,shrinkage=0,early_stop=false") == {
         "name": "opt",
         "normalize": "own",
         "shrinkage": 0,

@@ -14,13 +14,13 @@ import pytest
 from packfuse import Pack, PackConfig
 from packfuse.errors import ConfigError, LoadError
 from packfuse.evaluation import Journal, Setting, every_method, read_questions
-from packfuse.evaluation.determination import Candidate, Determination, Limits, commented
+from packfuse.evaluation.determination import Candidate, Determination, DetermineLimits, commented
 from packfuse.evaluation.determine import Determiner
 from packfuse.evaluation.question import Question
 from packfuse.evaluation.run import Asked
 from packfuse.evaluation.systems import under
 from packfuse.evaluation.tasks.base import Task
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.registry import tasks
 from tests.support.bytelevel import save_small
 
@@ -33,7 +33,7 @@ CHOICES = [
 ]
 NUMBERS = [{"question": f"{n} + 1?", "answer": f"{n + 1}"} for n in range(4)]
 LINES = {"text": TEXTS, "choice": CHOICES, "number": NUMBERS}
-ANYBODY = Limits(within=1e9, length_ratio=1e9)
+ANYBODY = DetermineLimits(within=1e9, length_ratio=1e9)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,7 +118,7 @@ def test_who_stays_is_verified_by_fusing(folders: list[str], tmp_path: Path) -> 
 
 
 def test_a_model_twice_makes_no_better_pack(folders: list[str], tmp_path: Path) -> None:
-    found = determine([folders[0], folders[0]], tmp_path, limits=Limits(certain=True))
+    found = determine([folders[0], folders[0]], tmp_path, limits=DetermineLimits(certain=True))
     assert [one.name for one in found.candidates] == ["one", "one-2"]
     assert found.candidates[0].score == pytest.approx(found.candidates[1].score)
     assert found.candidates[1].gain is not None
@@ -134,7 +134,7 @@ def test_who_is_too_far_from_the_best_may_not_join(
     assert second.score
     gap = (second.score - first.score) / first.score
     within = gap + 1e-6 if near else gap - 1e-6
-    found = determine(folders[:2], tmp_path, limits=Limits(within=within)).candidates[1]
+    found = determine(folders[:2], tmp_path, limits=DetermineLimits(within=within)).candidates[1]
     assert (found.gain is not None) == near
     assert ("from the best, more than" in found.reason) == (not near)
     assert near or not found.stays
@@ -165,7 +165,7 @@ def test_answers_have_to_be_of_like_length(folders: list[str], tmp_path: Path, n
     assert (first.score, second.score) == (0.0, 0.0)
     ratio = max(first.length, second.length) / min(first.length, second.length)
     assert ratio > 1
-    limits = Limits(within=0.5, length_ratio=ratio + 1e-6 if near else ratio - 1e-6)
+    limits = DetermineLimits(within=0.5, length_ratio=ratio + 1e-6 if near else ratio - 1e-6)
     found = determine(folders[:2], tmp_path, "number", limits=limits).candidates[1]
     assert (found.gain is not None) == near
     assert ("a ratio above" in found.reason) == (not near)
@@ -193,7 +193,7 @@ def test_a_candidate_that_cannot_be_loaded_is_last_with_the_reason(
 
 
 def test_the_file_says_why(folders: list[str], tmp_path: Path) -> None:
-    found = determine(folders, tmp_path, limits=Limits(within=0.001))
+    found = determine(folders, tmp_path, limits=DetermineLimits(within=0.001))
     odd = Candidate(name="odd", model="odd", reason="first line\nmembers: [x]\x1b[31m\x85\u2028end")
     found = found.model_copy(update={"candidates": [*found.candidates, odd]})
     path = tmp_path / "pack.yaml"
@@ -213,13 +213,13 @@ def test_after_an_interruption_it_goes_on(
     folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     reads = [0]
-    real = LocalMember._forward
+    real = HFMember._forward
 
-    def forward(self: LocalMember, *args: Any) -> Any:
+    def forward(self: HFMember, *args: Any) -> Any:
         reads[0] += 1
         return real(self, *args)
 
-    monkeypatch.setattr(LocalMember, "_forward", forward)
+    monkeypatch.setattr(HFMember, "_forward", forward)
     (tmp_path / "whole").mkdir()
     stages: list[tuple[str, int, int]] = []
     expected = determine(

@@ -22,7 +22,7 @@ from packfuse.evaluation.harness import PackLM
 from packfuse.evaluation.lm_tasks import evaluate_tasks
 from packfuse.evaluation.report import Evaluation
 from packfuse.evaluation.systems import alone
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import packs, pico, small
 
@@ -70,7 +70,7 @@ every_member = pytest.mark.parametrize("name", ["mistral", "long"])
 
 
 @functools.cache
-def member(name: str) -> LocalMember:
+def member(name: str) -> HFMember:
     """A tiny model without columns for padding, to which HFLM would give probabilities."""
     tokenizer = (
         packs.vocabulary(name).tokenizer
@@ -80,7 +80,7 @@ def member(name: str) -> LocalMember:
     vocabulary = Vocabulary(tokenizer)
     model = pico.tiny_model(tokenizer, context=48 if name == "long" else 512)  # type: ignore[arg-type]
     model.resize_token_embeddings(vocabulary.columns)
-    return LocalMember(name, model, vocabulary)
+    return HFMember(name, model, vocabulary)
 
 
 @functools.cache
@@ -167,13 +167,13 @@ def test_what_was_answered_is_not_asked_again(
 
     expected = answers()
     read: list[str] = []
-    real = LocalMember._forward
+    real = HFMember._forward
 
-    def forward(self: LocalMember, *args: Any) -> Any:
+    def forward(self: HFMember, *args: Any) -> Any:
         read.append(self.name)
         return real(self, *args)
 
-    monkeypatch.setattr(LocalMember, "_forward", forward)
+    monkeypatch.setattr(HFMember, "_forward", forward)
     assert answers() == expected
     assert not read
     # Only the last answer was cut off, and only that is asked for again.

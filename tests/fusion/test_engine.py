@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.sequence import Row
-from packfuse.models.hf_member import LocalMember
+from packfuse.fusion.sequence import PackSequence
+from packfuse.models.hf_member import HFMember
 from packfuse.registry import weightings
 from packfuse.text.prompt import MemberPrompt, PackPrompt, blank, from_ids, from_text
 from packfuse.text.vocabulary import Vocabulary
@@ -38,7 +38,7 @@ def vocabularies(engine: Engine) -> list[Vocabulary]:
     return [member.vocabulary for member in engine.members]
 
 
-def fresh(engine: Engine) -> Row:
+def fresh(engine: Engine) -> PackSequence:
     return engine.open(blank(vocabularies(engine), engine.reference_index))
 
 
@@ -154,7 +154,7 @@ def test_a_member_without_weight_stops_reading(reference: int) -> None:
     assert fit.weights.tolist() == [float(k == reference) for k in (0, 1)]
     assert row.readers[1 - reference] is None
     own = engine.members[reference]
-    assert isinstance(own, LocalMember)
+    assert isinstance(own, HFMember)
     ids = list(prompt.stream)
     for _ in range(5):
         logits = own.model(torch.tensor([ids])).logits[0, -1].detach()
@@ -213,11 +213,11 @@ def test_control_tokens_that_a_member_knows_by_name_are_those() -> None:
     ]  # fmt: skip
 
 
-def small(vocabulary: Vocabulary, seed: int) -> LocalMember:
+def small(vocabulary: Vocabulary, seed: int) -> HFMember:
     tokenizer = vocabulary.tokenizer
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     model = pico.tiny_model(tokenizer, "llama", seed)
-    return LocalMember(
+    return HFMember(
         tokenizer.name_or_path, model, Vocabulary(tokenizer, pico.padded_size(tokenizer))
     )
 
@@ -269,7 +269,7 @@ def test_a_member_that_cannot_end_a_turn_leaves_that_to_the_reference(alignment:
     row = engine.open(prompt)
     engine.prefill(row, [None, None])
     engine.settle([row], lambda _, place: seen.append(place.logps))
-    engine.advance([row], [mistral.encode("a")], watch=lambda _, place: seen.append(place.logps))
+    engine.advance([row], [mistral.encode("a")], observer=lambda _, place: seen.append(place.logps))
     for own, carried in seen:
         ends = list(mistral.end_ids)
         assert torch.allclose(own[ends], carried[ends], atol=1e-5)

@@ -19,8 +19,8 @@ from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every
 from packfuse.fusion.gates.safe import Safe
 from packfuse.fusion.gates.threshold import Threshold
-from packfuse.fusion.pooling import Position
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.pooling import FusedPosition
+from packfuse.fusion.sequence import PackSequence
 from packfuse.registry import gates
 from packfuse.settings import PackConfig
 from packfuse.text.continuation import Continuation
@@ -44,20 +44,20 @@ def pack() -> Pack:
 
 def positions(
     pack: Pack, gate: Any, forced: Continuation | None = None
-) -> list[tuple[Position, int, float]]:
+) -> list[tuple[FusedPosition, int, float]]:
     """Every position of an answer, what was written there, and how sure of a boundary all were.
 
     The answer is greedy, or the one that is `forced`.
     """
-    seen: list[tuple[Position, float]] = []
+    seen: list[tuple[FusedPosition, float]] = []
 
-    def watch(row: Row, position: Position) -> None:
+    def watch(row: PackSequence, position: FusedPosition) -> None:
         cuts = [r.straddle.cut for r in row.readers if r and r.straddle]
         seen.append((position, min(cuts, default=1.0)))
 
     model = pack.model
     own = model.engine.pooling.gate
-    model.watch, model.engine.pooling.gate = watch, gates().make(gate)
+    model.observer, model.engine.pooling.gate = watch, gates().make(gate)
     try:
         head = forced.head if forced else model.engine.reference.encode(PROMPT)
         ids = torch.tensor([head])
@@ -70,7 +70,7 @@ def positions(
                 ids = torch.tensor([[forced.new[step]]])
             written.append(int(ids))
     finally:
-        model.watch, model.engine.pooling.gate, model.default_weights = None, own, None
+        model.observer, model.engine.pooling.gate, model.default_weights = None, own, None
     return [(position, token, cut) for (position, cut), token in zip(seen, written, strict=True)]
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from packfuse import Pack
 from packfuse.alignment.mined import Mined
-from packfuse.generation.request import check
+from packfuse.generation.request import make_request
 from packfuse.generation.runner import Runner
 from packfuse.text.prompt import from_text
-from packfuse.weighting.methods.base import Limits, Weighting
+from packfuse.weighting.methods.base import FitLimits, Weighting
 from packfuse.weighting.methods.opt import Opt
 from packfuse.weighting.methods.sim import Sim
 from packfuse.weighting.prefill import prefill
@@ -133,7 +133,7 @@ def test_a_long_prompt_is_fitted_in_full():
     prompt = PROMPT * 6
     pack = case.pack(fusion="packllm", weighting=faithful(), alignment="mined")
     paper = oracle(case, pack)
-    assert len(case.speakers[case.reference].read(prompt)) - 1 > (Limits().positions or 0)
+    assert len(case.speakers[case.reference].read(prompt)) - 1 > (FitLimits().positions or 0)
     weights, _ = after_prompt(pack, faithful(), prompt)
     assert weights == pytest.approx(paper.opt(prompt, early_stop=True), abs=1e-9)
     limited, _ = after_prompt(pack, faithful().model_copy(update={"positions": 1}), prompt)
@@ -157,7 +157,7 @@ def test_the_reference_is_chosen_by_what_members_make_of_the_text():
     """Mapped tokens would speak for the reference at hand."""
     case = Case(("mistral", "deepseek"), 1, (0.3, 0.2))
     pack = tiny_pack(case.members, weighting="sim", alignment="mined")
-    runner = Runner(pack, check(PROMPT, {}, rule=pack.rule, weighting=pack.weighting))
+    runner = Runner(pack, make_request(PROMPT, {}, rule=pack.rule, weighting=pack.weighting))
     item = runner._read(0, PROMPT, 0)
     found = runner._own_losses(item)
     assert found is not None

@@ -17,7 +17,7 @@ import torch
 from packfuse import Pack
 from packfuse.constraint import Regex
 from packfuse.errors import PromptError
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.answer import Answer
 from packfuse.generation.batcher import MOST
 from packfuse.generation.fused_model import FusedForCausalLM
@@ -51,7 +51,7 @@ def nobody_waits(pack: Pack) -> Iterator[None]:
 
 def _alive() -> int:
     gc.collect()
-    return sum(type(thing) in (Row, Session) for thing in gc.get_objects())
+    return sum(type(thing) in (PackSequence, Session) for thing in gc.get_objects())
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from packfuse.constraint import Constraint, Grammar, JsonSchema, Regex
 from packfuse.errors import ConstraintError
 from packfuse.fusion.pooling import Pooling
 from packfuse.fusion.rules.pools import LAST_RESORT, arithmetic, backed
-from packfuse.generation.constraint_processor import Constrained
+from packfuse.generation.constraint_processor import ConstraintProcessor
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing
 from tests.support.fusing import PROMPT
@@ -34,7 +34,7 @@ BOOL = {"type": "boolean"}
 SEED = strategies.integers(0, 2**16)
 
 
-def allowed(constrained: Constrained, rows: list[list[int]]) -> Tensor:
+def allowed(constrained: ConstraintProcessor, rows: list[list[int]]) -> Tensor:
     """What each row may go on with, `[B, V]`."""
     scores = torch.zeros(len(rows), VOCABULARY.columns)
     return torch.isfinite(constrained(torch.tensor(rows), scores))
@@ -42,7 +42,7 @@ def allowed(constrained: Constrained, rows: list[list[int]]) -> Tensor:
 
 def accepts(constraint: Constraint, text: str) -> bool:
     """Whether a text may be written in the tokenizer's own tokens, and end there."""
-    constrained = Constrained(VOCABULARY, constraint, 1)
+    constrained = ConstraintProcessor(VOCABULARY, constraint, 1)
     said = [0]
     for token in [*VOCABULARY.encode(text), END]:
         if not allowed(constrained, [said])[0, token]:
@@ -54,7 +54,7 @@ def accepts(constraint: Constraint, text: str) -> bool:
 def walk(constraint: Constraint, choices: list[int]) -> list[int]:
     """Some text of the constraint, one token for each choice, until it ends."""
     said: list[int] = []
-    constrained = Constrained(VOCABULARY, constraint, 0)
+    constrained = ConstraintProcessor(VOCABULARY, constraint, 0)
     for choice in choices:
         mask = allowed(constrained, [said])[0]
         options = mask.nonzero().flatten().tolist()
@@ -73,7 +73,7 @@ def test_any_order_of_rows_gives_the_masks_of_a_fresh_start(data: strategies.Dat
         walk(constraint, data.draw(walks)) for _ in range(data.draw(strategies.integers(1, 4)))
     ]
     left = data.draw(strategies.integers(0, 3))
-    constrained = Constrained(VOCABULARY, constraint, left)
+    constrained = ConstraintProcessor(VOCABULARY, constraint, left)
     for _ in range(data.draw(strategies.integers(1, 6))):
         length = data.draw(strategies.integers(0, 9))
         pads = data.draw(strategies.sampled_from([END, VOCABULARY.tokenizer.pad_token_id]))
@@ -82,7 +82,7 @@ def test_any_order_of_rows_gives_the_masks_of_a_fresh_start(data: strategies.Dat
         rows = [(text + [pads] * 9)[:length] for text in ended]
         masks = allowed(constrained, [[7] * left + row for row in rows])
         for row, mask in zip(rows, masks, strict=True):
-            fresh = Constrained(VOCABULARY, constraint, 0)
+            fresh = ConstraintProcessor(VOCABULARY, constraint, 0)
             assert mask.equal(allowed(fresh, [row])[0])
             assert mask.any()
 
@@ -97,7 +97,7 @@ def test_every_walk_ends_in_a_text_of_the_constraint(choices: list[int]) -> None
 
 def test_tokens_that_the_constraint_allows_keep_their_scores() -> None:
     scores = torch.randn(2, VOCABULARY.columns, generator=torch.Generator().manual_seed(0))
-    constrained = Constrained(VOCABULARY, Regex("[a-f]+"), 0)
+    constrained = ConstraintProcessor(VOCABULARY, Regex("[a-f]+"), 0)
     held = constrained(torch.tensor([[ord("a")], [ord("b")]]), scores)
     letters = [*range(ord("a"), ord("f") + 1), END]
     assert held[:, letters].equal(scores[:, letters])
@@ -107,19 +107,21 @@ def test_tokens_that_the_constraint_allows_keep_their_scores() -> None:
 
 def test_where_nothing_is_left_the_constraint_counts_and_not_the_scores() -> None:
     scores = torch.full((1, VOCABULARY.columns), -torch.inf)
-    held = Constrained(VOCABULARY, Regex("[ab]"), 0)(torch.zeros(1, 0, dtype=torch.long), scores)
+    held = ConstraintProcessor(VOCABULARY, Regex("[ab]"), 0)(
+        torch.zeros(1, 0, dtype=torch.long), scores
+    )
     assert torch.isfinite(held[0]).nonzero().flatten().tolist() == [ord("a"), ord("b")]
 
 
 def test_control_tokens_and_padding_are_never_text() -> None:
-    mask = allowed(Constrained(VOCABULARY, Regex("(.|\n)*"), 0), [[]])[0]
+    mask = allowed(ConstraintProcessor(VOCABULARY, Regex("(.|\n)*"), 0), [[]])[0]
     silent = [i for i, token in enumerate(VOCABULARY.token_bytes) if token is None]
     assert [index for index in silent if mask[index]] == [END]
 
 
 def test_marks_of_calls_may_be_control_tokens() -> None:
     own = fusing.bpe("ok", controls=("<end>", "<tool_call>"))
-    held = Constrained(own, Grammar('start: "<tool_call>" "ok"'), 0)
+    held = ConstraintProcessor(own, Grammar('start: "<tool_call>" "ok"'), 0)
     mark, word = own.controls["<tool_call>"], own.encode("ok")[0]
     assert allowed(held, [[]])[0].nonzero().flatten().tolist() == [mark]
     assert allowed(held, [[mark]])[0].nonzero().flatten().tolist() == [word]
@@ -128,19 +130,19 @@ def test_marks_of_calls_may_be_control_tokens() -> None:
 
 def test_a_text_that_left_its_constraint_is_an_error() -> None:
     with pytest.raises(ConstraintError, match=r"left its constraint .*processors"):
-        allowed(Constrained(VOCABULARY, Regex("ab"), 0), [[ord("x")]])
+        allowed(ConstraintProcessor(VOCABULARY, Regex("ab"), 0), [[ord("x")]])
 
 
 def test_a_vocabulary_without_an_end_holds_no_constraint() -> None:
     endless = fusing.bpe(name="endless")
     endless.end_ids = ()
     with pytest.raises(ConstraintError, match=r"endless.* no token to end with"):
-        Constrained(endless, Regex("a"), 0)
+        ConstraintProcessor(endless, Regex("a"), 0)
 
 
 def test_a_vocabulary_is_freed_after_its_constraints() -> None:
     own = Vocabulary(fusing.bpe("hello").tokenizer)
-    assert Constrained(own, Regex("a"), 0) is not None
+    assert ConstraintProcessor(own, Regex("a"), 0) is not None
     gone = weakref.ref(own)
     del own
     gc.collect()
@@ -243,9 +245,9 @@ def test_where_the_rule_dropped_every_allowed_token_the_members_mean_decides() -
     heard: list[tuple[Tensor, Tensor]] = []
     ids, said, rescued = own.encode(PROMPT), b"", 0
     for token in answer.token_ids:
-        model.watch = lambda row, place: heard.append((place.logps, place.fused))
+        model.observer = lambda row, place: heard.append((place.logps, place.fused))
         model(torch.tensor([ids]), logits_to_keep=1)
-        model.watch = None
+        model.observer = None
         logps, fused = heard[-1]
         options = [
             index

@@ -21,11 +21,11 @@ from packfuse import Pack
 from packfuse.constraint import Regex
 from packfuse.errors import ConfigError
 from packfuse.generation.answer import Answer
-from packfuse.generation.drafts.base import Draft, Drafter, Drafting, Proposal
-from packfuse.generation.drafts.length import Pace
+from packfuse.generation.drafts.base import Draft, DraftContext, Drafter, Proposal
+from packfuse.generation.drafts.length import DraftLength
 from packfuse.generation.drafts.lookup import repetition
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.int8 import quantized
+from packfuse.models.hf_member import HFMember
+from packfuse.models.int8 import int8_copy
 from packfuse.models.member import Session
 from packfuse.registry import drafts
 from packfuse.settings import PackConfig
@@ -56,12 +56,12 @@ class Scripted(Draft):
     plan: tuple[tuple[int, int], ...]
     """By round: how many tokens, and which of them is spoiled (none if there is no such one)."""
 
-    def drafter(self, drafting: Drafting) -> Drafter:
+    def drafter(self, drafting: DraftContext) -> Drafter:
         return _Reciting(drafting, self)
 
 
 class _Reciting(Drafter):
-    def __init__(self, drafting: Drafting, draft: Scripted) -> None:
+    def __init__(self, drafting: DraftContext, draft: Scripted) -> None:
         super().__init__(drafting)
         self.draft, self.round = draft, 0
 
@@ -236,7 +236,7 @@ def test_an_answer_cancelled_in_the_middle_of_a_draft() -> None:
     class Cancelling(Scripted):
         name: ClassVar[str] = "cancelling"
 
-        def drafter(self, drafting: Drafting) -> Drafter:
+        def drafter(self, drafting: DraftContext) -> Drafter:
             reciting = super().drafter(drafting)
             propose = reciting.propose
 
@@ -334,10 +334,10 @@ def test_the_packs_own_way_and_the_calls(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "lfm2", "qwen3_next", "gpt2"])
 def test_a_quantized_copy_is_nearly_its_member_and_leaves_it_alone(arch: str) -> None:
     own = pico.tiny_pair("mistral", arch, 3)[0]
-    member = LocalMember("one", own, vocabulary("mistral"))
+    member = HFMember("one", own, vocabulary("mistral"))
     before = {name: value.clone() for name, value in own.state_dict().items()}
-    copied = quantized(member)
-    assert quantized(member) is copied
+    copied = int8_copy(member)
+    assert int8_copy(member) is copied
     ids = torch.tensor([vocabulary("mistral").encode(PROMPT)])
     with torch.no_grad():
         exact, nearly = (model(ids).logits for model in (own, copied.model))
@@ -349,8 +349,8 @@ def test_a_quantized_copy_is_nearly_its_member_and_leaves_it_alone(arch: str) ->
 
 
 def test_a_quantized_copy_goes_with_its_member() -> None:
-    member = LocalMember("one", pico.tiny_pair("mistral", "llama", 9)[0], vocabulary("mistral"))
-    gone = weakref.ref(quantized(member).model)
+    member = HFMember("one", pico.tiny_pair("mistral", "llama", 9)[0], vocabulary("mistral"))
+    gone = weakref.ref(int8_copy(member).model)
     assert gone() is not None
     del member
     gc.collect()
@@ -372,14 +372,14 @@ def test_the_longest_and_last_repetition_is_found(ids: list[int], least: int, mo
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=60))
 def test_the_pace_keeps_its_bounds(rounds: list[tuple[int, int]]) -> None:
-    pace = Pace(price=0.1, most=12)
+    pace = DraftLength(price=0.1, most=12)
     for drafted, accepted in rounds:
         pace.learn(drafted, min(drafted, accepted))
         assert 0 <= pace.length() <= 12
 
 
 def test_the_pace_follows_what_drafts_are_worth() -> None:
-    right, wrong = Pace(price=0.1, most=12), Pace(price=0.1, most=12)
+    right, wrong = DraftLength(price=0.1, most=12), DraftLength(price=0.1, most=12)
     for _ in range(30):
         right.learn(12, 12)
         wrong.learn(4, 0)

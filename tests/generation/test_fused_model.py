@@ -12,7 +12,7 @@ from torch import Tensor
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.cache import FusedCache
 from packfuse.generation.fused_model import FusedForCausalLM
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.registry import rules, weightings
 from tests.support import fusing, pico
 from tests.support.fusing import PROMPT, SHORT, Spec, gap
@@ -45,7 +45,7 @@ def greedy(model: Any, ids: Tensor, **settings: Any) -> list[int]:
 def copies(count: int, rule: str, weighting: str, arch: str = "llama") -> FusedForCausalLM:
     """A pack of copies of one model."""
     one = fusing.member("mistral", arch, 0)
-    members = [LocalMember(f"copy-{k}", one.model, one.vocabulary) for k in range(count)]
+    members = [HFMember(f"copy-{k}", one.model, one.vocabulary) for k in range(count)]
     given: Any = weighting
     if weighting == "fixed":
         shares = [0.5, *[0.5 / (count - 1)] * (count - 1)] if count > 1 else [1.0]
@@ -113,7 +113,7 @@ def own_logps(model: FusedForCausalLM, ids: Tensor) -> Tensor:
     size = model.engine.reference.size
     rows = []
     for one in model.engine.members:
-        assert isinstance(one, LocalMember)
+        assert isinstance(one, HFMember)
         logits = one.model(ids, use_cache=False).logits[0].detach()
         logits[:, size:] = -torch.inf
         rows.append(logits.log_softmax(-1))
@@ -454,6 +454,6 @@ def test_members_do_not_move_among_each_other_when_the_reference_changes() -> No
     first, second = (fusing.fused(PAIR, reference) for reference in (0, 1))
     for model in (first, second):
         reference = model.engine.members[model.engine.reference_index]
-        assert isinstance(reference, LocalMember)
+        assert isinstance(reference, HFMember)
         assert model.members[0] is reference.model
         assert len(model.members) == 2

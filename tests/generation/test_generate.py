@@ -28,11 +28,11 @@ from transformers import (
 
 from packfuse.errors import MemberError, PackError, PromptError, UnsupportedError
 from packfuse.fusion.cache import FusedCache
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.fused_model import FusedForCausalLM
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Session
-from packfuse.text.incremental import TextPath
+from packfuse.text.incremental import IncrementalTokenizer
 from tests.support import fusing, pico
 from tests.support.fusing import PROMPT, SHORT, Spec
 
@@ -231,14 +231,14 @@ def test_a_member_drafts(specs: tuple[Spec, ...], reference: int) -> None:
 def test_a_pack_that_agrees_with_its_drafter_takes_its_drafts() -> None:
     """Copies of one model: every draft is right, so the pack is asked less often."""
     one = fusing.member("mistral", "llama", 0)
-    model = fusing.fuse([LocalMember(f"m{k}", one.model, one.vocabulary) for k in range(2)])
+    model = fusing.fuse([HFMember(f"m{k}", one.model, one.vocabulary) for k in range(2)])
     ids = fusing.prompt(model)
     usual, asked = run(model, ids, max_new_tokens=20), []
-    model.watch = lambda row, *_: asked.append(row.length)
+    model.observer = lambda row, *_: asked.append(row.length)
     try:
         assert run(model, ids, max_new_tokens=20, assistant_model=model.members[0]) == usual
     finally:
-        model.watch = None
+        model.observer = None
     assert len(set(asked)) < 20
 
 
@@ -246,7 +246,7 @@ def test_greedy_drafts_in_another_vocabulary() -> None:
     model = fusing.fused(PAIR)
     ids = fusing.prompt(model)
     other = model.engine.members[1]
-    assert isinstance(other, LocalMember)
+    assert isinstance(other, HFMember)
     before = {name: value.clone() for name, value in other.model.state_dict().items()}
     found = run(
         model,
@@ -338,7 +338,7 @@ def same(one: list[Any], other: list[Any]) -> bool:
 
 def refusals(model: FusedForCausalLM, ids: Tensor) -> dict[str, Any]:
     other = model.engine.members[1]
-    assert isinstance(other, LocalMember)
+    assert isinstance(other, HFMember)
     tokenizers = {"tokenizer": fusing.tokenizer(model), "assistant_tokenizer": other.tokenizer}
     drafts = {"assistant_model": other.model, "do_sample": True, **tokenizers}
     return {
@@ -392,19 +392,19 @@ def test_an_explicit_dynamic_cache_implementation_is_what_a_pack_has() -> None:
 def rows(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
     """Every row and session that is made, weakly."""
     made: list[weakref.ref[Any]] = []
-    fork, start = Row.fork, Row.__init__
+    fork, start = PackSequence.fork, PackSequence.__init__
 
-    def forked(self: Row) -> Row:
+    def forked(self: PackSequence) -> PackSequence:
         twin = fork(self)
         made.append(weakref.ref(twin))
         return twin
 
-    def started(self: Row, *arguments: Any) -> None:
+    def started(self: PackSequence, *arguments: Any) -> None:
         start(self, *arguments)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(Row, "fork", forked)
-    monkeypatch.setattr(Row, "__init__", started)
+    monkeypatch.setattr(PackSequence, "fork", forked)
+    monkeypatch.setattr(PackSequence, "__init__", started)
     return made
 
 
@@ -478,7 +478,7 @@ def test_a_prompt_longer_than_a_window(reference: int) -> None:
     model = fusing.fuse(members, reference)
     assert model.config.max_position_embeddings == 64
     ids = fusing.prompt(model, "word and " * 50)
-    path = TextPath(short.vocabulary)
+    path = IncrementalTokenizer(short.vocabulary)
     path.update(b"word and " * 50)
     length = len(path.ids)
     with pytest.raises(PromptError) as caught:
@@ -508,7 +508,7 @@ def test_a_member_that_breaks_while_generating_is_named(reference: int) -> None:
     model.lm_head.register_forward_hook(spoil)
     members = [
         fusing.member("mistral", "gemma3", 0),
-        LocalMember("shaky", model, fusing.vocabulary("deepseek")),
+        HFMember("shaky", model, fusing.vocabulary("deepseek")),
     ]
     pack = fusing.fuse(members, reference)
     with pytest.raises(MemberError, match=r"'shaky' gave NaN logits after token \d+ .*bfloat16"):

@@ -29,9 +29,9 @@ from packfuse import Pack, compiled
 from packfuse.errors import ConfigError, MemberError
 from packfuse.models import member as read_module
 from packfuse.models.compiled import Compiled, compile_steps
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.int8 import quantized
-from packfuse.models.kv.fixed_shape import WIDEST, Step, hindrance
+from packfuse.models.hf_member import HFMember
+from packfuse.models.int8 import int8_copy
+from packfuse.models.kv.fixed_shape import MAX_NEW_TOKENS, FixedShapeBatch, unsupported_reason
 from packfuse.models.kv.store import new_cache
 from packfuse.models.member import Read, Session
 from packfuse.settings import PackConfig
@@ -64,13 +64,13 @@ def compiler(interpreter: None) -> Iterator[None]:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Rows and width of every step that is taken."""
     taken: list[tuple[int, int]] = []
-    begin = Step.inputs
+    begin = FixedShapeBatch.inputs
 
-    def note(step: Step, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def note(step: FixedShapeBatch, *args: Any, **kwargs: Any) -> dict[str, Any]:
         taken.append((step.size, step.width))
         return begin(step, *args, **kwargs)
 
-    monkeypatch.setattr(Step, "inputs", note)
+    monkeypatch.setattr(FixedShapeBatch, "inputs", note)
     return taken
 
 
@@ -86,7 +86,7 @@ def alone(arch: str, ids: list[int], keep: int = 1) -> Tensor:
     return one.read([Read(one.open(), ids, keep)])[0]
 
 
-def begun(one: LocalMember, lengths: list[int]) -> list[Session]:
+def begun(one: HFMember, lengths: list[int]) -> list[Session]:
     """Rows that have read so much, side by side."""
     sessions = [one.open() for _ in lengths]
     rows = enumerate(zip(sessions, lengths, strict=True))
@@ -94,7 +94,7 @@ def begun(one: LocalMember, lengths: list[int]) -> list[Session]:
     return sessions
 
 
-def go_on(one: LocalMember, arch: str, sessions: list[Session], news: list[int]) -> None:
+def go_on(one: HFMember, arch: str, sessions: list[Session], news: list[int]) -> None:
     """Read more of each row's text, and compare with the member itself."""
     rows = [(k, s, n) for k, (s, n) in enumerate(zip(sessions, news, strict=True)) if n]
     reads = [Read(s, IDS[k + s.length : k + s.length + n], min(n, 2)) for k, s, n in rows]
@@ -162,13 +162,13 @@ def test_what_is_no_step_is_a_pass(steps: list[tuple[int, int]]) -> None:
     one = twin()
     (row,) = begun(one, [9])
     assert not steps
-    go_on(one, "llama", [row], [WIDEST])
-    go_on(one, "llama", [row], [WIDEST + 1])
-    assert steps == [(1, WIDEST)]
+    go_on(one, "llama", [row], [MAX_NEW_TOKENS])
+    go_on(one, "llama", [row], [MAX_NEW_TOKENS + 1])
+    assert steps == [(1, MAX_NEW_TOKENS)]
     store = row.state.past.store
     while row.state.past.store is store:
         go_on(one, "llama", [row], [1])
-    assert len(steps) == 1 + store.slots - (9 + 2 * WIDEST + 1)
+    assert len(steps) == 1 + store.slots - (9 + 2 * MAX_NEW_TOKENS + 1)
     ahead = one.fork(row)
     one.read([Read(ahead, [5, 6])])
     before = len(steps)
@@ -184,7 +184,7 @@ def test_what_is_no_step_is_a_pass(steps: list[tuple[int, int]]) -> None:
 def test_both_ways_of_attention(arch: str, implementation: str) -> None:
     own, tokenizer = pico.tiny_pair("mistral", arch)
     own.set_attn_implementation(implementation)
-    one = compile_steps(LocalMember("one", own, fusing.vocabulary("mistral")))
+    one = compile_steps(HFMember("one", own, fusing.vocabulary("mistral")))
     assert isinstance(one, Compiled), tokenizer
     sessions = begun(one, [9, 3])
     for news in ([1, 1], [3, 1], [1, 2]):
@@ -229,7 +229,7 @@ def test_many_families_read_in_steps_or_say_why_not(
     """As they are written, and as the compiler traces them; what it makes of that costs minutes."""
     monkeypatch.setitem(compiled._OWN_GRAPHS, "backend", "eager")
     vocabulary = Vocabulary(fusing.bpe("the", "then").tokenizer, COLUMNS)
-    member = LocalMember(name, family(name), vocabulary)
+    member = HFMember(name, family(name), vocabulary)
     if name in ("lfm2", "falcon-h1, multiplied"):
         with pytest.warns(RuntimeWarning, match=f"'{name}' is not compiled: "):
             assert compile_steps(member) is member
@@ -294,7 +294,7 @@ def test_a_pack_compiles(
 
     Neither do model classes that transformers gets to know in between.
     """
-    monkeypatch.setattr(read_module, "MISSED", 1.0)
+    monkeypatch.setattr(read_module, "MAX_PRUNED_MASS", 1.0)
     found, expected = packs(**setting)
     before = counters["stats"]["unique_graphs"]
     assert before
@@ -306,11 +306,11 @@ def test_a_pack_compiles(
 
 def test_drafts_are_compiled_in_all_lengths(compiler: None) -> None:
     """Also in those for which products on processors go another way."""
-    member = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    member = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     pack = Pack([member], progress=False, compiled=True, draft="lookup")
     before = counters["stats"]["unique_graphs"]
     (row,) = begun(pack.members[0], [9])
-    for new in (1, 3, 5, 8, 4, 6, WIDEST):
+    for new in (1, 3, 5, 8, 4, 6, MAX_NEW_TOKENS):
         go_on(pack.members[0], "llama", [row], [new])
     assert counters["stats"]["unique_graphs"] == before
 
@@ -318,7 +318,7 @@ def test_drafts_are_compiled_in_all_lengths(compiler: None) -> None:
 def test_steps_of_several_threads_do_not_meet(compiler: None) -> None:
     """The compiler mistakes one member's graphs for the other's if they do."""
     kinds = {
-        arch: LocalMember(arch, pico.tiny_pair("mistral", arch)[0], fusing.vocabulary("mistral"))
+        arch: HFMember(arch, pico.tiny_pair("mistral", arch)[0], fusing.vocabulary("mistral"))
         for arch in ("llama", "gemma3")
     }
     ones = {arch: compile_steps(member) for arch, member in kinds.items()}
@@ -340,15 +340,13 @@ def test_members_at_the_same_time_are_not_compiled() -> None:
 
 def test_copies_in_8_bit_integers_are_compiled_as_well() -> None:
     member = fusing.member("mistral", "llama")
-    copied, twin_copied = quantized(member), quantized(twin())
+    copied, twin_copied = int8_copy(member), int8_copy(twin())
     assert isinstance(twin_copied, Compiled)
     assert not isinstance(copied, Compiled)
     assert twin_copied.model is copied.model
-    other = LocalMember(
-        "other", member.model, Vocabulary(member.tokenizer, member.vocabulary.columns)
-    )
-    assert quantized(other).model is copied.model
-    assert quantized(other).vocabulary is other.vocabulary
+    other = HFMember("other", member.model, Vocabulary(member.tokenizer, member.vocabulary.columns))
+    assert int8_copy(other).model is copied.model
+    assert int8_copy(other).vocabulary is other.vocabulary
     for new in ([1, 300, 301], [302, 303], [304]):
         reads = [Read(m.open(), [1, *new]) for m in (copied, twin_copied)]
         said = [m.read([r])[0] for m, r in zip((copied, twin_copied), reads, strict=True)]
@@ -358,7 +356,7 @@ def test_copies_in_8_bit_integers_are_compiled_as_well() -> None:
 def test_a_step_that_breaks_leaves_nothing_behind() -> None:
     """NaN that a row left in its store would reach a fork that is shown all of it."""
     own = pico.tiny_pair("mistral", "llama", 5)[0]
-    member = LocalMember("one", own, fusing.vocabulary("mistral"))
+    member = HFMember("one", own, fusing.vocabulary("mistral"))
     one = compile_steps(member)
     (row,) = begun(one, [9])
     kept = one.fork(row)
@@ -375,7 +373,7 @@ def test_a_step_that_breaks_leaves_nothing_behind() -> None:
 
 
 def test_a_compiler_that_fails_is_told_of(compiler: None) -> None:
-    member = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    member = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     one = compile_steps(member)
     (row,) = begun(one, [9])
     with (
@@ -418,7 +416,7 @@ def test_what_the_compiler_refuses_is_read_as_ever(
         num_key_value_heads=2,
         max_position_embeddings=64,
     )
-    member = LocalMember("one", model, vocabulary)
+    member = HFMember("one", model, vocabulary)
     with pytest.warns(RuntimeWarning, match="'one' is not compiled: .*'one'"):
         pack = Pack([member], progress=False, compiled=True, draft=draft)
         pack.model  # noqa: B018
@@ -436,7 +434,7 @@ def test_older_compilers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("nothing may be compiled")
 
     monkeypatch.setattr(torch, "compile", before)
-    member = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    member = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     with pytest.warns(RuntimeWarning, match="'one' is not compiled: torch .* 2.13 does not"):
         assert compile_steps(member) is member
 
@@ -444,7 +442,7 @@ def test_older_compilers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_padding_that_overflows_does_no_harm() -> None:
     """What a model makes of it may be NaN, and would stay in the row."""
     own = pico.tiny_pair("mistral", "llama", 5)[0]
-    member = LocalMember("one", own, fusing.vocabulary("mistral"))
+    member = HFMember("one", own, fusing.vocabulary("mistral"))
     one = compile_steps(member)
     weight: Any = own.get_input_embeddings().weight
     with torch.no_grad():
@@ -467,7 +465,7 @@ def test_more_kinds_of_steps_than_graphs_are_told_of(
     compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(compiled._OWN_GRAPHS, "recompile_limit", 1)
-    member = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    member = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     one = compile_steps(member)
     (row,) = begun(one, [9])
     one.read([Read(row, [5])])
@@ -481,7 +479,7 @@ def test_members_that_cannot_be_compiled_are_named() -> None:
     def refused(change: Any, reason: str) -> None:
         own = pico.tiny_pair("mistral")[0]
         change(own)
-        member = LocalMember("one", own, vocabulary)
+        member = HFMember("one", own, vocabulary)
         with pytest.warns(RuntimeWarning, match=f"'one' is not compiled: .*{reason}"):
             pack = Pack([member], progress=False, compiled=True)
         assert pack.members == [member]
@@ -500,13 +498,11 @@ def test_members_that_cannot_be_compiled_are_named() -> None:
     refused(spread, "its model is spread over cpu, meta")
     config = pico.tiny_pair("mistral")[0].config
     config._attn_implementation = "flash_attention_2"
-    assert "'flash_attention_2', neither" in str(hindrance(new_cache(config), config))
+    assert "'flash_attention_2', neither" in str(unsupported_reason(new_cache(config), config))
 
 
 def test_a_twin_goes_with_its_member(compiler: None) -> None:
-    member = LocalMember(
-        "one", pico.tiny_pair("mistral", "llama", 9)[0], fusing.vocabulary("mistral")
-    )
+    member = HFMember("one", pico.tiny_pair("mistral", "llama", 9)[0], fusing.vocabulary("mistral"))
     one = compile_steps(member)
     assert compile_steps(member) is one
     assert compile_steps(one) is one

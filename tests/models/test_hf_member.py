@@ -24,9 +24,9 @@ from transformers import (
 
 from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.models import hf_member as local
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.member import Read, Session, Visit
-from packfuse.models.vocab_subset import Columns
+from packfuse.models.hf_member import HFMember
+from packfuse.models.member import Read, ReadCallback, Session
+from packfuse.models.vocab_subset import VocabSubset
 from tests.support import fusing, pico
 
 EXACT = 1e-4
@@ -38,7 +38,7 @@ every_arch = pytest.mark.parametrize("arch", pico.ARCHITECTURES)
 IDS = [1, *range(300, 340)]
 
 
-def member(arch: str) -> LocalMember:
+def member(arch: str) -> HFMember:
     return fusing.member("mistral", arch)
 
 
@@ -56,7 +56,7 @@ def anew(arch: str, ids: tuple[int, ...]) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def read(one: LocalMember, session: Session, ids: Sequence[int], keep: int = 1) -> Tensor:
+def read(one: HFMember, session: Session, ids: Sequence[int], keep: int = 1) -> Tensor:
     return one.read([Read(session, list(ids), keep)])[0]
 
 
@@ -152,8 +152,8 @@ def test_a_visitor_sees_every_position(arch: str, monkeypatch: pytest.MonkeyPatc
     one = member(arch)
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     seen: list[tuple[int, Tensor]] = []
-    visit = Visit(lambda counts, logps: seen.append((counts[0], logps.clone())))
-    kept = one.read([Read(one.open(), IDS, 3, visit)])[0]
+    callback = ReadCallback(lambda counts, logps: seen.append((counts[0], logps.clone())))
+    kept = one.read([Read(one.open(), IDS, 3, callback)])[0]
     assert [count for count, _ in seen] == [1, 10, 19, 28, 37]
     whole = torch.cat([logps for _, logps in seen])
     assert fusing.gap(whole, anew(arch, tuple(IDS))) < tolerance(arch)
@@ -166,13 +166,13 @@ def test_a_visitor_sees_what_it_wants_and_no_more(
     arch: str, wanted: frozenset[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing, too, in some of the passes that a long prompt takes."""
-    monkeypatch.setattr("packfuse.models.batching.LONGEST", 16)
+    monkeypatch.setattr("packfuse.models.batching.MAX_CHUNK_TOKENS", 16)
     one = member(arch)
     seen: dict[int, Tensor] = {}
-    visit = Visit(
+    callback = ReadCallback(
         lambda counts, logps: seen.update(zip(counts, logps.clone(), strict=True)), wanted
     )
-    kept = one.read([Read(one.open(), IDS, 1, visit)])[0]
+    kept = one.read([Read(one.open(), IDS, 1, callback)])[0]
     assert set(seen) == wanted | {len(IDS)}
     whole = anew(arch, tuple(IDS))
     for count, logps in seen.items():
@@ -183,7 +183,7 @@ def test_a_visitor_sees_what_it_wants_and_no_more(
 @pytest.mark.parametrize("apart", [True, False])
 def test_bodies_read_a_long_prompt_in_one_go(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads follow in blocks, where they can; otherwise both read what the head's block holds."""
-    one = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    one = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     one._heads.__dict__["_apart"] = apart
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     model: Any = one.model
@@ -192,16 +192,16 @@ def test_bodies_read_a_long_prompt_in_one_go(apart: bool, monkeypatch: pytest.Mo
     layer.register_forward_hook(lambda _m, given, _out: bodies.append(given[0].shape[1]))
     head.register_forward_hook(lambda _m, _given, out: heads.append(out.shape[1]))
     seen: list[Tensor] = []
-    visit = Visit(lambda _counts, logps: seen.append(logps.clone()))
+    callback = ReadCallback(lambda _counts, logps: seen.append(logps.clone()))
     session = one.open()
-    one.read([Read(session, IDS, 3, visit)])
+    one.read([Read(session, IDS, 3, callback)])
     assert bodies == ([41] if apart else [9, 9, 9, 9, 5])
     assert heads == [9, 9, 9, 9, 5]
-    levels = session.levels
+    log_normalizers = session.log_normalizers
     assert fusing.gap(torch.cat(seen), anew("llama", tuple(IDS))) < EXACT
     one.read([Read(again := one.open(), IDS, 3)])
-    assert levels is not None and again.levels is not None
-    assert torch.allclose(levels[-3:], again.levels[-3:], atol=1e-4)
+    assert log_normalizers is not None and again.log_normalizers is not None
+    assert torch.allclose(log_normalizers[-3:], again.log_normalizers[-3:], atol=1e-4)
 
 
 def test_rows_of_a_batch_hear_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,12 +210,12 @@ def test_rows_of_a_batch_hear_their_own(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 7 * one.vocabulary.columns)
     seen: dict[tuple[int, int], Tensor] = {}
 
-    def watch(row: int) -> Visit:
-        def see(counts: Sequence[int], logps: Tensor) -> None:
+    def watch(row: int) -> ReadCallback:
+        def on_logps(counts: Sequence[int], logps: Tensor) -> None:
             said = zip(counts, logps.clone(), strict=True)
             seen.update({(row, count): logps for count, logps in said})
 
-        return Visit(see, None if row else frozenset({4, 9, 11}))
+        return ReadCallback(on_logps, None if row else frozenset({4, 9, 11}))
 
     texts = [IDS[:18], IDS[3:21], IDS[1:17]]
     requests = [Read(one.open(), ids, 2, watch(row)) for row, ids in enumerate(texts)]
@@ -237,7 +237,7 @@ def test_more_rows_than_a_block_of_logits(
     """Nobody watches them: they are read as one batch."""
     one = member("llama")
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 4 * one.vocabulary.columns)
-    columns = Columns(torch.arange(5, 300), one.vocabulary.columns) if pruned else None
+    columns = VocabSubset(torch.arange(5, 300), one.vocabulary.columns) if pruned else None
     texts = [IDS[k : k + 9] for k in range(rows)]
     found = one.read([Read(one.open(), ids, 1, columns=columns) for ids in texts])
     for ids, logps in zip(texts, found, strict=True):
@@ -247,22 +247,22 @@ def test_more_rows_than_a_block_of_logits(
 
 
 def test_what_a_visitor_raises_is_its_own() -> None:
-    def see(_counts: Sequence[int], _logps: Tensor) -> None:
+    def on_logps(_counts: Sequence[int], _logps: Tensor) -> None:
         raise RuntimeError("not the member's fault")
 
     one = member("llama")
     session = one.open()
     with pytest.raises(RuntimeError, match=r"^not the member's fault$"):
-        one.read([Read(session, IDS, 1, Visit(see))])
+        one.read([Read(session, IDS, 1, ReadCallback(on_logps))])
     assert session.ids == []
 
 
 def test_hooks_on_the_model_see_whole_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = LocalMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
+    one = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     shapes: list[tuple[int, ...]] = []
     one.model.register_forward_hook(lambda _m, _given, out: shapes.append(tuple(out.logits.shape)))
-    one.read([Read(one.open(), IDS, 3, Visit(lambda *_: None))])
+    one.read([Read(one.open(), IDS, 3, ReadCallback(lambda *_: None))])
     assert [shape[1] for shape in shapes] == [9, 9, 9, 9, 5]
 
 
@@ -305,7 +305,7 @@ def test_a_forward_put_into_the_model_is_used_as_it_is(
 ) -> None:
     """Without places, with and without `logits_to_keep`."""
     model = pico.tiny_model(pico.real_tokenizer("mistral"))
-    one, forward = LocalMember("m", model, member("llama").vocabulary), model.forward
+    one, forward = HFMember("m", model, member("llama").vocabulary), model.forward
     one._keeps_logits = kept
     monkeypatch.setattr(model, "forward", forward)
     found = one.read([Read(one.open(), IDS, 3), Read(one.open(), IDS)])
@@ -352,7 +352,7 @@ def test_a_full_context_window_can_be_used_up(cut: int) -> None:
     assert session.length == 512
 
 
-def broken(one: LocalMember, at: int, value: float) -> LocalMember:
+def broken(one: HFMember, at: int, value: float) -> HFMember:
     """The member with logits that break from the `at`-th token read on."""
 
     seen: list[int] = []
@@ -365,7 +365,7 @@ def broken(one: LocalMember, at: int, value: float) -> LocalMember:
 
     model = pico.tiny_model(pico.real_tokenizer("mistral"))
     model.lm_head.register_forward_hook(spoil)
-    return LocalMember(one.name, model, one.vocabulary)
+    return HFMember(one.name, model, one.vocabulary)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -394,7 +394,7 @@ def test_one_impossible_token_is_no_reason_to_stop() -> None:
 
 def test_a_model_that_fails_is_named_and_leaves_nothing_half_read() -> None:
     tokenizer = pico.real_tokenizer("mistral")
-    one = LocalMember("faulty", pico.tiny_model(tokenizer), member("llama").vocabulary)
+    one = HFMember("faulty", pico.tiny_model(tokenizer), member("llama").vocabulary)
     session = one.open()
     read(one, session, IDS[:5])
 
@@ -410,7 +410,7 @@ def test_a_model_that_fails_is_named_and_leaves_nothing_half_read() -> None:
 
 
 def test_logits_of_another_width_are_refused() -> None:
-    one = LocalMember("odd", member("llama").model, fusing.vocabulary("deepseek"))
+    one = HFMember("odd", member("llama").model, fusing.vocabulary("deepseek"))
     with pytest.raises(MemberError, match=r"'odd' gives 32064 logits, not 129344"):
         read(one, one.open(), IDS)
 
@@ -419,14 +419,14 @@ def test_a_model_with_a_cache_of_its_own_kind_is_refused() -> None:
     config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
     model = MambaForCausalLM(config)
     with pytest.raises(LoadError, match=r"'m': MambaForCausalLM does not take `past_key_values`"):
-        LocalMember("m", model, fusing.vocabulary("mistral"))
+        HFMember("m", model, fusing.vocabulary("mistral"))
 
 
 def test_a_model_with_an_unknown_kind_of_layer_is_refused() -> None:
     model = pico.tiny_model(pico.real_tokenizer("mistral"), "gemma3")
     model.config.layer_types = ["indexed_attention"] * 4
     with pytest.raises(LoadError, match=r"'m' keeps its past in a DynamicIndexedLayer"):
-        LocalMember("m", model, fusing.vocabulary("mistral"))
+        HFMember("m", model, fusing.vocabulary("mistral"))
 
 
 def hybrid() -> PreTrainedModel:
@@ -451,7 +451,7 @@ def mixture_of_experts() -> PreTrainedModel:
 def test_other_families(make: Callable[[], PreTrainedModel]) -> None:
     torch.manual_seed(0)
     model = make().eval()
-    one = LocalMember("other", model, fusing.vocabulary("mistral"))
+    one = HFMember("other", model, fusing.vocabulary("mistral"))
     sessions = [one.open(), one.open()]
     with torch.no_grad():
         logits = model(torch.tensor([IDS]), use_cache=False).logits[0]

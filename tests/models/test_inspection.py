@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
 
 from packfuse.errors import LoadError
-from packfuse.models.checkpoint import stored
-from packfuse.models.inspection import look, pair, report
-from packfuse.settings import MemberConfig
+from packfuse.models.checkpoint import checkpoint_size
+from packfuse.models.inspection import inspect_model, pair, report
+from packfuse.settings import MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico, starter_files
 from tests.support.bytelevel import save_small
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_facts_are_those_of_the_loaded_model(folder: Path):
     model = AutoModelForCausalLM.from_pretrained(folder)
-    found = look(MemberConfig(model=str(folder))).report
+    found = inspect_model(MemberSettings(model=str(folder))).report
     numbers = sum(parameter.numel() for parameter in model.parameters())
     assert found.model_dump() == {
         "model": str(folder),
@@ -45,11 +45,14 @@ def test_facts_are_those_of_the_loaded_model(folder: Path):
 
 
 def test_memory_counts_the_dtype_that_the_member_or_the_pack_asks_for(folder: Path):
-    numbers = stored(str(folder)).parameters
-    assert look(MemberConfig(model=str(folder)), "bfloat16").report.memory_bytes == 2 * numbers
-    own = MemberConfig(model=str(folder), dtype="float64", name="mine")
-    assert look(own, "bfloat16").report.memory_bytes == 8 * numbers
-    assert look(own).report.name == "mine"
+    numbers = checkpoint_size(str(folder)).parameters
+    assert (
+        inspect_model(MemberSettings(model=str(folder)), "bfloat16").report.memory_bytes
+        == 2 * numbers
+    )
+    own = MemberSettings(model=str(folder), dtype="float64", name="mine")
+    assert inspect_model(own, "bfloat16").report.memory_bytes == 8 * numbers
+    assert inspect_model(own).report.name == "mine"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -59,7 +62,7 @@ def test_memory_is_counted_as_stored_over_several_files(tmp_path: Path, dtype: t
     model.save_pretrained(tmp_path, max_shard_size="1MB")
     tokenizer.save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    found = look(MemberConfig(model=str(tmp_path))).report
+    found = inspect_model(MemberSettings(model=str(tmp_path))).report
     assert found.parameters == model.num_parameters()
     assert found.memory_bytes == model.get_memory_footprint(return_buffers=False)
 
@@ -67,7 +70,7 @@ def test_memory_is_counted_as_stored_over_several_files(tmp_path: Path, dtype: t
 def test_a_gguf_file_is_read_by_its_header(tmp_path: Path):
     path = tmp_path / "tiny.gguf"
     weights = starter_files.write_gguf(path, seed=0)
-    found = look(MemberConfig(model=str(path))).report
+    found = inspect_model(MemberSettings(model=str(path))).report
     numbers = sum(weight.size for weight in weights.values())
     assert (found.name, found.architecture, found.causal) == ("tiny", "LlamaForCausalLM", True)
     assert (found.parameters, found.memory_bytes) == (numbers, 4 * numbers)
@@ -91,7 +94,7 @@ def test_pairs_are_compared_by_the_bytes_of_their_tokens():
 
 
 def test_a_report_names_what_repeats_and_sums_up(folder: Path):
-    seen = look(MemberConfig(model=str(folder)))
+    seen = inspect_model(MemberSettings(model=str(folder)))
     found = report([seen, seen, seen])
     assert [model.name for model in found.models] == ["small", "small-2", "small-3"]
     assert [item.models for item in found.pairs] == [
@@ -149,7 +152,7 @@ def test_what_is_wrong_with_a_model_is_its_problem_alone(folder: Path, tmp_path:
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     expected = damage(broken)
-    seen = [look(MemberConfig(model=str(path))) for path in (folder, broken)]
+    seen = [inspect_model(MemberSettings(model=str(path))) for path in (folder, broken)]
     found = report(seen)
     assert not found.ok
     assert found.models[0].problems == []
@@ -166,13 +169,13 @@ def test_a_tokenizer_whose_tokens_are_no_bytes_is_a_problem(folder: Path, tmp_pa
     plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
     (broken / "tokenizer_config.json").write_text(json.dumps(plain))
     assert AutoTokenizer.from_pretrained(broken).is_fast
-    found = look(MemberConfig(model=str(broken))).report
+    found = inspect_model(MemberSettings(model=str(broken))).report
     assert len(found.problems) == 1
     assert "byte" in found.problems[0]
 
 
 def test_a_model_that_is_nowhere_is_named_with_the_reason():
-    found = report([look(MemberConfig(model="nobody/has-this-model"))])
+    found = report([inspect_model(MemberSettings(model="nobody/has-this-model"))])
     assert not found.ok
     assert found.models[0].problems
     assert found.verdicts == ["has-this-model cannot join a pack."]

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from packfuse.models.batching import PADS, batches
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.kv.ragged import Pass
-from packfuse.models.kv.store import Past, new_cache
+from packfuse.models.batching import MAX_PADDING, batches
+from packfuse.models.hf_member import HFMember
+from packfuse.models.kv.ragged import RaggedBatch
+from packfuse.models.kv.store import RowCache, new_cache
 from packfuse.models.member import Read, Session
 from tests.support import fusing, pico
 
@@ -24,12 +24,12 @@ EXACT = 1e-4
 IDS = [1, *range(300, 360)]
 
 
-def alone(one: LocalMember, ids: list[int], keep: int = 1) -> Tensor:
+def alone(one: HFMember, ids: list[int], keep: int = 1) -> Tensor:
     """Log-probabilities after the last tokens, the row read by itself in one go."""
     return one.read([Read(one.open(), ids, keep)])[0]
 
 
-def rows(one: LocalMember, lengths: list[int]) -> list[Session]:
+def rows(one: HFMember, lengths: list[int]) -> list[Session]:
     """Rows that have read so much, side by side where they may."""
     sessions = [one.open() for _ in lengths]
     one.read(
@@ -62,7 +62,7 @@ def test_rows_with_different_numbers_of_new_tokens(arch: str, lengths: list[int]
             assert fusing.gap(logps, alone(one, whole, request.keep)) < tolerance(arch)
 
 
-def passes(one: LocalMember, requests: list[Read]) -> list[tuple[int, ...]]:
+def passes(one: HFMember, requests: list[Read]) -> list[tuple[int, ...]]:
     """Shapes of the passes that requests take."""
     seen: list[tuple[int, ...]] = []
     embedding = one.model.get_input_embeddings()
@@ -80,10 +80,10 @@ def test_uneven_rows_take_one_pass_and_much_longer_ones_another() -> None:
     one = fusing.member("mistral")
     first, second, third, fourth = rows(one, [5, 9, 2, 7])
     requests = [
-        Read(first, [5]), Read(second, [6, 7, 8]), Read(third, [5] * (1 + PADS)),
-        Read(fourth, [5] * (2 + PADS)),
+        Read(first, [5]), Read(second, [6, 7, 8]), Read(third, [5] * (1 + MAX_PADDING)),
+        Read(fourth, [5] * (2 + MAX_PADDING)),
     ]  # fmt: skip
-    assert passes(one, requests) == [(3, 1 + PADS), (1, 2 + PADS)]
+    assert passes(one, requests) == [(3, 1 + MAX_PADDING), (1, 2 + MAX_PADDING)]
 
 
 def test_states_take_a_pass_for_each_length() -> None:
@@ -98,7 +98,7 @@ def test_states_take_a_pass_for_each_length() -> None:
     pads=st.one_of(st.none(), st.integers(0, 6)),
 )
 def test_batches_hold_every_request_once(counts: list[tuple[int, int]], pads: int | None) -> None:
-    requests = [Read(Session(ids=[1] * past), [2] * new) for new, past in counts]
+    requests = [Read(Session(ids=[1] * row_cache), [2] * new) for new, row_cache in counts]
     found = list(batches(requests, pads))
     assert sorted(row for group in found for row in group) == list(range(len(requests)))
     for group in found:
@@ -141,14 +141,14 @@ def test_any_schedule_reads_like_single_rows(arch: str, data: st.DataObject) -> 
 def test_steps_of_the_same_rows_copy_nothing() -> None:
     one = fusing.member("mistral")
     sessions = rows(one, [9, 9, 9])
-    store = sessions[0].state.past.store
+    store = sessions[0].state.row_cache.store
     for step in range(5):
         one.read([Read(session, [step]) for session in sessions])
-        assert {session.state.past.store for session in sessions} == {store}
+        assert {session.state.row_cache.store for session in sessions} == {store}
     # In another order, too.
     order = sessions[::-1]
     found = one.read([Read(session, [7]) for session in order])
-    assert {session.state.past.store for session in sessions} == {store}
+    assert {session.state.row_cache.store for session in sessions} == {store}
     for session, logps in zip(order, found, strict=True):
         assert fusing.gap(logps, alone(one, session.ids)) < EXACT
 
@@ -158,7 +158,7 @@ def test_uneven_steps_move_as_little_as_they_can(arch: str) -> None:
     """One row reads two tokens, one goes back, one rests: most stay where they are."""
     one = fusing.member("mistral", arch)
     sessions = rows(one, [9, 9, 6, 9])
-    store = sessions[0].state.past.store
+    store = sessions[0].state.row_cache.store
     assert store.rows == 4
     held = store.layers[0][0][:, :, :9].clone()
     one.rollback(sessions[1], 8)
@@ -166,21 +166,21 @@ def test_uneven_steps_move_as_little_as_they_can(arch: str) -> None:
     requests = [Read(s, new) for s, new in zip(sessions, news, strict=True) if new]
     for request, logps in zip(requests, one.read(requests), strict=True):
         assert fusing.gap(logps, alone(one, list(request.session.ids))) < EXACT
-    assert {session.state.past.store for session in sessions} == {store}
+    assert {session.state.row_cache.store for session in sessions} == {store}
     for place in (0, 3):
-        row = sessions[place].state.past.row
+        row = sessions[place].state.row_cache.row
         assert torch.equal(store.layers[0][0][row, :, :9], held[row])
     found = one.read([Read(session, [7]) for session in sessions])
     for session, logps in zip(sessions, found, strict=True):
         assert fusing.gap(logps, alone(one, session.ids)) < EXACT
-    assert {session.state.past.store for session in sessions} == {store}
+    assert {session.state.row_cache.store for session in sessions} == {store}
 
 
 def test_rows_that_rest_leave_nothing_behind_that_is_no_number() -> None:
     """What was never written may hold NaN."""
     one = fusing.member("mistral")
     sessions = rows(one, [9] * 5)
-    store = sessions[0].state.past.store
+    store = sessions[0].state.row_cache.store
     for keys, values in filter(None, store.layers):
         keys[:, :, store.used :] = values[:, :, store.used :] = torch.nan
     resting = sessions[2]
@@ -188,7 +188,7 @@ def test_rows_that_rest_leave_nothing_behind_that_is_no_number() -> None:
     for step in range(3):
         one.read([Read(session, [step]) for session in sessions if session is not resting])
     found = one.read([Read(session, [7]) for session in sessions])
-    assert {session.state.past.store for session in sessions} == {store}
+    assert {session.state.row_cache.store for session in sessions} == {store}
     for session, logps in zip(sessions, found, strict=True):
         assert fusing.gap(logps, alone(one, session.ids)) < EXACT
 
@@ -197,11 +197,11 @@ def test_of_two_forks_only_one_goes_on_in_place() -> None:
     one = fusing.member("mistral")
     (first,) = rows(one, [9])
     second = one.fork(first)
-    store = first.state.past.store
+    store = first.state.row_cache.store
     one.read([Read(first, [4])])
     one.read([Read(second, [5, 6])])
-    assert first.state.past.store is store
-    assert second.state.past.store is not store
+    assert first.state.row_cache.store is store
+    assert second.state.row_cache.store is not store
     for session in (first, second):
         logps = one.read([Read(session, [8])])[0]
         assert fusing.gap(logps, alone(one, session.ids)) < EXACT
@@ -212,7 +212,7 @@ def test_rows_that_stay_behind_do_not_keep_the_others_memory() -> None:
     sessions = rows(one, [9] * 6)
     resting, going = sessions[0], sessions[2:]
     one.read([Read(session, [4]) for session in going])
-    store = resting.state.past.store
+    store = resting.state.row_cache.store
     assert store.rows == 1
     keys, _values = store.layers[0]
     assert keys.shape[0] == 1
@@ -226,7 +226,7 @@ def test_what_rows_held_is_freed_without_the_collector() -> None:
     try:
         sessions = rows(one, [9, 4])
         one.read([Read(session, [4, 5][: k + 1]) for k, session in enumerate(sessions)])
-        store = ref(sessions[0].state.past.store)
+        store = ref(sessions[0].state.row_cache.store)
         assert store() is not None
         del sessions
         assert store() is None
@@ -235,7 +235,7 @@ def test_what_rows_held_is_freed_without_the_collector() -> None:
 
 
 def test_a_pass_that_fails_leaves_forks_as_they_were() -> None:
-    one = LocalMember(
+    one = HFMember(
         "m", pico.tiny_model(pico.real_tokenizer("mistral")), fusing.vocabulary("mistral")
     )
     session = one.open()
@@ -252,10 +252,10 @@ def test_a_pass_that_fails_leaves_forks_as_they_were() -> None:
 def test_layers_show_as_much_of_the_past_as_transformers_own(arch: str) -> None:
     config = fusing.member("mistral", arch).model.config
     empty, theirs = new_cache(config), DynamicCache(config=config)
-    past = Past(empty)
+    row_cache = RowCache(empty)
     attends = [i for i, layer in enumerate(empty.layers) if isinstance(layer, DynamicLayer)]
     for count in (5, 1, 9, 1, 1, 3):
-        running = Pass(empty, [past], [count])
+        running = RaggedBatch(empty, [row_cache], [count])
         for i in attends:
             assert running.cache.get_mask_sizes(count, i) == theirs.get_mask_sizes(count, i)
             fresh = torch.randn(1, 2, count, 4), torch.randn(1, 2, count, 4)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from packfuse.models.lm_head import Heads
+from packfuse.models.lm_head import LMHead
 from tests.support import small
 from tests.support.heads import COLUMNS, FAMILIES, family
 from tests.support.scripted import Scripted
@@ -30,7 +30,7 @@ def logits(model: Any) -> Tensor:
 @every_family
 def test_picked_places_have_the_models_logits(name: str) -> None:
     model = family(name)
-    heads = Heads(model)
+    heads = LMHead(model)
     assert heads.replaceable
     for count in range(len(PLACES) + 1):
         picked = logits(heads.pick(PLACES[:count]))
@@ -43,7 +43,7 @@ def test_picked_places_have_the_models_logits(name: str) -> None:
 def test_heads_follow_bodies(name: str) -> None:
     """What the model does to logits is done, and the model stays as it was."""
     model = family(name)
-    heads, expected = Heads(model), logits(model).flatten(0, 1)
+    heads, expected = LMHead(model), logits(model).flatten(0, 1)
     children = dict(model.named_modules())
     if name == "falcon-h1, multiplied":
         # It asks its body for a factor.
@@ -70,9 +70,9 @@ def test_what_is_done_between_body_and_head_keeps_them_together() -> None:
             return CausalLMOutputWithPast(logits=self.lm_head(said[0]) + len(said.past_key_values))
 
     config: Any = family("llama").config
-    assert not Heads(Between(config).eval()).apart
-    assert not Heads(Asking(config).eval()).apart
-    assert Heads(Between(config).eval()).replaceable
+    assert not LMHead(Between(config).eval()).apart
+    assert not LMHead(Asking(config).eval()).apart
+    assert LMHead(Between(config).eval()).replaceable
 
 
 @every_family
@@ -80,7 +80,7 @@ def test_the_model_stays_as_it_was(name: str) -> None:
     model = family(name)
     before, own = logits(model), model.get_output_embeddings()
     children = dict(model.named_modules())
-    twin = Heads(model).pick(PLACES)
+    twin = LMHead(model).pick(PLACES)
     assert logits(twin).shape != before.shape
     assert model.get_output_embeddings() is own
     assert dict(model.named_modules()) == children
@@ -91,7 +91,7 @@ def test_the_model_stays_as_it_was(name: str) -> None:
 def test_hooks_on_the_head_still_run() -> None:
     model = family("llama")
     model.get_output_embeddings().register_forward_hook(lambda _m, _i, output: output * 2)
-    picked = logits(Heads(model).pick(PLACES))
+    picked = logits(LMHead(model).pick(PLACES))
     assert torch.allclose(picked[0], logits(model).flatten(0, 1)[PLACES], atol=1e-5)
 
 
@@ -99,11 +99,11 @@ def test_a_forward_that_was_put_into_the_object_is_left_alone() -> None:
     """It is bound to the object that it was made for, and would use that one's head."""
     model = family("llama")
     model.forward = model.forward
-    assert not Heads(model).replaceable
+    assert not LMHead(model).replaceable
 
 
 def test_a_model_without_a_head_of_its_own_is_left_alone() -> None:
-    assert not Heads(Scripted(small.vocabulary("long"), str)).replaceable
+    assert not LMHead(Scripted(small.vocabulary("long"), str)).replaceable
 
 
 def test_a_head_deeper_inside_is_left_alone() -> None:
@@ -112,4 +112,4 @@ def test_a_head_deeper_inside_is_left_alone() -> None:
             return self.model.embed_tokens
 
     config: Any = family("llama").config
-    assert not Heads(Deep(config)).replaceable
+    assert not LMHead(Deep(config)).replaceable

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from packfuse.models import onednn as products
-from packfuse.models.int8 import quantized
+from packfuse.models.int8 import int8_copy
 from packfuse.models.member import Read
-from packfuse.models.onednn import Products, product
+from packfuse.models.onednn import OneDNNLinear, product
 from tests.support import fusing
 from tests.support.packs import tiny_member, tiny_pack
 
@@ -62,7 +62,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_layers_of_every_shape(counted: list[int], shape: tuple[int, ...], bias: bool) -> None:
     layer, given = nn.Linear(6, 10, bias=bias), noise(*shape)
     expected = layer(given).detach()
-    with Products(), torch.no_grad():
+    with OneDNNLinear(), torch.no_grad():
         found = layer(given)
     assert counted == [given.numel() // 6]
     torch.testing.assert_close(found, expected)
@@ -70,7 +70,7 @@ def test_layers_of_every_shape(counted: list[int], shape: tuple[int, ...], bias:
 
 def test_what_it_is_not_for_goes_its_usual_way(counted: list[int]) -> None:
     layer = nn.Linear(6, 10)
-    with Products(), torch.no_grad():
+    with OneDNNLinear(), torch.no_grad():
         layer(torch.empty(0, 6))
         layer.double()(noise(2, 6).double())
         nn.Linear(6, 10, dtype=torch.bfloat16)(noise(2, 6).bfloat16())
@@ -86,7 +86,7 @@ def test_what_it_is_not_for_goes_its_usual_way(counted: list[int]) -> None:
             assert torch.allclose(found, given @ layer.weight.t() + bias, atol=1e-5)
         with pytest.raises(RuntimeError, match="cannot be multiplied"):
             layer(noise(2, 7))
-    with Products():
+    with OneDNNLinear():
         layer(noise(2, 6))
     with torch.no_grad():
         layer(noise(2, 6))
@@ -98,14 +98,14 @@ def test_gradients_are_the_same() -> None:
     layer(given).square().sum().backward()
     assert given.grad is not None
     expected = given.grad.clone()
-    with Products():
+    with OneDNNLinear():
         layer(given).square().sum().backward()
     torch.testing.assert_close(given.grad, 2 * expected)
 
 
 def test_other_threads_go_on_as_they_did(counted: list[int]) -> None:
     layer = nn.Linear(6, 10)
-    with Products(), torch.no_grad():
+    with OneDNNLinear(), torch.no_grad():
         other = threading.Thread(target=torch.no_grad()(lambda: layer(noise(2, 6))))
         other.start()
         other.join()
@@ -129,7 +129,7 @@ def test_members_read_with_it(counted: list[int]) -> None:
     expected = expected.masked_fill(found.isneginf(), -torch.inf).log_softmax(-1)
     assert fusing.gap(found, expected) < 1e-4
     counted.clear()
-    light = quantized(one)
+    light = int8_copy(one)
     light.read([Read(light.open(), IDS, 1)])
     assert counted == []
 

@@ -18,10 +18,10 @@ from packfuse import Pack
 from packfuse.alignment.bytes import Bytes
 from packfuse.errors import MemberError
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.read_plan import scan
+from packfuse.fusion.read_plan import execute
 from packfuse.fusion.rules.packllm import PackLLM
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.threads import lanes, side_by_side
+from packfuse.models.hf_member import HFMember
+from packfuse.models.threads import device_groups, run_parallel
 from packfuse.text.prompt import from_text
 from packfuse.weighting.methods.uniform import Uniform
 from packfuse.weighting.prefill import prefill
@@ -52,25 +52,25 @@ def trio(**settings: Any) -> tuple[Pack, Pack]:
 
 def test_as_many_lanes_as_threads() -> None:
     members = [tiny_member(name) for name in NAMES]
-    assert lanes(members, range(3)) == [[0, 2], [1]]
-    assert lanes(members, [0, 2]) == [[0], [2]]
-    assert lanes(members, []) == []
+    assert device_groups(members, range(3)) == [[0, 2], [1]]
+    assert device_groups(members, [0, 2]) == [[0], [2]]
+    assert device_groups(members, []) == []
     torch.set_num_threads(1)
-    assert lanes(members, range(3)) == [[0, 1, 2]]
+    assert device_groups(members, range(3)) == [[0, 1, 2]]
     torch.set_num_threads(8)
-    assert lanes(members, range(3)) == [[0], [1], [2]]
+    assert device_groups(members, range(3)) == [[0], [1], [2]]
 
 
 def test_members_of_another_device_share_a_lane() -> None:
     """Two on a device that computes nothing, one on the processors."""
     members = [fusing.member(name) for name in NAMES]
     away = [
-        LocalMember(
+        HFMember(
             member.name, copy.deepcopy(member.model).to_empty(device="meta"), member.vocabulary
         )
         for member in members[:2]
     ]
-    assert lanes([away[0], members[2], away[1]], range(3)) == [[0, 2], [1]]
+    assert device_groups([away[0], members[2], away[1]], range(3)) == [[0, 2], [1]]
 
 
 @pytest.mark.parametrize("draft", [None, "members"])
@@ -102,15 +102,15 @@ def test_members_do_read_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> No
     row, _ = prefill(engine, from_text("one two", vocabularies, 0), Uniform())
     threads: set[str] = set()
     meeting = threading.Barrier(2, timeout=60)
-    read = LocalMember.read
+    read = HFMember.read
 
-    def meet(self: LocalMember, requests: Any) -> Any:
+    def meet(self: HFMember, requests: Any) -> Any:
         # Broken if one comes only after the other has left.
         meeting.wait()
         threads.add(threading.current_thread().name)
         return read(self, requests)
 
-    monkeypatch.setattr(LocalMember, "read", meet)
+    monkeypatch.setattr(HFMember, "read", meet)
     engine.advance([row], [engine.reference.encode(" three")])
     assert len(threads) == 2
 
@@ -125,10 +125,10 @@ def test_what_one_raises_comes_when_all_have_read() -> None:
     for one, other in (("first", "second"), ("second", "first")):
         done.clear()
         with pytest.raises(MemberError, match=rf"member '{one}' is out of luck"):
-            side_by_side([partial(fails, one), partial(fails, other)])
+            run_parallel([partial(fails, one), partial(fails, other)])
         assert sorted(done) == ["first", "second"]
     with pytest.raises(MemberError, match="second"):
-        side_by_side([partial(done.append, "fine"), partial(fails, "second")])
+        run_parallel([partial(done.append, "fine"), partial(fails, "second")])
 
 
 def test_a_member_that_fails_in_its_lane_fails_the_call() -> None:
@@ -152,9 +152,9 @@ def test_settings_of_the_callers_thread_hold() -> None:
         seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
 
     with torch.inference_mode():
-        side_by_side([look, look])
+        run_parallel([look, look])
     with torch.no_grad():
-        side_by_side([look, look])
+        run_parallel([look, look])
     assert seen == [(True, False), (True, False), (False, False), (False, False)]
     together, apart = trio()
     with torch.inference_mode():
@@ -164,13 +164,13 @@ def test_settings_of_the_callers_thread_hold() -> None:
 
 def test_autocast_is_one_threads_and_keeps_members_there(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: set[str] = set()
-    read = LocalMember.read
+    read = HFMember.read
 
-    def note(self: LocalMember, requests: Any) -> Any:
+    def note(self: HFMember, requests: Any) -> Any:
         threads.add(threading.current_thread().name)
         return read(self, requests)
 
-    monkeypatch.setattr(LocalMember, "read", note)
+    monkeypatch.setattr(HFMember, "read", note)
     together, _ = trio()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         together.generate(PROMPTS[0], max_new_tokens=3)
@@ -187,7 +187,7 @@ def test_lanes_share_the_threads_that_torch_may_use() -> None:
     for threads in (2, 6, 1, 2):
         torch.set_num_threads(threads)
         seen.clear()
-        side_by_side([look, look])
+        run_parallel([look, look])
         assert seen == [max(1, threads // 2)] * 2
         assert torch.get_num_threads() == threads
 
@@ -207,7 +207,7 @@ def test_an_interrupt_waits_for_those_who_are_reading() -> None:
 
     try:
         with pytest.raises(KeyboardInterrupt):
-            side_by_side([interrupt, read])
+            run_parallel([interrupt, read])
     finally:
         signal.signal(signal.SIGINT, before)
     assert sorted(done) == ["interrupted", "read"]
@@ -216,14 +216,14 @@ def test_an_interrupt_waits_for_those_who_are_reading() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own() -> None:
-    side_by_side([lambda: None, lambda: None])
+    run_parallel([lambda: None, lambda: None])
     child = os.fork()
     if child == 0:
         done: list[int] = []
-        side_by_side([lambda: done.append(1), lambda: done.append(2)])
+        run_parallel([lambda: done.append(1), lambda: done.append(2)])
         os._exit(0 if sorted(done) == [1, 2] else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
 def test_nothing_to_read_takes_no_thread() -> None:
-    scan([], [], parallel=True)
+    execute([], [], parallel=True)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from packfuse import Pack, columns
 from packfuse.errors import ConfigError
 from packfuse.fusion.engine import Engine
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.lm_head import Heads
-from packfuse.models.member import Read, Visit
-from packfuse.models.vocab_subset import Columns, read_columns
+from packfuse.models.hf_member import HFMember
+from packfuse.models.lm_head import LMHead
+from packfuse.models.member import Read, ReadCallback
+from packfuse.models.vocab_subset import VocabSubset, read_subset
 from packfuse.registry import alignments, rules
 from packfuse.settings import PackConfig
 from tests.support import fusing, pico
@@ -23,22 +23,22 @@ from tests.support.packs import tiny_members, tiny_pack
 
 PROMPT = "The capital of France is Paris, and the capital of"
 IDS = torch.randint(0, COLUMNS, (2, 5), generator=torch.Generator().manual_seed(0))
-SOME = Columns(torch.tensor([0, 3, 7, 8, 150, 299]), COLUMNS)
+SOME = VocabSubset(torch.tensor([0, 3, 7, 8, 150, 299]), COLUMNS)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_picked_columns_have_the_models_logits(name: str) -> None:
     model = family(name)
-    heads, places = Heads(model), torch.tensor([0, 4, 9])
+    heads, places = LMHead(model), torch.tensor([0, 4, 9])
     assert heads.prunes(SOME)
     found = heads.pick(places, SOME)(IDS).logits
     assert torch.allclose(found[0], model(IDS).logits.flatten(0, 1)[places][:, SOME.ids], atol=1e-5)
 
 
 def test_a_pruned_head_lives_as_long_as_its_columns() -> None:
-    heads = Heads(family("llama"))
-    some = Columns(SOME.ids, COLUMNS)
+    heads = LMHead(family("llama"))
+    some = VocabSubset(SOME.ids, COLUMNS)
     assert heads.prunes(some)
     assert len(heads._pruned) == 1
     del some
@@ -56,7 +56,7 @@ def test_a_model_that_treats_its_columns_unlike_is_not_pruned() -> None:
             return output
 
     model.__class__ = Biased
-    assert not Heads(model).prunes(SOME)
+    assert not LMHead(model).prunes(SOME)
 
 
 def hooked(model: Any) -> None:
@@ -76,9 +76,9 @@ def test_a_member_normalizes_over_the_columns_asked_about(change: Any) -> None:
     model = pico.tiny_model(pico.real_tokenizer("mistral"))
     if change:
         change(model)
-    one = LocalMember("m", model, fusing.vocabulary("mistral"))
+    one = HFMember("m", model, fusing.vocabulary("mistral"))
     ids = [1, *range(300, 310)]
-    some = Columns(torch.arange(5, 30_000, 7), one.vocabulary.columns)
+    some = VocabSubset(torch.arange(5, 30_000, 7), one.vocabulary.columns)
     assert one._heads.prunes(some) == (change is None)
     whole = one.read([Read(one.open(), ids, 4)])[0]
     session = one.open()
@@ -88,8 +88,8 @@ def test_a_member_normalizes_over_the_columns_asked_about(change: Any) -> None:
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -4:]
     made = logits[:, : one.vocabulary.size] if change else logits[:, some.ids]
-    assert session.levels is not None
-    assert session.levels.allclose(made.logsumexp(-1), atol=1e-4)
+    assert session.log_normalizers is not None
+    assert session.log_normalizers.allclose(made.logsumexp(-1), atol=1e-4)
 
 
 def engine(alignment: Any, heads: Any, rule: str = "packllm") -> Engine:
@@ -127,9 +127,9 @@ def test_tables_lose_nothing(alignment: Any) -> None:
 def test_bytes_read_the_twins_and_what_the_member_writes_for_the_others() -> None:
     member, reference = fusing.vocabulary("deepseek"), fusing.vocabulary("mistral")
     pairing = alignments().make("bytes").pair(member, reference)
-    some = read_columns(pairing, member)
+    some = read_subset(pairing, member)
     assert some is not None
-    assert not some.lossless
+    assert not some.exact
     kept = set(some.ids.tolist())
     assert kept.issuperset(member.end_ids)
     for token in list(reference.ids_of)[::97]:
@@ -140,8 +140,8 @@ def test_bytes_read_the_twins_and_what_the_member_writes_for_the_others() -> Non
 def test_nothing_is_pruned_where_little_would_be_saved() -> None:
     small, large = fusing.vocabulary("mistral"), fusing.vocabulary("deepseek")
     for name in ("bytes", "prefix"):
-        assert read_columns(alignments().make(name).pair(small, large), small) is None
-        assert read_columns(alignments().make(name).pair(small, small), small) is None
+        assert read_subset(alignments().make(name).pair(small, large), small) is None
+        assert read_subset(alignments().make(name).pair(small, small), small) is None
 
 
 def test_rules_that_compare_words_hear_all_of_them() -> None:
@@ -164,16 +164,16 @@ def test_a_prompt_beyond_the_columns_leaves_the_head_full(
     monkeypatch: pytest.MonkeyPatch, most: float, kept: bool
 ) -> None:
     """Random models spread their mass, so that most of it lies outside."""
-    monkeypatch.setattr("packfuse.models.member.MISSED", most)
+    monkeypatch.setattr("packfuse.models.member.MAX_PRUNED_MASS", most)
     one = fusing.member("deepseek")
-    some = Columns(torch.arange(0, 20_000), one.vocabulary.columns)
+    some = VocabSubset(torch.arange(0, 20_000), one.vocabulary.columns)
     session, seen = one.open(), list[Tensor]()
     ids = one.vocabulary.encode(PROMPT)
-    request = Read(session, ids, 2, Visit(lambda _, logps: seen.append(logps)), some)
+    request = Read(session, ids, 2, ReadCallback(lambda _, logps: seen.append(logps)), some)
     last = one.read([request])[0]
     whole = torch.cat(seen)
     outside = 1 - whole[:, :20_000].exp().sum(-1)
-    assert session.missed == pytest.approx(float(outside.mean()), abs=1e-5)
+    assert session.pruned_mass == pytest.approx(float(outside.mean()), abs=1e-5)
     assert fusing.gap(last, some.restrict(whole[-2:]) if kept else whole[-2:]) < 1e-4
     for session_ in (one.fork(session), session):
         then = one.read([Read(session_, [5], columns=some)])[0]
@@ -182,10 +182,10 @@ def test_a_prompt_beyond_the_columns_leaves_the_head_full(
 
 def test_an_exact_table_never_leaves_its_columns() -> None:
     one = fusing.member("deepseek")
-    some = Columns(torch.arange(0, 100), one.vocabulary.columns, lossless=True)
+    some = VocabSubset(torch.arange(0, 100), one.vocabulary.columns, exact=True)
     session = one.open()
     ids = one.vocabulary.encode(PROMPT)
-    assert len(one.read([Read(session, ids, 1, Visit(lambda *_: None), some)])) == 1
+    assert len(one.read([Read(session, ids, 1, ReadCallback(lambda *_: None), some)])) == 1
     assert torch.isneginf(one.read([Read(session, [5], columns=some)])[0][:, 100:]).all()
 
 

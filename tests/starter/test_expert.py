@@ -14,12 +14,12 @@ from packfuse import Pack
 from packfuse.cli.options import PackOptions
 from packfuse.errors import ConfigError
 from packfuse.models.loading import load_member
-from packfuse.settings import MemberConfig, PackConfig
+from packfuse.settings import MemberSettings, PackConfig
 from packfuse.starter.expert import EXPERT, expert_path
 from packfuse.starter.plan import StarterModel
 
 if TYPE_CHECKING:
-    from packfuse.models.hf_member import LocalMember
+    from packfuse.models.hf_member import HFMember
 
 DATA = Path(__file__).parents[1] / "data"
 HELD_OUT = {name: (DATA / f"kubernetes_{name}.txt").read_text() for name in ("model", "api")}
@@ -33,9 +33,9 @@ ENGLISH = (
 
 
 @pytest.fixture(scope="module")
-def expert() -> LocalMember:
+def expert() -> HFMember:
     """The expert alone, as packs load it."""
-    config = PackConfig(members=[MemberConfig(model=str(expert_path()))])
+    config = PackConfig(members=[MemberSettings(model=str(expert_path()))])
     return load_member(EXPERT, config.members[0], config)
 
 
@@ -45,7 +45,7 @@ def pack(starter_folders) -> Pack:
     return Pack.starter(expert=True, progress=False)
 
 
-def bits_per_byte(member: LocalMember, text: str, context: int = CONTEXT) -> float:
+def bits_per_byte(member: HFMember, text: str, context: int = CONTEXT) -> float:
     """Over the bytes after the context, straight from the model's own logits."""
     vocabulary, data = member.vocabulary, text.encode()
     ids, ends = vocabulary.encode_spans(data)
@@ -76,13 +76,13 @@ def test_it_is_small_and_says_what_it_is():
     assert all(word in card for word in ("apache-2.0", "kubernetes", "training/expert.py"))
 
 
-def test_it_computes_in_float32_whatever_it_is_stored_in(expert: LocalMember):
+def test_it_computes_in_float32_whatever_it_is_stored_in(expert: HFMember):
     assert expert.model.dtype == torch.float32
     assert round(expert.model.num_parameters() / 1e6) == int(EXPERT.split("-")[-1].rstrip("m"))
     assert expert.context_window == 2_048
 
 
-def test_every_byte_can_be_written_and_read(expert: LocalMember):
+def test_every_byte_can_be_written_and_read(expert: HFMember):
     vocabulary = expert.vocabulary
     assert vocabulary.missing == frozenset()
     every = bytes(range(256))
@@ -93,7 +93,7 @@ def test_every_byte_can_be_written_and_read(expert: LocalMember):
 
 
 @pytest.mark.parametrize("kind", HELD_OUT)
-def test_a_pack_of_it_alone_is_the_model_alone(expert: LocalMember, kind: str):
+def test_a_pack_of_it_alone_is_the_model_alone(expert: HFMember, kind: str):
     prompt = HELD_OUT[kind][:CONTEXT]
     ids = torch.tensor([expert.vocabulary.encode(prompt)])
     alone = expert.model.generate(
@@ -104,12 +104,12 @@ def test_a_pack_of_it_alone_is_the_model_alone(expert: LocalMember, kind: str):
 
 
 @pytest.mark.parametrize("kind", HELD_OUT)
-def test_it_reads_text_that_begins_anywhere(expert: LocalMember, kind: str):
+def test_it_reads_text_that_begins_anywhere(expert: HFMember, kind: str):
     for start in (0, 1, 137, 400):
         assert bits_per_byte(expert, HELD_OUT[kind][start:]) < 0.2
 
 
-def test_it_knows_nothing_else(expert: LocalMember):
+def test_it_knows_nothing_else(expert: HFMember):
     assert bits_per_byte(expert, ENGLISH, context=200) > 2.5
 
 

@@ -13,10 +13,10 @@ from packfuse import Pack
 from packfuse.registry import weightings
 from packfuse.text.prompt import from_text
 from packfuse.weighting.methods.losses import prompt_loss
-from packfuse.weighting.prompt_scores import Scoring
+from packfuse.weighting.prompt_scores import PromptScores
 
 if TYPE_CHECKING:
-    from packfuse.models.hf_member import LocalMember
+    from packfuse.models.hf_member import HFMember
     from packfuse.weighting.methods.base import Evidence
 
 pytestmark = pytest.mark.starter
@@ -36,7 +36,7 @@ def pack(starter: Pack) -> Pack:
 
 
 @pytest.fixture(scope="module")
-def members(pack: Pack) -> list[LocalMember]:
+def members(pack: Pack) -> list[HFMember]:
     """Its two members."""
     return pack.members
 
@@ -97,8 +97,8 @@ def _evidence(pack: Pack, prompt: str) -> Evidence:
     row = engine.open(plain)
     row.feed(plain.stream)
     ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
-    scoring = Scoring(vocabularies, engine.view, ids, plain.texts, fit=True)
-    engine.prefill(row, scoring.visits())
+    scoring = PromptScores(vocabularies, engine.view, ids, plain.texts, fit=True)
+    engine.prefill(row, scoring.callbacks())
     return scoring.evidence("reference")
 
 

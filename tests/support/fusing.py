@@ -13,7 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from packfuse.fusion.engine import Engine
 from packfuse.generation.fused_model import FusedForCausalLM
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.registry import alignments, rules, weightings
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico
@@ -33,10 +33,10 @@ def vocabulary(name: str) -> Vocabulary:
 
 
 @functools.cache
-def member(name: str, arch: str = "llama", seed: int = 0, context: int = 512) -> LocalMember:
+def member(name: str, arch: str = "llama", seed: int = 0, context: int = 512) -> HFMember:
     """A tiny member; the same arguments give the same one."""
     model = pico.tiny_model(pico.real_tokenizer(name), arch, seed, context=context)
-    return LocalMember(f"{name}-{arch}-{seed}", model, vocabulary(name))
+    return HFMember(f"{name}-{arch}-{seed}", model, vocabulary(name))
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def fused(
 
 
 def fuse(
-    members: Sequence[LocalMember],
+    members: Sequence[HFMember],
     reference: int = 0,
     rule: Any = "packllm",
     weighting: Any = "uniform",

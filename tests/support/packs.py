@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from packfuse import Pack
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico
 
@@ -19,16 +19,16 @@ def vocabulary(name: str) -> Vocabulary:
     return Vocabulary(tokenizer, pico.padded_size(tokenizer))
 
 
-def tiny_member(name: str, arch: str = "llama", seed: int = 0) -> LocalMember:
+def tiny_member(name: str, arch: str = "llama", seed: int = 0) -> HFMember:
     """A tiny model, called after its tokenizer."""
-    return LocalMember(name, pico.tiny_pair(name, arch, seed)[0], vocabulary(name))
+    return HFMember(name, pico.tiny_pair(name, arch, seed)[0], vocabulary(name))
 
 
-def tiny_members(names: Sequence[str], seed: int = 0) -> list[LocalMember]:
+def tiny_members(names: Sequence[str], seed: int = 0) -> list[HFMember]:
     """Tiny Llama models, each with a seed of its own."""
     return [tiny_member(name, seed=seed + k) for k, name in enumerate(names)]
 
 
-def tiny_pack(members: Sequence[LocalMember], **settings: Any) -> Pack:
+def tiny_pack(members: Sequence[HFMember], **settings: Any) -> Pack:
     """A quiet pack."""
     return Pack(members, progress=False, **settings)

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse import Pack
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico
 
@@ -97,7 +97,7 @@ def vocabulary(name: str) -> Vocabulary:
 def scripted_pack(script: Script, *names: str, **settings: Any) -> Pack:
     """A pack of scripted members, one for each tokenizer."""
     members = [
-        LocalMember(name, Scripted(vocabulary(name), script).eval(), vocabulary(name))
+        HFMember(name, Scripted(vocabulary(name), script).eval(), vocabulary(name))
         for name in names or ("deepseek", "mistral")
     ]
     return Pack(members, progress=False, **settings)

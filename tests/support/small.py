@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from packfuse import Pack
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing, pico
 from tests.support.scripted import TEMPLATE, Script, Scripted
@@ -32,7 +32,7 @@ def small_pack(
     for seed, name in enumerate(WORDS):
         own = vocabulary(name, pad=pad, template=template)
         model = pico.tiny_model(own.tokenizer, seed=seed, context=context)  # type: ignore[arg-type]
-        members.append(LocalMember(name, model, own))
+        members.append(HFMember(name, model, own))
     return Pack(members, progress=False, **{"reference": "long", **settings})
 
 
@@ -41,7 +41,7 @@ def scripted_small(script: Script, *, template: str = TEMPLATE, **settings: Any)
     members = []
     for name in WORDS:
         own = vocabulary(name, template=template)
-        members.append(LocalMember(name, Scripted(own, script).eval(), own))
+        members.append(HFMember(name, Scripted(own, script).eval(), own))
     return Pack(
         members, progress=False, **{"reference": "long", "weighting": "uniform", **settings}
     )

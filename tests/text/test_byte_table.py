@@ -16,20 +16,22 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from packfuse.text.byte_table import byte_table, ids_by_bytes
-from packfuse.text.tokenizer_json import MARK, plain
+from packfuse.text.tokenizer_json import METASPACE, plain
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import bytelevel
 
 ALPHABET = {char: byte for byte, char in bytes_to_unicode().items()}
 MARKED = st.one_of(
-    st.text(st.sampled_from(f"{MARK}aé中<0x>"), max_size=5),
+    st.text(st.sampled_from(f"{METASPACE}aé中<0x>"), max_size=5),
     st.from_regex(r"<0x[0-9a-fA-FgG+_]{2}>", fullmatch=True),
 )
 LEVEL = st.text(st.sampled_from([*ALPHABET, *"中 \n"]), max_size=5)
 SPELLED = ("<s>", "</s>", "[INST]", "<｜User｜>", "<bos>", "<|im_start|>", "<unused7>", "<0x0A>")
 TEXTS = st.one_of(
     st.text(st.characters(codec="utf-8")),
-    st.lists(st.sampled_from([*SPELLED, MARK, " ", "\n\n", "é", "a"]), max_size=9).map("".join),
+    st.lists(st.sampled_from([*SPELLED, METASPACE, " ", "\n\n", "é", "a"]), max_size=9).map(
+        "".join
+    ),
 )
 # One tokenizer serves all examples of a test.
 shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -39,7 +41,7 @@ def slow_bytes(token: str, *, added: bool, marked: bool) -> bytes | None:
     """What one token stands for, by definition; nothing for an empty one."""
     if marked:
         byte = re.fullmatch("<0x([0-9a-fA-F]{2})>", token)
-        return bytes([int(byte[1], 16)]) if byte else token.replace(MARK, " ").encode() or None
+        return bytes([int(byte[1], 16)]) if byte else token.replace(METASPACE, " ").encode() or None
     if added:
         return token.encode() or None
     known = set(token) <= set(ALPHABET)

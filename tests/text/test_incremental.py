@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packfuse.text.incremental import TextPath
+from packfuse.text.incremental import IncrementalTokenizer
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico
 
@@ -49,7 +49,7 @@ def vocabulary(name: str) -> Vocabulary:
 
 
 def fresh(name: str, text: bytes) -> tuple[list[int], list[int], bool]:
-    path = TextPath(vocabulary(name))
+    path = IncrementalTokenizer(vocabulary(name))
     path.update(text)
     return path.ids, path.ends, path.whole
 
@@ -64,7 +64,7 @@ def boundaries(reference: str, text: str) -> list[int]:
 def test_growing_by_reference_tokens_equals_starting_anew(
     member: str, reference: str, text: str
 ) -> None:
-    path, data = TextPath(vocabulary(member)), text.encode()
+    path, data = IncrementalTokenizer(vocabulary(member)), text.encode()
     for end in boundaries(reference, text):
         path.update(data[:end])
         assert (path.ids, path.ends, path.whole) == fresh(member, data[:end])
@@ -75,7 +75,7 @@ def test_growing_by_reference_tokens_equals_starting_anew(
 def test_shrinking_and_changing_equals_starting_anew(
     member: str, reference: str, text: str, other: str, cuts: list[int]
 ) -> None:
-    path, data = TextPath(vocabulary(member)), text.encode()
+    path, data = IncrementalTokenizer(vocabulary(member)), text.encode()
     ends = [0, *boundaries(reference, text)]
     for cut in cuts:
         part = data[: ends[-cut % len(ends)]]
@@ -119,7 +119,7 @@ def test_half_a_character_waits() -> None:
 
 
 def test_a_copy_is_independent() -> None:
-    path = TextPath(vocabulary("mistral"))
+    path = IncrementalTokenizer(vocabulary("mistral"))
     path.update(b"one two")
     twin = path.copy()
     twin.update(b"one two three")

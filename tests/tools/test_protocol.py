@@ -14,7 +14,7 @@ from packfuse.errors import ConfigError, ConstraintError, PromptError
 from packfuse.text.chat_template import render_chat
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.tools.protocol import constraint_of, content_text, render, write_call
-from packfuse.tools.tool import Choice, Tool, choose, read_tools
+from packfuse.tools.tool import Tool, ToolChoice, choose, read_tools
 from tests.support import fusing
 from tests.support.scripted import TEMPLATE
 
@@ -25,7 +25,7 @@ ADD: dict[str, Any] = {
 }
 TIME = {"name": "time"}
 TOOLS = read_tools([ADD, TIME])
-NONE = Choice("none", (), several=False)
+NONE = ToolChoice("none", (), several=False)
 AUTO = choose("auto", TOOLS)
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings, strategies
 
 from packfuse.generation.record import FinishReason, FusionRecord, Timings, Usage
-from packfuse.text.detokenizer import whole_text
+from packfuse.text.detokenizer import detokenize
 from packfuse.tools.protocol import write_call
-from packfuse.tools.reply import Piece, Reader, Reply
+from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser
 from tests.support import fusing
 
 CALL = write_call("f", {"a": "é"})
@@ -48,10 +48,10 @@ def record(finish_reason: FinishReason = "stop") -> FusionRecord:
 
 
 def whole(text: str, finish_reason: FinishReason = "stop", **kind: bool) -> Reply:
-    return Reader(**{"calling": True, **kind}).whole(text, record(finish_reason))
+    return ReplyParser(**{"calling": True, **kind}).whole(text, record(finish_reason))
 
 
-def part(piece: Piece) -> tuple[str, Any]:
+def part(piece: ReplyDelta) -> tuple[str, Any]:
     """What a piece adds, without the random id of a call."""
     if piece.call:
         return "call", replace(piece.call, id="")
@@ -60,7 +60,7 @@ def part(piece: Piece) -> tuple[str, Any]:
     return ("text", piece.text) if piece.text else ("reasoning", piece.reasoning)
 
 
-def parts(pieces: list[Piece]) -> list[tuple[str, Any]]:
+def parts(pieces: list[ReplyDelta]) -> list[tuple[str, Any]]:
     """The parts of an answer in order, with neighbors of text and of reasoning joined."""
     found: list[tuple[str, Any]] = []
     for kind, group in groupby(map(part, pieces), key=lambda found: found[0]):
@@ -79,17 +79,17 @@ def test_the_parts_are_the_same_however_the_text_is_cut(
     kind = data.draw(strategies.sampled_from(KINDS)) if data else KINDS[0]
     reason: FinishReason = data.draw(strategies.sampled_from(REASONS)) if data else "stop"
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    reader = Reader(**kind)
-    pieces: list[Piece] = []
+    reader = ReplyParser(**kind)
+    pieces: list[ReplyDelta] = []
     for start, end in pairwise(places):
         pieces += reader.feed(text[start:end])
     *late, last = reader.finish(record(reason))
     pieces += late
     assert all(piece.reply is None for piece in pieces)
     assert last.reply is not None
-    assert last == Piece(reply=last.reply)
+    assert last == ReplyDelta(reply=last.reply)
 
-    other = Reader(**kind)
+    other = ReplyParser(**kind)
     once = [*other.feed(text), *other.finish(record(reason))][:-1]
     assert parts(pieces) == parts(once)
 
@@ -98,7 +98,7 @@ def test_the_parts_are_the_same_however_the_text_is_cut(
     assert "".join(piece.reasoning for piece in pieces) == reply.reasoning
     assert tuple(piece.call for piece in pieces if piece.call) == reply.calls
     assert tuple(piece.broken for piece in pieces if piece.broken) == reply.broken
-    again = Reader(**kind).whole(text, record(reason))
+    again = ReplyParser(**kind).whole(text, record(reason))
     assert (reply.text, reply.reasoning) == (again.text, again.reasoning)
     assert list(map(_bare, reply.calls)) == list(map(_bare, again.calls))
     assert list(map(_bare, reply.broken)) == list(map(_bare, again.broken))
@@ -127,7 +127,7 @@ def test_nothing_is_lost_but_tags_and_blank_space_around_them(text: str) -> None
 
 @given(TEXTS.filter(lambda text: "<" not in text))
 def test_text_that_holds_no_tag_is_never_held_back_but_for_line_breaks(text: str) -> None:
-    reader = Reader(calling=True)
+    reader = ReplyParser(calling=True)
     seen = "".join(piece.text for piece in reader.feed(text))
     assert seen == (text.rstrip("\n") if text.strip() else "")
 
@@ -220,12 +220,12 @@ def test_marks_that_are_control_tokens_part_the_reasoning_from_the_text() -> Non
     own = fusing.bpe(controls=("<end>", "<think>", "</think>"))
     opens, closes = own.controls["<think>"], own.controls["</think>"]
     ids = [opens, *own.encode("Hm."), closes, *own.encode("\n\nYes.")]
-    text, _ = whole_text(ids, own, ())
+    text, _ = detokenize(ids, own, ())
     assert text == "<think>Hm.</think>\n\nYes."
     assert own.decode(ids) == b"Hm.\n\nYes."
 
 
 def test_a_call_that_a_stop_string_ends_within_its_tag_is_broken() -> None:
-    reader = Reader(calling=True)
+    reader = ReplyParser(calling=True)
     found = reader.whole("Well.\n<tool_call>", record("stop"))
     assert (found.text, len(found.calls), len(found.broken)) == ("Well.", 0, 1)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from packfuse import Pack
 from packfuse.constraint import Regex
 from packfuse.errors import ConfigError, ConstraintError
-from packfuse.tools import Completion, Piece, Reply, Turn
+from packfuse.tools import Completion, Reply, ReplyDelta, Turn
 from packfuse.tools.protocol import write_call
 from tests.support.scripted import TEMPLATE, scripted_pack
 from tests.support.small import scripted_small, small_pack
@@ -56,8 +56,8 @@ def both(turn: Completion) -> Reply:
     assert all(piece.reply is None for piece in pieces[:-1])
     assert (last.text, last.reasoning) == (reply.text, reply.reasoning)
     assert [call.arguments for call in last.calls] == [call.arguments for call in reply.calls]
-    assert [part(Piece(broken=b)) for b in last.broken] == [
-        part(Piece(broken=b)) for b in reply.broken
+    assert [part(ReplyDelta(broken=b)) for b in last.broken] == [
+        part(ReplyDelta(broken=b)) for b in reply.broken
     ]
     assert last.record.usage == reply.record.usage
     assert dict(parts(pieces[:-1])).get("text", "") == reply.text

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from packfuse.fusion.engine import Engine
-from packfuse.weighting.fit_positions import FitScores, View
-from packfuse.weighting.prefix_cache import Part, Spot
-from packfuse.weighting.topk import compress, join
+from packfuse.weighting.fit_positions import FitPositions, ReferenceView
+from packfuse.weighting.prefix_cache import FitKey, FitScore
+from packfuse.weighting.topk import compress_topk, join_positions
 from tests.support import fusing
 from tests.support.fusing import Spec
 
@@ -46,23 +46,30 @@ def said(seed: int) -> list[Tensor]:
     return [torch.randn(LENGTH, m.vocabulary.columns).mul(3).log_softmax(-1) for m in members]
 
 
-def by_hand(view: View, rows: list[Tensor], candidates: int | None) -> tuple[Tensor, Tensor]:
+def by_hand(
+    view: ReferenceView, rows: list[Tensor], candidates: int | None
+) -> tuple[Tensor, Tensor]:
     """Every position on its own, everything at hand."""
-    parts: list[Part] = []
+    parts: list[FitScore] = []
     for counts in COUNTS.values():
         here = [rows[k][counts[k] - 1] for k in range(3)]
-        belief = here[view.reference][None]
+        reference_logps = here[view.reference][None]
         sides = zip(view.pairings, here, strict=True)
-        carried = torch.stack([pairing.carry([row], belief, [None]) for pairing, row in sides])
+        carried = torch.stack(
+            [pairing.carry([row], reference_logps, [None]) for pairing, row in sides]
+        )
         label = tokens()[view.reference][counts[view.reference]]
-        parts.append(compress(carried, torch.tensor([label]), candidates))
-    return join(parts)
+        parts.append(compress_topk(carried, torch.tensor([label]), candidates))
+    return join_positions(parts)
 
 
 def waiting(
-    reference: int, candidates: int | None, *others: View, parts: dict[Spot, Part] | None = None
-) -> FitScores:
-    found = FitScores(engine(reference).view, COUNTS, tokens(), candidates, lambda: others)
+    reference: int,
+    candidates: int | None,
+    *others: ReferenceView,
+    parts: dict[FitKey, FitScore] | None = None,
+) -> FitPositions:
+    found = FitPositions(engine(reference).view, COUNTS, tokens(), candidates, lambda: others)
     found.remember(parts or {})
     return found
 
@@ -89,12 +96,12 @@ def test_whoever_speaks_last_and_in_whatever_parts(
     rows, found = said(seed), waiting(reference, candidates)
     for k in order:
         for low, high in pairwise([0, *sorted(set(cuts)), LENGTH]):
-            found.hear(k, range(low + 1, high + 1), rows[k][low:high])
+            found.add(k, range(low + 1, high + 1), rows[k][low:high])
         # Nothing is held of what nobody waits for any more.
         held = [set(members) for members in found._waiting.values()]
         assert all(len(members) == order.index(k) + 1 for members in held)
     assert not found._waiting
-    alike(found.joined(), by_hand(engine(reference).view, rows, candidates))
+    alike(found.stacked(), by_hand(engine(reference).view, rows, candidates))
 
 
 @pytest.mark.parametrize("reference", range(3))
@@ -103,11 +110,11 @@ def test_another_reference_finds_its_scores(reference: int) -> None:
     others = [engine(k).view for k in range(3) if k != reference]
     first = waiting(reference, 8, *others)
     for k in range(3):
-        first.hear(k, range(1, LENGTH + 1), rows[k])
+        first.add(k, range(1, LENGTH + 1), rows[k])
     for k in range(3):
         then = waiting(k, 8, parts=first.parts)
         assert then.wanted == [frozenset()] * 3
-        alike(then.joined(), by_hand(engine(k).view, rows, 8))
+        alike(then.stacked(), by_hand(engine(k).view, rows, 8))
     # Fewer candidates are other scores.
     assert waiting(reference, 7, parts=first.parts).wanted == waiting(reference, 7).wanted
 
@@ -115,12 +122,12 @@ def test_another_reference_finds_its_scores(reference: int) -> None:
 def test_what_is_known_is_not_asked_for() -> None:
     rows, first = said(1), waiting(0, 8)
     for k in range(3):
-        first.hear(k, [1, 2, 3, 4], rows[k][:4])
+        first.add(k, [1, 2, 3, 4], rows[k][:4])
     done = {spot.counts for spot in first.parts}
     assert done == {(1, 2, 1), (3, 3, 4)}
     then = waiting(0, 8, parts=first.parts)
     assert then.wanted == [frozenset({4, 7}), frozenset({6, 9}), frozenset({5, 8})]
     for k in range(3):
-        then.hear(k, range(1, LENGTH + 1), rows[k])
-        then.hear(k, [4], rows[k][3:4])
-    alike(then.joined(), by_hand(engine(0).view, rows, 8))
+        then.add(k, range(1, LENGTH + 1), rows[k])
+        then.add(k, [4], rows[k][3:4])
+    alike(then.stacked(), by_hand(engine(0).view, rows, 8))

@@ -18,18 +18,18 @@ from torch import Tensor
 from packfuse import Pack
 from packfuse.errors import ConfigError, MemberError
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.answer import Answer
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Read
 from packfuse.registry import alignments, rules, weightings
 from packfuse.settings import PackConfig
 from packfuse.text.prompt import from_text
-from packfuse.weighting.fit_positions import View
-from packfuse.weighting.methods.base import Limits
+from packfuse.weighting.fit_positions import ReferenceView
+from packfuse.weighting.methods.base import FitLimits
 from packfuse.weighting.prefill import Fit, prefill
 from packfuse.weighting.prefix_cache import SHARE, PrefixCache
-from packfuse.weighting.prompt_scores import Scoring
+from packfuse.weighting.prompt_scores import PromptScores
 from tests.support import fusing, pico
 from tests.support.small import small_pack
 
@@ -49,7 +49,7 @@ PAIR = (("mistral", "gemma3", 0), ("deepseek", "llama", 1))
 either_reference = pytest.mark.parametrize("reference", [0, 1])
 
 
-class Counting(LocalMember):
+class Counting(HFMember):
     """Counts the tokens that it reads, and fails when told to."""
 
     tokens = 0
@@ -80,13 +80,15 @@ def engine(
     return Engine(members, reference, way, rule, prefixes=cache)
 
 
-def read(own: Engine, text: str, weighting: Any = LIMITED) -> tuple[Row, Fit]:
+def read(own: Engine, text: str, weighting: Any = LIMITED) -> tuple[PackSequence, Fit]:
     vocabularies = [member.vocabulary for member in own.members]
     prompt = from_text(text, vocabularies, own.reference_index)
     return prefill(own, prompt, weightings().make(weighting))
 
 
-def alike(one: tuple[Row, Fit], other: tuple[Row, Fit], tolerance: float = EXACT) -> None:
+def alike(
+    one: tuple[PackSequence, Fit], other: tuple[PackSequence, Fit], tolerance: float = EXACT
+) -> None:
     """Both readings of a prompt say the same, and go on alike."""
     (row, fit), (plain, expected) = one, other
     np.testing.assert_allclose(fit.weights, expected.weights, atol=tolerance)
@@ -219,14 +221,14 @@ def test_what_was_said_is_known_where_nothing_else_could_be_kept(
     cache = warm.prefixes
     assert cache is not None
     heard = 0
-    show = Read.show
+    show = Read.notify
 
     def counted(request: Read, counts: Sequence[int], logps: Tensor) -> None:
         nonlocal heard
-        heard += sum(1 for count in counts if request.visit and request.visit.wants(count))
+        heard += sum(1 for count in counts if request.callback and request.callback.wants(count))
         show(request, counts, logps)
 
-    monkeypatch.setattr(Read, "show", counted)
+    monkeypatch.setattr(Read, "notify", counted)
     vocabularies = [member.vocabulary for member in warm.members]
     prompt, weighting = from_text(FIRST, vocabularies, 0), weightings().make("exact")
     prefill(warm, prompt, weighting, others={1: lambda: other.view})
@@ -250,7 +252,9 @@ def test_fitting_positions_stay_as_the_text_grows() -> None:
     for words in (20, 40, 60, 61, 90, 200):
         text = " ".join(["harbour"] * words)
         ids = [vocabulary.encode(text) for vocabulary in vocabularies]
-        found = Scoring(vocabularies, View(0), ids, [text.encode()], True, Limits(16, 8)).positions
+        found = PromptScores(
+            vocabularies, ReferenceView(0), ids, [text.encode()], True, FitLimits(16, 8)
+        ).positions
         inside = {offset for offset in found if offset <= max(before, default=0)}
         assert inside <= before or not before
         assert len(found) == 16

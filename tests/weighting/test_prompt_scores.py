@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.sequence import Row
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.member import Visit
+from packfuse.fusion.sequence import PackSequence
+from packfuse.models.hf_member import HFMember
+from packfuse.models.member import ReadCallback
 from packfuse.registry import weightings
 from packfuse.text.prompt import MemberPrompt, PackPrompt, from_text
 from packfuse.weighting import prompt_scores as scoring
-from packfuse.weighting.fit_positions import FitScores, View
-from packfuse.weighting.methods.base import Limits
+from packfuse.weighting.fit_positions import FitPositions, ReferenceView
+from packfuse.weighting.methods.base import FitLimits
 from packfuse.weighting.prefill import Fit, prefill
-from packfuse.weighting.prompt_scores import Scoring
+from packfuse.weighting.prompt_scores import PromptScores
 from tests.support import fusing
 from tests.support.fusing import Spec
 
@@ -35,21 +35,23 @@ EXACT = 1e-3
 either_reference = pytest.mark.parametrize("reference", [0, 1])
 
 
-def own_scores(member: LocalMember, ids: list[int]) -> Tensor:
+def own_scores(member: HFMember, ids: list[int]) -> Tensor:
     """Next-token log-probabilities after every token, by the model itself."""
     logits = member.model(torch.tensor([ids]), use_cache=False).logits[0].detach()
     logits[:, member.vocabulary.size :] = -torch.inf
     return logits.log_softmax(-1)
 
 
-def score(engine: Engine, prompt: PackPrompt, fit: bool = True) -> tuple[Row, Scoring]:
+def score(
+    engine: Engine, prompt: PackPrompt, fit: bool = True
+) -> tuple[PackSequence, PromptScores]:
     """A prompt, read and scored but not weighed."""
     row = engine.open(prompt)
     row.feed(prompt.stream)
     ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
     vocabularies = [member.vocabulary for member in engine.members]
-    scored = Scoring(vocabularies, engine.view, ids, prompt.texts, fit)
-    engine.prefill(row, scored.visits())
+    scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, fit)
+    engine.prefill(row, scored.callbacks())
     return row, scored
 
 
@@ -58,7 +60,7 @@ def plain(engine: Engine, text: str = TEXT) -> PackPrompt:
     return from_text(text, vocabularies, engine.reference_index)
 
 
-def by_hand(member: LocalMember, ids: list[int]) -> dict[tuple[int, int], float]:
+def by_hand(member: HFMember, ids: list[int]) -> dict[tuple[int, int], float]:
     """Log-probability of every token but the first, by where it lies in what the ids spell."""
     said, found, end = own_scores(member, ids), {}, 0
     for index, token in enumerate(ids):
@@ -76,7 +78,7 @@ def test_pieces_and_losses_are_sums_over_each_members_own_tokens(reference: int)
     pieces = scored.pieces()
     assert pieces.shape == (2, len(scored.common) - 1)
     for k, member in enumerate(engine.members):
-        assert isinstance(member, LocalMember)
+        assert isinstance(member, HFMember)
         reader = row.readers[k]
         assert reader is not None
         ids = reader.ids(row.stream, row.text)
@@ -105,7 +107,7 @@ def test_own_tokens_may_be_the_measure() -> None:
 
 def test_members_of_one_kind_lose_the_same() -> None:
     one = fusing.member("mistral", "llama", 0)
-    engine = fusing.fuse([LocalMember(f"m{k}", one.model, one.vocabulary) for k in range(3)]).engine
+    engine = fusing.fuse([HFMember(f"m{k}", one.model, one.vocabulary) for k in range(3)]).engine
     _, scored = score(engine, plain(engine))
     assert scored.losses() == pytest.approx([scored.losses()[0]] * 3)
 
@@ -115,14 +117,14 @@ def test_fitting_positions_hold_what_members_say_of_the_next_token(reference: in
     engine = fusing.fused(PAIR, reference).engine
     row, scored = score(engine, plain(engine))
     own = engine.members[reference]
-    assert isinstance(own, LocalMember)
+    assert isinstance(own, HFMember)
     ids = list(plain(engine).stream)
     said = own_scores(own, ids)
     evidence = scored.evidence("reference")
     assert evidence.scores is not None
     assert evidence.labels is not None
     assert evidence.scores.shape[:2] == (2, len(scored.positions))
-    side = scored.sides[reference]
+    side = scored.members[reference]
     begins = {start: index for index, start, _ in side.spans}
     for t, offset in enumerate(scored.positions):
         index = begins[offset]
@@ -149,13 +151,13 @@ def test_nothing_that_the_widest_says_is_held(order: int, monkeypatch: pytest.Mo
     engine = fusing.fused(PAIR[::order], 0).engine
     widest = max(range(2), key=lambda k: engine.members[k].vocabulary.columns)
     held: set[int] = set()
-    score_one = FitScores.hear
+    score_one = FitPositions.add
 
-    def hear(self: FitScores, member: int, counts: Sequence[int], logps: Tensor) -> None:
+    def add(self: FitPositions, member: int, counts: Sequence[int], logps: Tensor) -> None:
         score_one(self, member, counts, logps)
         held.update(k for said in self._waiting.values() for k in said)
 
-    monkeypatch.setattr(FitScores, "hear", hear)
+    monkeypatch.setattr(FitPositions, "add", add)
     score(engine, plain(engine))
     assert held == {1 - widest}
 
@@ -173,13 +175,13 @@ def test_scores_are_made_for_who_may_turn_out_best(reference: int) -> None:
     vocabularies = [member.vocabulary for member in engine.members]
     asked: list[int] = []
 
-    def view(k: int) -> View:
+    def view(k: int) -> ReferenceView:
         asked.append(k)
         return engines[k].view
 
     others = {k: partial(view, k) for k in range(3) if k != reference}
-    scored = Scoring(vocabularies, engine.view, ids, prompt.texts, True, others=others)
-    engine.prefill(row, scored.visits())
+    scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, True, others=others)
+    engine.prefill(row, scored.callbacks())
     losses = scored.losses()
     # Whoever has read everything by then is compared, and the one that reads last stays possible.
     first = min((0, 1), key=lambda k: float(losses[k]))
@@ -200,7 +202,7 @@ def test_only_the_words_of_a_chat_count() -> None:
     )
     _, scored = score(engine, PackPrompt(sides, texts=words))
     assert scored.common
-    for side, vocabulary in zip(scored.sides, (mistral, deepseek), strict=True):
+    for side, vocabulary in zip(scored.members, (mistral, deepseek), strict=True):
         spelled = b"".join(vocabulary.token_bytes[side.ids[i]] or b"" for i, _, _ in side.spans)
         assert all(part in spelled for part in (b"ello there", b" model, I suppose"))
         assert b"[" not in spelled
@@ -222,22 +224,24 @@ def test_losses_on_some_of_the_text_and_nothing_else_is_worked_out(
     row.feed(prompt.stream)
     ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
     vocabularies = [member.vocabulary for member in engine.members]
-    limits = Limits(positions=2, pieces=most)
-    scored = Scoring(vocabularies, engine.view, ids, prompt.texts, True, limits)
+    limits = FitLimits(positions=2, pieces=most)
+    scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, True, limits)
     shown: list[list[int]] = [[], []]
 
-    def counted(k: int, visit: Visit, counts: Sequence[int], logps: Tensor) -> None:
+    def counted(k: int, callback: ReadCallback, counts: Sequence[int], logps: Tensor) -> None:
         shown[k] += counts
-        visit.see(counts, logps)
+        callback.on_logps(counts, logps)
 
-    visits = [Visit(partial(counted, k, v), v.counts) for k, v in enumerate(scored.visits())]
-    engine.prefill(row, visits)
+    callbacks = [
+        ReadCallback(partial(counted, k, v), v.counts) for k, v in enumerate(scored.callbacks())
+    ]
+    engine.prefill(row, callbacks)
     edges = scored._edges
     assert len(edges) == most
     assert set(edges) <= set(pairwise(scored.common))
     pieces = scored.pieces()
     for k, member in enumerate(engine.members):
-        assert isinstance(member, LocalMember)
+        assert isinstance(member, HFMember)
         own, shift = by_hand(member, ids[k]), member.vocabulary.decode(ids[k]).find(text)
         inside = [
             [value for (low, high), value in own.items() if a <= low - shift and high - shift <= b]
@@ -246,7 +250,7 @@ def test_losses_on_some_of_the_text_and_nothing_else_is_worked_out(
         assert pieces[k] == pytest.approx([sum(values) for values in inside], abs=EXACT)
         total = -sum(map(sum, inside))
         assert scored.losses("own")[k] == pytest.approx(total / sum(map(len, inside)), abs=EXACT)
-        places = {scored.sides[k].boundaries[offset] for offset in scored.positions}
+        places = {scored.members[k].boundaries[offset] for offset in scored.positions}
         asked = places | set(scored.scored[k])
         assert asked <= set(shown[k])
         # What the answer goes on from is worked out anyway.
@@ -279,7 +283,7 @@ def test_what_a_prompt_said() -> None:
     assert fit.weights.sum() == pytest.approx(1.0)
     assert fit.weights.argmax() == fit.losses.argmin()
     assert fit.tokens == scored.tokens
-    assert fit.prompt_tokens == tuple(len(side.ids) for side in scored.sides)
+    assert fit.prompt_tokens == tuple(len(side.ids) for side in scored.members)
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "sim", "exact", "opt", "top1"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from packfuse.weighting.methods.exact import Exact
 from packfuse.weighting.methods.losses import LogitLoss
-from packfuse.weighting.topk import FLOOR, compress, join
+from packfuse.weighting.topk import FLOOR, compress_topk, join_positions
 from tests.support.evidences import from_scores
 
 
@@ -49,7 +49,7 @@ def test_each_position_keeps_every_members_best_and_the_label(
     seed: int, members: int, positions: int, top: int
 ):
     logps, labels = peaked(members, positions, 13, seed)
-    scores, at = compress(logps, labels, top)
+    scores, at = compress_topk(logps, labels, top)
     assert scores.shape[:2] == logps.shape[:2]
     for t, label in enumerate(labels.tolist()):
         kept = sorted(loop(logps[:, t], label, top))
@@ -67,23 +67,23 @@ def test_each_position_keeps_every_members_best_and_the_label(
 @pytest.mark.parametrize("top", [None, 40, 100])
 def test_the_whole_vocabulary_is_kept_as_it_is(top: int | None):
     logps, labels = peaked(2, 4, 40)
-    scores, at = compress(logps, labels, top)
+    scores, at = compress_topk(logps, labels, top)
     assert scores is logps
     assert at is labels
 
 
 def test_no_positions_are_no_trouble():
     logps, labels = peaked(2, 4, 40)
-    scores, at = compress(logps[:, :0], labels[:0], 8)
+    scores, at = compress_topk(logps[:, :0], labels[:0], 8)
     assert scores.shape[:2] == (2, 0)
     assert at.shape == (0,)
-    assert join([(scores, at), compress(logps, labels, 8)])[0].shape[1] == 4
+    assert join_positions([(scores, at), compress_topk(logps, labels, 8)])[0].shape[1] == 4
 
 
 def test_impossible_labels_stay_impossible():
     logps, labels = peaked(2, 1, 40)
     logps[0, 0, labels[0]] = -torch.inf
-    scores, at = compress(logps, labels, 3)
+    scores, at = compress_topk(logps, labels, 3)
     assert scores[0, 0, at[0]] == -torch.inf
     assert scores[1, 0, at[0]] == logps[1, 0, labels[0]]
 
@@ -93,7 +93,7 @@ def test_the_bound_holds_at_every_weighting(seed: int, share: float, top: int):
     logps, labels = peaked(2, 3, 100, seed)
     weights = torch.tensor([share, 1 - share], dtype=torch.float64)
     whole = LogitLoss(logps, labels).value(weights.numpy())
-    scores, at = compress(logps, labels, top)
+    scores, at = compress_topk(logps, labels, top)
     compressed = LogitLoss(scores, at).value(weights.numpy())
     pooled = torch.tensordot(weights, scores.double().clamp(min=-1e3), 1)
     most = torch.log1p((pooled[:, -1] - pooled[:, :-1].logsumexp(-1)).exp()).mean()
@@ -105,7 +105,7 @@ def test_the_bound_holds_at_every_weighting(seed: int, share: float, top: int):
 @pytest.mark.parametrize("seed", range(3))
 def test_256_candidates_of_20000_give_nearly_the_same_loss_and_weights(seed: int):
     logps, labels = peaked(2, 64, 20_000, seed)
-    scores, at = compress(logps, labels, 256)
+    scores, at = compress_topk(logps, labels, 256)
     assert scores.shape[-1] <= 2 * 256 + 2
     whole, compressed = LogitLoss(logps, labels), LogitLoss(scores, at)
     for share in (0.0, 0.3, 0.5, 1.0):
@@ -120,9 +120,9 @@ def test_256_candidates_of_20000_give_nearly_the_same_loss_and_weights(seed: int
 
 def test_chunks_join_to_what_the_whole_gives():
     logps, labels = peaked(3, 20, 200)
-    whole = LogitLoss(*compress(logps, labels, 10))
+    whole = LogitLoss(*compress_topk(logps, labels, 10))
     chunks = zip(logps.split([7, 1, 12], 1), labels.split([7, 1, 12]), strict=True)
-    scores, at = join([compress(part, label, 10) for part, label in chunks])
+    scores, at = join_positions([compress_topk(part, label, 10) for part, label in chunks])
     expected = logps.gather(-1, labels.expand(3, -1).unsqueeze(-1))
     assert torch.equal(scores.gather(-1, at.expand(3, -1).unsqueeze(-1)), expected)
     for weights in ([1.0, 0.0, 0.0], [0.2, 0.3, 0.5]):

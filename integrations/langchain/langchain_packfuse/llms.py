@@ -16,7 +16,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from langchain_packfuse.settings import PackSettings
 from packfuse.aio import call, iterate
-from packfuse.tools import Completion, Piece, Reply, complete
+from packfuse.tools import Completion, Reply, ReplyDelta, complete
 
 
 class PackFuseLLM(PackSettings, BaseLLM):
@@ -124,6 +124,6 @@ def _info(reply: Reply) -> dict[str, Any]:
     return {"finish_reason": reply.finish_reason, "fusion": reply.fusion}
 
 
-def _chunk(piece: Piece) -> GenerationChunk:
+def _chunk(piece: ReplyDelta) -> GenerationChunk:
     info = _info(piece.reply) if piece.reply else None
     return GenerationChunk(text=piece.text, generation_info=info)

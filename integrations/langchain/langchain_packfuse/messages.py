@@ -17,7 +17,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from packfuse import Pack
-from packfuse.tools import Broken, Piece, Reply, Turn
+from packfuse.tools import InvalidCall, Reply, ReplyDelta, Turn
 
 
 def turn_of(
@@ -65,7 +65,7 @@ def message_of(reply: Reply, model_name: str) -> AIMessage:
     )
 
 
-def chunks_of(piece: Piece, model_name: str, calls: Iterator[int]) -> AIMessageChunk:
+def chunks_of(piece: ReplyDelta, model_name: str, calls: Iterator[int]) -> AIMessageChunk:
     """One piece of a streamed answer; `calls` counts the calls."""
     if piece.reply is not None:
         return AIMessageChunk(
@@ -91,7 +91,7 @@ def chunks_of(piece: Piece, model_name: str, calls: Iterator[int]) -> AIMessageC
     return AIMessageChunk(content=piece.text)
 
 
-def _unreadable(broken: Broken) -> str:
+def _unreadable(broken: InvalidCall) -> str:
     """The arguments as a JSON string: merged chunks would be mended into a valid call otherwise."""
     return json.dumps(broken.arguments, ensure_ascii=False)
 

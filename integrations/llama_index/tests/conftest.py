@@ -16,7 +16,7 @@ from llama_index.llms.packfuse import PackFuse
 from pydantic import Field
 
 from packfuse import Pack
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from tests.support import packs, pico
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def make_pack(**settings) -> Pack:
     """A pack of two tiny random models of different tokenizers, with room for tools."""
     members = [
-        LocalMember(name, pico.tiny_pair(name, seed=seed, context=4096)[0], packs.vocabulary(name))
+        HFMember(name, pico.tiny_pair(name, seed=seed, context=4096)[0], packs.vocabulary(name))
         for seed, name in enumerate(("deepseek", "mistral"))
     ]
     return packs.tiny_pack(members, **settings)

@@ -22,14 +22,14 @@ class Pairing(ABC):
     """One member, seen from the reference.
 
     Attributes:
-        verbatim: Whether the member reads the reference's ids (through `map_ids`), not its text.
-        ahead: Whether it reads white space at the end of the text as it would before a word.
-        lossless: Whether tokens that it does not `reads` never matter.
+        same_ids: Whether the member reads the reference's ids (through `map_ids`), not its text.
+        lookahead: Whether it reads white space at the end of the text as it would before a word.
+        exact: Whether tokens that it does not `reads` never matter.
     """
 
-    verbatim: bool = False
-    ahead: bool = True
-    lossless: bool = True
+    same_ids: bool = False
+    lookahead: bool = True
+    exact: bool = True
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
         """The member's ids for reference ids; only for verbatim pairings."""
@@ -112,7 +112,7 @@ class Same(Pairing):
     Control tokens may differ: those of the reference that the member does not have get no mass.
     """
 
-    verbatim = True
+    same_ids = True
 
     def __init__(self, member: Vocabulary, reference: Vocabulary) -> None:
         """Compare the control tokens of two vocabularies with one `text_digest`."""
@@ -162,8 +162,8 @@ class Mapped(Pairing):
         table: NDArray[np.int64],
         reference: Vocabulary,
         *,
-        verbatim: bool = False,
-        ahead: bool = True,
+        same_ids: bool = False,
+        lookahead: bool = True,
     ) -> None:
         """Carry through `table`.
 
@@ -171,10 +171,10 @@ class Mapped(Pairing):
             table: The member's id by reference id, `[reference columns]`; -1 for none. Only text
                 and ends are carried: a member's text must not turn into control tokens.
             reference: The reference's vocabulary.
-            verbatim: See `Pairing`.
-            ahead: Likewise.
+            same_ids: See `Pairing`.
+            lookahead: Likewise.
         """
-        self.verbatim, self.ahead = verbatim, ahead
+        self.same_ids, self.lookahead = same_ids, lookahead
         carried = (table >= 0) & writable(reference)
         self._table = table
         self._tokens = torch.from_numpy(np.where(carried, table, 0))

@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from packfuse.alignment.base import Alignment, Pairing, Same, stack
-from packfuse.alignment.joints import Joints
+from packfuse.alignment.joints import InnerBoundaries
 from packfuse.alignment.map_cache import cached_map
 from packfuse.alignment.straddle import Straddle
-from packfuse.alignment.token_pairs import VERSION, Progress, Relation, relate
+from packfuse.alignment.token_pairs import VERSION, Progress, TokenPairs, relate_tokens
 from packfuse.text.vocabulary import Vocabulary
 
 
@@ -39,24 +39,26 @@ class Bytes(Alignment):
         if member.text_digest == reference.text_digest:
             return Same(member, reference)
         one, other = sorted((member, reference), key=lambda v: v.fingerprint)
-        pairs = cached_map("bytes", VERSION, one, other, lambda: relate(one, other, progress))
+        pairs = cached_map(
+            "bytes", VERSION, one, other, lambda: relate_tokens(one, other, progress)
+        )
         if one is not member:
             pairs = pairs[:, ::-1]
-        return BytesPairing(self, Relation(pairs, member, reference), member, reference)
+        return BytesPairing(self, TokenPairs(pairs, member, reference), member, reference)
 
 
 class BytesPairing(Pairing):
     """A relation and its filters."""
 
-    lossless = False
+    exact = False
 
     def __init__(
-        self, alignment: Bytes, relation: Relation, member: Vocabulary, reference: Vocabulary
+        self, alignment: Bytes, relation: TokenPairs, member: Vocabulary, reference: Vocabulary
     ) -> None:
         """See `Bytes.pair`."""
         self.alignment, self.relation = alignment, relation
         self._vocabularies = member, reference
-        self.joints = Joints(relation, member, reference) if alignment.straddles else None
+        self.joints = InnerBoundaries(relation, member, reference) if alignment.straddles else None
 
     def reads(self) -> Tensor:
         """Tokens that the member writes for a reference token, or the reference in one token.
@@ -81,16 +83,16 @@ class BytesPairing(Pairing):
         straddles: Sequence[Straddle | None],
     ) -> Tensor:
         """Carry the cut, mix in the straddles, hedge; rows with nothing to say abstain."""
-        belief = reference.exp()
+        reference_logps = reference.exp()
         if any(row is not None for row in member):
-            carried = self.relation.carry(stack(member, reference).exp(), belief)
+            carried = self.relation.carry(stack(member, reference).exp(), reference_logps)
             carried /= carried.sum(-1, keepdim=True).clamp_min(torch.finfo(carried.dtype).tiny)
         else:
-            carried = belief.clone()
+            carried = reference_logps.clone()
         for index, (row, straddle) in enumerate(zip(member, straddles, strict=True)):
             if row is not None and (straddle is None or straddle.trivial):
                 continue
             cut = None if row is None else carried[index]
-            mixed = straddle.mix(cut, belief[index]) if straddle else None
-            carried[index] = belief[index] if mixed is None else mixed
-        return carried.lerp_(belief, self.alignment.hedge).log_()
+            mixed = straddle.mix(cut, reference_logps[index]) if straddle else None
+            carried[index] = reference_logps[index] if mixed is None else mixed
+        return carried.lerp_(reference_logps, self.alignment.hedge).log_()

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from packfuse.alignment.token_pairs import Relation
+from packfuse.alignment.token_pairs import TokenPairs
 from packfuse.text.vocabulary import Vocabulary
 
 MOST = 256
@@ -21,7 +21,7 @@ LEAST = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Inner:
+class InnerBoundary:
     """A member boundary inside a reference token.
 
     Attributes:
@@ -35,10 +35,10 @@ class Inner:
     token: int
 
 
-class Joints:
+class InnerBoundaries:
     """Byte ranges and consistency of a member and the reference, cached."""
 
-    def __init__(self, relation: Relation, member: Vocabulary, reference: Vocabulary) -> None:
+    def __init__(self, relation: TokenPairs, member: Vocabulary, reference: Vocabulary) -> None:
         """Nothing is computed yet."""
         self.relation, self.member, self.reference = relation, member, reference
         self.continuations = lru_cache(maxsize=8192)(self._continuations)
@@ -94,7 +94,7 @@ class Joints:
         ]
         return found, float(mass[~over].sum())
 
-    def longer(self, inner: Inner, target: int) -> list[tuple[bytes, float]]:
+    def longer(self, inner: InnerBoundary, target: int) -> list[tuple[bytes, float]]:
         """(remaining bytes, probability) of member tokens that go on past the target's end."""
         low, high = _prefix_range(self.member.sorted_bytes, inner.pending)
         probs = inner.logps[self.member.sorted_ids[low:high]].exp()

@@ -40,7 +40,7 @@ class Prefix(Alignment):
         table = cached_map(
             "prefix", VERSION, member, reference, lambda: first_tokens(member, reference, progress)
         )
-        return Mapped(table, reference, ahead=False)
+        return Mapped(table, reference, lookahead=False)
 
     def lexicon(self, vocabularies: Sequence[Vocabulary]) -> Lexicon | None:
         """Words are looked up where vocabularies differ."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from packfuse.alignment.joints import Inner, Joints
+from packfuse.alignment.joints import InnerBoundaries, InnerBoundary
 
 WINDOW = 8
 """Reference tokens that the filter looks back; makes its state a function of the last tokens."""
@@ -43,7 +43,7 @@ class _Source:
 class Straddle:
     """The filter for one member in one row."""
 
-    def __init__(self, joints: Joints) -> None:
+    def __init__(self, joints: InnerBoundaries) -> None:
         """Start with the cut alone."""
         self.joints = joints
         self._sources: list[_Source] = []
@@ -61,7 +61,7 @@ class Straddle:
         target: int,
         member: Tensor | None,
         reference: Tensor,
-        inner: Sequence[Inner],
+        inner: Sequence[InnerBoundary],
         open_end: bool,
     ) -> None:
         """Read one reference token.
@@ -111,7 +111,7 @@ class Straddle:
         source.alive = alive
         return ended
 
-    def _chain(self, target: int, inner: Sequence[Inner]) -> None:
+    def _chain(self, target: int, inner: Sequence[InnerBoundary]) -> None:
         """Let the mass that ends here run over the member's boundaries inside the token."""
         keep, births = 1.0, Masses()
         for place in inner:
@@ -170,11 +170,11 @@ class Straddle:
             sizes = torch.tensor([len(part) for part in parts])
             ids = torch.cat(parts).to(reference.device)
             group = torch.repeat_interleave(sizes).to(reference.device)
-            belief = reference[ids]
-            share = belief.new_zeros(len(parts)).index_add_(0, group, belief)
-            mass = belief.new_tensor(list(self.alive.values()))
+            reference_logps = reference[ids]
+            share = reference_logps.new_zeros(len(parts)).index_add_(0, group, reference_logps)
+            mass = reference_logps.new_tensor(list(self.alive.values()))
             scale = torch.where(share > 0, mass / share, 0.0)
-            mixed.index_add_(0, ids, belief * scale[group])
+            mixed.index_add_(0, ids, reference_logps * scale[group])
         total = mixed.sum()
         return mixed / total if float(total) > 0 else None
 

@@ -16,7 +16,7 @@ Pairs = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
 VERSION = 1
-"""Changes whenever `relate` would give other pairs; part of the cache key."""
+"""Changes whenever `relate_tokens` would give other pairs; part of the cache key."""
 
 # What may follow a token decides how it is written (pre-tokenizers look ahead), but only after
 # a token that does not end in a letter or a digit.
@@ -24,7 +24,7 @@ CONTEXTS = ("", "a", " ", "1", "\n", ".", " a", "\n\n")
 _CHUNK = 16_384
 
 
-def relate(one: Vocabulary, other: Vocabulary, progress: Progress | None = None) -> Pairs:
+def relate_tokens(one: Vocabulary, other: Vocabulary, progress: Progress | None = None) -> Pairs:
     """All pairs (token of `one`, token of `other`) that begin some text in both tokenizations.
 
     Every token's bytes are written by the other tokenizer, alone and before a letter, a space, a
@@ -87,7 +87,7 @@ def _first_tokens(vocabulary: Vocabulary, tokens: Sequence[bytes]) -> list[set[i
     return found
 
 
-class Relation:
+class TokenPairs:
     """The pairs of a member with the reference, ready to carry distributions.
 
     The member decides how much mass goes to each of its tokens; where one member token has several
@@ -108,9 +108,9 @@ class Relation:
         self._groups = len(split_tokens)
         self._group_of = torch.full((member.columns,), -1)
         self._group_of[split_tokens] = torch.arange(self._groups)
-        self._moved: dict[torch.device, Relation] = {}
+        self._moved: dict[torch.device, TokenPairs] = {}
 
-    def on(self, device: torch.device) -> Relation:
+    def on(self, device: torch.device) -> TokenPairs:
         """This relation with its tensors on a device, copied there once."""
         if device == self._tokens.device:
             return self
@@ -142,15 +142,15 @@ class Relation:
         tokens, targets = here._single
         carried.index_add_(1, targets, member.index_select(1, tokens))
         tokens, targets = here._split
-        belief = reference.index_select(1, targets)
-        share = here._normalizers(belief).index_select(1, here._group)
-        belief.div_(share.clamp_min_(torch.finfo(belief.dtype).tiny))
-        carried.index_add_(1, targets, belief.mul_(member.index_select(1, tokens)))
+        reference_logps = reference.index_select(1, targets)
+        share = here._normalizers(reference_logps).index_select(1, here._group)
+        reference_logps.div_(share.clamp_min_(torch.finfo(reference_logps.dtype).tiny))
+        carried.index_add_(1, targets, reference_logps.mul_(member.index_select(1, tokens)))
         return carried
 
-    def _normalizers(self, belief: Tensor) -> Tensor:
-        total = belief.new_zeros((len(belief), self._groups))
-        return total.index_add_(1, self._group, belief)
+    def _normalizers(self, reference_logps: Tensor) -> Tensor:
+        total = reference_logps.new_zeros((len(reference_logps), self._groups))
+        return total.index_add_(1, self._group, reference_logps)
 
     def flow(self, target: int, member: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """The parts of `carry` that arrive at one reference token.

@@ -13,7 +13,7 @@ from packfuse.cli.options import quiet
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import count, facts_table, size
 from packfuse.errors import ConfigError
-from packfuse.settings import MemberConfig, PackConfig
+from packfuse.settings import MemberSettings, PackConfig
 from packfuse.starter.prepare import is_ready, starter_paths
 
 if TYPE_CHECKING:
@@ -41,11 +41,12 @@ def check(
     """
     config = _config(models or [], pack)
     screen.wait("Looking at the models ...")
-    from packfuse.models.inspection import look, report
+    from packfuse.models.inspection import inspect_model, report
 
     quiet(screen)
     seen = [
-        look(member, dtype or config.dtype, config.trust_remote_code) for member in config.members
+        inspect_model(member, dtype or config.dtype, config.trust_remote_code)
+        for member in config.members
     ]
     found = report(seen)
     screen.document(found)
@@ -63,7 +64,9 @@ def _config(models: list[str], pack: Path | None) -> PackConfig:
         return PackConfig.check({"members": models})
     if not is_ready():
         raise ConfigError("no models to look at", hint="name some, or run `packfuse starter` first")
-    return PackConfig(members=[MemberConfig(model=str(path)) for path in starter_paths().values()])
+    return PackConfig(
+        members=[MemberSettings(model=str(path)) for path in starter_paths().values()]
+    )
 
 
 def _models(models: list[ModelReport]) -> Table:

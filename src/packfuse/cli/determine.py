@@ -14,7 +14,7 @@ from packfuse.cli.screen import Screen
 from packfuse.cli.tables import plain_table
 from packfuse.errors import ConfigError
 from packfuse.progress import stage_progress
-from packfuse.registry import rules, tasks, weightings, written
+from packfuse.registry import parse_spec, rules, tasks, weightings
 from packfuse.settings import PackConfig
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def determine(
     config = _candidates(pack)
     screen.wait("Reading the questions ...")
     from packfuse.evaluation import Journal, read_questions, task_for
-    from packfuse.evaluation.determination import Limits, commented
+    from packfuse.evaluation.determination import DetermineLimits, commented
     from packfuse.evaluation.determine import Determiner
 
-    kind = tasks().make(written(task)) if task else task_for(file)
+    kind = tasks().make(parse_spec(task)) if task else task_for(file)
     asked = read_questions(file, kind, limit, seed)
     quiet(screen)
-    limits = Limits(within, length_ratio, certain)
+    limits = DetermineLimits(within, length_ratio, certain)
     with Journal(out.with_suffix(".answers.jsonl")) as journal, stage_progress() as tell:
         found = Determiner(
             config, asked, kind, journal=journal, limits=limits, seed=seed, tell=tell

@@ -15,7 +15,7 @@ from packfuse.cli.screen import Screen
 from packfuse.cli.tables import plain_table
 from packfuse.errors import ConfigError
 from packfuse.progress import question_progress
-from packfuse.registry import tasks, written
+from packfuse.registry import parse_spec, tasks
 
 if TYPE_CHECKING:
     from packfuse.evaluation import Evaluation, Setting
@@ -84,7 +84,7 @@ def evaluate(
     """
     if not files and not lm_eval:
         raise ConfigError("nothing to evaluate on", hint="name a file, or --lm-eval TASK")
-    chosen = tasks().make(written(task)) if task else None
+    chosen = tasks().make(parse_spec(task)) if task else None
     from packfuse.evaluation import Journal, read_questions, task_for
 
     # Every file is checked before anything is loaded.

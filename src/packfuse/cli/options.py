@@ -13,7 +13,7 @@ import typer
 from packfuse.cli.command import PARTS
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
-from packfuse.registry import written
+from packfuse.registry import parse_spec
 from packfuse.settings import HEADS
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class PackOptions:
         for option, registry in PARTS.items():
             value = getattr(self, option)
             if value is not None:
-                found[option] = written(value)
+                found[option] = parse_spec(value)
                 registry().make(found[option])
         if self.weight:
             found["weighting"] = {"name": "fixed", "weights": dict(map(_share, self.weight))}

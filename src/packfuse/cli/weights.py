@@ -11,7 +11,7 @@ from packfuse.cli.options import PackOptions
 from packfuse.cli.prompts import read_prompt
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import weighing_view
-from packfuse.registry import written
+from packfuse.registry import parse_spec
 
 
 def weights(
@@ -28,7 +28,7 @@ def weights(
     """Show who is trusted on a prompt, under every weighting or the one that is named."""
     text = read_prompt(prompt)
     pack.settings()
-    asked: list[Any] | None = [written(pack.weighting)] if pack.weighting else None
+    asked: list[Any] | None = [parse_spec(pack.weighting)] if pack.weighting else None
     loaded = replace(pack, weighting=None).load(screen)
     if pack.weight:
         asked = [loaded.weighting]

@@ -68,7 +68,7 @@ class Determination(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DetermineLimits:
     """Who may join.
 
     Attributes:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from packfuse.errors import ConfigError, LoadError, PackError
-from packfuse.evaluation.determination import Candidate, Determination, Limits
+from packfuse.evaluation.determination import Candidate, Determination, DetermineLimits
 from packfuse.evaluation.intervals import Figure, difference, in_bits
 from packfuse.evaluation.journal import Journal
 from packfuse.evaluation.question import Outcome, Question
@@ -16,7 +16,7 @@ from packfuse.evaluation.run import Asked, ask
 from packfuse.evaluation.setting import Setting, every_method
 from packfuse.evaluation.systems import Scored, System, Written, alone, under
 from packfuse.evaluation.tasks.base import Task
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import load_member, short_name, unique_names
 from packfuse.pack import Pack
 from packfuse.settings import PackConfig
@@ -35,7 +35,7 @@ class Determiner:
         task: Task,
         *,
         journal: Journal,
-        limits: Limits | None = None,
+        limits: DetermineLimits | None = None,
         seed: int = 0,
         tell: Tell | None = None,
     ) -> None:
@@ -53,11 +53,11 @@ class Determiner:
                 hint="give a hundred or more",
             )
         self.config, self.asked, self.task, self.journal = config, asked, task, journal
-        self.limits, self.seed, self.tell = limits or Limits(), seed, tell
+        self.limits, self.seed, self.tell = limits or DetermineLimits(), seed, tell
         self.development, self.held_back = asked.questions[::2], asked.questions[1::2]
         self.names = unique_names([m.name or short_name(m.model) for m in config.members])
         self._members = dict(zip(self.names, config.members, strict=True))
-        self._loaded: dict[str, LocalMember] = {}
+        self._loaded: dict[str, HFMember] = {}
 
     def run(self) -> Determination:
         """Measure every candidate, and let in those that make the pack better.
@@ -235,7 +235,7 @@ class Determiner:
             config=config,
         )
 
-    def _load(self, name: str) -> LocalMember:
+    def _load(self, name: str) -> HFMember:
         if name not in self._loaded:
             self._loaded[name] = load_member(name, self._members[name], self.config)
         return self._loaded[name]

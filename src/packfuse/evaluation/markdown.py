@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from packfuse.evaluation.intervals import Figure
-from packfuse.evaluation.report import Evaluation, Row
+from packfuse.evaluation.report import Evaluation, ReportRow
 
 
 def document(found: Sequence[Evaluation]) -> str:
@@ -13,7 +13,7 @@ def document(found: Sequence[Evaluation]) -> str:
     return "\n".join(section(one) for one in found)
 
 
-def section(found: Evaluation, rows: Iterable[Row] | None = None, level: int = 2) -> str:
+def section(found: Evaluation, rows: Iterable[ReportRow] | None = None, level: int = 2) -> str:
     """A heading, what was asked, the verdict in a sentence, and the table.
 
     Args:
@@ -54,7 +54,7 @@ def verdict(found: Evaluation, name: str) -> str:
     )
 
 
-def table(found: Evaluation, rows: Iterable[Row] | None = None) -> str:
+def table(found: Evaluation, rows: Iterable[ReportRow] | None = None) -> str:
     """One row a system, members first."""
     shown = list(found.rows if rows is None else rows)
     names = [

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.gates.base import Gate
-from packfuse.fusion.pooling import Pooling, Voices, Watch
-from packfuse.fusion.read_plan import Job
+from packfuse.fusion.pooling import CarriedLogps, Pooling, PositionCallback
+from packfuse.fusion.read_plan import ReadPlan
 from packfuse.fusion.rules.base import Rule
 
 IMPOSSIBLE = math.log(1e-6)
@@ -54,24 +54,28 @@ class Panel(Pooling):
                 known.append(index)
         self._gates = list(gates)
         self._asked: list[Sequence[int]] = []
-        self._last: Voices | None = None
+        self._last: CarriedLogps | None = None
         self.said: list[Said] = []
         self.weights: NDArray[np.float64] = np.zeros((0, 0))
         """`[S, K]`; to be set before anything is asked."""
 
-    def hears_words(self, rule: Rule) -> bool:
+    def uses_lexicon(self, rule: Rule) -> bool:
         """Whether any setting's rule will."""
-        return any(super(Panel, self).hears_words(own) for own, _ in self._groups)
+        return any(super(Panel, self).uses_lexicon(own) for own, _ in self._groups)
 
     def ask(self, tokens: Sequence[Sequence[int]]) -> None:
         """At the next places that are combined, look at these tokens; forget what was said."""
         self._asked, self.said = list(tokens), []
 
     def pool(
-        self, rule: Rule, jobs: Sequence[Job], steps: Sequence[int], watch: Watch | None
+        self,
+        rule: Rule,
+        jobs: Sequence[ReadPlan],
+        steps: Sequence[int],
+        watch: PositionCallback | None,
     ) -> None:
         """Combine one place of the one job under every setting; see `Pooling.pool`."""
-        voices = self.hear(jobs, steps, words=self.hears_words(rule))
+        voices = self.hear(jobs, steps, words=self.uses_lexicon(rule))
         for index, job in enumerate(jobs):
             # The engine stacks what comes out; nobody reads it here.
             job.out.append(voices.logps.new_empty(0))
@@ -104,7 +108,7 @@ class Panel(Pooling):
                 fused = self.combine(rule, voices, weights)[0]
                 for at in np.array(places)[which == number]:
                     said.fused[at] = bool(self.opened(self._gates[at], voices, weights))
-                    heard = fused if said.fused[at] else voices.belief[0]
+                    heard = fused if said.fused[at] else voices.reference_logps[0]
                     said.logps[at] = heard[wanted].double().cpu().numpy()
                     said.first[at] = int(heard.argmax())
         return said

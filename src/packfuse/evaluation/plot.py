@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from packfuse.errors import ConfigError
-from packfuse.evaluation.report import Evaluation, Row
+from packfuse.evaluation.report import Evaluation, ReportRow
 
 _COLORS = {"member": "#444444", "pack": "#1f77b4"}
 _ROW_INCHES = 0.24
@@ -56,7 +56,7 @@ def drawing() -> Any:
     return pyplot
 
 
-def _intervals(axes: Any, rows: Sequence[Row], name: str, found: Evaluation) -> None:
+def _intervals(axes: Any, rows: Sequence[ReportRow], name: str, found: Evaluation) -> None:
     for at, row in enumerate(reversed(rows)):
         figure = getattr(row, name)
         color = _COLORS["member" if row.member else "pack"]
@@ -96,7 +96,7 @@ def _curves(found: Evaluation) -> dict[str, list[tuple[float, float]]]:
     return {label: points for label, points in curves.items() if len(points) > 1}
 
 
-def _share(found: Evaluation, row: Row) -> tuple[str, float] | None:
+def _share(found: Evaluation, row: ReportRow) -> tuple[str, float] | None:
     """The member whose weight a setting fixes: the one that differs from the others."""
     weighting = (row.setting or {}).get("weighting", {})
     if weighting.get("name") != "fixed" or not isinstance(weighting.get("weights"), dict):

@@ -23,7 +23,7 @@ class Against(BaseModel):
     bits_per_byte: Figure | None = None
 
 
-class Row(BaseModel):
+class ReportRow(BaseModel):
     """One system.
 
     Attributes:
@@ -88,9 +88,9 @@ class Evaluation(BaseModel):
     unread: dict[str, str]
     members: list[str]
     best: dict[str, str]
-    rows: list[Row]
+    rows: list[ReportRow]
 
-    def row(self, label: str) -> Row:
+    def row(self, label: str) -> ReportRow:
         """A system by its label.
 
         Raises:
@@ -102,7 +102,7 @@ class Evaluation(BaseModel):
         raise KeyError(label)
 
     @property
-    def packs(self) -> list[Row]:
+    def packs(self) -> list[ReportRow]:
         """The settings of the pack."""
         return [row for row in self.rows if not row.member]
 
@@ -172,14 +172,16 @@ def _row(
     setting: dict[str, Any] | None,
     failed: str | None,
     seed: int,
-) -> Row:
+) -> ReportRow:
     found = list(outcomes.values())
     if not found:
-        return Row(label=label, member=setting is None, setting=setting, questions=0, failed=failed)
+        return ReportRow(
+            label=label, member=setting is None, setting=setting, questions=0, failed=failed
+        )
     seconds = sum(outcome.seconds for outcome in found)
     bits, sizes = losses(found)
     wrote = any(outcome.length for outcome in found)
-    return Row(
+    return ReportRow(
         label=label,
         member=setting is None,
         setting=setting,
@@ -210,7 +212,7 @@ def _share(verdicts: Sequence[bool | None], seed: int) -> Figure | None:
     return mean(known, seed) if known else None
 
 
-def _best(name: str, rows: Sequence[Row]) -> str | None:
+def _best(name: str, rows: Sequence[ReportRow]) -> str | None:
     """The member with the highest accuracy, or the lowest loss.
 
     One that stopped early counts only if all did: it may have been lucky with its few questions.

@@ -15,7 +15,7 @@ from packfuse.evaluation.panel import Panel, Said, total
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.rules.base import Rule
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.weigh import Survey
 from packfuse.models.member import Member
 from packfuse.text.continuation import Continuation, bare
@@ -121,7 +121,7 @@ class Scorer:
         plain = from_text(bare(context), self._vocabularies, self.engine.reference_index).stream
         return self._read(plain)[1]
 
-    def _read(self, ids: Sequence[int]) -> tuple[Row, Fit]:
+    def _read(self, ids: Sequence[int]) -> tuple[PackSequence, Fit]:
         """Read the context and fit all weights to it: a row that stands at its end."""
         prompt = from_ids(ids, self._vocabularies, self.engine.reference_index)
         weights = dict(self._given)
@@ -164,7 +164,7 @@ class Scorer:
         places = [self.panel.look(new[:1]), *self._follow(row, new)]
         return total(places)[0], _greedy(places, new)
 
-    def _follow(self, row: Row, new: Sequence[int]) -> list[Said]:
+    def _follow(self, row: PackSequence, new: Sequence[int]) -> list[Said]:
         """Go on from a row; the places after the first of the new ids."""
         if len(new) == 1:
             return []

@@ -12,7 +12,7 @@ from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every
 from packfuse.fusion.rules.base import Rule
 from packfuse.pack import Pack
-from packfuse.registry import alignments, gates, rules, suggest, weightings, written
+from packfuse.registry import alignments, gates, parse_spec, rules, suggest, weightings
 from packfuse.weighting.methods.base import Weighting
 from packfuse.weighting.methods.fixed import Fixed
 
@@ -64,11 +64,11 @@ class Setting:
                 f"no member is called {reference!r}", hint=suggest(reference, pack.names)
             )
         return cls(
-            rules().make(written(rule)) if rule else own.rule,
-            weightings().make(written(weighting)) if weighting else own.weighting,
-            alignments().make(written(alignment)) if alignment else own.alignment,
+            rules().make(parse_spec(rule)) if rule else own.rule,
+            weightings().make(parse_spec(weighting)) if weighting else own.weighting,
+            alignments().make(parse_spec(alignment)) if alignment else own.alignment,
             reference or own.reference,
-            gates().make(written(gate)) if gate else own.gate,
+            gates().make(parse_spec(gate)) if gate else own.gate,
         )
 
     @property

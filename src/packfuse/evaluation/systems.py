@@ -17,7 +17,7 @@ from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.scorer import Method, Scorer, Scores
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.tasks.base import Likelihoods, Task
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.pack import Pack
 from packfuse.settings import PackConfig
 
@@ -211,7 +211,7 @@ class Written(System):
         return found
 
 
-def alone(member: LocalMember, config: PackConfig | None = None) -> Pack:
+def alone(member: HFMember, config: PackConfig | None = None) -> Pack:
     """One member as a pack of its own: the same code, and exactly its own distribution.
 
     `config` says what it was loaded from, so that its answers are told from another revision's.

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.sequence import PackSequence
 
 
 class FusedCache(Cache):
     """A cache of rows. Lengths count reference tokens, left padding included.
 
-    `generate` crops, reorders and measures it like any other cache; what it holds is one `Row` per
-    sequence, which in turn holds one session per member.
+    `generate` crops, reorders and measures it like any other cache. It holds one `PackSequence` a
+    row, which in turn holds one session a member.
 
     Attributes:
         rows: One a sequence.
@@ -29,7 +29,7 @@ class FusedCache(Cache):
     def __init__(self) -> None:
         """An empty cache; the first forward pass fills it."""
         super().__init__(layers=[])
-        self.rows: list[Row] = []
+        self.rows: list[PackSequence] = []
         self.seen = 0
         self.endings: frozenset[int] = frozenset()
 
@@ -71,7 +71,7 @@ class FusedCache(Cache):
     def _select(self, order: Sequence[int]) -> None:
         """Put rows in a new order; a row that is wanted twice is forked."""
         taken: set[int] = set()
-        rows: list[Row] = []
+        rows: list[PackSequence] = []
         for index in order:
             row = self.rows[index]
             rows.append(row.fork() if index in taken else row)

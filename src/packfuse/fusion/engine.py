@@ -12,17 +12,17 @@ from packfuse.alignment.base import Alignment, Pairing
 from packfuse.alignment.straddle import WINDOW
 from packfuse.alignment.token_pairs import Progress
 from packfuse.errors import PromptError
-from packfuse.fusion.member_stream import Reader
-from packfuse.fusion.pooling import Pooling, Watch
-from packfuse.fusion.read_plan import Job, scan, window
+from packfuse.fusion.member_stream import MemberStream
+from packfuse.fusion.pooling import Pooling, PositionCallback
+from packfuse.fusion.read_plan import ReadPlan, execute, first_boundary
 from packfuse.fusion.rules.base import Rule
-from packfuse.fusion.sequence import Row
-from packfuse.models.compiled import WARM, Compiled
-from packfuse.models.member import Member, Visit
-from packfuse.models.vocab_subset import Columns, read_columns
+from packfuse.fusion.sequence import PackSequence
+from packfuse.models.compiled import PRECOMPILED_WIDTHS, Compiled
+from packfuse.models.member import Member, ReadCallback
+from packfuse.models.vocab_subset import VocabSubset, read_subset
 from packfuse.settings import HeadsName
 from packfuse.text.prompt import PackPrompt
-from packfuse.weighting.fit_positions import View
+from packfuse.weighting.fit_positions import ReferenceView
 from packfuse.weighting.prefix_cache import PrefixCache
 
 _BLOCK = 32
@@ -60,11 +60,11 @@ class Engine:
         self.pairings: list[Pairing] = [
             alignment.pair(member.vocabulary, self.reference, progress) for member in members
         ]
-        self.view = View(reference, self.pairings, repr(alignment))
+        self.view = ReferenceView(reference, self.pairings, repr(alignment))
         self.lexicon = alignment.lexicon([member.vocabulary for member in members])
         self.pooling = Pooling(self.members, reference, self.pairings, self.lexicon)
-        self._columns: list[Columns | None] = [
-            read_columns(pairing, member.vocabulary)
+        self._columns: list[VocabSubset | None] = [
+            read_subset(pairing, member.vocabulary)
             if heads == "pruned" and member is not members[reference]
             else None
             for member, pairing in zip(members, self.pairings, strict=True)
@@ -75,7 +75,7 @@ class Engine:
         todo = [
             (member, columns, width)
             for member, columns in zip(self.members, self._read_columns, strict=True)
-            for width in WARM
+            for width in PRECOMPILED_WIDTHS
             if isinstance(member, Compiled)
         ]
         for done, (member, columns, width) in enumerate(todo):
@@ -90,52 +90,54 @@ class Engine:
         twin.members = list(members)
         return twin
 
-    def open(self, prompt: PackPrompt) -> Row:
+    def open(self, prompt: PackPrompt) -> PackSequence:
         """A row that has read nothing yet; every member takes part."""
         sides = zip(self.members, self.pairings, prompt.members, self._read_columns, strict=True)
         readers = [
-            Reader(member, pairing, side, self.reference, some)
+            MemberStream(member, pairing, side, self.reference, some)
             for member, pairing, side, some in sides
         ]
-        return Row(prompt, readers, self.reference)
+        return PackSequence(prompt, readers, self.reference)
 
     @property
-    def _read_columns(self) -> list[Columns | None]:
+    def _read_columns(self) -> list[VocabSubset | None]:
         """By member, the tokens that are read of it."""
         # Rules that compare words want the members' own best tokens, whatever is read of them.
-        return [None] * len(self.members) if self.pooling.hears_words(self.rule) else self._columns
+        return [None] * len(self.members) if self.pooling.uses_lexicon(self.rule) else self._columns
 
     @torch.no_grad()
-    def prefill(self, row: Row, visits: Sequence[Visit | None]) -> None:
+    def prefill(self, row: PackSequence, callbacks: Sequence[ReadCallback | None]) -> None:
         """Read a fed row with every member, each watched by its visitor; `settle` then fuses.
 
         Raises:
             PromptError: if a member cannot read that much.
         """
         self._check_room(row)
-        job = Job(row, self.reference_index, window(len(row.stream), 1), 1)
-        scan(self.members, [job], visits)
-        row.prefilled = job.places
+        plan = ReadPlan(row, self.reference_index, first_boundary(len(row.stream), 1), 1)
+        execute(self.members, [plan], callbacks)
+        row.prefilled = plan.places
 
     @torch.no_grad()
-    def settle(self, rows: Sequence[Row], watch: Watch | None = None) -> None:
+    def settle(
+        self, rows: Sequence[PackSequence], observer: PositionCallback | None = None
+    ) -> None:
         """Fuse after prefilled prompts, now that the rows have their weights."""
-        jobs = []
+        plans = []
         for row in rows:
-            first = window(len(row.stream), 1)
+            first = first_boundary(len(row.stream), 1)
             heard = zip(row.prefilled, row.readers, strict=True)
             places = [said if reader else None for said, reader in heard]
-            jobs.append(Job(row, self.reference_index, first, 1, places=places))
+            plans.append(ReadPlan(row, self.reference_index, first, 1, places=places))
             row.prefilled = []
-        self._fuse(jobs, watch)
+        self._fuse(plans, observer)
 
     @torch.no_grad()
     def advance(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[PackSequence],
         ids: Sequence[Sequence[int]],
         keep: int = 1,
-        watch: Watch | None = None,
+        observer: PositionCallback | None = None,
         endings: Container[int] = (),
         mark: bool = False,
     ) -> Tensor:
@@ -145,7 +147,7 @@ class Engine:
             rows: N rows with their weights set.
             ids: New ids by row, at least `keep` each.
             keep: Positions wanted, counted from the end.
-            watch: Sees the members' carried distributions.
+            observer: Sees the members' carried distributions.
             mark: Note where the rows stand at each of the places, to be cropped to them at no cost.
             endings: Ids that end an answer. A row that gets one of them as its only new id rests:
                 nobody listens to what it says next, so it repeats what it said last.
@@ -154,25 +156,25 @@ class Engine:
             Log-probabilities `[N, keep, reference columns]`, nats.
         """
         out: list[list[Tensor]] = [[] for _ in rows]
-        plans: list[list[tuple[list[int], int]]] = []
+        segments: list[list[tuple[list[int], int]]] = []
         for row, new, said in zip(rows, ids, out, strict=True):
             if len(new) == 1 and new[0] in endings and row.last is not None:
                 row.unread.append(new[0])
                 said.append(row.last)
-                plans.append([])
+                segments.append([])
             else:
-                plans.append(list(self._segments([*row.unread, *new], keep)))
+                segments.append(list(self._segments([*row.unread, *new], keep)))
                 row.unread = []
-        for turn in range(max(map(len, plans), default=0)):
-            jobs: list[tuple[int, Job]] = []
-            for index, (row, plan) in enumerate(zip(rows, plans, strict=True)):
-                job = self._take(row, *plan[turn]) if turn < len(plan) else None
-                if job:
-                    jobs.append((index, job))
-            scan(self.members, [job for _, job in jobs], parallel=self._parallel)
-            self._fuse([job for _, job in jobs], watch, mark)
-            for index, job in jobs:
-                out[index].extend(job.out)
+        for turn in range(max(map(len, segments), default=0)):
+            plans: list[tuple[int, ReadPlan]] = []
+            for index, (row, parts) in enumerate(zip(rows, segments, strict=True)):
+                plan = self._take(row, *parts[turn]) if turn < len(parts) else None
+                if plan:
+                    plans.append((index, plan))
+            execute(self.members, [plan for _, plan in plans], parallel=self._parallel)
+            self._fuse([plan for _, plan in plans], observer, mark)
+            for index, plan in plans:
+                out[index].extend(plan.out)
         return torch.stack([torch.stack(positions) for positions in out])
 
     def _segments(self, ids: Sequence[int], keep: int) -> Iterator[tuple[list[int], int]]:
@@ -195,22 +197,22 @@ class Engine:
         if run:
             yield run, kept
 
-    def _take(self, row: Row, ids: list[int], kept: int) -> Job | None:
+    def _take(self, row: PackSequence, ids: list[int], kept: int) -> ReadPlan | None:
         """Append ids to a row; the job that gives the places wanted, or None if there are none."""
         if ids[0] in self.reference.control_ids:
             row.close(ids[0])
-            return Job(row, self.reference_index, 0, 1) if kept else None
-        warm, before = row.warm, len(row.stream)
-        row.marks.clear()
+            return ReadPlan(row, self.reference_index, 0, 1) if kept else None
+        ready, before = row.filters_ready, len(row.stream)
+        row.saved_states.clear()
         row.append(ids)
-        row.warm = False
+        row.filters_ready = False
         if not kept:
             return None
-        if warm and len(ids) <= kept + WINDOW:
-            return Job(row, self.reference_index, before + 1, kept, warm=True)
-        return Job(row, self.reference_index, window(len(row.stream), kept), kept)
+        if ready and len(ids) <= kept + WINDOW:
+            return ReadPlan(row, self.reference_index, before + 1, kept, filters_ready=True)
+        return ReadPlan(row, self.reference_index, first_boundary(len(row.stream), kept), kept)
 
-    def _check_room(self, row: Row) -> None:
+    def _check_room(self, row: PackSequence) -> None:
         """Refuse a prompt that some member cannot read, naming the member."""
         for reader in row.readers:
             if reader is None:
@@ -223,19 +225,21 @@ class Engine:
                     hint=f"shorten it by {length - fits} tokens or more",
                 )
 
-    def _fuse(self, jobs: Sequence[Job], watch: Watch | None, mark: bool = False) -> None:
-        for job in jobs:
-            for step in range(job.lead + 1):
-                job.follow(step)
-        for turn in range(max((job.keep for job in jobs), default=0)):
-            group = [job for job in jobs if turn < job.keep]
-            steps = [job.lead + turn for job in group]
+    def _fuse(
+        self, plans: Sequence[ReadPlan], observer: PositionCallback | None, mark: bool = False
+    ) -> None:
+        for plan in plans:
+            for step in range(plan.lead + 1):
+                plan.follow(step)
+        for turn in range(max((plan.keep for plan in plans), default=0)):
+            group = [plan for plan in plans if turn < plan.keep]
+            steps = [plan.lead + turn for plan in group]
             if turn:
-                for job, step in zip(group, steps, strict=True):
-                    job.follow(step)
-            self.pooling.pool(self.rule, group, steps, watch)
+                for plan, step in zip(group, steps, strict=True):
+                    plan.follow(step)
+            self.pooling.pool(self.rule, group, steps, observer)
             if mark:
-                for job, step in zip(group, steps, strict=True):
-                    job.mark(step)
-        for job in jobs:
-            job.finish()
+                for plan, step in zip(group, steps, strict=True):
+                    plan.save_state(step)
+        for plan in plans:
+            plan.finish()

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from packfuse.alignment.base import Pairing
-from packfuse.alignment.joints import Inner
-from packfuse.models.member import Member, Read, Session, Visit
-from packfuse.models.vocab_subset import Columns
-from packfuse.text.incremental import TextPath
+from packfuse.alignment.joints import InnerBoundary
+from packfuse.models.member import Member, Read, ReadCallback, Session
+from packfuse.models.vocab_subset import VocabSubset
+from packfuse.text.incremental import IncrementalTokenizer
 from packfuse.text.prompt import MemberPrompt
 from packfuse.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Boundary:
     """What a member says at one point of the text.
 
     Attributes:
@@ -29,15 +29,15 @@ class Place:
     """
 
     logps: Tensor | None
-    inner: tuple[Inner, ...] = ()
+    inner: tuple[InnerBoundary, ...] = ()
     whole: bool = True
 
 
-Scan = Generator[Read, Tensor, list[Place]]
+ReadSteps = Generator[Read, Tensor, list[Boundary]]
 """Asks for reads, gets log-probabilities, returns the places."""
 
 
-class Reader:
+class MemberStream:
     """Keeps one member's session in step with the row's text.
 
     The member always stands in its own canonical tokenization of the text so far: where the text's
@@ -50,24 +50,24 @@ class Reader:
         pairing: Pairing,
         prompt: MemberPrompt,
         reference: Vocabulary,
-        columns: Columns | None = None,
+        columns: VocabSubset | None = None,
     ) -> None:
         """Start before the prompt; `columns` are the tokens that it is asked about."""
         self.member, self.pairing, self.reference = member, pairing, reference
         self.columns = columns
-        if pairing.verbatim:
+        if pairing.same_ids:
             prompt = prompt.as_ids(member.vocabulary)
         self.fixed = list(prompt.fixed)
         self.base = prompt.text
         self.ends_turns = prompt.ends_turns
         self.session: Session = member.open()
-        self.path = TextPath(member.vocabulary, pairing.ahead)
+        self.path = IncrementalTokenizer(member.vocabulary, pairing.lookahead)
         self.straddle = pairing.straddle()
-        self.place: Place | None = None
+        self.place: Boundary | None = None
 
-    def fork(self) -> Reader:
+    def fork(self) -> MemberStream:
         """An independent copy."""
-        twin = object.__new__(Reader)
+        twin = object.__new__(MemberStream)
         twin.__dict__.update(self.__dict__)
         twin.fixed = list(self.fixed)
         twin.session = self.member.fork(self.session)
@@ -77,7 +77,7 @@ class Reader:
 
     def ids(self, stream: Sequence[int], text: bytes) -> list[int]:
         """The member's ids of the whole row."""
-        if self.pairing.verbatim:
+        if self.pairing.same_ids:
             return self.fixed + self.pairing.map_ids(stream)
         self.path.update(self.base + text)
         return self.fixed + self.path.ids
@@ -95,7 +95,7 @@ class Reader:
         if ids is None:
             return
         before = self.ids(stream, text)
-        if not self.pairing.verbatim:
+        if not self.pairing.same_ids:
             # Half a character at the end will never be whole.
             before += self.member.vocabulary.encode_bytes((self.base + text)[len(self.path.text) :])
         self.fixed, self.base = [*before, *ids], b""
@@ -104,7 +104,7 @@ class Reader:
 
     def _by_role(self, control: int, opening: bool) -> list[int] | None:
         """The member's ids for a control token of the reference; None: it has its own already."""
-        if self.pairing.verbatim:
+        if self.pairing.same_ids:
             return self.pairing.map_control(control)
         own, reference = self.member.vocabulary, self.reference
         if opening and control in (*reference.prefix_ids, *reference.end_ids):
@@ -122,8 +122,8 @@ class Reader:
         ends: Sequence[int],
         text: bytes,
         first: int,
-        visit: Visit | None,
-    ) -> Scan:
+        callback: ReadCallback | None,
+    ) -> ReadSteps:
         """Read up to the end of `text`; the places after `first`, ..., `len(stream)` tokens.
 
         Args:
@@ -131,19 +131,21 @@ class Reader:
             ends: Where each of them ends in `text`, bytes.
             text: What they spell.
             first: Number of stream tokens before the first place wanted.
-            visit: Sees every distribution from where the session stands.
+            callback: Sees every distribution from where the session stands.
         """
-        if self.pairing.verbatim:
-            return (yield from self._scan_ids(self.ids(stream, text), len(stream) - first, visit))
-        return (yield from self._scan_text(ends, text, first, visit))
+        if self.pairing.same_ids:
+            return (
+                yield from self._scan_ids(self.ids(stream, text), len(stream) - first, callback)
+            )
+        return (yield from self._scan_text(ends, text, first, callback))
 
-    def _scan_ids(self, ids: list[int], back: int, visit: Visit | None) -> Scan:
-        places = yield from self._read(self.session, ids, max(1, len(ids) - back), visit)
+    def _scan_ids(self, ids: list[int], back: int, callback: ReadCallback | None) -> ReadSteps:
+        places = yield from self._read(self.session, ids, max(1, len(ids) - back), callback)
         missing = back + 1 - len(places)
-        return [Place(None)] * missing + [Place(places[m]) for m in sorted(places)]
+        return [Boundary(None)] * missing + [Boundary(places[m]) for m in sorted(places)]
 
     def _read(
-        self, session: Session, ids: list[int], first: int, visit: Visit | None = None
+        self, session: Session, ids: list[int], first: int, callback: ReadCallback | None = None
     ) -> Generator[Read, Tensor, dict[int, Tensor]]:
         """Bring `session` to `ids`; log-probabilities by token count, from `first` tokens on."""
         if first > len(ids):
@@ -151,10 +153,12 @@ class Reader:
         self.member.rollback(session, min(_common(session.ids, ids), first - 1))
         fresh = ids[session.length :]
         keep = len(ids) - first + 1
-        logps = yield Read(session, fresh, keep, visit, self.columns)
+        logps = yield Read(session, fresh, keep, callback, self.columns)
         return {first + offset: logps[offset] for offset in range(keep)}
 
-    def _scan_text(self, ends: Sequence[int], text: bytes, first: int, visit: Visit | None) -> Scan:
+    def _scan_text(
+        self, ends: Sequence[int], text: bytes, first: int, callback: ReadCallback | None
+    ) -> ReadSteps:
         start, whole_text = len(self.base), self.base + text
         marks = [start + (ends[t - 1] if t else 0) for t in range(max(0, first - 1), len(ends) + 1)]
         if first == 0:
@@ -163,8 +167,8 @@ class Reader:
         final = steps[-1].ids
         served = [final[: len(step.ids)] == step.ids for step in steps]
         wanted = [step.first for step, same in zip(steps, served, strict=True) if same]
-        main = yield from self._read(self.session, final, max(1, min(wanted)), visit)
-        places: list[Place] = []
+        main = yield from self._read(self.session, final, max(1, min(wanted)), callback)
+        places: list[Boundary] = []
         for step, same in zip(steps, served, strict=True):
             logps = main
             if not same:
@@ -173,7 +177,7 @@ class Reader:
             places.append(step.place(logps))
         return places
 
-    def _step(self, text: bytes, low: int, high: int) -> _Step:
+    def _step(self, text: bytes, low: int, high: int) -> _TextPrefix:
         """The path of `text[:high]`, and which of its boundaries lie after `low`."""
         self.path.update(text[:high])
         ids, ends, fixed = self.fixed + self.path.ids, self.path.ends, len(self.fixed)
@@ -186,11 +190,11 @@ class Reader:
             for m in range(first, len(ids))
             if m > fixed
         ]
-        return _Step(ids, first, inner, self.path.whole)
+        return _TextPrefix(ids, first, inner, self.path.whole)
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _TextPrefix:
     """A path and the boundaries on it that matter, as counts of the member's tokens.
 
     Attributes:
@@ -205,11 +209,11 @@ class _Step:
     inner: list[tuple[int, bytes, int]]
     whole: bool
 
-    def place(self, logps: dict[int, Tensor]) -> Place:
+    def place(self, logps: dict[int, Tensor]) -> Boundary:
         if not self.whole:
-            return Place(None, whole=False)
-        inner = tuple(Inner(rest, logps[m], token) for m, rest, token in self.inner)
-        return Place(logps.get(len(self.ids)), inner)
+            return Boundary(None, whole=False)
+        inner = tuple(InnerBoundary(rest, logps[m], token) for m, rest, token in self.inner)
+        return Boundary(logps.get(len(self.ids)), inner)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

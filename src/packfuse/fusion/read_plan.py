@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from packfuse.alignment.straddle import WINDOW
-from packfuse.fusion.member_stream import Place, Scan
-from packfuse.fusion.sequence import Mark, Row
-from packfuse.models.member import Member, Read, Visit
-from packfuse.models.threads import lanes, side_by_side
+from packfuse.fusion.member_stream import Boundary, ReadSteps
+from packfuse.fusion.sequence import PackSequence, StreamState
+from packfuse.models.member import Member, Read, ReadCallback
+from packfuse.models.threads import device_groups, run_parallel
 
 
 @dataclass(slots=True)
-class Job:
+class ReadPlan:
     """Bring one row to the end of its stream.
 
     Attributes:
@@ -25,21 +25,22 @@ class Job:
         reference: Which member is the reference.
         first: Number of stream tokens before the first place.
         keep: How many places at the end are fused.
-        warm: Whether the filters stand one token before the first place; if not, they start there.
+        filters_ready: Whether the boundary filters are one token before the first position; else
+            they start there.
         places: By member, what it says after `first`, `first + 1`, ... tokens.
         out: The fused places, log-probabilities `[reference columns]`.
     """
 
-    row: Row
+    row: PackSequence
     reference: int
     first: int
     keep: int
-    warm: bool = False
-    places: list[list[Place] | None] = field(default_factory=list)
+    filters_ready: bool = False
+    places: list[list[Boundary] | None] = field(default_factory=list)
     out: list[Tensor] = field(default_factory=list)
 
     @property
-    def own(self) -> list[Place]:
+    def own(self) -> list[Boundary]:
         """The reference's places; it reads every row."""
         return self.places[self.reference] or []
 
@@ -60,7 +61,7 @@ class Job:
         for reader, places in zip(self.row.readers, self.places, strict=True):
             if reader is None or places is None or reader.straddle is None:
                 continue
-            if step == 0 and not self.warm:
+            if step == 0 and not self.filters_ready:
                 reader.straddle = reader.pairing.straddle()
                 continue
             before = places[step - 1] if step else reader.place
@@ -72,37 +73,37 @@ class Job:
                 token, before.logps, believed.logps, here.inner, open_end=here.whole
             )
 
-    def _reference_place(self) -> Place | None:
+    def _reference_place(self) -> Boundary | None:
         reader = self.row.readers[self.reference]
         return reader.place if reader else None
 
-    def mark(self, step: int) -> None:
+    def save_state(self, step: int) -> None:
         """Note where the filters stand, so that the row can come back to this place."""
-        marks: list[Mark | None] = []
+        saved_states: list[StreamState | None] = []
         for reader, places in zip(self.row.readers, self.places, strict=True):
             if reader is None or places is None:
-                marks.append(None)
+                saved_states.append(None)
             else:
-                marks.append((places[step], reader.straddle and reader.straddle.copy()))
-        self.row.marks[self.first + step] = marks
+                saved_states.append((places[step], reader.straddle and reader.straddle.copy()))
+        self.row.saved_states[self.first + step] = saved_states
 
     def finish(self) -> None:
         """Leave the readers at the last place."""
         for reader, places in zip(self.row.readers, self.places, strict=True):
             if reader is not None and places is not None:
                 reader.place = places[-1]
-        self.row.warm = True
+        self.row.filters_ready = True
 
 
-def window(length: int, keep: int) -> int:
+def first_boundary(length: int, keep: int) -> int:
     """The first place needed so that `keep` places at the end have their filters in full."""
     return max(0, length - keep + 1 - WINDOW)
 
 
-def scan(
+def execute(
     members: Sequence[Member],
-    jobs: Sequence[Job],
-    visits: Sequence[Visit | None] | None = None,
+    plans: Sequence[ReadPlan],
+    callbacks: Sequence[ReadCallback | None] | None = None,
     *,
     parallel: bool = False,
 ) -> None:
@@ -110,50 +111,52 @@ def scan(
 
     Args:
         members: In the pack's order.
-        jobs: Rows to bring to the end of their streams.
-        visits: By member, who sees every distribution of a row that has read nothing yet.
+        plans: Rows to bring to the end of their streams.
+        callbacks: By member, who sees every distribution of a row that has read nothing yet.
         parallel: Whether members that do not share a device read at the same time. Not while
             somebody watches, or under autocast, which is a setting of one thread.
     """
-    for job in jobs:
-        job.places = [None] * len(members)
+    for plan in plans:
+        plan.places = [None] * len(members)
 
     def read(order: Sequence[int]) -> None:
         for k in order:
-            scans: list[tuple[Job, Scan]] = []
-            for job in jobs:
-                row, reader = job.row, job.row.readers[k]
+            scans: list[tuple[ReadPlan, ReadSteps]] = []
+            for plan in plans:
+                row, reader = plan.row, plan.row.readers[k]
                 if reader is not None:
-                    visit = visits[k] if visits else None
-                    begun = reader.scan(row.stream, row.ends, row.text, job.first, visit)
-                    scans.append((job, begun))
-            for job, places in _drive(members[k], scans):
-                job.places[k] = places
+                    callback = callbacks[k] if callbacks else None
+                    begun = reader.scan(row.stream, row.ends, row.text, plan.first, callback)
+                    scans.append((plan, begun))
+            for plan, places in _drive(members[k], scans):
+                plan.places[k] = places
 
-    if visits:
+    if callbacks:
         # Who watches need not keep what the widest says until the others have spoken.
         read(sorted(range(len(members)), key=lambda k: members[k].vocabulary.columns))
     elif parallel and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled():
-        reading = [k for k in range(len(members)) if any(job.row.readers[k] for job in jobs)]
-        side_by_side([partial(read, lane) for lane in lanes(members, reading)])
+        reading = [k for k in range(len(members)) if any(plan.row.readers[k] for plan in plans)]
+        run_parallel([partial(read, lane) for lane in device_groups(members, reading)])
     else:
         read(range(len(members)))
 
 
-def _drive(member: Member, scans: Sequence[tuple[Job, Scan]]) -> Iterator[tuple[Job, list[Place]]]:
+def _drive(
+    member: Member, scans: Sequence[tuple[ReadPlan, ReadSteps]]
+) -> Iterator[tuple[ReadPlan, list[Boundary]]]:
     """Run scans side by side: one `read` of the member serves one request of each."""
-    waiting: list[tuple[Job, Scan, Read]] = []
-    for job, running in scans:
+    waiting: list[tuple[ReadPlan, ReadSteps, Read]] = []
+    for plan, running in scans:
         try:
-            waiting.append((job, running, next(running)))
+            waiting.append((plan, running, next(running)))
         except StopIteration as stop:
-            yield job, stop.value
+            yield plan, stop.value
     while waiting:
         answers = member.read([read for _, _, read in waiting])
-        going: list[tuple[Job, Scan, Read]] = []
-        for (job, running, _), logps in zip(waiting, answers, strict=True):
+        going: list[tuple[ReadPlan, ReadSteps, Read]] = []
+        for (plan, running, _), logps in zip(waiting, answers, strict=True):
             try:
-                going.append((job, running, running.send(logps)))
+                going.append((plan, running, running.send(logps)))
             except StopIteration as stop:
-                yield job, stop.value
+                yield plan, stop.value
         waiting = going

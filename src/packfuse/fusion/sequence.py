@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from packfuse.alignment.straddle import Straddle
-from packfuse.fusion.member_stream import Place, Reader
+from packfuse.fusion.member_stream import Boundary, MemberStream
 from packfuse.text.prompt import PackPrompt
 from packfuse.text.vocabulary import Vocabulary
 
-Mark = tuple[Place, Straddle | None]
+StreamState = tuple[Boundary, Straddle | None]
 """What a reader says at a place, and its filter there."""
 
-Closing = tuple[list[int], bytes]
+FixedPrefix = tuple[list[int], bytes]
 """What a reader had before a control token: its fixed ids and its base text."""
 
 
-class Row:
+class PackSequence:
     """A sequence that grows, shrinks and forks.
 
     Attributes:
@@ -35,14 +35,15 @@ class Row:
         joined: Whether the members were fused there.
         prefilled: Places of the prompt, read but not fused yet.
         offset: Tokens of the prompt that are in the members' templates, not in `ids`.
-        warm: Whether the readers stand at the end of `stream` with their filters up to date.
-        marks: By length of `stream`, how the readers stood at the places fused last: the row can be
-            cropped to them and go on as if it had never been longer.
+        filters_ready: Whether every member stream is at the end of `stream` and its boundary filter
+            is up to date.
+        saved_states: The member streams' states at the positions fused last, by length of `stream`:
+            cropping to one of these lengths restores its state.
         place: Which row of the batch it is, for those who watch.
     """
 
     def __init__(
-        self, prompt: PackPrompt, readers: Sequence[Reader | None], reference: Vocabulary
+        self, prompt: PackPrompt, readers: Sequence[MemberStream | None], reference: Vocabulary
     ) -> None:
         """Start before the prompt; nothing has been read."""
         self.prompt, self.reference = prompt, reference
@@ -56,21 +57,21 @@ class Row:
         self.last: Tensor | None = None
         self.heard: Tensor | None = None
         self.joined = True
-        self.warm = False
+        self.filters_ready = False
         self.offset = 0
         self.place = 0
-        self.prefilled: list[list[Place] | None] = []
-        self.marks: dict[int, list[Mark | None]] = {}
-        self._closed: list[tuple[int, list[Closing | None]]] = []
+        self.prefilled: list[list[Boundary] | None] = []
+        self.saved_states: dict[int, list[StreamState | None]] = {}
+        self._closed: list[tuple[int, list[FixedPrefix | None]]] = []
         self._first_text: int | None = None
 
-    def fork(self) -> Row:
+    def fork(self) -> PackSequence:
         """An independent copy."""
-        twin = object.__new__(Row)
+        twin = object.__new__(PackSequence)
         twin.__dict__.update(self.__dict__)
         for name in ("ids", "stream", "ends", "unread", "prefilled", "_closed"):
             setattr(twin, name, list(getattr(self, name)))
-        twin.marks = {}
+        twin.saved_states = {}
         twin.readers = [reader and reader.fork() for reader in self.readers]
         return twin
 
@@ -107,7 +108,7 @@ class Row:
     def close(self, index: int) -> None:
         """Take a control token: what came before it becomes fixed for every member."""
         opening = self.prompt.fresh and not self.ids
-        before: list[Closing | None] = []
+        before: list[FixedPrefix | None] = []
         for reader in self.readers:
             if reader is None:
                 before.append(None)
@@ -134,7 +135,7 @@ class Row:
             return
         start = len(self.ids) - len(self.stream)
         ids = self.ids[:target]
-        mark = self.marks.get(target - start)
+        mark = self.saved_states.get(target - start)
         while self._closed and self._closed[-1][0] >= target:
             _, before = self._closed.pop()
             for reader, old in zip(self.readers, before, strict=True):
@@ -149,14 +150,14 @@ class Row:
         if mark is not None:
             self._return(mark)
 
-    def _return(self, marks: Sequence[Mark | None]) -> None:
+    def _return(self, saved_states: Sequence[StreamState | None]) -> None:
         """Stand again where the readers stood."""
-        for reader, mark in zip(self.readers, marks, strict=True):
+        for reader, mark in zip(self.readers, saved_states, strict=True):
             if reader is not None and mark is not None:
                 reader.place, reader.straddle = mark
-        self.warm = True
+        self.filters_ready = True
 
     def _restart(self, stream: Sequence[int]) -> None:
-        self.stream, self.ends, self.text, self.warm = [], [], b"", False
-        self.marks = {}
+        self.stream, self.ends, self.text, self.filters_ready = [], [], b"", False
+        self.saved_states = {}
         self.append(stream)

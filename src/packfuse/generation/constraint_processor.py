@@ -19,7 +19,7 @@ from packfuse.text.vocabulary import Vocabulary
 _tokenizers: WeakKeyDictionary[Vocabulary, LLTokenizer] = WeakKeyDictionary()
 
 
-class Constrained(LogitsProcessor):
+class ConstraintProcessor(LogitsProcessor):
     """Masks what the constraint forbids, in every row.
 
     Rows are known by what they hold, not by their place: each step looks for the longest prefix

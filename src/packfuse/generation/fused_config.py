@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import GenerationConfig, PreTrainedConfig
 
 from packfuse.fusion.engine import Engine
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 
 
 class FusedConfig(PreTrainedConfig):
@@ -21,7 +21,7 @@ class FusedConfig(PreTrainedConfig):
     is_encoder_decoder: bool = False
 
 
-def fused_config(engine: Engine, reference: LocalMember) -> FusedConfig:
+def fused_config(engine: Engine, reference: HFMember) -> FusedConfig:
     """The configuration of a pack; the smallest context window is the pack's."""
     own = reference.model.config.get_text_config()
     config = FusedConfig(
@@ -35,7 +35,7 @@ def fused_config(engine: Engine, reference: LocalMember) -> FusedConfig:
     return config
 
 
-def fused_generation_config(reference: LocalMember) -> GenerationConfig:
+def fused_generation_config(reference: HFMember) -> GenerationConfig:
     """The reference's special ids; its sampling habits are not the pack's."""
     return GenerationConfig(
         bos_token_id=reference.tokenizer.bos_token_id,
@@ -44,7 +44,7 @@ def fused_generation_config(reference: LocalMember) -> GenerationConfig:
     )
 
 
-def _pad(reference: LocalMember) -> int | None:
+def _pad(reference: HFMember) -> int | None:
     ends = reference.vocabulary.end_ids
     own = reference.tokenizer.pad_token_id
     return own if own is not None else (ends[0] if ends else None)

@@ -15,14 +15,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.cache import FusedCache
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.pooling import Position, Watch
-from packfuse.fusion.sequence import Row
-from packfuse.generation.drafts.base import Draft, Drafting, Tally
+from packfuse.fusion.pooling import FusedPosition, PositionCallback
+from packfuse.fusion.sequence import PackSequence
+from packfuse.generation.drafts.base import Draft, DraftContext, DraftStats
 from packfuse.generation.fused_config import FusedConfig, fused_config, fused_generation_config
 from packfuse.generation.inputs import checked_cache, endings, unpadded
 from packfuse.generation.prefills import Key, Prefills
 from packfuse.generation.refusals import Refusals, check_decoding
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.text.prompt import blank, from_ids
 from packfuse.weighting.methods.base import Weighting
 from packfuse.weighting.prefill import prefill
@@ -41,9 +41,9 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         engine: The members, paired with the reference.
         weighting: How `generate` weighs the members on a prompt.
         default_weights: `[K]` weights of a bare `forward`; None for equal ones.
-        watch: Sees every fused position.
+        observer: Sees every fused position.
         draft: How `generate` drafts when it is told to look up prompts; None for the usual way.
-        tally: What became of the drafts of the last `generate`.
+        stats: What became of the drafts of the last `generate`.
         prefills: Prompts that `generate` need not read again.
     """
 
@@ -53,7 +53,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
 
     def __init__(self, engine: Engine, weighting: Weighting) -> None:
         """Wrap an engine whose members are all local."""
-        own = [member for member in engine.members if isinstance(member, LocalMember)]
+        own = [member for member in engine.members if isinstance(member, HFMember)]
         reference = own[engine.reference_index]
         super().__init__(fused_config(engine, reference))
         # The reference comes first: transformers takes a model's device from its parameters.
@@ -62,9 +62,9 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         )
         self.engine, self.weighting = engine, weighting
         self.default_weights: Tensor | None = None
-        self.watch: Watch | None = None
+        self.observer: PositionCallback | None = None
         self.draft: Draft | None = None
-        self.tally: Tally | None = None
+        self.stats: DraftStats | None = None
         self.prefills = Prefills()
         self._unnormalized = False
         self.generation_config = fused_generation_config(reference)
@@ -122,7 +122,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def _begin(
-        self, cache: FusedCache, texts: list[list[int]], keep: int, rows: list[Row] | None
+        self, cache: FusedCache, texts: list[list[int]], keep: int, rows: list[PackSequence] | None
     ) -> Tensor:
         """Fill an empty cache from whole sequences, from prefilled prompts where there are any."""
         rest = [text[row.length :] for text, row in zip(texts, rows or [], strict=False)]
@@ -132,9 +132,9 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         cache.rows = rows
         for place, row in enumerate(rows):
             row.place = place
-            if self.watch and row.heard is not None and row.last is not None:
+            if self.observer and row.heard is not None and row.last is not None:
                 # What was said right after the prompt, before anyone watched.
-                self.watch(row, Position(len(row.ids), row.heard, row.last, row.joined))
+                self.observer(row, FusedPosition(len(row.ids), row.heard, row.last, row.joined))
         # The last position of the prompt has been fused already.
         first = torch.stack([row.last for row in rows if row.last is not None])[:, None]
         if not rest[0]:
@@ -146,32 +146,32 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         """Read what is new in every row; the last `keep` positions, padding among them."""
         if keep <= min(map(len, texts)):
             return self.engine.advance(
-                cache.rows, texts, keep, self.watch, cache.endings, mark=keep > 1
+                cache.rows, texts, keep, self.observer, cache.endings, mark=keep > 1
             )
         # Padding has no distribution; whatever stands there is masked by whoever padded.
         found = []
         for row, text in zip(cache.rows, texts, strict=True):
-            logits = self.engine.advance([row], [text], min(keep, len(text)), self.watch)[0]
+            logits = self.engine.advance([row], [text], min(keep, len(text)), self.observer)[0]
             found.append(nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
         return torch.stack(found)
 
     def _levels(self, cache: FusedCache, keep: int) -> Tensor:
         """How high the members' logits lie on average, `[B, keep, 1]`: what penalties multiply."""
-        levels = torch.zeros(len(cache.rows), keep, 1, device=self.device)
+        log_normalizers = torch.zeros(len(cache.rows), keep, 1, device=self.device)
         for index, row in enumerate(cache.rows):
             count = len(row.readers)
             weights = [1 / count] * count if row.weights is None else row.weights.tolist()
             for reader, weight in zip(row.readers, weights, strict=True):
-                known = reader.session.levels if reader else None
+                known = reader.session.log_normalizers if reader else None
                 if known is not None and weight:
-                    last = weight * known[-keep:].to(levels).nan_to_num(0.0, 0.0, 0.0)
+                    last = weight * known[-keep:].to(log_normalizers).nan_to_num(0.0, 0.0, 0.0)
                     # A member with fewer tokens there has about the same height at all of them.
-                    levels[index, :, 0] += nn.functional.pad(
+                    log_normalizers[index, :, 0] += nn.functional.pad(
                         last[None, None], (keep - len(last), 0), mode="replicate"
                     )[0, 0]
-        return levels
+        return log_normalizers
 
-    def _blank(self, like: Row | None) -> Row:
+    def _blank(self, like: PackSequence | None) -> PackSequence:
         """A row that has read nothing, with the weights of another row or the default ones."""
         vocabularies = [member.vocabulary for member in self.engine.members]
         row = self.engine.open(blank(vocabularies, self.engine.reference_index))
@@ -235,14 +235,14 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         if self.draft is None:
             mixin: Any = super()
             return mixin._get_candidate_generator(**given)
-        drafting = Drafting(
+        drafting = DraftContext(
             engine=self.engine,
             cache=given["model_kwargs"]["past_key_values"],
             settings=given["generation_config"],
             processors=given["logits_processor"],
             device=self.device.type,
         )
-        self.tally = drafting.tally
+        self.stats = drafting.stats
         return self.draft.drafter(drafting)
 
     @contextmanager

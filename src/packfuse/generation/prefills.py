@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.sequence import PackSequence
 from packfuse.weighting.prefill import Fit
 
 Key = tuple[int, ...]
@@ -21,7 +21,7 @@ class Prefills:
 
     def __init__(self) -> None:
         """None yet."""
-        self._rows: dict[Key, tuple[Row, Fit]] = {}
+        self._rows: dict[Key, tuple[PackSequence, Fit]] = {}
         self.width: int | None = None
 
     def __contains__(self, ids: Key) -> bool:
@@ -32,7 +32,7 @@ class Prefills:
         """How many prompts are here."""
         return len(self._rows)
 
-    def add(self, ids: Sequence[int], row: Row, fit: Fit) -> None:
+    def add(self, ids: Sequence[int], row: PackSequence, fit: Fit) -> None:
         """Keep a row that stands at the end of `ids`."""
         # The row's own ids leave out the members' templates; its length is that of the prompt.
         row.offset = len(ids) - len(row.ids)
@@ -42,7 +42,9 @@ class Prefills:
         """What the prompt said."""
         return self._rows[tuple(ids)][1]
 
-    def take(self, texts: Sequence[Sequence[int]], columns: int, last: bool) -> list[Row] | None:
+    def take(
+        self, texts: Sequence[Sequence[int]], columns: int, last: bool
+    ) -> list[PackSequence] | None:
         """The rows that begin these texts.
 
         Args:
@@ -59,7 +61,7 @@ class Prefills:
         if grown < 0 or any(key not in self._rows for key in keys):
             return None
         given: set[Key] = set()
-        rows: list[Row] = []
+        rows: list[PackSequence] = []
         for key in keys:
             row = self._rows[key][0]
             rows.append(row if last and key not in given else row.fork())

@@ -85,7 +85,7 @@ class Request:
         )
 
 
-def check(
+def make_request(
     prompt: Any,
     arguments: Mapping[str, Any],
     *,
@@ -124,14 +124,14 @@ def check(
         seed=rest.pop("seed", None),
         trace=bool(rest.pop("trace", False)),
         constraint=as_constraint(rest.pop("constraint", None)),
-        draft=made_draft(rest.pop("draft")) if "draft" in rest else draft,
+        draft=make_draft(rest.pop("draft")) if "draft" in rest else draft,
         gate=gates().make(rest.pop("gate", None) or gate or "every"),
         template=dict(rest.pop("chat_template_kwargs", None) or {}),
         arguments=_sampling(rest),
     )
 
 
-def made_draft(spec: Any) -> Draft | None:
+def make_draft(spec: Any) -> Draft | None:
     """A way to draft by its name, with parameters, or as an object; None and "none" for none.
 
     Raises:

@@ -20,21 +20,21 @@ from transformers.generation.streamers import BaseStreamer
 from packfuse.errors import PromptError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.gates.every import Every
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.answer import Answer, Chunk
-from packfuse.generation.constraint_processor import Constrained
+from packfuse.generation.constraint_processor import ConstraintProcessor
 from packfuse.generation.drafts.base import Draft
 from packfuse.generation.fused_model import FusedForCausalLM
 from packfuse.generation.record import Drafts, FinishReason, FusionRecord, Timings, Usage, by_name
 from packfuse.generation.request import Prompt, Request
-from packfuse.generation.stopping import Cancelled, StopText
-from packfuse.generation.trace import Observed, Observer
+from packfuse.generation.stopping import CancelCriteria, StopTextCriteria
+from packfuse.generation.trace import RecordedSequence, TraceRecorder
 from packfuse.registry import alignments, drafts, gates, rules, weightings
 from packfuse.text.chat_template import render_chat
 from packfuse.text.continuation import Continuation, bare
-from packfuse.text.detokenizer import Emitter, whole_text
+from packfuse.text.detokenizer import StreamDetokenizer, detokenize
 from packfuse.text.prompt import PackPrompt, from_text
-from packfuse.weighting.fit_positions import View
+from packfuse.weighting.fit_positions import ReferenceView
 from packfuse.weighting.methods.base import Weights
 from packfuse.weighting.methods.top1 import Top1
 from packfuse.weighting.prefill import Fit, prefill
@@ -51,7 +51,7 @@ class _Prepared:
     reference: int
     ids: list[int]
     prompt: PackPrompt
-    row: Row
+    row: PackSequence
     fit: Fit
     stop: tuple[str, ...]
 
@@ -85,7 +85,7 @@ class Runner:
 
     def stream(self, lock: threading.RLock) -> Generator[Chunk]:
         """Answer the one prompt, chunk by chunk, from a thread that ends with the iterator."""
-        pieces: queue.SimpleQueue[list[int] | Emitter | Answer | BaseException] = (
+        pieces: queue.SimpleQueue[list[int] | StreamDetokenizer | Answer | BaseException] = (
             queue.SimpleQueue()
         )
 
@@ -98,13 +98,13 @@ class Runner:
 
         thread = threading.Thread(target=work, name="packfuse-stream", daemon=True)
         thread.start()
-        emitter: Emitter | None = None
+        emitter: StreamDetokenizer | None = None
         try:
             while True:
                 piece = pieces.get()
                 if isinstance(piece, BaseException):
                     raise piece
-                if isinstance(piece, Emitter):
+                if isinstance(piece, StreamDetokenizer):
                     emitter = piece
                 elif isinstance(piece, Answer):
                     yield Chunk(emitter.finish() if emitter else piece.text, piece.record)
@@ -126,7 +126,7 @@ class Runner:
             asked = Continuation.of(model.engine.reference, prompt, continuation)
             return self._sum(model, item.row, asked.new)
 
-    def _sum(self, model: FusedForCausalLM, row: Row, new: Sequence[int]) -> float:
+    def _sum(self, model: FusedForCausalLM, row: PackSequence, new: Sequence[int]) -> float:
         total = float(row.last[new[0]]) if row.last is not None else 0.0
         for start in range(0, len(new) - 1, 32):
             part = list(new[start : min(start + 32, len(new) - 1)])
@@ -185,7 +185,7 @@ class Runner:
             return []
         return [k for k, side in enumerate(prompt.members) if side.ends_turns]
 
-    def _view(self, reference: int) -> View:
+    def _view(self, reference: int) -> ReferenceView:
         return self.pack.fused(reference).engine.view
 
     def _own_losses(self, item: _Prepared) -> Weights | None:
@@ -230,20 +230,22 @@ class Runner:
         observer = self._observer(model)
         ids, mask = _padded([item.ids for item in group], model)
         criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
-        cancelled = Cancelled([self.cancels[item.place] for item in group])
+        cancelled = CancelCriteria([self.cancels[item.place] for item in group])
         criteria.append(cancelled)
         stop = group[0].stop
         if stop:
-            criteria.append(StopText(model.engine.reference, stop, ids.shape[1]))
+            criteria.append(StopTextCriteria(model.engine.reference, stop, ids.shape[1]))
         processors = LogitsProcessorList(arguments.pop("logits_processor", None) or [])
         if self.request.constraint is not None:
-            constrained = Constrained(model.engine.reference, self.request.constraint, ids.shape[1])
+            constrained = ConstraintProcessor(
+                model.engine.reference, self.request.constraint, ids.shape[1]
+            )
             processors.append(constrained)
         if isinstance(streamer, _Feed):
-            streamer.begin(Emitter(model.engine.reference, stop))
+            streamer.begin(StreamDetokenizer(model.engine.reference, stop))
         for item in group:
             model.prefills.add(item.ids, item.row, item.fit)
-        model.watch, model.tally = observer, None
+        model.observer, model.stats = observer, None
         model.draft = self._draft
         if model.draft is not None:
             # What transformers' loop for drafts is asked for; the pack's own drafter takes over.
@@ -259,7 +261,7 @@ class Runner:
                 **arguments,
             )
         finally:
-            model.watch = model.draft = None
+            model.observer = model.draft = None
             model.prefills.drop([tuple(item.ids) for item in group])
         seconds = time.perf_counter() - started
         if not isinstance(sequences, Tensor):
@@ -271,10 +273,12 @@ class Runner:
         ]
         return self._answers(model, group, rows, stop, observer, seconds)
 
-    def _observer(self, model: FusedForCausalLM) -> Observer | None:
+    def _observer(self, model: FusedForCausalLM) -> TraceRecorder | None:
         if not self.request.observable:
             return None
-        return Observer(model.engine, self.request.trace, self._draft.most if self._draft else 0)
+        return TraceRecorder(
+            model.engine, self.request.trace, self._draft.most if self._draft else 0
+        )
 
     def _answers(
         self,
@@ -282,7 +286,7 @@ class Runner:
         group: list[_Prepared],
         sequences: list[list[int]],
         stop: tuple[str, ...],
-        observer: Observer | None,
+        observer: TraceRecorder | None,
         seconds: float,
     ) -> dict[int, list[Answer]]:
         each = len(sequences) // len(group)
@@ -300,14 +304,14 @@ class Runner:
         item: _Prepared,
         ids: list[int],
         stop: tuple[str, ...],
-        seen: Observed | None,
-        observer: Observer | None,
+        seen: RecordedSequence | None,
+        observer: TraceRecorder | None,
         seconds: float,
     ) -> Answer:
         ends = set(model.engine.reference.end_ids)
         end = next((i for i, token in enumerate(ids) if token in ends), None)
         ids = ids if end is None else ids[: end + 1]
-        text, stopped = whole_text(ids, model.engine.reference, stop)
+        text, stopped = detokenize(ids, model.engine.reference, stop)
         if stopped is not None:
             # In a batch, padding follows.
             while not model.engine.reference.token_bytes[ids[-1]]:
@@ -325,8 +329,8 @@ class Runner:
         ids: list[int],
         reason: FinishReason,
         stopped: str | None,
-        observer: Observer | None,
-        seen: Observed | None,
+        observer: TraceRecorder | None,
+        seen: RecordedSequence | None,
         seconds: float,
     ) -> FusionRecord:
         names, fit, request, generated = self.pack.names, item.fit, self.request, len(ids)
@@ -387,9 +391,9 @@ class Runner:
 
     def _drafts(self, model: FusedForCausalLM) -> Drafts | None:
         """What became of the drafts of the last answer."""
-        if self.request.draft is None or model.tally is None:
+        if self.request.draft is None or model.stats is None:
             return None
-        return Drafts(method=drafts().dump(self.request.draft), **asdict(model.tally))
+        return Drafts(method=drafts().dump(self.request.draft), **asdict(model.stats))
 
 
 class _Feed(BaseStreamer):
@@ -399,7 +403,7 @@ class _Feed(BaseStreamer):
         self.pieces, self.runner = pieces, runner
         self.prompt_seen = False
 
-    def begin(self, emitter: Emitter) -> None:
+    def begin(self, emitter: StreamDetokenizer) -> None:
         """Hand over what turns ids into text."""
         self.pieces.put(emitter)
 

@@ -13,7 +13,7 @@ from transformers import StoppingCriteria
 from packfuse.text.vocabulary import Vocabulary
 
 
-class StopText(StoppingCriteria):
+class StopTextCriteria(StoppingCriteria):
     """Ends a row as soon as its generated text holds a stop string, wherever tokens end."""
 
     def __init__(self, vocabulary: Vocabulary, stop: Sequence[str], prompt_length: int) -> None:
@@ -30,7 +30,7 @@ class StopText(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-class Cancelled(StoppingCriteria):
+class CancelCriteria(StoppingCriteria):
     """Ends the rows whose callers have lost interest."""
 
     def __init__(self, events: Sequence[threading.Event]) -> None:

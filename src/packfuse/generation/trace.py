@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.pooling import Position
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.pooling import FusedPosition
+from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.record import TraceStep
 
 
 @dataclass(slots=True)
-class Observed:
+class RecordedSequence:
     """What was seen in one row. Positions are counts of ids that had been read.
 
     Attributes:
@@ -43,7 +43,7 @@ class Observed:
         return sum(seen) / len(seen) if seen else None
 
 
-class Observer:
+class TraceRecorder:
     """Notes agreement step by step, and keeps a trace when asked to.
 
     It serves greedy decoding and sampling, where row i of the batch stays row i. Where a draft was
@@ -55,16 +55,16 @@ class Observer:
         self.engine, self.tracing = engine, trace
         self._depth = drafted + 1 if drafted else 0
         self.names = [member.name for member in engine.members]
-        self._rows: dict[int, Observed] = {}
+        self._rows: dict[int, RecordedSequence] = {}
 
-    def row(self, index: int) -> Observed:
+    def row(self, index: int) -> RecordedSequence:
         """What was seen in row `index` of the batch."""
-        return self._rows.get(index, Observed())
+        return self._rows.get(index, RecordedSequence())
 
-    def __call__(self, row: Row, position: Position) -> None:
+    def __call__(self, row: PackSequence, position: FusedPosition) -> None:
         """See one position; `Watch` of the engine."""
         read, logps, fused = position.read, position.logps, position.fused
-        seen = self._rows.setdefault(row.place, Observed())
+        seen = self._rows.setdefault(row.place, RecordedSequence())
         first = logps.argmax(-1).tolist()
         speaking = [c for c, w in zip(first, self._weights(row), strict=True) if w > 0]
         seen.agreed[read] = len(set(speaking)) <= 1
@@ -75,20 +75,20 @@ class Observer:
             # No draft reaches further back.
             self._settle(seen, row.ids, read - self._depth)
 
-    def _weights(self, row: Row) -> list[float]:
+    def _weights(self, row: PackSequence) -> list[float]:
         if row.weights is None:
             return [1.0] * len(self.names)
         weights: list[float] = row.weights.tolist()
         return weights
 
-    def finish(self, seen: Observed, answer: Sequence[int]) -> list[TraceStep]:
+    def finish(self, seen: RecordedSequence, answer: Sequence[int]) -> list[TraceStep]:
         """The trace of an answer, one entry a token."""
         ids = [-1] * seen.first + list(answer)
         self._settle(seen, ids, len(ids))
         steps = range(seen.first, len(ids))
         return [seen.trace[at] for at in steps if at in seen.trace]
 
-    def _settle(self, seen: Observed, ids: Sequence[int], read: int) -> None:
+    def _settle(self, seen: RecordedSequence, ids: Sequence[int], read: int) -> None:
         """Write down the tokens that were chosen after the pending positions before `read`."""
         for at in [at for at in seen.pending if at < read]:
             seen.trace[at] = self._entry(*seen.pending.pop(at), ids[at])

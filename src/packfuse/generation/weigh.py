@@ -11,7 +11,7 @@ from packfuse.errors import ConfigError
 from packfuse.generation.record import by_name
 from packfuse.models.loading import unique_names
 from packfuse.registry import rules, weightings
-from packfuse.weighting.methods.base import Evidence, Limits, Weighting, Weights, equal
+from packfuse.weighting.methods.base import Evidence, FitLimits, Weighting, Weights, equal
 
 if TYPE_CHECKING:
     from packfuse.generation.runner import Runner
@@ -60,9 +60,9 @@ class Survey(Weighting):
         return any(weighting.needs_scores(own) for weighting, own in self.asked.values())
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> FitLimits:
         """What they all want."""
-        return next((weighting.limits for weighting, _ in self.asked.values()), Limits())
+        return next((weighting.limits for weighting, _ in self.asked.values()), FitLimits())
 
     def fit(self, evidence: Evidence, pool: str) -> Weights:
         """Equal weights; what the others say is kept."""
@@ -75,7 +75,7 @@ class Survey(Weighting):
         return self._answers.get(label, equal(members))
 
 
-def weigh(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
+def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
     """Weigh the one prompt of `runner` under several weightings, all known ones by default."""
     asked = _labeled(specs)
     names = runner.pack.names

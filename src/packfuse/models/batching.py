@@ -8,18 +8,18 @@ from torch import Tensor
 
 from packfuse.models.member import Read
 
-PADS = 4
+MAX_PADDING = 4
 """Padding that a row may get so that it is read beside a longer one.
 
 One token more in a pass takes about a tenth of the time of another pass.
 """
 
 
-LONGEST = 512
+MAX_CHUNK_TOKENS = 512
 """Most tokens read in one pass, so that what it needs besides logits stays small (docs/log.md)."""
 
 
-class Piece:
+class ReadChunk:
     """What one request reads in one forward pass.
 
     Attributes:
@@ -35,9 +35,11 @@ class Piece:
         self.ids = request.ids[max(0, count + start) : max(0, count + stop)]
         self.kept = min(len(self.ids), max(0, stop + request.keep))
         first, tail = request.session.length + 1, len(self.ids) - self.kept
-        visit = request.visit
+        callback = request.callback
         self.places = [
-            at for at in range(len(self.ids)) if at >= tail or (visit and visit.wants(first + at))
+            at
+            for at in range(len(self.ids))
+            if at >= tail or (callback and callback.wants(first + at))
         ]
         self._counts = [first + at for at in self.places]
         self._tail = first + tail
@@ -55,11 +57,11 @@ class Piece:
             logps: `[n, columns]` after so many tokens.
             pruned: Whether only the columns that count were worked out.
         """
-        self.request.show(counts, logps)
+        self.request.notify(counts, logps)
         kept = sum(count >= self._tail for count in counts)
         if kept:
             said = logps if kept == len(logps) else logps[-kept:].clone()
-            columns = None if pruned else self.request.counted
+            columns = None if pruned else self.request.active_subset
             yield said if columns is None else columns.restrict(said)
 
     @property
@@ -78,7 +80,7 @@ def batches(requests: Sequence[Read], pads: int | None) -> Iterator[list[int]]:
     """
     groups: dict[tuple[bool, int], list[int]] = {}
     for row, request in enumerate(requests):
-        groups.setdefault((request.visit is not None, id(request.counted)), []).append(row)
+        groups.setdefault((request.callback is not None, id(request.active_subset)), []).append(row)
     for group in groups.values():
         waiting = sorted(group, key=lambda row: len(requests[row].ids))
         while waiting:
@@ -109,12 +111,12 @@ def chunks(
     wanted = set(range(-length, 0)) if not chooses else set[int]()
     for request in requests:
         wanted.update(range(-request.keep, 0))
-        if visit := request.visit:
+        if callback := request.callback:
             first, count = request.session.length + 1, len(request.ids)
-            wanted.update(at - count for at in range(count) if visit.wants(first + at))
+            wanted.update(at - count for at in range(count) if callback.wants(first + at))
     start, held = -length, 0
     for at in range(-length, 0):
         held += at in wanted
-        if held == size or at - start + 1 == LONGEST or at == -1:
+        if held == size or at - start + 1 == MAX_CHUNK_TOKENS or at == -1:
             yield start, at + 1
             start, held = at + 1, 0

@@ -14,7 +14,7 @@ from packfuse.models.loading import split_gguf
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class CheckpointSize:
     """Parameters by the dtype that they are stored in, such as `{"BF16": 268_098_176}`."""
 
     counts: dict[str, int]
@@ -31,7 +31,7 @@ class Stored:
         return self.parameters * _bytes_each(dtype)
 
 
-def stored(model: str, revision: str | None = None) -> Stored:
+def checkpoint_size(model: str, revision: str | None = None) -> CheckpointSize:
     """Read the headers of a hub repository (nothing else is fetched), a folder or a GGUF file.
 
     Raises:
@@ -42,8 +42,8 @@ def stored(model: str, revision: str | None = None) -> Stored:
         if gguf:
             return _gguf(Path(folder) / gguf)
         if Path(folder).is_dir():
-            return Stored(_counts(get_local_safetensors_metadata(folder)))
-        return Stored(_counts(_hub(folder, revision)))
+            return CheckpointSize(_counts(get_local_safetensors_metadata(folder)))
+        return CheckpointSize(_counts(_hub(folder, revision)))
     except Exception as error:
         raise LoadError(
             f"no weights of {model!r} can be read: {_first_line(error)}",
@@ -64,13 +64,15 @@ def _hub(repository: str, revision: str | None) -> Any:
         return get_local_safetensors_metadata(folder)
 
 
-def _gguf(path: Path) -> Stored:
+def _gguf(path: Path) -> CheckpointSize:
     """Transformers loads GGUF files as float32, however they are quantized."""
     from gguf import GGUFReader
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file here")
-    return Stored({"F32": sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)})
+    return CheckpointSize(
+        {"F32": sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)}
+    )
 
 
 def _bytes_each(dtype: str) -> int:

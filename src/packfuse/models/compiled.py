@@ -14,31 +14,36 @@ from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from packfuse.errors import MemberError
-from packfuse.models.batching import Piece
-from packfuse.models.hf_member import LocalMember
-from packfuse.models.kv.fixed_shape import Step, hindrance, stand, vary
-from packfuse.models.kv.ragged import Running
+from packfuse.models.batching import ReadChunk
+from packfuse.models.hf_member import HFMember
+from packfuse.models.kv.fixed_shape import (
+    FixedShapeBatch,
+    can_read,
+    mark_dynamic,
+    unsupported_reason,
+)
+from packfuse.models.kv.ragged import ForwardBatch
 from packfuse.models.member import Read
-from packfuse.models.vocab_subset import Columns
+from packfuse.models.vocab_subset import VocabSubset
 
-GRAPHS = 32
+MAX_GRAPHS = 32
 """Most graphs of one head: one or several rows, tokens, places."""
 
-_OWN_GRAPHS: dict[str, Any] = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
+_OWN_GRAPHS: dict[str, Any] = {"recompile_limit": MAX_GRAPHS, "isolate_recompiles": True}
 
-ALL = 16
+MAX_FULL_LOGITS = 16
 """Places up to which logits are made at all of them."""
 
-WARM = (1, 2)
+PRECOMPILED_WIDTHS = (1, 2)
 """How many tokens rows read in the steps that are compiled at once; others wait until needed."""
 
 _turn = threading.Lock()
 """The compiler knows whose graphs are meant by one number for the whole process."""
 
-_compiled: WeakKeyDictionary[LocalMember, Compiled] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[HFMember, Compiled] = WeakKeyDictionary()
 
 
-class Compiled(LocalMember):
+class Compiled(HFMember):
     """A local member that reads a few tokens in compiled code, and longer texts as it always did.
 
     A step works on the whole store of its rows, so that nothing in it depends on how long they are.
@@ -49,14 +54,14 @@ class Compiled(LocalMember):
         refused: Why the compiler would not, if so; it reads as it always did then.
     """
 
-    def __init__(self, member: LocalMember) -> None:
+    def __init__(self, member: HFMember) -> None:
         """A twin of `member`, over the same model."""
         vars(self).update(vars(member))
         self.refused: str | None = None
         # By columns, which go with their pack; the whole head by `Heads`, which stays.
         self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
 
-    def warm(self, columns: Columns | None, width: int) -> None:
+    def warm(self, columns: VocabSubset | None, width: int) -> None:
         """Compile the step in which one row reads so many tokens.
 
         Warns:
@@ -70,34 +75,40 @@ class Compiled(LocalMember):
             self.refused = str(error)
             _warn(self, self.refused)
 
-    def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
-        pasts = [piece.request.session.state.past for piece in pieces]
+    def _plan(self, pieces: Sequence[ReadChunk], room: int) -> ForwardBatch:
+        row_caches = [piece.request.session.state.row_cache for piece in pieces]
         new = [len(piece.ids) for piece in pieces]
-        if self.refused is None and stand(pasts, new):
-            return Step(self._empty, self.model.config, pasts, new)
+        if self.refused is None and can_read(row_caches, new):
+            return FixedShapeBatch(self._empty, self.model.config, row_caches, new)
         return super()._plan(pieces, room)
 
     def _forward(
-        self, pieces: list[Piece], columns: Columns | None, room: int
+        self, pieces: list[ReadChunk], columns: VocabSubset | None, room: int
     ) -> list[list[Tensor]]:
-        stores = {piece.request.session.state.past.store for piece in pieces} - {None}
+        stores = {piece.request.session.state.row_cache.store for piece in pieces} - {None}
         try:
             return super()._forward(pieces, columns, room)
         except BaseException:
             # What is left behind might be NaN, and a step is shown the whole store.
-            for past in [past for store in stores for past in store.pasts]:
-                past.leave()
+            for row_cache in [row_cache for store in stores for row_cache in store.row_caches]:
+                row_cache.leave()
             raise
 
     def _chosen(
-        self, running: Running, inputs: dict[str, Any], flat: list[int], columns: Columns | None
+        self,
+        running: ForwardBatch,
+        inputs: dict[str, Any],
+        flat: list[int],
+        columns: VocabSubset | None,
     ) -> Tensor:
-        if not isinstance(running, Step):
+        if not isinstance(running, FixedShapeBatch):
             return super()._chosen(running, inputs, flat, columns)
         count = running.size * running.width
         # Where there are few places, whichever of them are asked for is no kind of its own.
-        asked = torch.tensor(list(range(count)) if count <= ALL else flat, device=self.device)
-        vary(asked, 0)
+        asked = torch.tensor(
+            list(range(count)) if count <= MAX_FULL_LOGITS else flat, device=self.device
+        )
+        mark_dynamic(asked, 0)
         with _turn:
             twin, call = self._call(columns)
             twin.get_output_embeddings().places = asked
@@ -109,9 +120,9 @@ class Compiled(LocalMember):
                     f"member {self.name!r} cannot be compiled: {self.refused}",
                     hint="ask again: from now on it reads as if compiled=False",
                 ) from error
-        return logits[flat] if count <= ALL else logits
+        return logits[flat] if count <= MAX_FULL_LOGITS else logits
 
-    def _call(self, columns: Columns | None) -> tuple[Any, Callable[..., Any]]:
+    def _call(self, columns: VocabSubset | None) -> tuple[Any, Callable[..., Any]]:
         """The model under the head for these columns, and its compiled call."""
         key = self._heads if columns is None else columns
         if key not in self._calls:
@@ -132,7 +143,7 @@ def _guards(entries: Sequence[Any]) -> list[bool]:
     return ["_CAN_RECORD_REGISTRY" not in entry.name for entry in entries]
 
 
-def compile_steps(member: LocalMember) -> LocalMember:
+def compile_steps(member: HFMember) -> HFMember:
     """The twin of a member whose steps are compiled, made once; itself where they cannot be.
 
     Warns:
@@ -141,18 +152,18 @@ def compile_steps(member: LocalMember) -> LocalMember:
     if isinstance(member, Compiled):
         return member
     twin = _compiled.get(member)
-    if reason := _hindrance(member) if twin is None else twin.refused:
+    if reason := _unsupported_reason(member) if twin is None else twin.refused:
         _warn(member, reason)
         return member
     return _compiled.setdefault(member, twin or Compiled(member))
 
 
-def _warn(member: LocalMember, reason: str) -> None:
+def _warn(member: HFMember, reason: str) -> None:
     """Warn that a member goes its usual way."""
     warnings.warn(f"member {member.name!r} is not compiled: {reason}", RuntimeWarning, 3)
 
 
-def _hindrance(member: LocalMember) -> str | None:
+def _unsupported_reason(member: HFMember) -> str | None:
     """Why a member's steps cannot be compiled; None if they can."""
     model: Any = member.model
     devices = {str(parameter.device) for parameter in model.parameters()}
@@ -169,4 +180,4 @@ def _hindrance(member: LocalMember) -> str | None:
         return "its output head is out of reach"
     if not member._positions:
         return f"{type(model).__name__} takes no positions"
-    return hindrance(member._empty, model.config)
+    return unsupported_reason(member._empty, model.config)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from packfuse.errors import LoadError, MemberError, PromptError
-from packfuse.models.batching import PADS, Piece, batches, chunks
-from packfuse.models.kv.ragged import Pass, Running
-from packfuse.models.kv.store import Past, has_states, new_cache
-from packfuse.models.lm_head import Heads
+from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks
+from packfuse.models.kv.ragged import ForwardBatch, RaggedBatch
+from packfuse.models.kv.store import RowCache, has_states, new_cache
+from packfuse.models.lm_head import LMHead
 from packfuse.models.member import Member, Read, Session
-from packfuse.models.onednn import Products
-from packfuse.models.vocab_subset import Columns
+from packfuse.models.onednn import OneDNNLinear
+from packfuse.models.vocab_subset import VocabSubset
 from packfuse.text.vocabulary import Vocabulary
 
 LOGITS_BYTES = 32 * 2**20
@@ -30,14 +30,14 @@ _SNAPSHOTS = 4
 
 
 @dataclass(slots=True)
-class _State:
+class _SessionState:
     """What a row has read, and copies of states that cannot be rolled back."""
 
-    past: Past
+    row_cache: RowCache
     snapshots: list[tuple[int, list[Any]]] = field(default_factory=list)
 
 
-class LocalMember(Member):
+class HFMember(Member):
     """One model and its tokenizer. The model is used as it is and never altered."""
 
     def __init__(self, name: str, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
@@ -60,7 +60,7 @@ class LocalMember(Member):
         self.context_window = context_window(model.config, vocabulary.tokenizer)
         self._keeps_logits = "logits_to_keep" in parameters
         self._positions = "position_ids" in parameters
-        self._heads = Heads(model)
+        self._heads = LMHead(model)
         self._linear = any(
             type(module) is nn.Linear and module.weight.dtype == torch.float32
             for module in model.modules()
@@ -81,14 +81,14 @@ class LocalMember(Member):
 
     def open(self) -> Session:
         """A row in which nothing has been read."""
-        return Session(state=_State(Past(self._empty)))
+        return Session(state=_SessionState(RowCache(self._empty)))
 
     def read(self, requests: Sequence[Read]) -> list[Tensor]:
         """Rows with about as many new tokens run as one batch; see `Member.read`."""
         for request in requests:
             self._check_room(request)
         results: dict[int, Tensor] = {}
-        for rows in batches(requests, PADS if self._ragged else None):
+        for rows in batches(requests, MAX_PADDING if self._ragged else None):
             for row, kept in zip(rows, self._read([requests[i] for i in rows]), strict=True):
                 results[row] = kept
         return [results[row] for row in range(len(requests))]
@@ -106,14 +106,14 @@ class LocalMember(Member):
         """Requests of about one length, in chunks that keep the logits small."""
         columns = self._columns(requests[0])
         size = max(1, self._most // len(requests))
-        long = any(request.visit and len(request.ids) > size for request in requests)
+        long = any(request.callback and len(request.ids) > size for request in requests)
         # Bodies read long texts in one go, and heads follow in blocks. Not where there are states,
         # of which copies are taken before every chunk.
         whole = long and not has_states(self._empty) and self._heads.apart
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
         for start, stop in list(chunks(requests, None if whole else size, chooses=self._chooses)):
-            pieces = [Piece(request, start, stop) for request in requests]
+            pieces = [ReadChunk(request, start, stop) for request in requests]
             reading = [
                 (piece, found) for piece, found in zip(pieces, kept, strict=True) if piece.ids
             ]
@@ -129,7 +129,7 @@ class LocalMember(Member):
 
     @torch.no_grad()
     def _forward(
-        self, pieces: list[Piece], columns: Columns | None, room: int
+        self, pieces: list[ReadChunk], columns: VocabSubset | None, room: int
     ) -> list[list[Tensor]]:
         """Read the pieces side by side, of which so many tokens more follow.
 
@@ -141,25 +141,27 @@ class LocalMember(Member):
             self._take_snapshot(session)
         running = self._plan(pieces, room)
         try:
-            kept, levels = self._hear(pieces, self._logits(pieces, running, columns), columns)
+            kept, log_normalizers = self._hear(
+                pieces, self._logits(pieces, running, columns), columns
+            )
         except BaseException:
             for session in sessions:
                 # Some layers may have read the tokens: what is there is worth nothing now.
                 session.ids, session.state = [], self.open().state
             raise
         running.finish()
-        for piece, session, level in zip(pieces, sessions, levels, strict=True):
-            session.levels = level
+        for piece, session, level in zip(pieces, sessions, log_normalizers, strict=True):
+            session.log_normalizers = level
             session.ids.extend(piece.ids)
         return kept
 
     def _hear(
-        self, pieces: Sequence[Piece], blocks: Iterable[Tensor], columns: Columns | None
+        self, pieces: Sequence[ReadChunk], blocks: Iterable[Tensor], columns: VocabSubset | None
     ) -> tuple[list[list[Tensor]], Sequence[Tensor]]:
         """What each piece keeps of blocks of logits, one piece after the other, and the levels."""
         kept: list[list[Tensor]] = [[] for _ in pieces]
         counts = [(k, count) for k, piece in enumerate(pieces) for count in piece.counts]
-        levels, pruned, waiting = [], columns is not None, iter(blocks)
+        log_normalizers, pruned, waiting = [], columns is not None, iter(blocks)
         while True:
             # What is raised by whoever watches is not the member's fault.
             with self._blamed(pieces):
@@ -168,7 +170,7 @@ class LocalMember(Member):
                     break
                 here, counts = counts[: len(logits)], counts[len(logits) :]
                 logps, level = self._logps(logits, [count for _, count in here], columns)
-            levels.append(level)
+            log_normalizers.append(level)
             # Or there would be room for two blocks of each.
             del logits
             at = 0
@@ -177,10 +179,10 @@ class LocalMember(Member):
                 kept[k].extend(pieces[k].take(heard, logps[at:][: len(heard)], pruned=pruned))
                 at += len(heard)
             del logps
-        return kept, torch.cat(levels).split([piece.wanted for piece in pieces])
+        return kept, torch.cat(log_normalizers).split([piece.wanted for piece in pieces])
 
     @contextmanager
-    def _blamed(self, pieces: Sequence[Piece]) -> Iterator[None]:
+    def _blamed(self, pieces: Sequence[ReadChunk]) -> Iterator[None]:
         """Errors of the model, or of torch, come with the member's name."""
         try:
             yield
@@ -190,27 +192,27 @@ class LocalMember(Member):
             at = max(piece.request.session.length for piece in pieces)
             raise MemberError(f"member {self.name!r} failed after {at} tokens: {error}") from error
 
-    def _plan(self, pieces: Sequence[Piece], room: int) -> Running:
+    def _plan(self, pieces: Sequence[ReadChunk], room: int) -> ForwardBatch:
         """How the pieces are read."""
-        pasts = [piece.request.session.state.past for piece in pieces]
-        return Pass(self._empty, pasts, [len(piece.ids) for piece in pieces], room)
+        row_caches = [piece.request.session.state.row_cache for piece in pieces]
+        return RaggedBatch(self._empty, row_caches, [len(piece.ids) for piece in pieces], room)
 
-    def _columns(self, request: Read) -> Columns | None:
+    def _columns(self, request: Read) -> VocabSubset | None:
         """Those that a pass works out, where all requests are like this one; None for all."""
-        columns = request.counted
-        if request.visit or columns is None or not self._heads.prunes(columns):
+        columns = request.active_subset
+        if request.callback or columns is None or not self._heads.prunes(columns):
             return None
         return columns
 
     def _logits(
-        self, pieces: Sequence[Piece], running: Running, columns: Columns | None
+        self, pieces: Sequence[ReadChunk], running: ForwardBatch, columns: VocabSubset | None
     ) -> Iterator[Tensor]:
         """The logits wanted, one piece after the other, in blocks `[P, columns]`."""
         ids = [list(piece.ids) for piece in pieces]
         inputs = running.inputs(ids, self.device, positions=self._positions)
         flat = [at for k, piece in enumerate(pieces) for at in running.places(k, piece.places)]
-        watched = any(piece.request.visit for piece in pieces)
-        if watched and len(flat) > self._most and self._heads.apart:
+        observed = any(piece.request.callback for piece in pieces)
+        if observed and len(flat) > self._most and self._heads.apart:
             body, hidden = self._heads.body(torch.tensor(flat, dtype=torch.long))
             self._run(body, inputs)
             for some in hidden().split(self._most):
@@ -227,7 +229,11 @@ class LocalMember(Member):
         yield logits[rows, [place - cut for place in places]]
 
     def _chosen(
-        self, running: Running, inputs: dict[str, Any], flat: list[int], columns: Columns | None
+        self,
+        running: ForwardBatch,
+        inputs: dict[str, Any],
+        flat: list[int],
+        columns: VocabSubset | None,
     ) -> Tensor:
         """The logits at some places of the batch, `[P, columns]`, and no others."""
         return self._run(self._heads.pick(torch.tensor(flat, dtype=torch.long), columns), inputs)[0]
@@ -245,7 +251,7 @@ class LocalMember(Member):
 
     def _computing(self) -> AbstractContextManager[object]:
         """How products are computed meanwhile."""
-        return Products() if self._linear and self.device.type == "cpu" else nullcontext()
+        return OneDNNLinear() if self._linear and self.device.type == "cpu" else nullcontext()
 
     @property
     def _chooses(self) -> bool:
@@ -253,7 +259,7 @@ class LocalMember(Member):
         return self._keeps_logits or self._heads.replaceable
 
     def _logps(
-        self, logits: Tensor, counts: Sequence[int], columns: Columns | None
+        self, logits: Tensor, counts: Sequence[int], columns: VocabSubset | None
     ) -> tuple[Tensor, Tensor]:
         """Normalized over the columns that are tokens, and how far the logits lay above that.
 
@@ -290,7 +296,7 @@ class LocalMember(Member):
         """See `Member.rollback`. Recurrent and convolutional states return to a snapshot."""
         if length >= session.length:
             return
-        state: _State = session.state
+        state: _SessionState = session.state
         saved: list[Any] = []
         if has_states(self._empty):
             state.snapshots = [entry for entry in state.snapshots if entry[0] <= length]
@@ -299,35 +305,35 @@ class LocalMember(Member):
             session.ids, session.state = [], self.open().state
             return
         if saved:
-            state.past.restore(saved)
-        state.past.cut(length)
+            state.row_cache.restore(saved)
+        state.row_cache.cut(length)
         del session.ids[length:]
 
     def fork(self, session: Session) -> Session:
         """See `Member.fork`: attention tensors are shared."""
-        state: _State = session.state
-        fresh = _State(state.past.fork(), list(state.snapshots))
-        return replace(session, ids=list(session.ids), state=fresh, levels=None)
+        state: _SessionState = session.state
+        fresh = _SessionState(state.row_cache.fork(), list(state.snapshots))
+        return replace(session, ids=list(session.ids), state=fresh, log_normalizers=None)
 
     def keep(self, session: Session, length: int) -> Session:
         """See `Member.keep`."""
         kept = self.fork(session)
         if length < session.length:
             self.rollback(kept, length)
-            kept.state.past.leave()
+            kept.state.row_cache.leave()
         return kept
 
     def nbytes(self, session: Session) -> int:
         """See `Member.nbytes`; what views keep alive counts in full, and once."""
-        state: _State = session.state
+        state: _SessionState = session.state
         layers = [layer for _, saved in state.snapshots for layer in saved]
-        stores = (tensor.untyped_storage() for tensor in state.past.tensors(layers))
+        stores = (tensor.untyped_storage() for tensor in state.row_cache.tensors(layers))
         return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
 
     def _take_snapshot(self, session: Session) -> None:
-        state: _State = session.state
+        state: _SessionState = session.state
         if session.length and has_states(self._empty):
-            entry = session.length, state.past.snapshot()
+            entry = session.length, state.row_cache.snapshot()
             earlier = [old for old in state.snapshots if old[0] < session.length]
             state.snapshots = [*earlier, entry][-_SNAPSHOTS:]
 

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from packfuse.errors import LoadError, PackError
-from packfuse.models.checkpoint import stored
+from packfuse.models.checkpoint import checkpoint_size
 from packfuse.models.hf_member import context_window
 from packfuse.models.loading import is_causal, short_name, split_gguf, unique_names
-from packfuse.settings import MemberConfig
+from packfuse.settings import MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 
 
@@ -87,14 +87,16 @@ class PackReport(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Inspected:
     """One model that was looked at, with its vocabulary if that could be read."""
 
     report: ModelReport
     vocabulary: Vocabulary | None
 
 
-def look(member: MemberConfig, dtype: str = "auto", trust_remote_code: bool = False) -> Seen:
+def inspect_model(
+    member: MemberSettings, dtype: str = "auto", trust_remote_code: bool = False
+) -> Inspected:
     """Look at one model's configuration, tokenizer and weight headers; nothing is raised.
 
     Args:
@@ -125,7 +127,7 @@ def look(member: MemberConfig, dtype: str = "auto", trust_remote_code: bool = Fa
         problems.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
     name = member.name or short_name(member.model)
     report = ModelReport(model=member.model, name=name, problems=problems, **facts)
-    return Seen(report, vocabulary)
+    return Inspected(report, vocabulary)
 
 
 def _architecture(config: Any, problems: list[str]) -> dict[str, Any]:
@@ -147,13 +149,13 @@ def _tokenizer_facts(config: Any, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _weights(member: MemberConfig, dtype: str) -> dict[str, Any]:
-    found = stored(member.model, member.revision)
+def _weights(member: MemberSettings, dtype: str) -> dict[str, Any]:
+    found = checkpoint_size(member.model, member.revision)
     memory = found.memory_bytes(member.dtype or dtype)
     return {"parameters": found.parameters, "memory_bytes": memory}
 
 
-def report(seen: Sequence[Seen]) -> PackReport:
+def report(seen: Sequence[Inspected]) -> PackReport:
     """Put together what was seen of each model.
 
     Raises:

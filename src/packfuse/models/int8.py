@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from packfuse.models.compiled import Compiled, compile_steps
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Member
 
 _models: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
-_copies: WeakKeyDictionary[LocalMember, LocalMember] = WeakKeyDictionary()
+_copies: WeakKeyDictionary[HFMember, HFMember] = WeakKeyDictionary()
 
 
 class Int8Linear(nn.Module):
@@ -38,21 +38,21 @@ class Int8Linear(nn.Module):
         return out if self._bias is None else out + self._bias
 
 
-def quantizes(member: Member) -> bool:
+def can_copy(member: Member) -> bool:
     """Whether a quantized copy of this member would be faster."""
     return (
-        isinstance(member, LocalMember)
+        isinstance(member, HFMember)
         and member.model.device.type == "cpu"
         and hasattr(torch, "_weight_int8pack_mm")
     )
 
 
-def quantized(member: Member) -> LocalMember:
+def int8_copy(member: Member) -> HFMember:
     """The copy of a member, made once; it shares all that is not a linear layer."""
-    if not isinstance(member, LocalMember):
+    if not isinstance(member, HFMember):
         raise TypeError(f"{member.name} is not a local member")
     if member not in _copies:
-        light = LocalMember(member.name, _light(member.model), member.vocabulary)
+        light = HFMember(member.name, _light(member.model), member.vocabulary)
         compiled = isinstance(member, Compiled) and member.refused is None
         _copies[member] = compile_steps(light) if compiled else light
     return _copies[member]

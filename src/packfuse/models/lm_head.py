@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from packfuse.models.vocab_subset import Columns
+from packfuse.models.vocab_subset import VocabSubset
 
 _PROBE = 1e-2
 """Largest difference of logits, relative to their size, that rounding accounts for."""
 
 
-class Head(nn.Module):
+class SelectiveHead(nn.Module):
     """An output head at selected places of its input."""
 
     def __init__(self, head: nn.Module, places: Tensor) -> None:
@@ -34,7 +34,7 @@ class Head(nn.Module):
         return logits
 
 
-class _Keeps(nn.Module):
+class _CaptureHidden(nn.Module):
     """In the place of an output head: keeps what it is given, and makes nothing.
 
     Attributes:
@@ -48,7 +48,7 @@ class _Keeps(nn.Module):
         return hidden.new_empty(1, 0, 1)
 
 
-class _Said(BaseModelOutputWithPast):
+class _BodyOutput(BaseModelOutputWithPast):
     """What a body said, and nothing else of what some bodies say."""
 
     def __getattr__(self, name: str) -> None:
@@ -56,18 +56,18 @@ class _Said(BaseModelOutputWithPast):
             raise AttributeError(name)
 
 
-class _Repeats(nn.Module):
+class _ReplayBody(nn.Module):
     """In the place of a body: says what the body said before."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
 
-    def forward(self, *_: Any, **__: Any) -> _Said:
-        return _Said(last_hidden_state=self.hidden[None])
+    def forward(self, *_: Any, **__: Any) -> _BodyOutput:
+        return _BodyOutput(last_hidden_state=self.hidden[None])
 
 
-class Heads:
+class LMHead:
     """One model under heads of our own.
 
     A twin of the model shares its whole body and has another output head. What the model's own
@@ -81,7 +81,7 @@ class Heads:
         head = model.get_output_embeddings()
         children = model._modules.items()
         self._name = next((n for n, child in children if child is head and head is not None), None)
-        self._pruned: WeakKeyDictionary[Columns, nn.Linear | None] = WeakKeyDictionary()
+        self._pruned: WeakKeyDictionary[VocabSubset, nn.Linear | None] = WeakKeyDictionary()
 
     @property
     def replaceable(self) -> bool:
@@ -92,15 +92,15 @@ class Heads:
         """
         return self._name is not None and "forward" not in vars(self.model)
 
-    def pick(self, places: Tensor, columns: Columns | None = None) -> PreTrainedModel:
-        """The model with a head that gives the logits at `places` only; see `Head`.
+    def pick(self, places: Tensor, columns: VocabSubset | None = None) -> PreTrainedModel:
+        """The model with a head that gives the logits at `places` only; see `SelectiveHead`.
 
         Args:
             places: Where.
             columns: Of which tokens; only what `prunes`.
         """
         own: Any = self._own if columns is None else self._pruned[columns]
-        return self._headed(Head(own, places))
+        return self._headed(SelectiveHead(own, places))
 
     @property
     def apart(self) -> bool:
@@ -129,17 +129,17 @@ class Heads:
 
     def body(self, places: Tensor) -> tuple[PreTrainedModel, Callable[[], Tensor]]:
         """The model without its head, and what gives the hidden states `[P, H]` when it has run."""
-        keeps = _Keeps()
-        return self._headed(Head(keeps, places)), lambda: keeps.hidden
+        keeps = _CaptureHidden()
+        return self._headed(SelectiveHead(keeps, places)), lambda: keeps.hidden
 
     def after(self, hidden: Tensor) -> Tensor:
         """The logits `[P, columns]` of hidden states `[P, H]`; only if `apart`."""
-        twin = self._twin(self.model.base_model_prefix, _Repeats(hidden))
+        twin = self._twin(self.model.base_model_prefix, _ReplayBody(hidden))
         blank = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         logits: Tensor = twin(input_ids=blank).logits[0]
         return logits
 
-    def prunes(self, columns: Columns) -> bool:
+    def prunes(self, columns: VocabSubset) -> bool:
         """Whether there is a head for these columns alone; made when it is first asked for.
 
         There is none where the head is not a plain matrix (quantized, hooked, on another device
@@ -162,7 +162,7 @@ class Heads:
         weight: Tensor = embedding.weight
         return torch.tensor([[len(weight) // 2, len(weight) // 3]], device=weight.device)
 
-    def _headed(self, head: Head) -> PreTrainedModel:
+    def _headed(self, head: SelectiveHead) -> PreTrainedModel:
         return self._twin(str(self._name), head)
 
     def _twin(self, name: str, other: nn.Module) -> PreTrainedModel:
@@ -172,7 +172,7 @@ class Heads:
         return twin
 
     @torch.no_grad()
-    def _prune(self, columns: Columns) -> nn.Linear | None:
+    def _prune(self, columns: VocabSubset) -> nn.Linear | None:
         own: Any = self._own
         hooked = bool(own._forward_hooks or own._forward_pre_hooks or "forward" in vars(own))
         if type(own) is not nn.Linear or hooked or not own.weight.is_floating_point():
@@ -183,7 +183,7 @@ class Heads:
             setattr(pruned, name, nn.Parameter(weight[ids], requires_grad=False))
         probe, places = self.probe, torch.arange(2)
         whole, part = (
-            self._headed(Head(h, places))(probe).logits[0].float() for h in (own, pruned)
+            self._headed(SelectiveHead(h, places))(probe).logits[0].float() for h in (own, pruned)
         )
         if part.shape[1] != len(ids):
             return None

@@ -20,21 +20,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from packfuse.errors import ConfigError, LoadError
-from packfuse.models.hf_member import LocalMember
-from packfuse.settings import MemberConfig, PackConfig
+from packfuse.models.hf_member import HFMember
+from packfuse.settings import MemberSettings, PackConfig
 from packfuse.text.vocabulary import Vocabulary
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def load_members(config: PackConfig) -> list[LocalMember]:
+def load_members(config: PackConfig) -> list[HFMember]:
     """Load every member of a pack.
 
     Raises:
         LoadError: for the first that fails; the others are freed.
     """
     names = unique_names([m.name or short_name(m.model) for m in config.members])
-    members: list[LocalMember] = []
+    members: list[HFMember] = []
     try:
         with _collector_paused():
             for name, member in zip(names, config.members, strict=True):
@@ -58,7 +58,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def load_member(name: str, member: MemberConfig, pack: PackConfig) -> LocalMember:
+def load_member(name: str, member: MemberSettings, pack: PackConfig) -> HFMember:
     """Load one member.
 
     Raises:
@@ -96,14 +96,14 @@ def load_member(name: str, member: MemberConfig, pack: PackConfig) -> LocalMembe
     return wrap(name, model, tokenizer)
 
 
-def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LocalMember:
+def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFMember:
     """A member from a loaded model and its tokenizer."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     if ends is None:
         ends = getattr(model.config.get_text_config(), "eos_token_id", None)
     end_ids = [ends] if isinstance(ends, int) else list(ends or ())
     columns = int(model.config.get_text_config().vocab_size)
-    return LocalMember(name, model, Vocabulary(tokenizer, columns, end_ids))
+    return HFMember(name, model, Vocabulary(tokenizer, columns, end_ids))
 
 
 def split_gguf(model: str) -> tuple[str, str | None]:

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from packfuse.models.vocab_subset import MISSED, Columns
+from packfuse.models.vocab_subset import MAX_PRUNED_MASS, VocabSubset
 from packfuse.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class ReadCallback:
     """Who sees log-probabilities as they come.
 
     Attributes:
-        see: Called with how many tokens had been read at n places, and what was said there,
+        on_logps: Called with how many tokens had been read at n places, and what was said there,
             `[n, columns]`.
         counts: The places wanted, by how many tokens have been read there; None for all.
     """
 
-    see: Callable[[Sequence[int], Tensor], None]
+    on_logps: Callable[[Sequence[int], Tensor], None]
     counts: frozenset[int] | None = None
 
     def wants(self, count: int) -> bool:
@@ -39,17 +39,17 @@ class Session:
     Attributes:
         ids: The tokens.
         state: The member's own.
-        levels: How far its logits lay above their log-probabilities after the last tokens read,
-            nats, oldest first; None if its logits are not known.
-        watched: At how many places somebody saw the distributions.
-        missed: Mean probability there of tokens outside the columns asked about.
+        log_normalizers: Logsumexp of its logits after each of the last tokens read, nats, oldest
+            first; None if its logits are not known.
+        observed: At how many places somebody saw the distributions.
+        pruned_mass: Mean probability there of tokens outside the columns asked about.
     """
 
     ids: list[int] = field(default_factory=list)
     state: Any = None
-    levels: Tensor | None = None
-    watched: int = 0
-    missed: float = 0.0
+    log_normalizers: Tensor | None = None
+    observed: int = 0
+    pruned_mass: float = 0.0
 
     @property
     def length(self) -> int:
@@ -65,33 +65,33 @@ class Read:
         session: Where to read; it is advanced in place.
         ids: The tokens to read, at least one.
         keep: After how many of the last tokens the next-token distribution is wanted.
-        visit: Sees the distributions where it wants them, in chunks, when given.
-        columns: Which tokens count in what is returned; None for all. `visit` sees all anyway.
+        callback: Sees the distributions where it wants them, in chunks, when given.
+        columns: Which tokens count in what is returned; None for all. `callback` sees all anyway.
     """
 
     session: Session
     ids: Sequence[int]
     keep: int = 1
-    visit: Visit | None = None
-    columns: Columns | None = None
+    callback: ReadCallback | None = None
+    columns: VocabSubset | None = None
 
     @property
-    def counted(self) -> Columns | None:
+    def active_subset(self) -> VocabSubset | None:
         """The columns that count: all of them after a prompt on which the others matter."""
         columns = self.columns
-        if columns is None or columns.lossless or self.session.missed <= MISSED:
+        if columns is None or columns.exact or self.session.pruned_mass <= MAX_PRUNED_MASS:
             return columns
         return None
 
-    def show(self, counts: Sequence[int], logps: Tensor) -> None:
+    def notify(self, counts: Sequence[int], logps: Tensor) -> None:
         """Show distributions `[n, columns]` after so many tokens to the visitor."""
         session = self.session
-        if self.visit and len(counts):
-            self.visit.see(counts, logps)
-            if self.columns is not None and not self.columns.lossless:
-                total = session.missed * session.watched + self.columns.missed(logps)
-                session.watched += len(logps)
-                session.missed = total / session.watched
+        if self.callback and len(counts):
+            self.callback.on_logps(counts, logps)
+            if self.columns is not None and not self.columns.exact:
+                total = session.pruned_mass * session.observed + self.columns.pruned_mass(logps)
+                session.observed += len(logps)
+                session.pruned_mass = total / session.observed
 
 
 class Member(ABC):

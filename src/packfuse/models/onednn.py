@@ -54,7 +54,7 @@ def _(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return given.new_empty(given.shape[0], weight.shape[0])
 
 
-class Products(TorchFunctionMode):
+class OneDNNLinear(TorchFunctionMode):
     """While it is on, linear layers of this thread use `product`.
 
     That is for float32 on processors, and where nobody wants gradients; the rest goes its usual

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from packfuse.models.member import Member
 
 
-def lanes(members: Sequence[Member], reading: Sequence[int]) -> list[list[int]]:
+def device_groups(members: Sequence[Member], reading: Sequence[int]) -> list[list[int]]:
     """Which of the members that are reading do it one after the other, by what they compute on.
 
     Each device is a lane. So is each thread that torch may use on the processors, for there a
@@ -31,7 +31,7 @@ def lanes(members: Sequence[Member], reading: Sequence[int]) -> list[list[int]]:
     return list(found.values())
 
 
-def side_by_side(tasks: Sequence[Callable[[], None]]) -> None:
+def run_parallel(tasks: Sequence[Callable[[], None]]) -> None:
     """Run tasks at the same time, each in a thread with its share of torch's threads.
 
     Returns when all are done. What one of them raises is raised then, the first one's first.

@@ -10,7 +10,7 @@ from string import hexdigits
 import numpy as np
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from packfuse.text.tokenizer_json import MARK
+from packfuse.text.tokenizer_json import METASPACE
 
 _BYTE_OF_CHAR = {ord(char): byte for byte, char in bytes_to_unicode().items()}
 _BYTE_TOKENS = {
@@ -51,7 +51,7 @@ def byte_table(
 
 
 def _marked(token: str) -> bytes:
-    return _BYTE_TOKENS.get(token) or token.replace(MARK, " ").encode()
+    return _BYTE_TOKENS.get(token) or token.replace(METASPACE, " ").encode()
 
 
 def _level(token: str) -> bytes | None:

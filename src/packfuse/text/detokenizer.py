@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from packfuse.text.vocabulary import Vocabulary
 
 
-class Emitter:
+class StreamDetokenizer:
     """Turns generated ids into text as they come.
 
     A piece of text is held back while it may still become a stop string; what follows a stop string
@@ -59,10 +59,10 @@ def overlap(text: str, stop: str) -> int:
     return 0
 
 
-def whole_text(
+def detokenize(
     ids: Sequence[int], vocabulary: Vocabulary, stop: Sequence[str]
 ) -> tuple[str, str | None]:
     """All of the text, and the stop string that ended it."""
-    emitter = Emitter(vocabulary, stop)
+    emitter = StreamDetokenizer(vocabulary, stop)
     text = emitter.push(ids) + emitter.finish()
     return text, emitter.stopped

@@ -13,7 +13,7 @@ _OVERLAP = 8
 """Tokens that must come out as before for the rewritten tail to be trusted."""
 
 
-class TextPath:
+class IncrementalTokenizer:
     """The member's tokenization of a text that grows and sometimes shrinks.
 
     The path is a function of the text alone. Only the tail is written anew, as long as it joins
@@ -26,17 +26,17 @@ class TextPath:
         whole: Whether the text ends on a character boundary; if not, `ids` stop before it.
     """
 
-    def __init__(self, vocabulary: Vocabulary, ahead: bool = True) -> None:
+    def __init__(self, vocabulary: Vocabulary, lookahead: bool = True) -> None:
         """Start with the empty text."""
-        self.vocabulary, self.ahead = vocabulary, ahead
+        self.vocabulary, self.lookahead = vocabulary, lookahead
         self.text = b""
         self.ids: list[int] = []
         self.ends: list[int] = []
         self.whole = True
 
-    def copy(self) -> TextPath:
+    def copy(self) -> IncrementalTokenizer:
         """An independent copy."""
-        twin = TextPath(self.vocabulary, self.ahead)
+        twin = IncrementalTokenizer(self.vocabulary, self.lookahead)
         twin.text, twin.whole = self.text, self.whole
         twin.ids, twin.ends = list(self.ids), list(self.ends)
         return twin
@@ -70,7 +70,7 @@ class TextPath:
 
     def _write(self, data: bytes) -> tuple[list[int], list[int]]:
         """Tokens, and where they end; white space at the end as it is written before a word."""
-        hidden = self.ahead and data[-1:].isspace()
+        hidden = self.lookahead and data[-1:].isspace()
         ids, ends = self.vocabulary.encode_spans(data + b"a" if hidden else data)
         kept = bisect.bisect_right(ends, len(data))
         if kept == len(ids):

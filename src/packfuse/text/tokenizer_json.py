@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 _REWRITES = {"NFC", "NFKC", "NFD", "NFKD", "Precompiled", "Lowercase", "StripAccents", "Strip"}
 """Normalizers that change the text, and so lose bytes."""
 
-MARK = "▁"
+METASPACE = "▁"
 """What SentencePiece-style vocabularies write for a space."""
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from packfuse.errors import TokenizerError
 from packfuse.text.byte_table import byte_table, ids_by_bytes
 from packfuse.text.tokenizer_json import (
-    MARK,
+    METASPACE,
     added_digest,
     added_tokens,
     digest,
@@ -207,7 +207,7 @@ class Vocabulary:
 
         That is the mark that stands for a space, and characters with a byte that has no token.
         """
-        odd = ["\udc80-\udcff", MARK if self._marked else ""]
+        odd = ["\udc80-\udcff", METASPACE if self._marked else ""]
         odd += [re.escape(chr(byte)) for byte in self.missing if byte < 0x80]
         leads = [byte for byte in self.missing if 0xF0 <= byte < 0xF5]
         for lead in leads:

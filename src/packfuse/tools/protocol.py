@@ -14,7 +14,7 @@ from typing import Any
 from packfuse.constraint import Constraint, Grammar, JsonSchema
 from packfuse.errors import PromptError
 from packfuse.text.chat_template import Message
-from packfuse.tools.tool import Choice, Tool
+from packfuse.tools.tool import Tool, ToolChoice
 
 CALL, END_CALL = "<tool_call>\n", "\n</tool_call>"
 RESULT, END_RESULT = "<tool_response>\n", "\n</tool_response>"
@@ -35,7 +35,7 @@ _ROLES = {"developer": "system", "function": "tool", "human": "user", "ai": "ass
 
 
 def render(
-    messages: Sequence[Mapping[str, Any]], choice: Choice, schema: JsonSchema | None = None
+    messages: Sequence[Mapping[str, Any]], choice: ToolChoice, schema: JsonSchema | None = None
 ) -> list[Message]:
     """Messages with tools, calls and results, as plain turns of system, user and assistant.
 
@@ -107,7 +107,7 @@ def content_text(content: Any, number: int) -> str:
     return "".join(parts)
 
 
-def constraint_of(choice: Choice) -> Constraint | None:
+def constraint_of(choice: ToolChoice) -> Constraint | None:
     """The form of an answer: a forced call, or free text in which a call that begins is kept to."""
     if choice.mode == "none":
         return None
@@ -143,7 +143,7 @@ def _result(name: str | None, text: str) -> str:
     return f"{RESULT}{text}{END_RESULT}"
 
 
-def _instructions(choice: Choice, schema: JsonSchema | None) -> str:
+def _instructions(choice: ToolChoice, schema: JsonSchema | None) -> str:
     parts = []
     if choice.tools:
         parts.append(_OFFER.format(tools="\n".join(tool.described() for tool in choice.tools)))

@@ -17,7 +17,7 @@ THINK, END_THINK = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ToolCall:
     """A complete call of a tool."""
 
     id: str
@@ -26,7 +26,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class InvalidCall:
     """A call that was begun and is not valid: it is reported, never repaired."""
 
     id: str
@@ -49,8 +49,8 @@ class Reply:
 
     text: str
     reasoning: str
-    calls: tuple[Call, ...]
-    broken: tuple[Broken, ...]
+    calls: tuple[ToolCall, ...]
+    broken: tuple[InvalidCall, ...]
     record: FusionRecord
 
     @property
@@ -76,7 +76,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ReplyDelta:
     """A part of an answer as it comes.
 
     Attributes:
@@ -89,12 +89,12 @@ class Piece:
 
     text: str = ""
     reasoning: str = ""
-    call: Call | None = None
-    broken: Broken | None = None
+    call: ToolCall | None = None
+    broken: InvalidCall | None = None
     reply: Reply | None = None
 
 
-class Reader:
+class ReplyParser:
     """Takes an answer apart while it is written.
 
     Text that may turn out to be a tag is held back. However the text is cut into pieces, the parts
@@ -112,18 +112,18 @@ class Reader:
         self.calling = calling
         self._held = ""
         self._state = "text" if plain else "reasoning" if thinking else "start"
-        self._pieces: list[Piece] = []
+        self._pieces: list[ReplyDelta] = []
 
-    def feed(self, text: str) -> Iterator[Piece]:
+    def feed(self, text: str) -> Iterator[ReplyDelta]:
         """What is certain after `text`."""
         self._held += text
         while (piece := self._next()) is not None:
             yield from self._keep(piece)
 
-    def finish(self, record: FusionRecord) -> Iterator[Piece]:
+    def finish(self, record: FusionRecord) -> Iterator[ReplyDelta]:
         """What was held back, then the whole answer."""
         yield from self._keep(self._rest(record))
-        yield Piece(reply=self._reply(record))
+        yield ReplyDelta(reply=self._reply(record))
 
     def whole(self, text: str, record: FusionRecord) -> Reply:
         """All of an answer at once."""
@@ -142,12 +142,12 @@ class Reader:
             record=record,
         )
 
-    def _keep(self, piece: Piece) -> Iterator[Piece]:
-        if piece != Piece():
+    def _keep(self, piece: ReplyDelta) -> Iterator[ReplyDelta]:
+        if piece != ReplyDelta():
             self._pieces.append(piece)
             yield piece
 
-    def _next(self) -> Piece | None:
+    def _next(self) -> ReplyDelta | None:
         """The next part; None if more text is needed to know. An empty one changes the state."""
         return {
             "start": self._start,
@@ -157,56 +157,56 @@ class Reader:
             "call": self._call,
         }[self._state]()
 
-    def _start(self) -> Piece | None:
+    def _start(self) -> ReplyDelta | None:
         bare = self._held.lstrip()
         if bare.startswith(THINK):
             self._held, self._state = bare.removeprefix(THINK), "reasoning"
-            return Piece()
+            return ReplyDelta()
         if THINK.startswith(bare):
             return None
         self._state = "text"
-        return Piece()
+        return ReplyDelta()
 
-    def _reasoning(self) -> Piece | None:
+    def _reasoning(self) -> ReplyDelta | None:
         before, found, after = self._held.partition(END_THINK)
         if found:
             self._held, self._state = after, "gap"
-            return Piece(reasoning=before)
+            return ReplyDelta(reasoning=before)
         thought = self._all_but(END_THINK)
-        return Piece(reasoning=thought) if thought else None
+        return ReplyDelta(reasoning=thought) if thought else None
 
-    def _gap(self) -> Piece | None:
+    def _gap(self) -> ReplyDelta | None:
         """Blank lines between the reasoning and the text belong to neither."""
         self._held = self._held.lstrip()
         if not self._held:
             return None
         self._state = "text"
-        return Piece()
+        return ReplyDelta()
 
-    def _text(self) -> Piece | None:
+    def _text(self) -> ReplyDelta | None:
         if not self.calling:
             text, self._held = self._held, ""
-            return Piece(text=text) if text else None
+            return ReplyDelta(text=text) if text else None
         before, found, after = self._held.partition(CALL)
         # Line breaks before a call belong to it; until then they wait.
         if found:
             self._held, self._state = after, "call"
-            return Piece(text=before.rstrip("\n"))
+            return ReplyDelta(text=before.rstrip("\n"))
         text = self._all_but(CALL)
         kept = text.rstrip("\n")
         self._held = text[len(kept) :] + self._held
-        return Piece(text=kept) if kept else None
+        return ReplyDelta(text=kept) if kept else None
 
-    def _call(self) -> Piece | None:
+    def _call(self) -> ReplyDelta | None:
         body, found, after = self._held.partition(END_CALL)
         if not found:
             return None
         self._held, self._state = after, "text"
         try:
             spec = json.loads(body)
-            return Piece(call=Call(_new_id(), spec["name"], dict(spec["arguments"])))
+            return ReplyDelta(call=ToolCall(_new_id(), spec["name"], dict(spec["arguments"])))
         except (ValueError, TypeError, KeyError) as error:
-            return Piece(broken=_broken(body, f"not a call: {error}"))
+            return ReplyDelta(broken=_broken(body, f"not a call: {error}"))
 
     def _all_but(self, tag: str) -> str:
         """What cannot be the beginning of a tag; the rest stays."""
@@ -214,25 +214,25 @@ class Reader:
         text, self._held = self._held[:certain], self._held[certain:]
         return text
 
-    def _rest(self, record: FusionRecord) -> Piece:
+    def _rest(self, record: FusionRecord) -> ReplyDelta:
         held, self._held = self._held, ""
         if self._state == "reasoning":
-            return Piece(reasoning=held)
+            return ReplyDelta(reasoning=held)
         if self._state == "text" and self.calling and held.strip() == CALL.strip():
             # A stop string ended the call within its tag.
             self._state, held = "call", ""
         if self._state == "call":
             reason = {"length": "cut off by max_new_tokens", "cancelled": "cancelled"}
             why = reason.get(record.finish_reason, "ended by a stop string")
-            return Piece(broken=_broken(held, f"the call was {why} and is not complete"))
-        return Piece(text=held)
+            return ReplyDelta(broken=_broken(held, f"the call was {why} and is not complete"))
+        return ReplyDelta(text=held)
 
 
-def _broken(body: str, error: str) -> Broken:
+def _broken(body: str, error: str) -> InvalidCall:
     name = re.match(r'\{"name": "([^"]*)"(?:, "arguments": (.*))?', body, re.DOTALL)
     if name is None:
-        return Broken(_new_id(), None, body, error)
-    return Broken(_new_id(), name[1], name[2] or "", error)
+        return InvalidCall(_new_id(), None, body, error)
+    return InvalidCall(_new_id(), name[1], name[2] or "", error)
 
 
 def _new_id() -> str:

@@ -62,7 +62,7 @@ class Tool(BaseModel):
         return json.dumps(self.model_dump(), ensure_ascii=False)
 
 
-class Choice(NamedTuple):
+class ToolChoice(NamedTuple):
     """Which tools may be called, and whether one must be.
 
     Attributes:
@@ -89,7 +89,7 @@ def read_tools(given: Iterable[Any] | None) -> tuple[Tool, ...]:
     return tuple(tools.values())
 
 
-def choose(given: Any, tools: Sequence[Tool], parallel: bool | None = None) -> Choice:
+def choose(given: Any, tools: Sequence[Tool], parallel: bool | None = None) -> ToolChoice:
     """What a `tool_choice` means.
 
     Args:
@@ -111,7 +111,7 @@ def choose(given: Any, tools: Sequence[Tool], parallel: bool | None = None) -> C
     }  # fmt: skip
     named = [tool for tool in tools if tool.name == given]
     if named:
-        return Choice("any", tuple(named), bool(parallel))
+        return ToolChoice("any", tuple(named), bool(parallel))
     if given not in modes:
         known = ", ".join(["auto", "any", "none", *(tool.name for tool in tools)])
         raise ConfigError(f"no tool is called {given!r}", hint=f"tool_choice: {known}")
@@ -121,4 +121,4 @@ def choose(given: Any, tools: Sequence[Tool], parallel: bool | None = None) -> C
     if not tools:
         mode = "none"
     several = parallel if parallel is not None else mode == "auto"
-    return Choice(mode, tuple(tools) if mode != "none" else (), several)
+    return ToolChoice(mode, tuple(tools) if mode != "none" else (), several)

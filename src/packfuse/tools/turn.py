@@ -12,8 +12,8 @@ from packfuse.errors import ConfigError
 from packfuse.generation.request import Request
 from packfuse.generation.runner import Runner
 from packfuse.tools.protocol import constraint_of, render
-from packfuse.tools.reply import Piece, Reader, Reply
-from packfuse.tools.tool import Choice, choose, read_tools
+from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser
+from packfuse.tools.tool import ToolChoice, choose, read_tools
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
@@ -37,9 +37,9 @@ class Completion:
         self.pack = pack
         self.request: Request = pack.request(prompt, arguments)
 
-    def reader(self) -> Reader:
+    def reader(self) -> ReplyParser:
         """What takes the answer apart; a completion is all text."""
-        return Reader(calling=False, plain=True)
+        return ReplyParser(calling=False, plain=True)
 
     def answer(self, cancel: threading.Event | None = None) -> Reply:
         """The whole answer; calls from several threads may be answered as one batch.
@@ -50,7 +50,7 @@ class Completion:
         answer = self.pack.batcher.answer(self.request, cancel)
         return self.reader().whole(answer.text, answer.record)
 
-    def stream(self, cancel: threading.Event | None = None) -> Iterator[Piece]:
+    def stream(self, cancel: threading.Event | None = None) -> Iterator[ReplyDelta]:
         """The answer piece by piece; closing the iterator stops generation within one step."""
         reader = self.reader()
         with closing(self.pack.run_stream(self.request, cancel)) as chunks:
@@ -81,7 +81,7 @@ def complete(
     with pack.lock:
         cancels = [cancel or threading.Event()] * len(prompts)
         answers = Runner(pack, request, cancels).run()
-    return [Reader(calling=False, plain=True).whole(a.text, a.record) for a in answers]
+    return [ReplyParser(calling=False, plain=True).whole(a.text, a.record) for a in answers]
 
 
 class Turn(Completion):
@@ -119,7 +119,7 @@ class Turn(Completion):
             PromptError: for unusable messages.
             ConfigError: for unusable tools or arguments, or two constraints at once.
         """
-        self.choice: Choice = choose(tool_choice, read_tools(tools), parallel_tool_calls)
+        self.choice: ToolChoice = choose(tool_choice, read_tools(tools), parallel_tool_calls)
         schema = _schema(response_format)
         held = [c for c in (schema, arguments.get("constraint")) if c is not None]
         if len(held) > 1 or (held and self.choice.mode == "any"):
@@ -136,9 +136,9 @@ class Turn(Completion):
         self._calling = not held and self.choice.mode != "none"
         super().__init__(pack, self.messages, **arguments)  # type: ignore[arg-type]
 
-    def reader(self) -> Reader:
+    def reader(self) -> ReplyParser:
         """What takes the answer apart."""
-        return Reader(calling=self._calling, thinking=not self._forced and self.pack.thinks)
+        return ReplyParser(calling=self._calling, thinking=not self._forced and self.pack.thinks)
 
     @property
     def prompt_tokens(self) -> int:

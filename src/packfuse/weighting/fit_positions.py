@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from packfuse.alignment.base import Pairing
-from packfuse.weighting.prefix_cache import Part, Spot
-from packfuse.weighting.topk import compress, join
+from packfuse.weighting.prefix_cache import FitKey, FitScore
+from packfuse.weighting.topk import compress_topk, join_positions
 
 _BLOCK = 16
 """Positions carried in one go."""
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ReferenceView:
     """How distributions look from one reference.
 
     Attributes:
@@ -32,7 +32,7 @@ class View:
     alignment: str = ""
 
 
-class FitScores:
+class FitPositions:
     """Scores at fitting positions, worked out there as soon as every member has spoken.
 
     Only what the others are still waited for with is held; nothing of the member that is read last.
@@ -46,11 +46,11 @@ class FitScores:
 
     def __init__(
         self,
-        view: View,
+        view: ReferenceView,
         counts: Mapping[int, tuple[int, ...]],
         ids: Sequence[Sequence[int]],
         candidates: int | None,
-        others: Callable[[], Sequence[View]] = tuple,
+        others: Callable[[], Sequence[ReferenceView]] = tuple,
     ) -> None:
         """Wait for the members.
 
@@ -64,10 +64,10 @@ class FitScores:
         self.view, self.seconds, self.offsets = view, 0.0, list(counts)
         self._counts, self._ids = dict(counts), list(ids)
         self._candidates, self._others = candidates, others
-        self._views: list[View] = []
+        self._views: list[ReferenceView] = []
         self.remember({})
 
-    def remember(self, parts: Mapping[Spot, Part]) -> None:
+    def remember(self, parts: Mapping[FitKey, FitScore]) -> None:
         """Take scores that are known; the members are not asked for them."""
         spots = {offset: self._spot(self.view, offset) for offset in self.offsets}
         self.parts = {spot: parts[spot] for spot in spots.values() if spot in parts}
@@ -76,7 +76,7 @@ class FitScores:
         self.wanted = [frozenset(offsets) for offsets in self._at]
         self._waiting: dict[int, dict[int, Tensor]] = {offset: {} for offset in asked}
 
-    def hear(self, member: int, counts: Sequence[int], logps: Tensor) -> None:
+    def add(self, member: int, counts: Sequence[int], logps: Tensor) -> None:
         """Take what a member says after some numbers of its tokens, `[n, columns]` of its own."""
         started = time.perf_counter()
         ready: list[int] = []
@@ -93,9 +93,11 @@ class FitScores:
             self._score(ready[start : start + _BLOCK])
         self.seconds += time.perf_counter() - started
 
-    def joined(self) -> tuple[Tensor, Tensor]:
+    def stacked(self) -> tuple[Tensor, Tensor]:
         """Scores `[K, T, C]` and labels `[T]` of all positions, for the view that wants them."""
-        return join([self.parts[self._spot(self.view, offset)] for offset in self.offsets])
+        return join_positions(
+            [self.parts[self._spot(self.view, offset)] for offset in self.offsets]
+        )
 
     def _score(self, offsets: Sequence[int]) -> None:
         """Carry and compress where every member has spoken, and forget what they said."""
@@ -103,18 +105,18 @@ class FitScores:
         said = [self._waiting.pop(offset) for offset in offsets]
         for view in self._views:
             spots = [self._spot(view, offset) for offset in offsets]
-            belief = torch.stack([rows[view.reference] for rows in said])
+            reference_logps = torch.stack([rows[view.reference] for rows in said])
             carried = [
-                pairing.carry([rows[k] for rows in said], belief, [None] * len(said))
+                pairing.carry([rows[k] for rows in said], reference_logps, [None] * len(said))
                 for k, pairing in enumerate(view.pairings)
             ]
             labels = torch.tensor([spot.label for spot in spots])
-            scores, known = compress(torch.stack(carried), labels, self._candidates)
+            scores, known = compress_topk(torch.stack(carried), labels, self._candidates)
             for at, spot in enumerate(spots):
                 here = slice(at, at + 1)
                 self.parts[spot] = scores[:, here].clone(), known[here].clone()
 
-    def _spot(self, view: View, offset: int) -> Spot:
+    def _spot(self, view: ReferenceView, offset: int) -> FitKey:
         counts = self._counts[offset]
         label = self._ids[view.reference][counts[view.reference]]
-        return Spot((view.reference, view.alignment, self._candidates), label, counts)
+        return FitKey((view.reference, view.alignment, self._candidates), label, counts)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.sequence import Row
+from packfuse.fusion.sequence import PackSequence
 from packfuse.text.prompt import PackPrompt
-from packfuse.weighting.fit_positions import View
+from packfuse.weighting.fit_positions import ReferenceView
 from packfuse.weighting.methods.base import Weighting, Weights
-from packfuse.weighting.prefix_reuse import Recall
-from packfuse.weighting.prompt_scores import Scoring
+from packfuse.weighting.prefix_reuse import PrefixReuse
+from packfuse.weighting.prompt_scores import PromptScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ def prefill(
     prompt: PackPrompt,
     weighting: Weighting,
     score: bool = True,
-    others: Mapping[int, Callable[[], View]] | None = None,
-) -> tuple[Row, Fit]:
+    others: Mapping[int, Callable[[], ReferenceView]] | None = None,
+) -> tuple[PackSequence, Fit]:
     """Read a prompt with every member, and decide how far each is trusted on it.
 
     Args:
@@ -72,11 +72,11 @@ def prefill(
     scoring = None
     if prompt.texts and (score or given is None):
         scoring = _scoring(engine, prompt, row, weighting, fit, others)
-    recall = None if engine.prefixes is None else Recall(engine.prefixes, engine, row, scoring)
-    visits = scoring.visits() if scoring else [None] * len(names)
+    recall = None if engine.prefixes is None else PrefixReuse(engine.prefixes, engine, row, scoring)
+    callbacks = scoring.callbacks() if scoring else [None] * len(names)
     if recall:
-        recall.begin(visits)
-    engine.prefill(row, visits)
+        recall.begin(callbacks)
+    engine.prefill(row, callbacks)
     read = time.perf_counter() - (scoring.fits.seconds if scoring else 0)
     weights = given if given is not None else _weigh(engine, weighting, scoring)
     if recall:
@@ -92,33 +92,33 @@ def prefill(
 def _scoring(
     engine: Engine,
     prompt: PackPrompt,
-    row: Row,
+    row: PackSequence,
     weighting: Weighting,
     fit: bool,
-    others: Mapping[int, Callable[[], View]] | None,
-) -> Scoring:
+    others: Mapping[int, Callable[[], ReferenceView]] | None,
+) -> PromptScores:
     """Plan the scoring of a fed row."""
     vocabularies = [member.vocabulary for member in engine.members]
     ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
     # In a plain prompt, members may stand in for the reference token by token.
-    mapped = [p if prompt.stream and p.verbatim else None for p in engine.pairings]
+    mapped = [p if prompt.stream and p.same_ids else None for p in engine.pairings]
     texts = prompt.texts
     if all(mapped):
         texts = (engine.reference.decode(row.ids),)
     limits = weighting.limits
     if engine.prefixes is None or limits.candidates is None:
         others = None
-    return Scoring(vocabularies, engine.view, ids, texts, fit, limits, mapped, others)
+    return PromptScores(vocabularies, engine.view, ids, texts, fit, limits, mapped, others)
 
 
-def _weigh(engine: Engine, weighting: Weighting, scoring: Scoring | None) -> Weights:
+def _weigh(engine: Engine, weighting: Weighting, scoring: PromptScores | None) -> Weights:
     count = len(engine.members)
     if scoring is None or count == 1:
         return np.full(count, 1 / count)
     return weighting.fit(scoring.evidence(weighting.normalize), engine.rule.pool)
 
 
-def apply_weights(row: Row, weights: Sequence[float] | Weights, engine: Engine) -> None:
+def apply_weights(row: PackSequence, weights: Sequence[float] | Weights, engine: Engine) -> None:
     """Set a row's weights; a member without weight stops reading and frees its cache."""
     row.weights = torch.tensor(np.asarray(weights), dtype=torch.float32)
     for k, weight in enumerate(weights):
@@ -127,7 +127,7 @@ def apply_weights(row: Row, weights: Sequence[float] | Weights, engine: Engine) 
 
 
 def _fit(
-    scoring: Scoring | None,
+    scoring: PromptScores | None,
     weights: Weights,
     lengths: tuple[tuple[int, ...], tuple[int, ...]],
     prefill_seconds: float,

@@ -15,7 +15,7 @@ from packfuse.models.member import Member, Session
 from packfuse.weighting.methods.base import Weights
 
 Ids = NDArray[np.int64]
-Part = tuple[Tensor, Tensor]
+FitScore = tuple[Tensor, Tensor]
 """Compressed scores of one position, `[K, 1, C]`, and its label `[1]`."""
 
 SHARE = 0.06
@@ -32,7 +32,7 @@ _MARGIN = 0.95
 """What is cut to the bound is cut a little shorter: bytes are not spread quite evenly."""
 
 
-class Spot(NamedTuple):
+class FitKey(NamedTuple):
     """A position at which members' distributions were carried to the reference.
 
     Attributes:
@@ -47,7 +47,7 @@ class Spot(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class PrefixEntry:
     """A prompt. Nothing in it is ever written to.
 
     Attributes:
@@ -61,7 +61,7 @@ class Kept:
     ids: list[Ids]
     sessions: list[Session]
     logps: list[dict[Hashable, Weights]]
-    scores: dict[Spot, Part]
+    scores: dict[FitKey, FitScore]
 
     def held(self, members: Sequence[Member]) -> int:
         """Memory of what the members have read, bytes."""
@@ -79,12 +79,12 @@ class Kept:
         """By member, how long a beginning this prompt has in common with another."""
         return tuple(_common(*pair) for pair in zip(self.ids, ids, strict=True))
 
-    def within(self, lengths: Sequence[int]) -> dict[Spot, Part]:
+    def within(self, lengths: Sequence[int]) -> dict[FitKey, FitScore]:
         """The scores that depend on no more than so many tokens of each member."""
         fit = ((spot, zip(spot.counts, lengths, strict=True)) for spot in self.scores)
         return {spot: self.scores[spot] for spot, both in fit if all(c <= n for c, n in both)}
 
-    def cut(self, members: Sequence[Member], share: float) -> Kept:
+    def cut(self, members: Sequence[Member], share: float) -> PrefixEntry:
         """The same with no more than this share of what the members have read.
 
         What was said of the rest stays: it is small, and takes long to work out.
@@ -93,10 +93,10 @@ class Kept:
         sessions = [member.keep(session, int(share * session.length)) for member, session in read]
         return replace(self, sessions=sessions)
 
-    def trimmed(self) -> Kept:
+    def trimmed(self) -> PrefixEntry:
         """The same without what was said of tokens that no session has read."""
         lengths = [session.length for session in self.sessions]
-        return Kept(
+        return PrefixEntry(
             [ids[:n].copy() for ids, n in zip(self.ids, lengths, strict=True)],
             self.sessions,
             [
@@ -118,22 +118,22 @@ class PrefixCache:
     def __init__(self, members: Sequence[Member], limit: int) -> None:
         """Empty; `members` are those of every engine that uses it, in order."""
         self.members, self.limit, self.nbytes = list(members), limit, 0
-        self._kept: list[tuple[Kept, int]] = []
+        self._kept: list[tuple[PrefixEntry, int]] = []
 
     def __len__(self) -> int:
         """How many prompts are kept."""
         return len(self._kept)
 
-    def match(self, ids: Sequence[Ids]) -> list[tuple[Kept, tuple[int, ...]]]:
+    def match(self, ids: Sequence[Ids]) -> list[tuple[PrefixEntry, tuple[int, ...]]]:
         """Prompts that begin like these tokens, and how far by member."""
         found = [(kept, kept.shared(ids)) for kept, _ in self._kept]
         return [(kept, shared) for kept, shared in found if max(shared) >= _LEAST]
 
-    def touch(self, used: Kept) -> None:
+    def touch(self, used: PrefixEntry) -> None:
         """Say that a prompt was of use just now."""
         self._kept.sort(key=lambda entry: entry[0] is used)
 
-    def add(self, new: Kept) -> None:
+    def add(self, new: PrefixEntry) -> None:
         """Keep a prompt, or as much of what was read of it as the bound allows."""
         if not all(map(len, new.ids)):
             return
@@ -174,7 +174,7 @@ def prefix_limit(setting: int | str, parameters: int) -> int:
     return int(setting)
 
 
-def _covers(new: Kept, old: Kept) -> bool:
+def _covers(new: PrefixEntry, old: PrefixEntry) -> bool:
     common = old.shared(new.ids)
     return all(n >= _COVERED * len(ids) for n, ids in zip(common, old.ids, strict=True))
 

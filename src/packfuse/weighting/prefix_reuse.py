@@ -9,17 +9,17 @@ import numpy as np
 
 from packfuse.alignment.base import Same
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.sequence import Row
-from packfuse.models.member import Member, Read, Session, Visit
+from packfuse.fusion.sequence import PackSequence
+from packfuse.models.member import Member, Read, ReadCallback, Session
 from packfuse.weighting.methods.base import Weights
-from packfuse.weighting.prefix_cache import Ids, Kept, Part, PrefixCache, Spot
-from packfuse.weighting.prompt_scores import Scoring
+from packfuse.weighting.prefix_cache import FitKey, FitScore, Ids, PrefixCache, PrefixEntry
+from packfuse.weighting.prompt_scores import PromptScores
 
 _STEP = 8
 """How many tokens of a prompt are read in the time of one token on its own, about."""
 
 
-class Recall:
+class PrefixReuse:
     """One prompt's dealings with the prefix cache.
 
     Members stand in their own tokens, so each takes over what it has in common with some kept
@@ -34,7 +34,7 @@ class Recall:
     """
 
     def __init__(
-        self, cache: PrefixCache, engine: Engine, row: Row, scoring: Scoring | None
+        self, cache: PrefixCache, engine: Engine, row: PackSequence, scoring: PromptScores | None
     ) -> None:
         """Look a fed row up, and tell the scoring what is known already."""
         self.cache, self.engine, self.row, self.scoring = cache, engine, row, scoring
@@ -44,17 +44,17 @@ class Recall:
         matches = cache.match(self._ids)
         self._best = [_furthest(matches, k) for k in range(len(self._ids))]
         self._logps = [self._known(matches, k) for k in range(len(self._ids))]
-        self._scores: dict[Spot, Part] = {}
+        self._scores: dict[FitKey, FitScore] = {}
         for kept, shared in matches:
             self._scores.update(kept.within(shared))
         if scoring is not None:
             scoring.fits.remember(self._scores)
-            for k, side in enumerate(scoring.sides):
+            for k, side in enumerate(scoring.members):
                 known = self._logps[k].get(self._view(k, scoring), side.logps)
                 reach = min(len(known), len(side.logps))
                 side.logps[:reach] = known[:reach]
 
-    def begin(self, visits: Sequence[Visit | None]) -> None:
+    def begin(self, callbacks: Sequence[ReadCallback | None]) -> None:
         """Put the row's sessions where the members have to read on."""
         cached = []
         for k, (member, reader) in enumerate(
@@ -64,7 +64,7 @@ class Recall:
             start, again = self._plan(k, shared)
             if kept is not None and reader is not None and start > 0:
                 self.cache.touch(kept)
-                reader.session = self._take(k, member, kept.sessions[k], start, again, visits[k])
+                reader.session = self._take(k, member, kept.sessions[k], start, again, callbacks[k])
             cached.append(min(reader.session.length, len(self._ids[k]) - 1) if reader else 0)
         self.cached = tuple(cached)
 
@@ -77,14 +77,14 @@ class Recall:
         ]
         logps, scores = self._logps, self._scores
         if (scoring := self.scoring) is not None:
-            for k, side in enumerate(scoring.sides):
+            for k, side in enumerate(scoring.members):
                 logps[k] = {**logps[k], self._view(k, scoring): side.logps.copy()}
             if scoring.limits.candidates is not None:
                 scores = {**scores, **scoring.fits.parts}
-        self.cache.add(Kept(self._ids, sessions, logps, scores))
+        self.cache.add(PrefixEntry(self._ids, sessions, logps, scores))
 
     def _known(
-        self, matches: Sequence[tuple[Kept, tuple[int, ...]]], k: int
+        self, matches: Sequence[tuple[PrefixEntry, tuple[int, ...]]], k: int
     ) -> dict[Hashable, Weights]:
         """Log-probabilities of member k's tokens, NaN where unknown."""
         reader = self.row.readers[k]
@@ -92,7 +92,7 @@ class Recall:
         found: dict[Hashable, Weights] = {}
         for kept, shared in matches:
             reach = shared[k]
-            if columns is not None and not columns.lossless:
+            if columns is not None and not columns.exact:
                 # How much its columns miss is seen where it reads.
                 reach = min(reach, kept.sessions[k].length)
             for how, table in kept.logps[k].items():
@@ -100,7 +100,7 @@ class Recall:
                 np.copyto(known, table[:reach], where=np.isnan(known))
         return found
 
-    def _view(self, k: int, scoring: Scoring) -> Hashable:
+    def _view(self, k: int, scoring: PromptScores) -> Hashable:
         """Under which name log-probabilities of member k are kept."""
         own = scoring.mapped[k] is None or isinstance(scoring.mapped[k], Same)
         return None if own else (self.engine.view.reference, self.engine.view.alignment)
@@ -110,7 +110,7 @@ class Recall:
         if self.scoring is None or not shared:
             return shared, []
         # A token's log-probability is heard when the one before it is read.
-        start = min(shared, min(self.scoring.unheard(k), default=shared + 1) - 1)
+        start = min(shared, min(self.scoring.unscored(k), default=shared + 1) - 1)
         asked = sorted(count for count in self.scoring.fits.wanted[k] if count <= start)
         return _cheapest(start, asked)
 
@@ -121,7 +121,7 @@ class Recall:
         kept: Session,
         start: int,
         again: list[int],
-        visit: Visit | None,
+        callback: ReadCallback | None,
     ) -> Session:
         """Member k's session at `start` or before, with what is asked `again` heard."""
         session = member.fork(kept)
@@ -132,11 +132,13 @@ class Recall:
             if side.length < count - 1:
                 # It cannot stand just anywhere: it reads on from here.
                 return side
-            member.read([Read(side, [int(self._ids[k][count - 1])], 1, visit)])
+            member.read([Read(side, [int(self._ids[k][count - 1])], 1, callback)])
         return session
 
 
-def _furthest(matches: Sequence[tuple[Kept, tuple[int, ...]]], k: int) -> tuple[Kept | None, int]:
+def _furthest(
+    matches: Sequence[tuple[PrefixEntry, tuple[int, ...]]], k: int
+) -> tuple[PrefixEntry | None, int]:
     """The kept prompt whose keys and values serve member k longest, and how long."""
     found = [(kept, min(shared[k], kept.sessions[k].length)) for kept, shared in matches]
     return max(found, key=lambda match: match[1], default=(None, 0))

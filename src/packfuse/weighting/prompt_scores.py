@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from packfuse.alignment.base import Pairing
-from packfuse.models.member import Visit
+from packfuse.models.member import ReadCallback
 from packfuse.text.vocabulary import Vocabulary
-from packfuse.weighting.fit_positions import FitScores, View
-from packfuse.weighting.methods.base import Evidence, Limits, Weights
+from packfuse.weighting.fit_positions import FitPositions, ReferenceView
+from packfuse.weighting.methods.base import Evidence, FitLimits, Weights
 
 FIT_BYTES = 48 * 2**20
 """Memory for what one member said at fitting positions, where their number is limited."""
@@ -24,7 +24,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(slots=True)
-class Side:
+class MemberScores:
     """One member's reading of the prompt.
 
     Attributes:
@@ -47,12 +47,12 @@ class Side:
         self.boundaries = {**ends, **starts}
 
 
-class Scoring:
+class PromptScores:
     """Scores one prompt with every member, in the pass that generation needs anyway.
 
     Attributes:
         reference: Which member is the reference.
-        sides: By member.
+        members: By member.
         fits: Scores at fitting positions.
         scored: By member, which of its tokens losses are taken on.
     """
@@ -60,13 +60,13 @@ class Scoring:
     def __init__(
         self,
         vocabularies: Sequence[Vocabulary],
-        view: View,
+        view: ReferenceView,
         ids: Sequence[list[int]],
         texts: Sequence[bytes],
         fit: bool,
-        limits: Limits | None = None,
+        limits: FitLimits | None = None,
         mapped: Sequence[Pairing | None] = (),
-        others: Mapping[int, Callable[[], View]] | None = None,
+        others: Mapping[int, Callable[[], ReferenceView]] | None = None,
     ) -> None:
         """Plan what to look at.
 
@@ -82,29 +82,29 @@ class Scoring:
                 members that read their own tokens; nothing if all do.
             others: By member, its view, if it may become the reference after this reading.
         """
-        self.reference, self.limits = view.reference, limits or Limits()
+        self.reference, self.limits = view.reference, limits or FitLimits()
         self.mapped = list(mapped) or [None] * len(vocabularies)
         self._others = dict(others or {})
-        self.sides = []
+        self.members = []
         for k, pairing in enumerate(self.mapped):
             asked = k if pairing is None else self.reference
             own, spans = ids[asked], _spans(ids[asked], vocabularies[asked], texts)
-            self.sides.append(Side(own, spans, np.full(len(own), np.nan)))
-        shared = set.intersection(*(set(side.boundaries) for side in self.sides))
+            self.members.append(MemberScores(own, spans, np.full(len(own), np.nan)))
+        shared = set.intersection(*(set(side.boundaries) for side in self.members))
         self.common = sorted(shared)
         self._edges = self._pieces(_segments(texts))
-        self.scored = [[index for index, _ in self._placed(side)] for side in self.sides]
+        self.scored = [[index for index, _ in self._placed(side)] for side in self.members]
         offsets = self._fit_positions(vocabularies) if fit else []
-        counts = {o: tuple(side.boundaries[o] for side in self.sides) for o in offsets}
-        own_ids = [side.ids for side in self.sides]
-        self.fits = FitScores(view, counts, own_ids, self.limits.candidates, self._likely)
+        counts = {o: tuple(side.boundaries[o] for side in self.members) for o in offsets}
+        own_ids = [side.ids for side in self.members]
+        self.fits = FitPositions(view, counts, own_ids, self.limits.candidates, self._likely)
 
     @property
     def positions(self) -> list[int]:
         """Text offsets at which weights are fitted."""
         return self.fits.offsets
 
-    def _likely(self) -> list[View]:
+    def _likely(self) -> list[ReferenceView]:
         """Views of who may turn out best: the best that has read the text, or who still reads."""
         losses = self.losses()
         able = [self.reference, *self._others]
@@ -114,7 +114,7 @@ class Scoring:
 
     def _fit_positions(self, vocabularies: Sequence[Vocabulary]) -> list[int]:
         """Offsets, evenly spread, where every member begins a token, whoever is the reference."""
-        starts = ({start for _, start, _ in side.spans} for side in self.sides)
+        starts = ({start for _, start, _ in side.spans} for side in self.members)
         usable = sorted(set(self.common).intersection(*starts))
         if self.limits.positions is None:
             return usable
@@ -134,7 +134,7 @@ class Scoring:
         most = self.limits.pieces
         return edges if most is None else [edges[i] for i in _spread(len(edges), most)]
 
-    def _placed(self, side: Side) -> Iterator[tuple[int, int]]:
+    def _placed(self, side: MemberScores) -> Iterator[tuple[int, int]]:
         """A member's tokens in those pieces, with which piece each is in."""
         lows = np.array([low for low, _ in self._edges])
         for index, start, end in side.spans if len(lows) else ():
@@ -142,20 +142,20 @@ class Scoring:
             if piece >= 0 and end <= self._edges[piece][1]:
                 yield index, piece
 
-    def unheard(self, k: int) -> frozenset[int]:
+    def unscored(self, k: int) -> frozenset[int]:
         """Which of the tokens that member k is scored on have no log-probability yet."""
-        return frozenset(i for i in self.scored[k] if np.isnan(self.sides[k].logps[i]))
+        return frozenset(i for i in self.scored[k] if np.isnan(self.members[k].logps[i]))
 
-    def visits(self) -> list[Visit]:
+    def callbacks(self) -> list[ReadCallback]:
         """One visitor by member for the prompt pass, for what is not known yet."""
         # A token's log-probability is heard when the one before it has been read.
         return [
-            Visit(partial(self._see, k), self.unheard(k) | wanted)
+            ReadCallback(partial(self._see, k), self.unscored(k) | wanted)
             for k, wanted in enumerate(self.fits.wanted)
         ]
 
     def _see(self, k: int, counts: Sequence[int], logps: Tensor) -> None:
-        side, pairing = self.sides[k], self.mapped[k]
+        side, pairing = self.members[k], self.mapped[k]
         own = logps if pairing is None else pairing.translate(logps)
         # Nothing follows the last token.
         rows = [at for at, count in enumerate(counts) if count < len(side.ids)]
@@ -163,12 +163,12 @@ class Scoring:
             known = [counts[at] for at in rows]
             chosen = torch.tensor([side.ids[count] for count in known], device=own.device)
             side.logps[known] = own[rows, chosen].double().cpu().numpy()
-        self.fits.hear(k, counts, logps)
+        self.fits.add(k, counts, logps)
 
     def pieces(self) -> Weights:
         """Log-probability of the pieces of text that losses are taken on, `[K, M]`, nats."""
-        table = np.zeros((len(self.sides), len(self._edges)))
-        for k, side in enumerate(self.sides):
+        table = np.zeros((len(self.members), len(self._edges)))
+        for k, side in enumerate(self.members):
             for index, piece in self._placed(side):
                 table[k, piece] += side.logps[index]
         return table
@@ -187,7 +187,7 @@ class Scoring:
         """Prompt loss by member, nats per reference token or per `"own"` token; 0 for no text."""
         shared = max(1, self.tokens)
         table = []
-        for k, side in enumerate(self.sides):
+        for k, side in enumerate(self.members):
             scored = self.scored[k]
             total = -float(np.sum(side.logps[scored])) if scored else 0.0
             table.append(total / (max(1, len(scored)) if normalize == "own" else shared))
@@ -195,7 +195,7 @@ class Scoring:
 
     def evidence(self, normalize: str) -> Evidence:
         """Everything that a weighting may want."""
-        scores, labels = self.fits.joined() if self.positions else (None, None)
+        scores, labels = self.fits.stacked() if self.positions else (None, None)
         return Evidence(self.losses(normalize), self.tokens, self.pieces(), scores, labels)
 
 

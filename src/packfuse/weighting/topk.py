@@ -12,7 +12,7 @@ FLOOR = 1e-6
 """Smallest mass a tail is given: float32 cannot tell less from rounding."""
 
 
-def compress(logps: Tensor, labels: Tensor, top: int | None) -> tuple[Tensor, Tensor]:
+def compress_topk(logps: Tensor, labels: Tensor, top: int | None) -> tuple[Tensor, Tensor]:
     """Keep each member's best tokens and the label, and fold all others into one column.
 
     With S the tokens left out at a position and w the weights, Hölder's inequality bounds what
@@ -46,8 +46,8 @@ def compress(logps: Tensor, labels: Tensor, top: int | None) -> tuple[Tensor, Te
     return torch.cat([scores, rest], -1), (ids < labels.unsqueeze(-1)).sum(-1)
 
 
-def join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The results of `compress` for consecutive chunks of positions, as one."""
+def join_positions(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The results of `compress_topk` for consecutive chunks of positions, as one."""
     width = max(scores.shape[-1] for scores, _ in parts)
     gaps = [width - scores.shape[-1] for scores, _ in parts]
     filled = [

@@ -15,7 +15,7 @@ from langchain_packfuse import ChatPackFuse, PackFuseLLM
 from packfuse import Pack
 from packfuse.errors import MemberError
 from packfuse.generation.fused_model import FusedForCausalLM
-from packfuse.models.hf_member import LocalMember
+from packfuse.models.hf_member import HFMember
 from tests.support import packs, pico
 
 PROMPTS = [f"Tell me about number {number}" for number in range(8)]
@@ -168,7 +168,7 @@ def broken() -> Pack:
         return forward(*args, **kwargs)
 
     model.forward = failing  # type: ignore[method-assign]
-    members[1] = LocalMember(members[1].name, model, members[1].vocabulary)
+    members[1] = HFMember(members[1].name, model, members[1].vocabulary)
     return packs.tiny_pack(members, reference="deepseek")
 
 

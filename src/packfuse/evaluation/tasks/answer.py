@@ -15,7 +15,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _MARKS = str.maketrans("", "", string.punctuation)
 
 
-class Answer(Task):
+class AnswerTask(Task):
     """Exact match of one written line, but for case, articles, punctuation and spaces.
 
     Fields: `question`, and in `answer` a text or a list of accepted texts.

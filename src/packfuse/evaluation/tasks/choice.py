@@ -12,7 +12,7 @@ from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.tasks.base import Likelihoods, Task
 
 
-class Choice(Task):
+class ChoiceTask(Task):
     """The option that the system finds likeliest, per byte and not per byte.
 
     Fields: `question`, options `A`, `B`, ..., and the right letter in `answer`. Lines whose answer

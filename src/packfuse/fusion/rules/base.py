@@ -27,7 +27,7 @@ class Rule(BaseModel, ABC):
     """The paper and section that the rule comes from."""
     pool: ClassVar[str]
     """`"logit"` (geometric) or `"linear"` (arithmetic): which weights are optimal for it."""
-    by_words: ClassVar[bool] = False
+    uses_words: ClassVar[bool] = False
     """Whether `fuse_words` takes the place of `fuse` where the alignment offers a lexicon."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Rule(BaseModel, ABC):
     def fuse_words(
         self, own: Sequence[Tensor], weights: Tensor, lexicon: Lexicon, reference: int
     ) -> Tensor:
-        """Combine the members in their own vocabularies; only for rules with `by_words`.
+        """Combine the members in their own vocabularies; only for rules with `uses_words`.
 
         Args:
             own: By member, log-probabilities over its own vocabulary, `[N, columns]`, nats. A row

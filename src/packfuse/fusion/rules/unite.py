@@ -28,7 +28,7 @@ class UniTE(Rule):
     name: ClassVar[str] = "unite"
     source: ClassVar[str] = "UniTE, arXiv 2410.03777, section 4"
     pool: ClassVar[str] = "linear"
-    by_words: ClassVar[bool] = True
+    uses_words: ClassVar[bool] = True
 
     k: int = Field(default=10, ge=1)
     """How many tokens each member proposes."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from packfuse.generation.drafts.base import Draft, Drafter, Drafting, Proposal
+from packfuse.generation.drafts.base import Draft, DraftContext, Drafter, Proposal
 from packfuse.generation.drafts.lookup import Lookup
 from packfuse.generation.drafts.reference import Reference
 
@@ -17,17 +17,17 @@ class Auto(Draft):
     name: ClassVar[str] = "auto"
     source: ClassVar[str] = "packfuse"
 
-    def drafter(self, drafting: Drafting) -> Drafter:
+    def drafter(self, context: DraftContext) -> Drafter:
         """See `Draft`."""
-        return _Either(drafting, [Lookup(), Reference(most=self.most)])
+        return _Either(context, [Lookup(), Reference(most=self.most)])
 
 
 class _Either(Drafter):
     """The first of several drafters that has something to propose."""
 
-    def __init__(self, drafting: Drafting, drafts: list[Draft]) -> None:
-        super().__init__(drafting)
-        self._drafters = [draft.drafter(drafting) for draft in drafts]
+    def __init__(self, context: DraftContext, drafts: list[Draft]) -> None:
+        super().__init__(context)
+        self._drafters = [draft.drafter(context) for draft in drafts]
         self._asked: list[Drafter] = []
 
     def propose(self, ids: Tensor, room: int) -> Proposal:

@@ -18,7 +18,7 @@ from packfuse.fusion.engine import Engine
 
 
 @dataclass(slots=True)
-class Tally:
+class DraftStats:
     """What became of the drafts of one answer.
 
     Attributes:
@@ -33,7 +33,7 @@ class Tally:
 
 
 @dataclass(slots=True)
-class Drafting:
+class DraftContext:
     """What a drafter works with, for one answer.
 
     Attributes:
@@ -42,7 +42,7 @@ class Drafting:
         settings: The generation settings in force.
         processors: What is done to scores before a token is chosen.
         device: Type of the device that the pack runs on.
-        tally: Counts what becomes of the drafts.
+        stats: Counts what becomes of the drafts.
     """
 
     engine: Engine
@@ -50,7 +50,7 @@ class Drafting:
     settings: GenerationConfig
     processors: LogitsProcessorList
     device: str = "cpu"
-    tally: Tally = field(default_factory=Tally)
+    stats: DraftStats = field(default_factory=DraftStats)
 
     def choose(self, ids: Tensor, logits: Tensor) -> tuple[int, Tensor]:
         """A token after `ids` `[1, n]` as the answer's own are chosen, and the scores `[1, V]`."""
@@ -85,9 +85,9 @@ class Proposal:
 class Drafter(CandidateGenerator, ABC):
     """Proposes tokens at every round of one answer. What it proposes changes no answer."""
 
-    def __init__(self, drafting: Drafting) -> None:
+    def __init__(self, context: DraftContext) -> None:
         """Nothing is drafted yet."""
-        self.drafting = drafting
+        self.context = context
 
     @abstractmethod
     def propose(self, ids: Tensor, room: int) -> Proposal:
@@ -99,7 +99,7 @@ class Drafter(CandidateGenerator, ABC):
 
     def get_candidates(self, input_ids: Any, **_: Any) -> tuple[Any, Any]:
         """See transformers' `CandidateGenerator`."""
-        limit = self.drafting.settings.max_length
+        limit = self.context.settings.max_length
         # The pack adds a token of its own to every draft.
         room = (input_ids.shape[1] if limit is None else limit) - input_ids.shape[1] - 1
         proposal = self.propose(input_ids, room) if room > 0 else Proposal()
@@ -112,10 +112,10 @@ class Drafter(CandidateGenerator, ABC):
     def update_candidate_strategy(self, input_ids: Any, scores: Tensor, num_matches: int) -> None:
         """See transformers' `CandidateGenerator`."""
         drafted, accepted = scores.shape[1] - 1, int(num_matches)
-        tally = self.drafting.tally
-        tally.rounds += drafted > 0
-        tally.drafted += drafted
-        tally.accepted += accepted
+        stats = self.context.stats
+        stats.rounds += drafted > 0
+        stats.drafted += drafted
+        stats.accepted += accepted
         self.learn(drafted, accepted)
 
 
@@ -135,5 +135,5 @@ class Draft(BaseModel, ABC):
     """Longest draft, tokens. How many pay is learned as the answer is written."""
 
     @abstractmethod
-    def drafter(self, drafting: Drafting) -> Drafter:
+    def drafter(self, context: DraftContext) -> Drafter:
         """One for an answer."""

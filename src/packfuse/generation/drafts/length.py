@@ -18,7 +18,7 @@ _TRIED = 3
 
 
 @dataclass(slots=True)
-class Pace:
+class DraftLength:
     """Learns the chance that a drafted token is right, and which length is worth its cost.
 
     It counts tokens, not seconds, so that the same seed gives the same answer.

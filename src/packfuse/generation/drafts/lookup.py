@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from packfuse.generation.drafts.base import Draft, Drafter, Drafting, Proposal
-from packfuse.generation.drafts.length import Pace
+from packfuse.generation.drafts.base import Draft, DraftContext, Drafter, Proposal
+from packfuse.generation.drafts.length import DraftLength
 
 
 class Lookup(Draft):
@@ -30,24 +30,24 @@ class Lookup(Draft):
     least: int = Field(default=3, ge=1)
     longest: int = Field(default=16, ge=1)
 
-    def drafter(self, drafting: Drafting) -> LookupDrafter:
+    def drafter(self, context: DraftContext) -> LookupDrafter:
         """See `Draft`."""
-        return LookupDrafter(drafting, self)
+        return LookupDrafter(context, self)
 
 
 class LookupDrafter(Drafter):
     """Searches one growing text. Longer repetitions are trusted more; how much is learned."""
 
-    def __init__(self, drafting: Drafting, draft: Lookup) -> None:
+    def __init__(self, context: DraftContext, draft: Lookup) -> None:
         """Nothing is known of this text yet."""
-        super().__init__(drafting)
+        super().__init__(context)
         self.draft = draft
         sizes = range(draft.least, draft.longest + 1)
         self._paces = {
-            size: Pace(0.0, draft.most, drafting.device, chance=1 - 1 / (size + 1))
+            size: DraftLength(0.0, draft.most, context.device, chance=1 - 1 / (size + 1))
             for size in sizes
         }
-        self._used: Pace | None = None
+        self._used: DraftLength | None = None
 
     def propose(self, ids: Tensor, room: int) -> Proposal:
         """See `Drafter`."""
@@ -57,10 +57,10 @@ class LookupDrafter(Drafter):
             return Proposal()
         self._used = self._paces[size]
         wanted = min(self._used.length(), room)
-        ends = self.drafting.engine.reference.end_ids
+        ends = self.context.engine.reference.end_ids
         draft = draft[:wanted]
         draft = draft[: next((i for i, token in enumerate(draft) if token in ends), len(draft))]
-        return Proposal(self.drafting.allowed(ids, draft))
+        return Proposal(self.context.allowed(ids, draft))
 
     def learn(self, drafted: int, accepted: int) -> None:
         """See `Drafter`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from packfuse.generation.drafts.base import Draft, Drafting
-from packfuse.generation.drafts.draft_model import Speaking
+from packfuse.generation.drafts.base import Draft, DraftContext
+from packfuse.generation.drafts.draft_model import ModelDrafter
 
 
 class Members(Draft):
@@ -18,6 +18,6 @@ class Members(Draft):
     name: ClassVar[str] = "members"
     source: ClassVar[str] = "packfuse; speculative decoding (arXiv 2211.17192) by quantized twins"
 
-    def drafter(self, drafting: Drafting) -> Speaking:
+    def drafter(self, context: DraftContext) -> ModelDrafter:
         """See `Draft`."""
-        return Speaking(drafting, range(len(drafting.engine.members)), self.most, quantize=True)
+        return ModelDrafter(context, range(len(context.engine.members)), self.most, quantize=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from packfuse.generation.drafts.base import Draft, Drafting
-from packfuse.generation.drafts.draft_model import Speaking
+from packfuse.generation.drafts.base import Draft, DraftContext
+from packfuse.generation.drafts.draft_model import ModelDrafter
 
 
 class Reference(Draft):
@@ -21,6 +21,6 @@ class Reference(Draft):
 
     quantize: bool = True
 
-    def drafter(self, drafting: Drafting) -> Speaking:
+    def drafter(self, context: DraftContext) -> ModelDrafter:
         """See `Draft`."""
-        return Speaking(drafting, [drafting.engine.reference_index], self.most, self.quantize)
+        return ModelDrafter(context, [context.engine.reference_index], self.most, self.quantize)

@@ -11,17 +11,17 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from packfuse.models.kv.ragged import MOST_REST, Running
+from packfuse.models.kv.ragged import MAX_IDLE_SHARE, ForwardBatch
 from packfuse.models.kv.recurrent import as_kind
-from packfuse.models.kv.store import Past
+from packfuse.models.kv.store import RowCache
 
-WIDEST = 16
+MAX_NEW_TOKENS = 16
 """Most new tokens of a row; longer reads are passes."""
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-class Step(Running):
+class FixedShapeBatch(ForwardBatch):
     """Rows that read a few tokens each where they stand, in a store that is shown as a whole.
 
     A row's new tokens go behind its old ones, wherever those end. Rows with fewer new tokens, and
@@ -33,20 +33,24 @@ class Step(Running):
         self,
         empty: DynamicCache,
         config: PreTrainedConfig,
-        pasts: Sequence[Past],
+        row_caches: Sequence[RowCache],
         new: Sequence[int],
     ) -> None:
-        """Plan to read `new` tokens in each row; only where they `stand`."""
-        store = pasts[0].store
+        """Plan to read `new` tokens in each row; only where they `can_read`."""
+        store = row_caches[0].store
         if store is None:
             raise ValueError("rows that have read nothing do not stand anywhere")
-        self.pasts, self._new, self._store = list(pasts), list(new), store
+        self.row_caches, self._new, self._store = list(row_caches), list(new), store
         self._config = config.get_text_config()
-        self.width, self.size, self.rows = max(new), store.rows, [past.row for past in pasts]
+        self.width, self.size, self.rows = (
+            max(new),
+            store.rows,
+            [row_cache.row for row_cache in row_caches],
+        )
         self._starts, self._ends, self._read = ([0] * self.size for _ in range(3))
-        for past in (*store.pasts, *pasts):
-            self._starts[past.row] = past.start
-            self._ends[past.row] = max(self._ends[past.row], past.end)
+        for row_cache in (*store.row_caches, *row_caches):
+            self._starts[row_cache.row] = row_cache.start
+            self._ends[row_cache.row] = max(self._ends[row_cache.row], row_cache.end)
         for row, count in zip(self.rows, new, strict=True):
             self._read[row] = count
         store.blank()
@@ -59,13 +63,13 @@ class Step(Running):
         self.cache.layers = list(self._layers)
 
     def places(self, which: int, places: Sequence[int]) -> list[int]:
-        """See `Running`."""
+        """See `ForwardBatch`."""
         return [self.rows[which] * self.width + place for place in places]
 
     def inputs(
         self, ids: Sequence[Sequence[int]], device: torch.device, *, positions: bool
     ) -> dict[str, Any]:
-        """See `Running`."""
+        """See `ForwardBatch`."""
         padded = [[0] * self.width for _ in range(self.size)]
         for row, new in zip(self.rows, ids, strict=True):
             padded[row][: len(new)] = new
@@ -77,7 +81,7 @@ class Step(Running):
         for layer in self._layers:
             layer.rows, layer.slots, layer.padding = rows, slots, padding
             for held in (layer.keys, layer.values):
-                vary(held, 0, 2)
+                mark_dynamic(held, 0, 2)
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor(padded, device=device),
             "attention_mask": self._masks(slots, starts),
@@ -86,10 +90,10 @@ class Step(Running):
             # Padding may not stand where a model has no positions any more.
             last = (ends + read - 1)[:, None]
             inputs["position_ids"] = (torch.minimum(slots, last) - starts[:, None]).clamp(min=0)
-        vary(rows, 0)
+        mark_dynamic(rows, 0)
         for given in (slots, padding, *inputs.values()):
             for tensor in given.values() if isinstance(given, dict) else [given]:
-                vary(tensor, 0, -2, -1)
+                mark_dynamic(tensor, 0, -2, -1)
         return {**inputs, "past_key_values": self.cache, "use_cache": True}
 
     def _masks(self, slots: Tensor, starts: Tensor) -> Any:
@@ -121,14 +125,14 @@ class Step(Running):
         return {kind: masks[kind] for kind in set(kinds)}
 
     def finish(self) -> None:
-        """See `Running`."""
-        for past, count in zip(self.pasts, self._new, strict=True):
-            past.length += count
+        """See `ForwardBatch`."""
+        for row_cache, count in zip(self.row_caches, self._new, strict=True):
+            row_cache.length += count
         self.cache.layers, self._layers = [], []
 
 
-def hindrance(empty: DynamicCache, config: PreTrainedConfig) -> str | None:
-    """Why a model cannot read in a `Step`, by its caches and its attention; None if it can."""
+def unsupported_reason(empty: DynamicCache, config: PreTrainedConfig) -> str | None:
+    """Why a model cannot run in a `FixedShapeBatch` (its caches, its attention), or None."""
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {FULL, SLIDING}
     layers = {type(layer) for layer in empty.layers} - {DynamicLayer}
@@ -143,21 +147,27 @@ def hindrance(empty: DynamicCache, config: PreTrainedConfig) -> str | None:
     return None
 
 
-def stand(pasts: Sequence[Past], new: Sequence[int]) -> bool:
-    """Whether rows can read so many tokens each in a `Step`."""
-    store, width, rows = pasts[0].store, max(new), {past.row for past in pasts}
-    if store is None or width > WIDEST or any(past.store is not store for past in pasts):
+def can_read(row_caches: Sequence[RowCache], new: Sequence[int]) -> bool:
+    """Whether rows can read so many tokens each in a `FixedShapeBatch`."""
+    store, width, rows = row_caches[0].store, max(new), {row_cache.row for row_cache in row_caches}
+    if (
+        store is None
+        or width > MAX_NEW_TOKENS
+        or any(row_cache.store is not store for row_cache in row_caches)
+    ):
         return False
-    if len(rows) < len(pasts) or len(rows) < (1 - MOST_REST) * store.rows:
+    if len(rows) < len(row_caches) or len(rows) < (1 - MAX_IDLE_SHARE) * store.rows:
         return False
     ends = [0] * store.rows
-    for past in store.pasts:
-        ends[past.row] = max(ends[past.row], past.end)
+    for row_cache in store.row_caches:
+        ends[row_cache.row] = max(ends[row_cache.row], row_cache.end)
     # A fork that has read further must not be overwritten.
-    return max(ends) + width <= store.slots and all(past.end == ends[past.row] for past in pasts)
+    return max(ends) + width <= store.slots and all(
+        row_cache.end == ends[row_cache.row] for row_cache in row_caches
+    )
 
 
-def vary(tensor: Tensor, *dims: int) -> None:
+def mark_dynamic(tensor: Tensor, *dims: int) -> None:
     """Tell the compiler that some sizes will be others; it knows one from several by itself."""
     for dim in {range(tensor.dim())[dim] for dim in dims}:
         if tensor.shape[dim] > 1:

@@ -17,13 +17,13 @@ from transformers.cache_utils import (
 )
 
 from packfuse.models.kv.recurrent import as_kind, joined, parted
-from packfuse.models.kv.store import Past, Store, has_states
+from packfuse.models.kv.store import KVStore, RowCache, has_states
 
-MOST_REST = 0.25
+MAX_IDLE_SHARE = 0.25
 """Share of a store's rows that may rest in a pass over it; with more, those that read leave it."""
 
 
-class Running(ABC):
+class ForwardBatch(ABC):
     """Rows that are reading new tokens side by side.
 
     Attributes:
@@ -59,7 +59,7 @@ class Running(ABC):
         """The rows have read their new tokens."""
 
 
-class Pass(Running):
+class RaggedBatch(ForwardBatch):
     """Rows that read new tokens side by side, aligned at their ends.
 
     Where the rows have a store to themselves they stay there, and of those whose ends do not meet
@@ -72,26 +72,34 @@ class Pass(Running):
     """
 
     def __init__(
-        self, empty: DynamicCache, pasts: Sequence[Past], new: Sequence[int], room: int = 0
+        self, empty: DynamicCache, row_caches: Sequence[RowCache], new: Sequence[int], room: int = 0
     ) -> None:
         """Plan to read `new` tokens in each row; with states, equally many.
 
         As many as `room` are known to follow: they will find their place without a copy.
         """
-        self.pasts, self._new, self._empty = list(pasts), list(new), empty
+        self.row_caches, self._new, self._empty = list(row_caches), list(new), empty
         self.width = max(new)
-        totals = [past.length + count for past, count in zip(pasts, new, strict=True)]
-        staying = _staying(pasts, new, idle=not has_states(empty))
+        totals = [
+            row_cache.length + count for row_cache, count in zip(row_caches, new, strict=True)
+        ]
+        staying = _staying(row_caches, new, idle=not has_states(empty))
         self._stays = staying is not None
         if staying is not None:
             store, end = staying
-            self.rows, self.size, self.slots = [p.row for p in pasts], store.rows, end
-            others = [past.end for past in store.pasts if past not in self.pasts]
+            self.rows, self.size, self.slots = [p.row for p in row_caches], store.rows, end
+            others = [
+                row_cache.end for row_cache in store.row_caches if row_cache not in self.row_caches
+            ]
             # Claimed at once: a fork that stands here, too, will have to copy.
             self._store, store.used = store, max([end, *others])
         else:
-            self.rows, self.size, self.slots = list(range(len(pasts))), len(pasts), max(totals)
-            self._store = Store(self.size, self.slots, len(empty.layers), room)
+            self.rows, self.size, self.slots = (
+                list(range(len(row_caches))),
+                len(row_caches),
+                max(totals),
+            )
+            self._store = KVStore(self.size, self.slots, len(empty.layers), room)
         self.starts = [self.base] * self.size
         for row, total in zip(self.rows, totals, strict=True):
             self.starts[row] = self.slots - total
@@ -104,14 +112,14 @@ class Pass(Running):
         return self.slots - self.width
 
     def places(self, which: int, places: Sequence[int]) -> list[int]:
-        """See `Running`."""
+        """See `ForwardBatch`."""
         before = (self.rows[which] + 1) * self.width - self._new[which]
         return [before + place for place in places]
 
     def inputs(
         self, ids: Sequence[Sequence[int]], device: torch.device, *, positions: bool
     ) -> dict[str, Any]:
-        """See `Running`."""
+        """See `ForwardBatch`."""
         padded = [[0] * self.width for _ in range(self.size)]
         for row, new in zip(self.rows, ids, strict=True):
             padded[row][self.width - len(new) :] = new
@@ -129,7 +137,7 @@ class Pass(Running):
         return inputs
 
     def _layer(self, index: int) -> Any:
-        held = [past.states[index] for past in self.pasts]
+        held = [row_cache.states[index] for row_cache in self.row_caches]
         if isinstance(self._empty.layers[index], DummyLayer):
             return self._empty.layers[index]
         if held[0] is None:
@@ -155,18 +163,18 @@ class Pass(Running):
     def _write(self, held: Tensor, fresh: Tensor) -> None:
         """Put new keys or values where the rows are, which may have to make room."""
         # What nobody has written might be NaN, which no mask keeps out.
-        for past, row in zip(self.pasts, self.rows, strict=True):
-            start, end = self.starts[row], past.end
-            if past.start != start:
-                old = held[row, :, past.start : end].clone()
-                held[row, :, start : start + past.length] = old
+        for row_cache, row in zip(self.row_caches, self.rows, strict=True):
+            start, end = self.starts[row], row_cache.end
+            if row_cache.start != start:
+                old = held[row, :, row_cache.start : end].clone()
+                held[row, :, start : start + row_cache.length] = old
                 held[row, :, end:start] = 0
         if len(self.rows) == self.size and set(self._new) == {self.width}:
             held[:, :, self.base : self.slots] = fresh
             return
         for row, count in zip(self.rows, self._new, strict=True):
             held[row, :, self.slots - count : self.slots] = fresh[row, :, self.width - count :]
-        ends = {past.row: past.end for past in self._store.pasts}
+        ends = {row_cache.row: row_cache.end for row_cache in self._store.row_caches}
         for row in set(range(self.size)) - set(self.rows):
             held[row, :, max(self.base, ends.get(row, 0)) : self.slots] = 0
 
@@ -174,8 +182,8 @@ class Pass(Running):
         """Keys (0) or values (1) of the rows, copied to a new store."""
         rows, heads, _, width = fresh.shape
         held = fresh.new_empty(rows, heads, self._store.slots, width)
-        for row, (past, count) in enumerate(zip(self.pasts, self._new, strict=True)):
-            start, middle, own = self.starts[row], self.slots - count, past.held(index)
+        for row, (row_cache, count) in enumerate(zip(self.row_caches, self._new, strict=True)):
+            start, middle, own = self.starts[row], self.slots - count, row_cache.held(index)
             held[row, :, :start] = 0
             if own is not None:
                 held[row, :, start:middle] = own[which]
@@ -183,40 +191,42 @@ class Pass(Running):
         return held
 
     def finish(self) -> None:
-        """See `Running`."""
-        left = {past.store for past in self.pasts if past.store} - {self._store}
-        states = [parted(layer, len(self.pasts)) for layer in self.cache.layers]
-        for index, (past, row) in enumerate(zip(self.pasts, self.rows, strict=True)):
-            past.move(self._store, row, self.starts[row], past.length + self._new[index])
-            past.states = [layer and layer[index] for layer in states]
+        """See `ForwardBatch`."""
+        left = {row_cache.store for row_cache in self.row_caches if row_cache.store} - {self._store}
+        states = [parted(layer, len(self.row_caches)) for layer in self.cache.layers]
+        for index, (row_cache, row) in enumerate(zip(self.row_caches, self.rows, strict=True)):
+            row_cache.move(self._store, row, self.starts[row], row_cache.length + self._new[index])
+            row_cache.states = [layer and layer[index] for layer in states]
         # The layers know the pass: let go of them, or keys and values wait for the collector.
         self.cache.layers = []
         for store in left:
-            if 2 * len(store.pasts) <= store.rows:
-                for past in list(store.pasts):
-                    past.leave()
+            if 2 * len(store.row_caches) <= store.rows:
+                for row_cache in list(store.row_caches):
+                    row_cache.leave()
 
 
-def _staying(pasts: Sequence[Past], new: Sequence[int], *, idle: bool) -> tuple[Store, int] | None:
+def _staying(
+    row_caches: Sequence[RowCache], new: Sequence[int], *, idle: bool
+) -> tuple[KVStore, int] | None:
     """Where rows end if they read on in their store, fewest tokens being moved.
 
     Args:
-        pasts: The rows.
+        row_caches: The rows.
         new: How many tokens each is to read.
         idle: Whether other rows of the store may go along.
 
     Returns:
         The store and the slot, or None if they cannot.
     """
-    store, rows = pasts[0].store, [past.row for past in pasts]
-    if store is None or any(past.store is not store for past in pasts):
+    store, rows = row_caches[0].store, [row_cache.row for row_cache in row_caches]
+    if store is None or any(row_cache.store is not store for row_cache in row_caches):
         return None
-    whole, resting = rows == list(range(store.rows)), store.rows - len(pasts)
-    if not whole and not (idle and 0 <= resting <= MOST_REST * store.rows):
+    whole, resting = rows == list(range(store.rows)), store.rows - len(row_caches)
+    if not whole and not (idle and 0 <= resting <= MAX_IDLE_SHARE * store.rows):
         return None
-    sizes = [(p.length, p.end, count) for p, count in zip(pasts, new, strict=True)]
+    sizes = [(p.length, p.end, count) for p, count in zip(row_caches, new, strict=True)]
     ends = {end + count for _, end, count in sizes}
-    if len(store.pasts) != len({past.row for past in store.pasts}):
+    if len(store.row_caches) != len({row_cache.row for row_cache in store.row_caches}):
         # Forks look on: nothing may be moved, and nothing written that they see.
         if whole and len(ends) == len(set(new)) == 1 and store.used == sizes[0][1]:
             return (store, end) if (end := ends.pop()) <= store.slots else None
@@ -233,7 +243,7 @@ def _staying(pasts: Sequence[Past], new: Sequence[int], *, idle: bool) -> tuple[
 class _Grows:
     """The part of an attention layer that keeps keys and values, in a pass."""
 
-    running: Pass
+    running: RaggedBatch
     index: int
     keys: Tensor | None
     values: Tensor | None

@@ -62,7 +62,7 @@ def has_states(cache: DynamicCache) -> bool:
     return any(stateful(layer) for layer in cache.layers)
 
 
-class Store:
+class KVStore:
     """Keys and values by layer, `[rows, heads, slots, width]`, some slots not used yet.
 
     Attributes:
@@ -70,7 +70,7 @@ class Store:
         used: Slots that some row may see; what stands behind them is free to be written.
         slots: Slots in all.
         layers: The tensors; None for layers without any.
-        pasts: Who reads here.
+        row_caches: Who reads here.
     """
 
     def __init__(self, rows: int, used: int, layers: int, room: int = 0) -> None:
@@ -78,7 +78,7 @@ class Store:
         self.rows, self.used = rows, used
         self.slots = used + room + max(_SPARE, (used + room) // 8)
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
-        self.pasts: WeakSet[Past] = WeakSet()
+        self.row_caches: WeakSet[RowCache] = WeakSet()
         self._blank = False
 
     def blank(self) -> None:
@@ -96,7 +96,7 @@ class Store:
         return pair
 
 
-class Past:
+class RowCache:
     """What one row has read.
 
     Attributes:
@@ -110,7 +110,7 @@ class Past:
     def __init__(self, empty: DynamicCache) -> None:
         """Nothing yet, as in an `empty` cache."""
         self.length = 0
-        self.store: Store | None = None
+        self.store: KVStore | None = None
         self.row = self.start = 0
         self.states = [states_of(layer) for layer in empty.layers]
 
@@ -119,12 +119,12 @@ class Past:
         """The slot behind its last."""
         return self.start + self.length
 
-    def fork(self) -> Past:
+    def fork(self) -> RowCache:
         """An independent copy."""
         twin = copy.copy(self)
         twin.states = self.snapshot()
         if self.store:
-            self.store.pasts.add(twin)
+            self.store.row_caches.add(twin)
         return twin
 
     def cut(self, length: int) -> None:
@@ -147,11 +147,11 @@ class Past:
             for name in STATES if layer is not None else ():
                 yield from (held for held in getattr(layer, name).values() if held is not None)
 
-    def move(self, store: Store, row: int, start: int, length: int) -> None:
+    def move(self, store: KVStore, row: int, start: int, length: int) -> None:
         """Stand in a store from now on."""
         if self.store:
-            self.store.pasts.discard(self)
-        store.pasts.add(self)
+            self.store.row_caches.discard(self)
+        store.row_caches.add(self)
         self.store, self.row, self.start, self.length = store, row, start, length
 
     def held(self, layer: int) -> tuple[Tensor, Tensor] | None:
@@ -167,7 +167,7 @@ class Past:
         old = self.store
         if old is None:
             return
-        store = Store(1, self.length, len(old.layers))
+        store = KVStore(1, self.length, len(old.layers))
         store.slots = self.length
         for layer in range(len(old.layers)):
             held = self.held(layer)

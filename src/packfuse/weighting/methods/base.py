@@ -55,7 +55,7 @@ class Evidence:
         return len(self.losses)
 
 
-class Limits(NamedTuple):
+class FitLimits(NamedTuple):
     """How much of a prompt's distributions to keep for fitting; None keeps everything.
 
     Attributes:
@@ -87,7 +87,7 @@ class Weighting(BaseModel, ABC):
 
     normalize: Literal["reference", "own"] = "reference"
     """Prompt loss in nats per `"reference"` token (comparable) or per `"own"` token (the paper)."""
-    pieces: int | None = Field(default=Limits().pieces, ge=1)
+    pieces: int | None = Field(default=FitLimits().pieces, ge=1)
     """Most pieces of the prompt to take losses on, evenly spread; None for all (the papers)."""
 
     def needs_scores(self, pool: str) -> bool:
@@ -95,9 +95,9 @@ class Weighting(BaseModel, ABC):
         return False
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> FitLimits:
         """How many scores are wanted."""
-        return Limits(pieces=self.pieces)
+        return FitLimits(pieces=self.pieces)
 
     def for_members(self, names: Sequence[str]) -> Weights | None:
         """Weights `[K]` that no prompt can change, or None where the prompt decides."""
@@ -133,9 +133,9 @@ class Fitted(Shrinking):
     prior: Literal["equal", "sim"] = "sim"
     """What a short prompt falls back to: equal weights, or `softmax(-loss)`, which has no use for a
     member that finds even a few words impossible."""
-    positions: int | None = Field(default=Limits().positions, ge=1)
+    positions: int | None = Field(default=FitLimits().positions, ge=1)
     """Most positions to fit to, evenly spread; memory may allow fewer. None for all (the paper)."""
-    candidates: int | None = Field(default=Limits().candidates, ge=1)
+    candidates: int | None = Field(default=FitLimits().candidates, ge=1)
     """Tokens of each member to tell apart at a position; None for all of them (the paper)."""
 
     def needs_scores(self, pool: str) -> bool:
@@ -147,9 +147,9 @@ class Fitted(Shrinking):
         return equal(evidence.members) if self.prior == "equal" else likely(evidence.losses)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> FitLimits:
         """As the parameters say."""
-        return Limits(self.positions, self.candidates, self.pieces)
+        return FitLimits(self.positions, self.candidates, self.pieces)
 
 
 def equal(members: int) -> Weights:

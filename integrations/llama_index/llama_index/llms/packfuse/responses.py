@@ -18,7 +18,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from packfuse.tools import Broken, Call, Piece, Reply
+from packfuse.tools import InvalidCall, Reply, ReplyDelta, ToolCall
 
 
 def chat_response(reply: Reply, delta: str | None = None) -> ChatResponse:
@@ -49,10 +49,10 @@ class ChatDraft:
     def __init__(self) -> None:
         """Begin with nothing."""
         self._text = self._reasoning = ""
-        self._calls: tuple[Call, ...] = ()
-        self._broken: tuple[Broken, ...] = ()
+        self._calls: tuple[ToolCall, ...] = ()
+        self._broken: tuple[InvalidCall, ...] = ()
 
-    def add(self, piece: Piece) -> ChatResponse:
+    def add(self, piece: ReplyDelta) -> ChatResponse:
         """The item for the next piece."""
         self._text += piece.text
         self._reasoning += piece.reasoning
@@ -76,7 +76,7 @@ class CompletionDraft:
         """Begin with nothing."""
         self._text = ""
 
-    def add(self, piece: Piece) -> CompletionResponse:
+    def add(self, piece: ReplyDelta) -> CompletionResponse:
         """The item for the next piece."""
         self._text += piece.text
         if piece.reply is not None:
@@ -85,7 +85,7 @@ class CompletionDraft:
 
 
 def _message(
-    text: str, reasoning: str, calls: tuple[Call, ...], broken: tuple[Broken, ...]
+    text: str, reasoning: str, calls: tuple[ToolCall, ...], broken: tuple[InvalidCall, ...]
 ) -> ChatMessage:
     blocks: list[ContentBlock] = []
     if reasoning:
@@ -107,7 +107,7 @@ def _message(
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
 
 
-def _plain_call(call: Call) -> dict[str, Any]:
+def _plain_call(call: ToolCall) -> dict[str, Any]:
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     return {
         "id": call.id,

@@ -8,7 +8,7 @@ from contextlib import aclosing, closing
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar, cast
 
-from packfuse.tools import Piece
+from packfuse.tools import ReplyDelta
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 Item = TypeVar("Item")
@@ -23,15 +23,15 @@ _begun: ContextVar[list[Any]] = ContextVar("packfuse_streams_begun")
 class Draft(Protocol[Item_co]):
     """Turns pieces into items that hold all that there is so far."""
 
-    def add(self, piece: Piece) -> Item_co:
+    def add(self, piece: ReplyDelta) -> Item_co:
         """The item for the next piece."""
 
 
-def items(pieces: Iterator[Piece], draft: Draft[Item]) -> Stream[Item]:
+def items(pieces: Iterator[ReplyDelta], draft: Draft[Item]) -> Stream[Item]:
     """One item a piece, for a method decorated with `closes`."""
 
     def stream() -> Stream[Item]:
-        with closing(cast("Stream[Piece]", pieces)):
+        with closing(cast("Stream[ReplyDelta]", pieces)):
             for piece in pieces:
                 yield draft.add(piece)
 
@@ -39,11 +39,11 @@ def items(pieces: Iterator[Piece], draft: Draft[Item]) -> Stream[Item]:
     return begun
 
 
-def aitems(pieces: AsyncIterator[Piece], draft: Draft[Item]) -> AsyncStream[Item]:
+def aitems(pieces: AsyncIterator[ReplyDelta], draft: Draft[Item]) -> AsyncStream[Item]:
     """One item a piece, for a method decorated with `acloses`."""
 
     async def stream() -> AsyncStream[Item]:
-        async with aclosing(cast("AsyncStream[Piece]", pieces)):
+        async with aclosing(cast("AsyncStream[ReplyDelta]", pieces)):
             async for piece in pieces:
                 yield draft.add(piece)
 
