@@ -13,9 +13,9 @@ import pytest
 
 from packfuse import Pack
 from packfuse.aio import MOST, call, iterate
+from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.constraint import Regex
 from packfuse.errors import PromptError
-from packfuse.generation.fused_model import FusedForCausalLM
 from packfuse.tools import Completion, ReplyDelta, Turn
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from packfuse.generation.record import Timings
+from packfuse.generation.result import Timings
 
 from .bench import Bench
 from .clock import alone, exactly, interleave

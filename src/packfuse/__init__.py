@@ -6,10 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from packfuse.causal_lm.model import FusedForCausalLM
     from packfuse.errors import PackError
-    from packfuse.generation.answer import Answer, Chunk
-    from packfuse.generation.fused_model import FusedForCausalLM
-    from packfuse.generation.record import FusionRecord
+    from packfuse.generation.result import Answer, Chunk, FusionRecord
     from packfuse.generation.weigh import Weighing
     from packfuse.pack import Pack
     from packfuse.settings import MemberSettings, PackConfig
@@ -28,10 +27,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "generation.answer",
-    "Chunk": "generation.answer",
-    "FusedForCausalLM": "generation.fused_model",
-    "FusionRecord": "generation.record",
+    "Answer": "generation.result",
+    "Chunk": "generation.result",
+    "FusedForCausalLM": "causal_lm.model",
+    "FusionRecord": "generation.result",
     "MemberSettings": "settings",
     "Pack": "pack",
     "PackConfig": "settings",

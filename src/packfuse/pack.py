@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from packfuse.alignment.base import Alignment
+from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import ConfigError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.rules.base import Rule
-from packfuse.generation.answer import Answer, Chunk
 from packfuse.generation.batcher import Batcher
-from packfuse.generation.fused_model import FusedForCausalLM
 from packfuse.generation.request import Request, make_draft, make_request
+from packfuse.generation.result import Answer, Chunk
 from packfuse.generation.runner import Runner
 from packfuse.generation.weigh import Weighing, compare_weightings
 from packfuse.models.compiled import Compiled, compile_steps

@@ -156,9 +156,9 @@ def alignments() -> Registry[Any]:
 @cache
 def drafts() -> Registry[Any]:
     """The ways to draft."""
-    from packfuse.generation.drafts.base import Draft
+    from packfuse.causal_lm.drafts.base import Draft
 
-    return Registry("way to draft", "packfuse.generation.drafts", Draft)
+    return Registry("way to draft", "packfuse.causal_lm.drafts", Draft)
 
 
 @cache

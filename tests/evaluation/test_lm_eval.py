@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
 from lm_eval.api.task import ConfigurableTask  # type: ignore[import-untyped]
 from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
-from packfuse.generation.fused_model import FusedForCausalLM
+from packfuse.causal_lm.model import FusedForCausalLM
 from tests.support import fusing
 from tests.support.fusing import PROMPT, SHORT, Spec
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from packfuse import Pack
+from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.constraint import Regex
 from packfuse.errors import PromptError
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.answer import Answer
 from packfuse.generation.batcher import MOST
-from packfuse.generation.fused_model import FusedForCausalLM
+from packfuse.generation.result import Answer
 from packfuse.generation.runner import Runner
 from packfuse.models.member import Session
 from tests.support.scripted import TEMPLATE

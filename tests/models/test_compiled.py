@@ -25,8 +25,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from packfuse import Pack, compiled
+from packfuse import Pack
 from packfuse.errors import ConfigError, MemberError
+from packfuse.models import compiled
 from packfuse.models import member as read_module
 from packfuse.models.compiled import Compiled, compile_steps
 from packfuse.models.hf_member import HFMember

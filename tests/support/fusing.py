@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.fusion.engine import Engine
-from packfuse.generation.fused_model import FusedForCausalLM
 from packfuse.models.hf_member import HFMember
 from packfuse.registry import alignments, rules, weightings
 from packfuse.text.vocabulary import Vocabulary

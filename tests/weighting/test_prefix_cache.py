@@ -19,7 +19,7 @@ from packfuse import Pack
 from packfuse.errors import ConfigError, MemberError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.answer import Answer
+from packfuse.generation.result import Answer
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Read
 from packfuse.registry import alignments, rules, weightings

@@ -13,8 +13,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from packfuse.errors import PackError
-from packfuse.generation.answer import Chunk
-from packfuse.generation.record import FusionRecord
+from packfuse.generation.result import Chunk, FusionRecord
 from packfuse.starter.stages import Stages
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

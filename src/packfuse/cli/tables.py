@@ -9,7 +9,7 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from packfuse.generation.record import FusionRecord
+from packfuse.generation.result import FusionRecord
 from packfuse.registry import alignments, rules, weightings
 from packfuse.starter.plan import megabytes
 

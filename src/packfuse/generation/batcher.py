@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from packfuse.generation.answer import Answer
 from packfuse.generation.request import Request
+from packfuse.generation.result import Answer
 from packfuse.generation.runner import Runner
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from packfuse.causal_lm.drafts.base import Draft
 from packfuse.constraint import Constraint, as_constraint
 from packfuse.errors import ConfigError, PromptError
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every
 from packfuse.fusion.rules.base import Rule
-from packfuse.generation.drafts.base import Draft
 from packfuse.registry import drafts, gates, rules, weightings
 from packfuse.weighting.methods.base import Weighting
 

@@ -17,17 +17,25 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from packfuse.causal_lm.constraint_processor import ConstraintProcessor
+from packfuse.causal_lm.drafts.base import Draft
+from packfuse.causal_lm.model import FusedForCausalLM
+from packfuse.causal_lm.stopping import CancelCriteria, StopTextCriteria
 from packfuse.errors import PromptError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.gates.every import Every
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.answer import Answer, Chunk
-from packfuse.generation.constraint_processor import ConstraintProcessor
-from packfuse.generation.drafts.base import Draft
-from packfuse.generation.fused_model import FusedForCausalLM
-from packfuse.generation.record import Drafts, FinishReason, FusionRecord, Timings, Usage, by_name
 from packfuse.generation.request import Prompt, Request
-from packfuse.generation.stopping import CancelCriteria, StopTextCriteria
+from packfuse.generation.result import (
+    Answer,
+    Chunk,
+    Drafts,
+    FinishReason,
+    FusionRecord,
+    Timings,
+    Usage,
+    by_name,
+)
 from packfuse.generation.trace import RecordedSequence, TraceRecorder
 from packfuse.registry import alignments, drafts, gates, rules, weightings
 from packfuse.text.chat_template import render_chat

@@ -10,7 +10,7 @@ from torch import Tensor
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.record import TraceStep
+from packfuse.generation.result import TraceStep
 
 
 @dataclass(slots=True)

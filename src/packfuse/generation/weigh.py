@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from packfuse.errors import ConfigError
-from packfuse.generation.record import by_name
+from packfuse.generation.result import by_name
 from packfuse.models.loading import unique_names
 from packfuse.registry import rules, weightings
 from packfuse.weighting.methods.base import Evidence, FitLimits, Weighting, Weights, equal

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from packfuse.generation.record import FusionRecord
+from packfuse.generation.result import FusionRecord
 from packfuse.text.detokenizer import overlap
 from packfuse.tools.protocol import CALL, END_CALL
 

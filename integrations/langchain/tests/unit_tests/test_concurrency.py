@@ -13,8 +13,8 @@ import torch
 from langchain_packfuse import ChatPackFuse, PackFuseLLM
 
 from packfuse import Pack
+from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import MemberError
-from packfuse.generation.fused_model import FusedForCausalLM
 from packfuse.models.hf_member import HFMember
 from tests.support import packs, pico
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from packfuse.generation.drafts.base import Draft, DraftContext, Drafter, Proposal
-from packfuse.generation.drafts.lookup import Lookup
-from packfuse.generation.drafts.reference import Reference
+from packfuse.causal_lm.drafts.base import Draft, DraftContext, Drafter, Proposal
+from packfuse.causal_lm.drafts.lookup import Lookup
+from packfuse.causal_lm.drafts.reference import Reference
 
 
 class Auto(Draft):

@@ -26,10 +26,10 @@ from transformers import (
     pipeline,
 )
 
+from packfuse.causal_lm.cache import FusedCache
+from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import MemberError, PackError, PromptError, UnsupportedError
-from packfuse.fusion.cache import FusedCache
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.fused_model import FusedForCausalLM
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Session
 from packfuse.text.incremental import IncrementalTokenizer

@@ -7,9 +7,9 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from packfuse.causal_lm.drafts.base import DraftContext, Drafter, Proposal
+from packfuse.causal_lm.drafts.length import DraftLength
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.drafts.base import DraftContext, Drafter, Proposal
-from packfuse.generation.drafts.length import DraftLength
 from packfuse.models.int8 import can_copy, int8_copy
 
 

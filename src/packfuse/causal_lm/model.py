@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from packfuse.causal_lm.cache import FusedCache
+from packfuse.causal_lm.checks import Refusals, check_decoding
+from packfuse.causal_lm.config import FusedConfig, fused_config, fused_generation_config
+from packfuse.causal_lm.drafts.base import Draft, DraftContext, DraftStats
+from packfuse.causal_lm.inputs import checked_cache, endings, unpadded
 from packfuse.errors import PromptError, UnsupportedError
-from packfuse.fusion.cache import FusedCache
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition, PositionCallback
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.drafts.base import Draft, DraftContext, DraftStats
-from packfuse.generation.fused_config import FusedConfig, fused_config, fused_generation_config
-from packfuse.generation.inputs import checked_cache, endings, unpadded
 from packfuse.generation.prefills import Key, Prefills
-from packfuse.generation.refusals import Refusals, check_decoding
 from packfuse.models.hf_member import HFMember
 from packfuse.text.prompt import blank, from_ids
 from packfuse.weighting.methods.base import Weighting

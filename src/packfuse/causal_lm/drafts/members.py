@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from packfuse.generation.drafts.base import Draft, DraftContext
-from packfuse.generation.drafts.draft_model import ModelDrafter
+from packfuse.causal_lm.drafts.base import Draft, DraftContext
+from packfuse.causal_lm.drafts.draft_model import ModelDrafter
 
 
 class Members(Draft):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from packfuse.fusion.cache import FusedCache
+from packfuse.causal_lm.cache import FusedCache
 from packfuse.fusion.engine import Engine
 
 

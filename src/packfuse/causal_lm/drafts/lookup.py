@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from packfuse.generation.drafts.base import Draft, DraftContext, Drafter, Proposal
-from packfuse.generation.drafts.length import DraftLength
+from packfuse.causal_lm.drafts.base import Draft, DraftContext, Drafter, Proposal
+from packfuse.causal_lm.drafts.length import DraftLength
 
 
 class Lookup(Draft):

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
+from packfuse.causal_lm.cache import FusedCache
 from packfuse.errors import PromptError, UnsupportedError
-from packfuse.fusion.cache import FusedCache
 
 
 def checked_cache(given: Any) -> FusedCache:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from packfuse.causal_lm.cache import FusedCache
+from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import PromptError, UnsupportedError
-from packfuse.fusion.cache import FusedCache
-from packfuse.generation.fused_model import FusedForCausalLM
 from packfuse.models.hf_member import HFMember
 from packfuse.registry import rules, weightings
 from tests.support import fusing, pico

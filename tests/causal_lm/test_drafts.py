@@ -18,12 +18,12 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from packfuse import Pack
+from packfuse.causal_lm.drafts.base import Draft, DraftContext, Drafter, Proposal
+from packfuse.causal_lm.drafts.length import DraftLength
+from packfuse.causal_lm.drafts.lookup import repetition
 from packfuse.constraint import Regex
 from packfuse.errors import ConfigError
-from packfuse.generation.answer import Answer
-from packfuse.generation.drafts.base import Draft, DraftContext, Drafter, Proposal
-from packfuse.generation.drafts.length import DraftLength
-from packfuse.generation.drafts.lookup import repetition
+from packfuse.generation.result import Answer
 from packfuse.models.hf_member import HFMember
 from packfuse.models.int8 import int8_copy
 from packfuse.models.member import Session

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, strategies
 from torch import Tensor
 
+from packfuse.causal_lm.constraint_processor import ConstraintProcessor
 from packfuse.constraint import Constraint, Grammar, JsonSchema, Regex
 from packfuse.errors import ConstraintError
 from packfuse.fusion.pooling import Pooling
 from packfuse.fusion.rules.pools import LAST_RESORT, arithmetic, backed
-from packfuse.generation.constraint_processor import ConstraintProcessor
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing
 from tests.support.fusing import PROMPT

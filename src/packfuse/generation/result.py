@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -111,6 +112,38 @@ class FusionRecord(_Plain):
     constraint: str | None = None
     notes: list[str] = []
     trace: list[TraceStep] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One generated text.
+
+    Attributes:
+        text: What was generated, without the prompt and without a stop string.
+        record: The fusion metadata of this answer.
+        token_ids: The reference's ids, as generated.
+    """
+
+    text: str
+    record: FusionRecord
+    token_ids: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """The text."""
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer.
+
+    Attributes:
+        text: The next piece; may be empty in the last chunk.
+        record: The fusion metadata, in the last chunk only.
+    """
+
+    text: str
+    record: FusionRecord | None = None
 
 
 def by_name(names: Sequence[str], values: Iterable[float] | None) -> dict[str, float] | None:

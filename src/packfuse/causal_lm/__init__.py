@@ -1,0 +1,1 @@
+"""The pack as a transformers causal language model."""
