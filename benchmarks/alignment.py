@@ -29,12 +29,14 @@ from rich.table import Table
 from torch import Tensor
 
 from packfuse import Pack
+from packfuse.alignment import alignments
 from packfuse.alignment.base import Alignment
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.rules import rules
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.hf_member import HFMember
-from packfuse.registry import alignments, rules, weightings
 from packfuse.text.prompt import from_ids
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.prompt_scores import PromptScores
 
 RULES = ("packllm", "mixture", "unite")
@@ -70,7 +72,7 @@ class Ruler:
         prompt = from_ids([*own.prefix_ids, *stream[:cut]], vocabularies, self.reference)
         row = self.engine.open(prompt)
         row.feed(prompt.stream)
-        read = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
+        read = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
         scoring = PromptScores(vocabularies, self.reference, read, prompt.texts, fit=True)
         self.engine.prefill(row, scoring.callbacks())
         weights = self._weights(scoring)
@@ -164,9 +166,9 @@ class Ruler:
 
 
 def _heard(row: PackSequence) -> Tensor:
-    if row.heard is None:
+    if row.member_logps is None:
         raise RuntimeError("nothing was fused in this row")
-    return row.heard
+    return row.member_logps
 
 
 def _ends(vocabulary: Any, ids: list[int]) -> list[int]:

@@ -32,16 +32,19 @@ from rich.progress import track
 from scipy.stats import spearmanr
 
 from packfuse import Pack
+from packfuse.alignment import alignments
 from packfuse.alignment.base import Alignment
 from packfuse.evaluation import Journal, Setting, read_questions
 from packfuse.evaluation.run import ask
 from packfuse.evaluation.systems import Scored, alone
+from packfuse.evaluation.tasks import tasks
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.rules import rules
 from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import wrap
-from packfuse.registry import alignments, rules, tasks, weightings
 from packfuse.text.prompt import from_text
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Evidence, Weighting, Weights, equal
 from packfuse.weighting.methods.losses import PromptLoss, prompt_loss
 from packfuse.weighting.prefill import prefill

@@ -25,6 +25,7 @@ from passages import LENGTH, passages
 from rich.console import Console
 
 from packfuse import Pack
+from packfuse.alignment import alignments
 from packfuse.evaluation import (
     Evaluation,
     Journal,
@@ -35,7 +36,9 @@ from packfuse.evaluation import (
     read_questions,
 )
 from packfuse.evaluation.markdown import verdict
-from packfuse.registry import alignments, parse_spec, rules, tasks
+from packfuse.evaluation.tasks import tasks
+from packfuse.fusion.rules import rules
+from packfuse.registry import parse_spec
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "evidence.md"

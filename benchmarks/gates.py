@@ -33,8 +33,9 @@ from packfuse import Pack
 from packfuse.evaluation import Journal, read_questions
 from packfuse.evaluation.files import Fields
 from packfuse.evaluation.question import Question
+from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
-from packfuse.registry import parse_spec, tasks
+from packfuse.registry import parse_spec
 
 WORK = Path(__file__).parent / "results" / "gates"
 _WIDTH = 200

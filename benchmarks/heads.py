@@ -25,10 +25,11 @@ from rich.table import Table
 from torch import Tensor
 
 from packfuse import Pack
+from packfuse.alignment import alignments
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.rules import rules
 from packfuse.models.hf_member import HFMember
 from packfuse.models.vocab_subset import VocabSubset, read_subset
-from packfuse.registry import alignments, rules
 from packfuse.text.prompt import from_ids
 
 FOREIGN = (
@@ -101,7 +102,7 @@ class Heads:
         self.engine.prefill(row, [None] * len(vocabularies))
         self.engine.settle([row])
         rest = ids[first:]
-        found = [row.last[None]] if row.last is not None else []
+        found = [row.fused_logps[None]] if row.fused_logps is not None else []
         for start in range(0, len(rest) - 1, 16):
             part = rest[start : min(start + 16, len(rest) - 1)]
             found.append(self.engine.advance([row], [part], len(part))[0])

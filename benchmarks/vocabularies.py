@@ -16,7 +16,7 @@ import time
 from common import machine
 from transformers import AutoTokenizer
 
-from packfuse.registry import alignments
+from packfuse.alignment import alignments
 from packfuse.starter.prepare import starter_paths
 from packfuse.text.vocabulary import Vocabulary
 

@@ -12,9 +12,11 @@ import torch
 
 import packfuse.fusion.rules
 from packfuse.errors import ConfigError
+from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.base import Rule
 from packfuse.fusion.rules.unite import UniTE
-from packfuse.registry import Registry, rules, weightings
+from packfuse.registry import Registry
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.fixed import Fixed
 
 NEW_RULE = '''

@@ -15,7 +15,7 @@ from packfuse.evaluation.journal import digest
 from packfuse.evaluation.question import Question
 from packfuse.evaluation.systems import singles
 from packfuse.evaluation.tasks.base import Task
-from packfuse.registry import gates
+from packfuse.fusion.gates import gates
 
 from .clock import exactly, interleave
 from .gold import EVERY, GATES

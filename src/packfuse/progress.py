@@ -4,34 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from packfuse.alignment.token_pairs import Progress as Report
-
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done, total)."""
 Stage = Callable[[str, int, int], None]
 """Told (what, done, in all)."""
 
 
 @contextmanager
-def alignment_progress(shown: bool) -> Iterator[Report | None]:
+def alignment_progress(shown: bool) -> Iterator[ProgressCallback | None]:
     """A bar that appears once an alignment has to be made (cached ones take no time)."""
     with _bar(shown) as report:
         yield report and (lambda done, total: report("Aligning vocabularies", done, total))
 
 
 @contextmanager
-def compile_progress(shown: bool) -> Iterator[Report | None]:
+def compile_progress(shown: bool) -> Iterator[ProgressCallback | None]:
     """A bar that appears once something has to be compiled."""
     with _bar(shown) as report:
         yield report and (lambda done, total: report("Compiling steps", done, total))
 
 
 @contextmanager
-def question_progress(name: str) -> Iterator[Report | None]:
+def question_progress(name: str) -> Iterator[ProgressCallback | None]:
     """A bar over the questions of one file, over all that is compared."""
     with _bar(True) as report:
         yield report and (lambda done, total: report(name, done, total))

@@ -1,4 +1,11 @@
-"""Extension points find their parts by themselves: one file in the folder, one entry here."""
+"""Extension points: named parts, found in a room of the package and in installed plugins.
+
+A room with parts makes one `Registry`. A part of the package is one file in that room; a part of
+another package is an entry point in the group of the same name, for example:
+
+    [project.entry-points."packfuse.rules"]
+    median = "my_package.rules:Median"
+"""
 
 from __future__ import annotations
 
@@ -6,8 +13,9 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Iterable, Iterator
-from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -16,37 +24,76 @@ from pydantic import BaseModel, ValidationError
 
 from packfuse.errors import ConfigError
 
-Part = TypeVar("Part", bound=BaseModel)
+P = TypeVar("P", bound=BaseModel)
 
 
-class Registry(Generic[Part]):
-    """The named, concrete subclasses of `base` that live in `package`, one file each."""
+class Registry(Generic[P]):
+    """The named, concrete subclasses of one interface.
 
-    def __init__(self, kind: str, package: str, base: type[Part]) -> None:
-        """`kind` is the word used in errors, for example "fusion rule"."""
-        self.kind, self.package, self.base = kind, package, base
-        self._parts: dict[str, type[Part]] | None = None
+    Attributes:
+        kind: What errors call a part, for example "fusion rule".
+        group: Group of the entry points that name parts of other packages.
+        package: Package whose modules hold the parts of packfuse.
+        base: The interface.
+    """
+
+    def __init__(self, kind: str, group: str, package: str, base: type[P]) -> None:
+        """Nothing is imported before `parts` is asked for."""
+        self.kind, self.group, self.package, self.base = kind, group, package, base
+        self._parts: dict[str, type[P]] | None = None
 
     @property
-    def parts(self) -> dict[str, type[Part]]:
-        """Class by name, sorted by name."""
+    def parts(self) -> dict[str, type[P]]:
+        """Class by name, sorted by name.
+
+        Warns:
+            RuntimeWarning: for a plugin that cannot be used; it is left out.
+        """
         if self._parts is None:
-            found = {_name(part): part for m in self._modules() for part in self._classes(m)}
-            self._parts = dict(sorted(found.items()))
+            own = {_name(part): part for m in self._modules() for part in self._classes(m)}
+            self._parts = dict(sorted({**dict(self._plugins(own)), **own}.items()))
         return self._parts
 
     def _modules(self) -> Iterator[ModuleType]:
         package = importlib.import_module(self.package)
         for info in pkgutil.iter_modules(package.__path__):
-            yield importlib.import_module(f"{self.package}.{info.name}")
+            if not info.ispkg:
+                yield importlib.import_module(f"{self.package}.{info.name}")
 
-    def _classes(self, module: ModuleType) -> Iterator[type[Part]]:
+    def _classes(self, module: ModuleType) -> Iterator[type[P]]:
         for _, item in inspect.getmembers(module, inspect.isclass):
             named = not inspect.isabstract(item) and hasattr(item, "name")
             if named and item.__module__ == module.__name__ and issubclass(item, self.base):
                 yield item
 
-    def make(self, spec: str | Part | dict[str, Any]) -> Part:
+    def _plugins(self, own: Iterable[str]) -> Iterator[tuple[str, type[P]]]:
+        for entry in entry_points(group=self.group):
+            problem = f"packfuse has a {self.kind} of that name" if entry.name in own else ""
+            part = None
+            if not problem:
+                part, problem = self._load(entry)
+            if part is None:
+                warnings.warn(
+                    f"the {self.kind} {entry.name!r} ({entry.value}) is left out: {problem}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            else:
+                yield entry.name, part
+
+    def _load(self, entry: EntryPoint) -> tuple[type[P] | None, str]:
+        """The class that an entry point names, or None and why it cannot be used."""
+        try:
+            part = entry.load()
+        except Exception as error:  # other people's code may raise anything when it is imported
+            return None, f"{type(error).__name__}: {error}"
+        if not (inspect.isclass(part) and issubclass(part, self.base)):
+            return None, f"it is no subclass of {self.base.__module__}.{self.base.__name__}"
+        if inspect.isabstract(part) or getattr(part, "name", None) != entry.name:
+            return None, f"its class has to be concrete, with name = {entry.name!r}"
+        return part, ""
+
+    def make(self, spec: Any) -> P:
         """A part from its name, from `{"name": ..., parameter: ...}`, or the part itself.
 
         Raises:
@@ -71,7 +118,7 @@ class Registry(Generic[Part]):
                 f"{self.kind} {name!r}: {where}: {first['msg']}", hint=f"its parameters: {known}"
             ) from error
 
-    def dump(self, part: Part) -> dict[str, Any]:
+    def dump(self, part: P) -> dict[str, Any]:
         """The part as `{"name": ..., parameter: ...}` of plain JSON types; `make` reads it."""
         return {"name": _name(part), **part.model_dump(mode="json")}
 
@@ -79,6 +126,7 @@ class Registry(Generic[Part]):
         """A dumped part in words: its name, and those parameters that differ from their defaults.
 
         Example:
+            >>> from packfuse.fusion.rules import rules
             >>> rules().text({"name": "unite", "k": 5})
             'unite(k=5)'
         """
@@ -108,7 +156,7 @@ def parse_spec(text: str) -> dict[str, Any]:
     """A part as people write it, `name:parameter=value,...`, for `Registry.make`.
 
     Example:
-        >>> written("sim:tau=0.5,shrinkage=0")
+        >>> parse_spec("sim:tau=0.5,shrinkage=0")
         {'name': 'sim', 'tau': 0.5, 'shrinkage': 0}
     """
     name, _, rest = text.partition(":")
@@ -127,51 +175,3 @@ def parse_spec(text: str) -> dict[str, Any]:
 def _name(part: Any) -> str:
     """Its `name`, which parts have and plain pydantic models do not."""
     return str(part.name)
-
-
-@cache
-def rules() -> Registry[Any]:
-    """The fusion rules."""
-    from packfuse.fusion.rules.base import Rule
-
-    return Registry("fusion rule", "packfuse.fusion.rules", Rule)
-
-
-@cache
-def weightings() -> Registry[Any]:
-    """The weightings."""
-    from packfuse.weighting.methods.base import Weighting
-
-    return Registry("weighting", "packfuse.weighting.methods", Weighting)
-
-
-@cache
-def alignments() -> Registry[Any]:
-    """The alignments."""
-    from packfuse.alignment.base import Alignment
-
-    return Registry("alignment", "packfuse.alignment", Alignment)
-
-
-@cache
-def drafts() -> Registry[Any]:
-    """The ways to draft."""
-    from packfuse.causal_lm.drafts.base import Draft
-
-    return Registry("way to draft", "packfuse.causal_lm.drafts", Draft)
-
-
-@cache
-def gates() -> Registry[Any]:
-    """The gates."""
-    from packfuse.fusion.gates.base import Gate
-
-    return Registry("gate", "packfuse.fusion.gates", Gate)
-
-
-@cache
-def tasks() -> Registry[Any]:
-    """The tasks of `packfuse.evaluation`."""
-    from packfuse.evaluation.tasks.base import Task
-
-    return Registry("task", "packfuse.evaluation.tasks", Task)

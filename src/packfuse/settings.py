@@ -1,95 +1,206 @@
-"""A pack, written down: what `pack.yaml` holds."""
+"""What a pack can be set to, once: `Pack`, pack.yaml, the command line and front ends use it.
+
+The docstring of a field is its documentation everywhere.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    SerializeAsAny,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from packfuse.errors import ConfigError
 from packfuse.paths import write_text
 
-Spec = str | dict[str, Any]
+Part = str | dict[str, Any] | SerializeAsAny[BaseModel]
+"""A part of a pack: its name, `{"name": ..., parameter: ...}`, or the object itself."""
+
 HeadsName = Literal["full", "pruned"]
 HEADS: tuple[HeadsName, ...] = get_args(HeadsName)
+PARTS = ("fusion", "weighting", "alignment", "draft", "gate")
+"""Fields that take a part."""
 
 
-class MemberSettings(BaseModel):
-    """One member. Whatever is left out is taken from the pack.
+class Settings(BaseModel):
+    """A frozen set of fields, checked with errors that name the field and what is known."""
 
-    Attributes:
-        model: Hub id, local folder, or path of a GGUF file.
-        name: What the record calls it; the last part of `model` by default.
-        tokenizer: Hub id or folder, where it is not `model`'s own.
-        revision: Branch, tag or commit on the hub.
-        dtype: "auto", "float32", "bfloat16", ...
-        device_map: As in transformers.
-        quantization: A transformers quantization configuration as a mapping with `quant_method`.
-    """
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
+    )
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    @classmethod
+    def check(cls, data: Mapping[str, Any], where: str = "the configuration") -> Self:
+        """Validate plain data.
+
+        Raises:
+            ConfigError: naming the field, what is wrong with it, and the fields there are.
+        """
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "it"
+            problem = str(first["msg"]).removeprefix("Value error, ")
+            known = ", ".join(cls.model_fields)
+            raise ConfigError(f"{where}: {place}: {problem}", hint=f"fields: {known}") from error
+
+    @classmethod
+    def of(cls, other: Settings) -> Self:
+        """These fields of larger settings."""
+        return cls.check({name: getattr(other, name) for name in cls.model_fields})
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The fields as they are, parts as objects where they were given so."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with other values for some fields.
+
+        Raises:
+            ConfigError: for an unknown field or an unusable value.
+        """
+        return type(self).check({**self.values, **changes}) if changes else self
+
+
+class PackSettings(Settings):
+    """How the members of a pack are fused and run."""
+
+    fusion: Part = "packllm"
+    """Fusion rule: how next-token distributions are combined."""
+    weighting: Part = "exact"
+    """How the members are weighted on a prompt; {member: weight} for fixed weights."""
+    alignment: Part = "bytes"
+    """How vocabularies are compared."""
+    reference: str = "auto"
+    """Member whose tokens are generated; auto: the one with the lowest prompt loss."""
+    draft: Part | None = None
+    """Speculative decoding: how tokens are drafted before the pack verifies them in one pass. The
+    answers are the same; none: token by token."""
+    gate: Part = "every"
+    """At which positions the members are fused; elsewhere the reference decides alone."""
+    heads: HeadsName = "full"
+    """pruned: the other members' LM heads compute only the logits that the alignment reads. Faster
+    where their vocabularies are larger, slightly less exact; weights stay the same."""
+    prefix_cache: NonNegativeInt | Literal["auto"] = "auto"
+    """Prefix KV cache in bytes; auto: 6 % of the size of the models; 0: off."""
+    parallel: bool = False
+    """Experimental: members on different devices run at the same time. On processors it is slower
+    than one after the other."""
+    compiled: bool = False
+    """Experimental: steps of single tokens and drafts run in code compiled by torch. Compiling
+    takes up to a minute for each kind of step. Excludes parallel."""
+
+    @field_validator("weighting", mode="before")
+    @classmethod
+    def _fixed_weights(cls, value: Any) -> Any:
+        return weighting_part(value)
+
+    @field_validator("draft", mode="before")
+    @classmethod
+    def _no_draft(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @field_validator("prefix_cache", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return ("auto" if value else 0) if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _parallel_or_compiled(self) -> Self:
+        if self.parallel and self.compiled:
+            raise ValueError("compiled and parallel exclude each other: choose one of them")
+        return self
+
+    @field_serializer(*PARTS)
+    def _plain_part(self, value: Any) -> Any:
+        return plain_part(value)
+
+    @property
+    def changes_answers(self) -> dict[str, Any]:
+        """The settings that can change an answer, as plain JSON types, for caches."""
+        return self.model_dump(mode="json", include=_CHANGES_ANSWERS)
+
+
+# What is sampled with a seed depends on the draft, though its distribution does not.
+_CHANGES_ANSWERS = {*PARTS, "reference", "heads", "compiled"}
+
+
+class LoadSettings(Settings):
+    """How members are loaded, where a member does not say otherwise."""
+
+    dtype: str = "auto"
+    """Type of the weights: auto, float32, bfloat16, ..."""
+    device_map: str | dict[str, Any] | None = None
+    """Where the weights go: auto, cpu, cuda, ..., as in transformers."""
+    quantization: dict[str, Any] | None = Field(
+        default=None, validation_alias=AliasChoices("quantization", "quantization_config")
+    )
+    """A transformers quantization configuration, as a mapping with `quant_method`."""
+    trust_remote_code: bool = False
+    """Run code that comes with a model."""
+    unsafe_weights: bool = False
+    """Accept weights that are not safetensors; pickled weights can run code."""
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _dtype_name(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else str(value).removeprefix("torch.")
+
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _plain_quantization(cls, value: Any) -> Any:
+        return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+class MemberSettings(Settings):
+    """One member. Whatever is left out is taken from the pack's `LoadSettings`."""
 
     model: str
+    """Hub id, local folder, or path of a GGUF file."""
     name: str | None = None
+    """What records and errors call it; the last part of `model` by default."""
     tokenizer: str | None = None
+    """Hub id or folder, where it is not the model's own."""
     revision: str | None = None
+    """Branch, tag or commit on the hub."""
     dtype: str | None = None
+    """Type of the weights."""
     device_map: str | dict[str, Any] | None = None
+    """Where the weights go."""
     quantization: dict[str, Any] | None = None
+    """A transformers quantization configuration, as a mapping with `quant_method`."""
 
     def beside(self, folder: Path) -> MemberSettings:
-        """The same with model and tokenizer found in `folder`, where they lie there."""
+        """The same with model and tokenizer found in `folder`, where they are there."""
         named = {"model": self.model, "tokenizer": self.tokenizer}
         places = {field: folder / name for field, name in named.items() if name}
         found = {field: str(place.resolve()) for field, place in places.items() if place.exists()}
         return self.model_copy(update=found)
 
 
-class PackConfig(BaseModel):
-    """A pack: members and how they are fused.
-
-    Attributes:
-        members: In order; plain strings are hub ids or folders.
-        fusion: Rule by name, or with its parameters; likewise `weighting` and `alignment`.
-        reference: "auto" (lowest prompt loss) or a member's name.
-        gate: Where the members are fused: "every", "safe", "threshold"; or with its parameters.
-        draft: How answers are drafted, to be checked in fewer passes; None for token by token.
-        prefix_cache: Bytes for prompts kept from call to call, "auto", or 0.
-        heads: "full", or "pruned": the others' output heads cut to what the alignment reads.
-        parallel: Whether members read at the same time where they do not share a device.
-        compiled: Whether members read single tokens and drafts in compiled code.
-        dtype: For members that do not say otherwise; likewise `device_map`, `quantization`.
-        trust_remote_code: Run code that comes with a model. Off unless asked for.
-        unsafe_weights: Accept weights that are not safetensors (pickles run code). Off likewise.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PackConfig(PackSettings, LoadSettings):
+    """A pack written down, as `pack.yaml` holds it: its members and its settings."""
 
     version: Literal[1] = 1
+    """Format of the file."""
     members: list[MemberSettings] = Field(min_length=1)
-    fusion: Spec = "packllm"
-    weighting: Spec = "exact"
-    alignment: Spec = "bytes"
-    reference: str = "auto"
-    draft: Spec | None = None
-    gate: Spec = "every"
-    prefix_cache: NonNegativeInt | Literal["auto"] = "auto"
-    heads: HeadsName = "full"
-    parallel: bool = False
-    compiled: bool = False
-    dtype: str = "auto"
-    device_map: str | dict[str, Any] | None = None
-    quantization: dict[str, Any] | None = None
-    trust_remote_code: bool = False
-    unsafe_weights: bool = False
-
-    @field_validator("prefix_cache", mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        return ("auto" if value else 0) if isinstance(value, bool) else value
+    """In order; plain strings are hub ids or folders."""
 
     @field_validator("members", mode="before")
     @classmethod
@@ -110,7 +221,7 @@ class PackConfig(BaseModel):
             data = yaml.safe_load(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is not YAML: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{file} does not hold a mapping", hint="it begins with `members:`")
@@ -118,26 +229,24 @@ class PackConfig(BaseModel):
         members = [member.beside(file.parent) for member in config.members]
         return config.model_copy(update={"members": members})
 
-    @classmethod
-    def check(cls, data: dict[str, Any], where: str = "the configuration") -> PackConfig:
-        """Validate plain data.
-
-        Raises:
-            ConfigError: naming the field, what is wrong, and the fields there are.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "it"
-            known = ", ".join(cls.model_fields)
-            raise ConfigError(
-                f"{where}: {place}: {first['msg']}", hint=f"fields: {known}"
-            ) from error
-
     def write(self, path: str | os.PathLike[str], comment: str = "") -> None:
         """Write a YAML file in one piece, after lines that begin with `#`."""
-        text = yaml.safe_dump(
-            self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True
+        data = self.model_dump(exclude_none=True)
+        ordered = {"version": data.pop("version"), "members": data.pop("members"), **data}
+        write_text(
+            Path(path), comment + yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
         )
-        write_text(Path(path), comment + text)
+
+
+def weighting_part(value: Any) -> Any:
+    """A weighting as a part: `{member: weight}` is short for fixed weights."""
+    if isinstance(value, Mapping) and "name" not in value:
+        return {"name": "fixed", "weights": dict(value)}
+    return value
+
+
+def plain_part(value: Any) -> Any:
+    """A part as plain JSON types; names and mappings stay as they are."""
+    if isinstance(value, BaseModel):
+        return {"name": getattr(value, "name", None), **value.model_dump(mode="json")}
+    return value

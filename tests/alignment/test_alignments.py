@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
 from packfuse import Pack
-from packfuse.alignment import mined, prefix
+from packfuse.alignment import alignments, mined, prefix
 from packfuse.alignment.base import Mapped, Pairing, Same
 from packfuse.alignment.lexicon import END, Lexicon, twins, writable
 from packfuse.alignment.mined import Mined, mine, nearest
 from packfuse.alignment.prefix import Prefix, first_tokens
-from packfuse.registry import alignments, rules, weightings
+from packfuse.fusion.rules import rules
 from packfuse.text.chat_template import render_chat
 from packfuse.text.prompt import MemberPrompt
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.uniform import Uniform
 from packfuse.weighting.prefill import prefill
 from tests.support.packs import tiny_members, tiny_pack, vocabulary
@@ -327,8 +328,8 @@ def test_members_without_a_template_leave_the_end_of_the_turn_to_the_reference(f
     prompt = render_chat(CHAT, [m.vocabulary for m in members], 0).prompt
     assert [side.ends_turns for side in prompt.members] == [True, False]
     row, _ = prefill(pack.model.engine, prompt, Uniform())
-    assert row.heard is not None
-    ends = row.heard.exp()[:, list(own.end_ids)].sum(-1)
+    assert row.member_logps is not None
+    ends = row.member_logps.exp()[:, list(own.end_ids)].sum(-1)
     assert ends[0] == pytest.approx(ends[1].item(), rel=1e-4)
 
 

@@ -18,7 +18,8 @@ from packfuse.evaluation import Journal
 from packfuse.evaluation.intervals import Figure
 from packfuse.evaluation.question import Question
 from packfuse.evaluation.systems import alone
-from packfuse.registry import gates, tasks
+from packfuse.evaluation.tasks import tasks
+from packfuse.fusion.gates import gates
 from tests.support import small
 
 PROMPTS = ("the hello hello", "true the hero: 4", "low hello the true")

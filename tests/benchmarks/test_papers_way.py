@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.parts.papers import PUBLISHED, PapersWay
-from packfuse.registry import weightings
+from packfuse.weighting.methods import weightings
 from tests.support.packs import tiny_members, tiny_pack
 
 PROMPT = "The quick brown fox jumps over the lazy dog.\nIt was 1234 days ago, naïve café!"

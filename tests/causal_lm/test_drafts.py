@@ -18,6 +18,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from packfuse import Pack
+from packfuse.causal_lm.drafts import drafts
 from packfuse.causal_lm.drafts.base import Draft, DraftContext, Drafter, Proposal
 from packfuse.causal_lm.drafts.length import DraftLength
 from packfuse.causal_lm.drafts.lookup import repetition
@@ -27,7 +28,6 @@ from packfuse.generation.result import Answer
 from packfuse.models.hf_member import HFMember
 from packfuse.models.int8 import int8_copy
 from packfuse.models.member import Session
-from packfuse.registry import drafts
 from packfuse.settings import PackConfig
 from tests.support import pico
 from tests.support.packs import tiny_member, tiny_pack, vocabulary

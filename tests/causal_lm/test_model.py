@@ -12,8 +12,9 @@ from torch import Tensor
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import PromptError, UnsupportedError
+from packfuse.fusion.rules import rules
 from packfuse.models.hf_member import HFMember
-from packfuse.registry import rules, weightings
+from packfuse.weighting.methods import weightings
 from tests.support import fusing, pico
 from tests.support.fusing import PROMPT, SHORT, Spec, gap
 
@@ -354,7 +355,9 @@ def test_a_conversation_goes_on_from_its_cache() -> None:
         more, past_key_values=first.past_key_values, max_new_tokens=6, do_sample=False
     )
     cache = model(more, use_cache=True).past_key_values
-    assert gap(cache.rows[0].last, first.past_key_values.rows[0].last) > 0  # it went on
+    assert (
+        gap(cache.rows[0].fused_logps, first.past_key_values.rows[0].fused_logps) > 0
+    )  # it went on
     written, new = [], model(more).logits[:, -1:].argmax(-1)
     for _ in range(6):
         written.append(int(new))

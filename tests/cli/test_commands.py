@@ -16,14 +16,17 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from packfuse import FusionRecord, Pack, Weighing, __version__
+from packfuse.alignment import alignments
 from packfuse.cli import app
 from packfuse.cli.options import TextOptions
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import count
+from packfuse.fusion.rules import rules
 from packfuse.models.inspection import PackReport
 from packfuse.paths import CACHE_VARIABLE
-from packfuse.registry import alignments, parse_spec, rules, weightings
+from packfuse.registry import parse_spec
 from packfuse.starter.plan import StarterPlan
+from packfuse.weighting.methods import weightings
 from tests.support import pico
 from tests.support.bytelevel import byte_tokenizer, save_small
 

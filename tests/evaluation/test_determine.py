@@ -19,9 +19,9 @@ from packfuse.evaluation.determine import Determiner
 from packfuse.evaluation.question import Question
 from packfuse.evaluation.run import Asked
 from packfuse.evaluation.systems import under
+from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
 from packfuse.models.hf_member import HFMember
-from packfuse.registry import tasks
 from tests.support.bytelevel import save_small
 
 TOWN = "The capital of France is Paris and that of Italy is Rome and the town is poor"

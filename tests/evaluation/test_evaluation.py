@@ -17,9 +17,9 @@ from packfuse.evaluation import Journal, Setting, evaluate, every_method, grid, 
 from packfuse.evaluation.report import Evaluation
 from packfuse.evaluation.run import Asked
 from packfuse.evaluation.systems import systems
+from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
 from packfuse.fusion.rules.unite import UniTE
-from packfuse.registry import tasks
 from packfuse.weighting.methods.fixed import Fixed
 from tests.support import small
 from tests.support.bytelevel import save_small

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from packfuse import Pack
+from packfuse.alignment import alignments
 from packfuse.errors import ConfigError, PromptError
 from packfuse.evaluation import Setting, every_method, grid
 from packfuse.evaluation.panel import IMPOSSIBLE, Said, total
@@ -19,8 +20,9 @@ from packfuse.evaluation.scorer import Method, Scorer
 from packfuse.evaluation.systems import Scored, alone, under
 from packfuse.fusion.gates.safe import Safe
 from packfuse.fusion.gates.threshold import Threshold
+from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.unite import UniTE
-from packfuse.registry import alignments, rules, weightings
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.fixed import Fixed
 from tests.support import packs, small
 

@@ -15,10 +15,10 @@ from packfuse.errors import DataError
 from packfuse.evaluation import read_questions, task_for
 from packfuse.evaluation.files import Fields, read_lines
 from packfuse.evaluation.question import Outcome, Question
+from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.answer import plain
 from packfuse.evaluation.tasks.base import Likelihoods, Task
 from packfuse.evaluation.tasks.number import last_number
-from packfuse.registry import tasks
 
 CHOICE: dict[str, Any] = {"question": " Sky? ", "A": "red", "B": " blue ", "C": "", "answer": "B"}
 NUMBER = {"question": "3 + 4?", "answer": "That is\n3 + 4 = 7\n#### 7"}

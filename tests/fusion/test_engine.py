@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.hf_member import HFMember
-from packfuse.registry import weightings
 from packfuse.text.prompt import MemberPrompt, PackPrompt, blank, from_ids, from_text
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.prefill import prefill
 from tests.support import fusing, pico
 from tests.support.fusing import PROMPT, Spec, gap
@@ -97,7 +97,7 @@ def test_every_crop(specs: tuple[Spec, ...], reference: int) -> None:
         row = whole.fork()
         row.crop(lost)
         assert row.ids == ids[: len(ids) - lost]
-        assert row.last is None
+        assert row.fused_logps is None
         again = engine.advance([row], [ids[len(ids) - lost :]])[0, -1]
         assert gap(again, directly(engine, ids)) < EXACT
     row = whole.fork()
@@ -152,16 +152,16 @@ def test_a_member_without_weight_stops_reading(reference: int) -> None:
     )
     row, fit = prefill(engine, prompt, alone)
     assert fit.weights.tolist() == [float(k == reference) for k in (0, 1)]
-    assert row.readers[1 - reference] is None
+    assert row.streams[1 - reference] is None
     own = engine.members[reference]
     assert isinstance(own, HFMember)
     ids = list(prompt.stream)
     for _ in range(5):
         logits = own.model(torch.tensor([ids])).logits[0, -1].detach()
         logits[own.vocabulary.size :] = -torch.inf
-        assert row.last is not None
-        assert gap(row.last, logits.log_softmax(-1)) < EXACT
-        ids.append(int(row.last.argmax()))
+        assert row.fused_logps is not None
+        assert gap(row.fused_logps, logits.log_softmax(-1)) < EXACT
+        ids.append(int(row.fused_logps.argmax()))
         engine.advance([row], [ids[-1:]])
 
 
@@ -172,19 +172,19 @@ def test_members_are_read_in_their_own_words() -> None:
     row = fresh(engine)
     body = [*mistral.encode_bytes(b" Hello"), 2, *mistral.encode("there")]
     row.feed([*mistral.prefix_ids, *body])
-    own, other = row.readers
+    own, other = row.streams
     assert own is not None
     assert other is not None
-    assert own.ids(row.stream, row.text) == [1, *body]
-    assert other.ids(row.stream, row.text) == [
+    assert own.ids(row.text_ids, row.text) == [1, *body]
+    assert other.ids(row.text_ids, row.text) == [
         *deepseek.encode("Hello"), deepseek.end_ids[0], *deepseek.encode("there"),
     ]  # fmt: skip
     engine = engine_of(PAIR, 1)
     row = fresh(engine)
     row.feed(deepseek.encode("Hello"))
-    other = row.readers[0]
+    other = row.streams[0]
     assert other is not None
-    assert other.ids(row.stream, row.text) == [1, *mistral.encode_bytes(b" Hello")]
+    assert other.ids(row.text_ids, row.text) == [1, *mistral.encode_bytes(b" Hello")]
 
 
 def test_a_beginning_of_sequence_is_read_once() -> None:
@@ -193,9 +193,9 @@ def test_a_beginning_of_sequence_is_read_once() -> None:
     engine = fusing.fuse(members).engine
     row = fresh(engine)
     row.feed([1, 415, 5565])
-    for reader in row.readers:
+    for reader in row.streams:
         assert reader is not None
-        assert reader.ids(row.stream, row.text) == [1, 415, 5565]
+        assert reader.ids(row.text_ids, row.text) == [1, 415, 5565]
 
 
 def test_control_tokens_that_a_member_knows_by_name_are_those() -> None:
@@ -206,7 +206,7 @@ def test_control_tokens_that_a_member_knows_by_name_are_those() -> None:
     row = fresh(engine)
     ids = [one.controls[name] for name in ("<turn>", "<end>", "<odd>")]
     row.feed([*one.encode("a"), *ids])
-    reader = row.readers[1]
+    reader = row.streams[1]
     assert reader is not None
     assert reader.fixed == [
         *other.encode("a"), other.controls["<turn>"], other.end_ids[0], *other.encode("<odd>"),
@@ -227,7 +227,7 @@ def test_half_a_character_before_a_control_token_is_not_lost() -> None:
     mistral, deepseek = vocabularies(engine)
     row = fresh(engine)
     row.feed([*deepseek.encode("a"), deepseek.ids_of[b"\xe4"][0], deepseek.end_ids[0]])
-    reader = row.readers[0]
+    reader = row.streams[0]
     assert reader is not None
     assert mistral.decode(reader.fixed) == b" a\xe4"
     assert reader.fixed[-1] == mistral.end_ids[0]
@@ -250,8 +250,8 @@ def test_templates_that_stand_before_the_stream() -> None:
         again = prefill(engine, prompt, weightings().make("uniform"))[0]
         written = []
         for _ in range(6):
-            assert again.last is not None
-            written.append(int(again.last.argmax()))
+            assert again.fused_logps is not None
+            written.append(int(again.fused_logps.argmax()))
             engine.advance([again], [written[-1:]])
         assert found[0, len(fixed) :].tolist() == written
     finally:

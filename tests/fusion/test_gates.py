@@ -15,13 +15,13 @@ from packfuse import Pack
 from packfuse.errors import ConfigError
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.systems import Scored
+from packfuse.fusion.gates import gates
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every
 from packfuse.fusion.gates.safe import Safe
 from packfuse.fusion.gates.threshold import Threshold
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
-from packfuse.registry import gates
 from packfuse.settings import PackConfig
 from packfuse.text.continuation import Continuation
 from tests.support.packs import tiny_members, tiny_pack
@@ -52,7 +52,7 @@ def positions(
     seen: list[tuple[FusedPosition, float]] = []
 
     def watch(row: PackSequence, position: FusedPosition) -> None:
-        cuts = [r.straddle.cut for r in row.readers if r and r.straddle]
+        cuts = [r.straddle.cut for r in row.streams if r and r.straddle]
         seen.append((position, min(cuts, default=1.0)))
 
     model = pack.model

@@ -49,8 +49,8 @@ def after_prompt(
     engine = pack.model.engine
     vocabularies = [member.vocabulary for member in engine.members]
     row, fit = prefill(engine, from_text(prompt, vocabularies, engine.reference_index), weighting)
-    assert row.last is not None
-    return fit.weights.tolist(), row.last.exp()
+    assert row.fused_logps is not None
+    return fit.weights.tolist(), row.fused_logps.exp()
 
 
 def as_dict(row: Tensor) -> dict[int, float]:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.base import Rule
 from packfuse.fusion.rules.mixture import Mixture
 from packfuse.fusion.rules.packllm import PackLLM
 from packfuse.fusion.rules.unite import UniTE
-from packfuse.registry import rules
 from tests.support import oracles
 
 RULES = [PackLLM(), Mixture(), UniTE(), UniTE(k=1), UniTE(k=2)]

@@ -6,7 +6,7 @@ import pytest
 
 from packfuse import Pack, Weighing
 from packfuse.errors import ConfigError, PromptError
-from packfuse.registry import weightings
+from packfuse.weighting.methods import weightings
 from tests.support import pico
 
 TEXT = "The capital of France is Paris, and that of Italy is Rome."

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from packfuse import Pack, columns
+from packfuse.alignment import alignments
 from packfuse.errors import ConfigError
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.rules import rules
 from packfuse.models.hf_member import HFMember
 from packfuse.models.lm_head import LMHead
 from packfuse.models.member import Read, ReadCallback
 from packfuse.models.vocab_subset import VocabSubset, read_subset
-from packfuse.registry import alignments, rules
 from packfuse.settings import PackConfig
 from tests.support import fusing, pico
 from tests.support.heads import COLUMNS, FAMILIES, family
@@ -108,9 +109,9 @@ def heard(one: Engine, steps: int = 6) -> Tensor:
     row.feed(row.prompt.stream)
     one.prefill(row, [None] * len(one.members))
     one.settle([row])
-    assert row.last is not None
+    assert row.fused_logps is not None
     later = [one.advance([row], [[index]])[0, 0] for index in ids[9 : 8 + steps]]
-    return torch.stack([row.last, *later])
+    return torch.stack([row.fused_logps, *later])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from transformers import pipeline
 
 from packfuse import Pack
-from packfuse.registry import weightings
 from packfuse.text.prompt import from_text
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.losses import prompt_loss
 from packfuse.weighting.prompt_scores import PromptScores
 
@@ -96,7 +96,7 @@ def _evidence(pack: Pack, prompt: str) -> Evidence:
     plain = from_text(prompt, vocabularies, engine.reference_index)
     row = engine.open(plain)
     row.feed(plain.stream)
-    ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
+    ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
     scoring = PromptScores(vocabularies, engine.view, ids, plain.texts, fit=True)
     engine.prefill(row, scoring.callbacks())
     return scoring.evidence("reference")

@@ -11,11 +11,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from packfuse.alignment import alignments
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.rules import rules
 from packfuse.models.hf_member import HFMember
-from packfuse.registry import alignments, rules, weightings
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.weighting.methods import weightings
 from tests.support import pico
 
 PROMPT = "The capital of France is Paris, and the capital of"

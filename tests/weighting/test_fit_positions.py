@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from packfuse.alignment.base import ReferenceView
 from packfuse.fusion.engine import Engine
-from packfuse.weighting.fit_positions import FitPositions, ReferenceView
+from packfuse.weighting.fit_positions import FitPositions
 from packfuse.weighting.prefix_cache import FitKey, FitScore
 from packfuse.weighting.topk import compress_topk, join_positions
 from tests.support import fusing

@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from packfuse import Pack
+from packfuse.alignment import alignments
+from packfuse.alignment.base import ReferenceView
 from packfuse.errors import ConfigError, MemberError
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.rules import rules
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.result import Answer
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Read
-from packfuse.registry import alignments, rules, weightings
 from packfuse.settings import PackConfig
 from packfuse.text.prompt import from_text
-from packfuse.weighting.fit_positions import ReferenceView
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import FitLimits
 from packfuse.weighting.prefill import Fit, prefill
 from packfuse.weighting.prefix_cache import SHARE, PrefixCache
@@ -97,9 +99,9 @@ def alike(
         np.testing.assert_allclose(fit.losses, expected.losses, atol=tolerance)
     assert fit.tokens == expected.tokens
     assert fit.prompt_tokens == expected.prompt_tokens
-    assert row.last is not None
-    assert plain.last is not None
-    assert fusing.gap(row.last, plain.last) < 10 * tolerance
+    assert row.fused_logps is not None
+    assert plain.fused_logps is not None
+    assert fusing.gap(row.fused_logps, plain.fused_logps) < 10 * tolerance
 
 
 def read_by(own: Engine) -> int:

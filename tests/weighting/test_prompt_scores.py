@@ -14,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from packfuse.alignment.base import ReferenceView
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import ReadCallback
-from packfuse.registry import weightings
 from packfuse.text.prompt import MemberPrompt, PackPrompt, from_text
 from packfuse.weighting import prompt_scores as scoring
-from packfuse.weighting.fit_positions import FitPositions, ReferenceView
+from packfuse.weighting.fit_positions import FitPositions
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import FitLimits
 from packfuse.weighting.prefill import Fit, prefill
 from packfuse.weighting.prompt_scores import PromptScores
@@ -48,7 +49,7 @@ def score(
     """A prompt, read and scored but not weighed."""
     row = engine.open(prompt)
     row.feed(prompt.stream)
-    ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
+    ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
     vocabularies = [member.vocabulary for member in engine.members]
     scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, fit)
     engine.prefill(row, scored.callbacks())
@@ -79,9 +80,9 @@ def test_pieces_and_losses_are_sums_over_each_members_own_tokens(reference: int)
     assert pieces.shape == (2, len(scored.common) - 1)
     for k, member in enumerate(engine.members):
         assert isinstance(member, HFMember)
-        reader = row.readers[k]
+        reader = row.streams[k]
         assert reader is not None
-        ids = reader.ids(row.stream, row.text)
+        ids = reader.ids(row.text_ids, row.text)
         shift = member.vocabulary.decode(ids).index(TEXT.encode())
         logps = by_hand(member, ids)
         for column, (low, high) in enumerate(pairwise(scored.common)):
@@ -132,7 +133,7 @@ def test_fitting_positions_hold_what_members_say_of_the_next_token(reference: in
         found = float(evidence.scores[reference, t, label])
         assert found == pytest.approx(float(said[index - 1, ids[index]]), abs=EXACT)
     assert not scored.fits._waiting
-    assert row.readers
+    assert row.streams
 
 
 def test_memory_bounds_the_fitting_positions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ def test_scores_are_made_for_who_may_turn_out_best(reference: int) -> None:
     prompt = plain(engine, 6 * TEXT)
     row = engine.open(prompt)
     row.feed(prompt.stream)
-    ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
+    ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
     vocabularies = [member.vocabulary for member in engine.members]
     asked: list[int] = []
 
@@ -222,7 +223,7 @@ def test_losses_on_some_of_the_text_and_nothing_else_is_worked_out(
     prompt, text = plain(engine, whole), whole.encode()
     row = engine.open(prompt)
     row.feed(prompt.stream)
-    ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
+    ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
     vocabularies = [member.vocabulary for member in engine.members]
     limits = FitLimits(positions=2, pieces=most)
     scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, True, limits)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packfuse.errors import ConfigError, WeightsError
-from packfuse.registry import weightings
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Evidence, Fitted, Weighting
 from packfuse.weighting.methods.exact import Exact
 from packfuse.weighting.methods.fixed import Fixed

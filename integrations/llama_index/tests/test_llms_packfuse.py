@@ -14,7 +14,8 @@ from llama_index.llms.packfuse import PackFuse
 from pydantic import ValidationError
 
 from packfuse.errors import ConfigError, LoadError, WeightsError
-from packfuse.registry import rules, weightings
+from packfuse.fusion.rules import rules
+from packfuse.weighting.methods import weightings
 from tests.support import pico
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -76,6 +77,21 @@ class Pairing(ABC):
         Returns:
             Log-probabilities `[N, reference columns]`, nats.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceView:
+    """How distributions look from one reference.
+
+    Attributes:
+        reference: Which member it is.
+        pairings: By member, how its distributions are carried there.
+        alignment: The alignment that made the pairings, by its name and parameters.
+    """
+
+    reference: int
+    pairings: Sequence[Pairing] = ()
+    alignment: str = ""
 
 
 class Alignment(BaseModel, ABC):

@@ -1,37 +1,75 @@
-"""The pack's cache: every member's own cache and own tokens, behind transformers' interface."""
+"""The cache of a running call: sequences and settings, behind transformers' interface."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Cache
 
+from packfuse.causal_lm.call import CallSettings
 from packfuse.fusion.sequence import PackSequence
+
+if TYPE_CHECKING:
+    from packfuse.causal_lm.drafts.base import DraftStats
 
 
 class FusedCache(Cache):
-    """A cache of rows. Lengths count reference tokens, left padding included.
+    """What one call has read. Lengths count reference tokens, left padding included.
 
     `generate` crops, reorders and measures it like any other cache. It holds one `PackSequence` a
-    row, which in turn holds one session a member.
+    row, which in turn holds one session a member. The settings of the call travel with it.
 
     Attributes:
+        call: The settings of the call; None for the model's own.
+        prompts: Prompts that have been read already: the first forward pass begins with them. Each
+            serves as many rows as there are rows for a prompt (beams, return sequences).
+        keep: Whether rows are kept from pass to pass; without, each pass reads all but the prompts.
         rows: One a sequence.
         seen: Reference positions read so far, left padding included.
-        endings: Ids after which a row of the running `generate` has nothing more to say.
+        endings: Ids that end an answer.
+        normalizers: Whether logits are wanted whose height is that of the members' logits, not
+            normalized log-probabilities.
+        draft_stats: Counts of the drafts; None if nothing was drafted.
     """
 
     is_compileable = False
     is_croppable = True
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        call: CallSettings | None = None,
+        prompts: Sequence[PackSequence] = (),
+        *,
+        keep: bool = True,
+    ) -> None:
         """An empty cache; the first forward pass fills it."""
         super().__init__(layers=[])
+        self.call, self.keep = call, keep
+        self.prompts = list(prompts)
         self.rows: list[PackSequence] = []
         self.seen = 0
         self.endings: frozenset[int] = frozenset()
+        self.normalizers = False
+        self.draft_stats: DraftStats | None = None
+
+    def begin(self, count: int) -> list[PackSequence]:
+        """Sequences for `count` rows that are at the end of their prompts; empty without prompts.
+
+        The prompts themselves are given away unless every pass needs them anew.
+        """
+        if not self.prompts or count % len(self.prompts):
+            return []
+        each = count // len(self.prompts)
+        rows = [
+            prompt if self.keep and not number else prompt.fork()
+            for prompt in self.prompts
+            for number in range(each)
+        ]
+        if self.keep:
+            self.prompts = []
+        return rows
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Reference positions read so far, left padding included."""
@@ -70,6 +108,8 @@ class FusedCache(Cache):
 
     def _select(self, order: Sequence[int]) -> None:
         """Put rows in a new order; a row that is wanted twice is forked."""
+        if not self.keep:
+            return
         taken: set[int] = set()
         rows: list[PackSequence] = []
         for index in order:
@@ -84,7 +124,7 @@ class FusedCache(Cache):
         return len(self.rows) or -1
 
     def activate_past_recording(self) -> None:
-        """Nothing to do: every member's session can always be rolled back."""
+        """Nothing to do: every member's session can be rolled back at any time."""
 
     def reset(self) -> None:
         """Forget everything."""
@@ -99,7 +139,7 @@ class FusedCache(Cache):
         return f"FusedCache(rows={len(self.rows)}, length={self.seen})"
 
     def __iter__(self) -> Any:
-        """There are no tensors to hand out.
+        """Refused: there are no tensors to iterate over.
 
         Raises:
             TypeError: always.

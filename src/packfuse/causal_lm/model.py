@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,45 +14,44 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse.causal_lm.cache import FusedCache
+from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.checks import Refusals, check_decoding
 from packfuse.causal_lm.config import FusedConfig, fused_config, fused_generation_config
-from packfuse.causal_lm.drafts.base import Draft, DraftContext, DraftStats
+from packfuse.causal_lm.drafts.base import DraftContext
 from packfuse.causal_lm.inputs import checked_cache, endings, unpadded
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.pooling import FusedPosition, PositionCallback
+from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.prefills import Key, Prefills
 from packfuse.models.hf_member import HFMember
 from packfuse.text.prompt import blank, from_ids
-from packfuse.weighting.methods.base import Weighting
 from packfuse.weighting.prefill import prefill
+from packfuse.weighting.prefix_cache import PrefixCache
 
 _GENERATE = inspect.signature(GenerationMixin.generate)
 
 
 class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
-    """Several causal language models that answer as one, over the reference's vocabulary.
+    """A pack as one causal language model, over the reference's vocabulary.
 
     `generate`, pipelines and lm-eval use it like any other model. `forward` returns fused
-    log-probabilities as its logits. Weights are fitted to each prompt by `generate`; `forward`
-    on its own uses `default_weights`, since a likelihood must not depend on what follows.
+    log-probabilities as its logits. `generate` fits the weights to each prompt; a bare `forward`
+    fits none, since a likelihood must not depend on the tokens that follow.
 
     Attributes:
         engine: The members, paired with the reference.
-        weighting: How `generate` weighs the members on a prompt.
-        default_weights: `[K]` weights of a bare `forward`; None for equal ones.
-        observer: Sees every fused position.
-        draft: How `generate` drafts when it is told to look up prompts; None for the usual way.
-        stats: What became of the drafts of the last `generate`.
-        prefills: Prompts that `generate` need not read again.
+        call: Settings of calls that bring none of their own; a call that does brings a
+            `FusedCache` with them as `past_key_values`.
+        prefixes: The prefix cache; None for none.
     """
 
     config_class = FusedConfig
     base_model_prefix = "packfuse"
     main_input_name = "input_ids"
 
-    def __init__(self, engine: Engine, weighting: Weighting) -> None:
+    def __init__(
+        self, engine: Engine, call: CallSettings, prefixes: PrefixCache | None = None
+    ) -> None:
         """Wrap an engine whose members are all local."""
         own = [member for member in engine.members if isinstance(member, HFMember)]
         reference = own[engine.reference_index]
@@ -60,13 +60,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         self.members = nn.ModuleList(
             [reference.model, *(m.model for m in own if m is not reference)]
         )
-        self.engine, self.weighting = engine, weighting
-        self.default_weights: Tensor | None = None
-        self.observer: PositionCallback | None = None
-        self.draft: Draft | None = None
-        self.stats: DraftStats | None = None
-        self.prefills = Prefills()
-        self._unnormalized = False
+        self.engine, self.call, self.prefixes = engine, call, prefixes
         self.generation_config = fused_generation_config(reference)
         # Pipelines move a model to a device of their own unless it says that it is placed.
         self.hf_device_map = {"": self.device}
@@ -89,7 +83,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             input_ids: Reference ids `[B, n]`, only the new ones when a cache is given.
             attention_mask: `[B, past + n]`; zeros may stand on the left of a row, or of what is new
                 in it, only.
-            past_key_values: What has been read before.
+            past_key_values: What has been read before, and the settings of the call.
             use_cache: False to return no cache.
             logits_to_keep: How many last positions are wanted; 0 for all.
             return_dict: False for a tuple.
@@ -106,80 +100,95 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         if labels is not None:
             raise UnsupportedError("a pack has no loss to train on", hint="leave `labels` out")
         cache = checked_cache(past_key_values)
+        call = cache.call or self.call
         columns = input_ids.shape[1]
         texts = unpadded(input_ids, attention_mask)
         keep = min(logits_to_keep or columns, columns)
-        if cache.rows:
-            logits = self._advance(cache, texts, keep)
+        rows = cache.rows
+        if rows:
+            logits = self._advance(rows, texts, keep, call, cache)
         else:
-            rows = self.prefills.take(texts, columns, last=use_cache is not False)
-            logits = self._begin(cache, texts, keep, rows)
-        if self._unnormalized:
-            logits = logits + self._levels(cache, keep)
-        cache.seen += columns
+            rows, logits = self._begin(texts, keep, call, cache)
+        if cache.normalizers:
+            logits = logits + self._log_normalizers(rows, keep)
+        if cache.keep:
+            cache.rows = rows
+            cache.seen += columns
         returned = None if use_cache is False else cache
         output = CausalLMOutputWithPast(logits=logits, past_key_values=returned)
         return output.to_tuple() if return_dict is False else output
 
     def _begin(
-        self, cache: FusedCache, texts: list[list[int]], keep: int, rows: list[PackSequence] | None
-    ) -> Tensor:
-        """Fill an empty cache from whole sequences, from prefilled prompts where there are any."""
-        rest = [text[row.length :] for text, row in zip(texts, rows or [], strict=False)]
-        if rows is None or keep > 1 + min(map(len, rest)):
-            cache.rows = [self._blank(rows[i] if rows else None) for i in range(len(texts))]
-            return self._advance(cache, texts, keep)
-        cache.rows = rows
-        for place, row in enumerate(rows):
-            row.place = place
-            if self.observer and row.heard is not None and row.last is not None:
-                # What was said right after the prompt, before anyone watched.
-                self.observer(row, FusedPosition(len(row.ids), row.heard, row.last, row.joined))
-        # The last position of the prompt has been fused already.
-        first = torch.stack([row.last for row in rows if row.last is not None])[:, None]
+        self, texts: list[list[int]], keep: int, call: CallSettings, cache: FusedCache
+    ) -> tuple[list[PackSequence], Tensor]:
+        """Read whole sequences, from the end of prompts that have been read where there are any."""
+        rows = cache.begin(len(texts))
+        rest = [text[row.length :] for text, row in zip(texts, rows, strict=False)]
+        if not rows or keep > 1 + min(map(len, rest)):
+            likes: Sequence[PackSequence | None] = rows or [None] * len(texts)
+            rows = [self._blank(call, like) for like in likes]
+            return rows, self._advance(rows, texts, keep, call, cache)
+        for index, row in enumerate(rows):
+            row.row = index
+            if call.observer and row.member_logps is not None and row.fused_logps is not None:
+                # The position after the prompt was fused before the observer was there.
+                position = FusedPosition(
+                    len(row.ids), row.member_logps, row.fused_logps, row.is_fused
+                )
+                call.observer(row, position)
+        first = torch.stack([row.fused_logps for row in rows if row.fused_logps is not None])[
+            :, None
+        ]
         if not rest[0]:
-            return first
-        later = self._advance(cache, rest, min(keep, len(rest[0])))
-        return torch.cat([first, later], 1) if keep > len(rest[0]) else later
+            return rows, first
+        later = self._advance(rows, rest, min(keep, len(rest[0])), call, cache)
+        return rows, torch.cat([first, later], 1) if keep > len(rest[0]) else later
 
-    def _advance(self, cache: FusedCache, texts: list[list[int]], keep: int) -> Tensor:
-        """Read what is new in every row; the last `keep` positions, padding among them."""
+    def _advance(
+        self,
+        rows: list[PackSequence],
+        texts: list[list[int]],
+        keep: int,
+        call: CallSettings,
+        cache: FusedCache,
+    ) -> Tensor:
+        """Read new ids in every row; the last `keep` positions, padding among them."""
         if keep <= min(map(len, texts)):
             return self.engine.advance(
-                cache.rows, texts, keep, self.observer, cache.endings, mark=keep > 1
+                rows, texts, call, keep, endings=cache.endings, save_states=keep > 1
             )
-        # Padding has no distribution; whatever stands there is masked by whoever padded.
+        # Padding has no distribution; zeros stand there, which the mask hides.
         found = []
-        for row, text in zip(cache.rows, texts, strict=True):
-            logits = self.engine.advance([row], [text], min(keep, len(text)), self.observer)[0]
+        for row, text in zip(rows, texts, strict=True):
+            logits = self.engine.advance([row], [text], call, min(keep, len(text)))[0]
             found.append(nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
         return torch.stack(found)
 
-    def _levels(self, cache: FusedCache, keep: int) -> Tensor:
-        """How high the members' logits lie on average, `[B, keep, 1]`: what penalties multiply."""
-        log_normalizers = torch.zeros(len(cache.rows), keep, 1, device=self.device)
-        for index, row in enumerate(cache.rows):
-            count = len(row.readers)
+    def _log_normalizers(self, rows: Sequence[PackSequence], keep: int) -> Tensor:
+        """The members' weighted mean logsumexp of logits, `[B, keep, 1]`, nats."""
+        heights = torch.zeros(len(rows), keep, 1, device=self.device)
+        for index, row in enumerate(rows):
+            count = len(row.streams)
             weights = [1 / count] * count if row.weights is None else row.weights.tolist()
-            for reader, weight in zip(row.readers, weights, strict=True):
-                known = reader.session.log_normalizers if reader else None
+            for stream, weight in zip(row.streams, weights, strict=True):
+                known = stream.session.log_normalizers if stream else None
                 if known is not None and weight:
-                    last = weight * known[-keep:].to(log_normalizers).nan_to_num(0.0, 0.0, 0.0)
+                    last = weight * known[-keep:].to(heights).nan_to_num(0.0, 0.0, 0.0)
                     # A member with fewer tokens there has about the same height at all of them.
-                    log_normalizers[index, :, 0] += nn.functional.pad(
+                    heights[index, :, 0] += nn.functional.pad(
                         last[None, None], (keep - len(last), 0), mode="replicate"
                     )[0, 0]
-        return log_normalizers
+        return heights
 
-    def _blank(self, like: PackSequence | None) -> PackSequence:
-        """A row that has read nothing, with the weights of another row or the default ones."""
+    def _blank(self, call: CallSettings, like: PackSequence | None) -> PackSequence:
+        """An empty sequence with the weights of another one, or those of a bare `forward`."""
         vocabularies = [member.vocabulary for member in self.engine.members]
-        row = self.engine.open(blank(vocabularies, self.engine.reference_index))
-        row.weights = like.weights if like else self.default_weights
+        row = self.engine.open(blank(vocabularies, self.engine.reference_index), call)
+        row.weights = like.weights if like else call.forward_weights
         return row
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`GenerationMixin.generate`, with the members weighed on every prompt first.
+        """`GenerationMixin.generate`, with the members weighted on every prompt first.
 
         Raises:
             UnsupportedError: for decoding methods that a pack cannot do exactly.
@@ -194,29 +203,22 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             raise PromptError("there is nothing to generate from", hint="pass `input_ids`")
         settings = self._settings(arguments, ids)
         check_decoding(settings, arguments, self.config.vocab_size)
-        added: list[Key] = []
-        width, unnormalized = self.prefills.width, self._unnormalized
-        # A penalty multiplies logits, and log-probabilities of near certainty are near 0.
-        self._unnormalized = settings.repetition_penalty not in (None, 1.0)
-        try:
-            cache = arguments.get("past_key_values")
-            if cache is None:
-                mask = arguments.get("attention_mask")
-                if mask is None:
-                    mask = self._prepare_attention_mask_for_generation(ids, settings, {})
-                self._fit_prompts(unpadded(ids, mask), added)
-                self.prefills.width = ids.shape[1]
-                if settings.use_cache is not False:
-                    arguments["past_key_values"] = cache = FusedCache()
-                    if settings.cache_implementation is not None:
-                        arguments["cache_implementation"] = None
-            if isinstance(cache, FusedCache):
-                cache.endings = endings(settings)
-            generate: Any = GenerationMixin.generate
-            return generate(self, ids, **arguments)
-        finally:
-            self.prefills.width, self._unnormalized = width, unnormalized
-            self.prefills.drop(added)
+        cache = arguments.get("past_key_values")
+        if cache is None:
+            mask = arguments.get("attention_mask")
+            if mask is None:
+                mask = self._prepare_attention_mask_for_generation(ids, settings, {})
+            prompts = self._read_prompts(unpadded(ids, mask))
+            cache = FusedCache(self.call, prompts, keep=settings.use_cache is not False)
+            arguments["past_key_values"] = cache
+        if isinstance(cache, FusedCache):
+            cache.endings = endings(settings)
+            # A penalty multiplies logits, and log-probabilities near certainty are near 0.
+            cache.normalizers = settings.repetition_penalty not in (None, 1.0)
+            if settings.cache_implementation is not None:
+                arguments["cache_implementation"] = None
+        generate: Any = GenerationMixin.generate
+        return generate(self, ids, **arguments)
 
     def _settings(self, arguments: dict[str, Any], ids: Tensor) -> GenerationConfig:
         """The generation settings in force, as `generate` will find them."""
@@ -231,19 +233,22 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         return config
 
     def _get_candidate_generator(self, *_: Any, **given: Any) -> Any:
-        """What `generate` drafts with: the pack's own way if one is set."""
-        if self.draft is None:
+        """What `generate` drafts with: the call's own way if it has one."""
+        cache = given["model_kwargs"]["past_key_values"]
+        call = cache.call or self.call
+        if call.draft is None:
             mixin: Any = super()
             return mixin._get_candidate_generator(**given)
-        drafting = DraftContext(
+        context = DraftContext(
             engine=self.engine,
-            cache=given["model_kwargs"]["past_key_values"],
+            cache=cache,
+            fusion=replace(call, observer=None),
             settings=given["generation_config"],
             processors=given["logits_processor"],
             device=self.device.type,
         )
-        self.stats = drafting.stats
-        return self.draft.drafter(drafting)
+        cache.draft_stats = context.stats
+        return call.draft.drafter(context)
 
     @contextmanager
     def _optimize_model_for_decode(self) -> Iterator[None]:
@@ -254,15 +259,29 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
                 stack.enter_context(optimized())
             yield
 
-    def _fit_prompts(self, texts: list[list[int]], added: list[Key]) -> None:
-        """Read and weigh the prompts that are not here yet; their keys go to `added`."""
+    def _read_prompts(self, texts: list[list[int]]) -> list[PackSequence]:
+        """Read prompts and fit their weights; equal ones are read once."""
         vocabularies = [member.vocabulary for member in self.engine.members]
+        read: dict[tuple[int, ...], PackSequence] = {}
+        prompts: list[PackSequence] = []
         for text in texts:
-            if tuple(text) not in self.prefills:
-                prompt = from_ids(text, vocabularies, self.engine.reference_index)
-                row, fit = prefill(self.engine, prompt, self.weighting, score=False)
-                self.prefills.add(text, row, fit)
-                added.append(tuple(text))
+            key = tuple(text)
+            if key in read:
+                prompts.append(read[key].fork())
+                continue
+            prompt = from_ids(text, vocabularies, self.engine.reference_index)
+            sequence, _ = prefill(
+                self.engine,
+                prompt,
+                self.call.weighting,
+                self.call,
+                score=False,
+                prefixes=self.prefixes,
+            )
+            sequence.offset = len(text) - len(sequence.ids)
+            read[key] = sequence
+            prompts.append(sequence)
+        return prompts
 
     @property
     def device(self) -> torch.device:

@@ -10,9 +10,14 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from packfuse.alignment import alignments
+from packfuse.causal_lm.drafts import drafts
 from packfuse.cli.screen import Screen
 from packfuse.errors import PackError
-from packfuse.registry import Registry, alignments, drafts, gates, rules, weightings
+from packfuse.fusion.gates import gates
+from packfuse.fusion.rules import rules
+from packfuse.registry import Registry
+from packfuse.weighting.methods import weightings
 
 PARTS: dict[str, Callable[[], Registry[Any]]] = {
     "fusion": rules,

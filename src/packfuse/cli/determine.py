@@ -13,9 +13,12 @@ from packfuse.cli.options import PackOptions, quiet
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import plain_table
 from packfuse.errors import ConfigError
+from packfuse.evaluation.tasks import tasks
+from packfuse.fusion.rules import rules
 from packfuse.progress import stage_progress
-from packfuse.registry import parse_spec, rules, tasks, weightings
+from packfuse.registry import parse_spec
 from packfuse.settings import PackConfig
+from packfuse.weighting.methods import weightings
 
 if TYPE_CHECKING:
     from packfuse.evaluation.determination import Determination

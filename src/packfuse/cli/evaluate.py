@@ -14,8 +14,9 @@ from packfuse.cli.options import PackOptions
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import plain_table
 from packfuse.errors import ConfigError
+from packfuse.evaluation.tasks import tasks
 from packfuse.progress import question_progress
-from packfuse.registry import parse_spec, tasks
+from packfuse.registry import parse_spec
 
 if TYPE_CHECKING:
     from packfuse.evaluation import Evaluation, Setting

@@ -9,9 +9,11 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
+from packfuse.alignment import alignments
+from packfuse.fusion.rules import rules
 from packfuse.generation.result import FusionRecord
-from packfuse.registry import alignments, rules, weightings
 from packfuse.starter.plan import megabytes
+from packfuse.weighting.methods import weightings
 
 if TYPE_CHECKING:
     from packfuse.generation.weigh import Weighing

@@ -31,7 +31,7 @@ def weights(
     asked: list[Any] | None = [parse_spec(pack.weighting)] if pack.weighting else None
     loaded = replace(pack, weighting=None).load(screen)
     if pack.weight:
-        asked = [loaded.weighting]
+        asked = [loaded.runtime.parts.weighting]
     found = loaded.weigh([{"role": "user", "content": text}] if chat else text, asked)
     screen.show(*weighing_view(found))
     screen.document(found)

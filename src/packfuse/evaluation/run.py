@@ -15,9 +15,9 @@ from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.report import Evaluation, summarize
 from packfuse.evaluation.setting import Setting, every_method
 from packfuse.evaluation.systems import System, systems
+from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
 from packfuse.pack import Pack
-from packfuse.registry import tasks
 
 Step = Callable[[int, int], None]
 """Told (questions done, questions in all), over all systems."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,23 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packfuse.alignment.base import Alignment
-from packfuse.alignment.token_pairs import Progress
-from packfuse.evaluation.panel import Panel, Said, total
+from packfuse.evaluation.multi_fusion import FusedTokens, MultiFusion, total
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.rules.base import Rule
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.weigh import Survey
 from packfuse.models.member import Member
+from packfuse.progress import ProgressCallback
+from packfuse.settings import HeadsName
 from packfuse.text.continuation import Continuation, bare
-from packfuse.text.prompt import from_ids, from_text
-from packfuse.weighting.methods.base import Weighting, Weights, equal
-from packfuse.weighting.methods.fixed import Fixed
-from packfuse.weighting.prefill import Fit, prefill
+from packfuse.text.prompt import PackPrompt, from_ids, from_text
+from packfuse.weighting.methods.base import FitLimits, Weighting, Weights, equal
+from packfuse.weighting.prefill import Fit, PromptReading, finish, fit_weights, read_prompt
 
 
 class Method(NamedTuple):
-    """How members are combined, whom to trust, and where."""
+    """How members are combined and weighted, and where."""
 
     rule: Rule
     weighting: Weighting
@@ -35,7 +35,7 @@ class Method(NamedTuple):
 
 @dataclass(slots=True)
 class Scores:
-    """What S settings make of n texts after one context.
+    """The scores of n texts after one context, under S settings.
 
     Attributes:
         logps: Log-probability of each text, `[S, n]`, nats.
@@ -44,10 +44,10 @@ class Scores:
         greedy: Whether each text is what greedy decoding would write, `[S, n]`.
         impossible: Tokens that had no probability and count `IMPOSSIBLE`, `[S, n]`.
         fused: Share of each text's tokens at which the setting's gate was open, `[S, n]`.
-        first: What each setting would write first after the context, by setting.
+        first: The most probable token after the context, by setting.
         weights: `[S, K]`.
         tokens: Reference tokens read, context included.
-        fit: What the context said about the members.
+        fit: The members' losses on the context.
     """
 
     logps: NDArray[np.float64]
@@ -71,14 +71,14 @@ class Scorer:
         reference: int,
         alignment: Alignment,
         methods: Sequence[Method],
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
+        *,
+        heads: HeadsName = "full",
     ) -> None:
-        """Pair the members; `methods` are by setting."""
+        """Pair the members; `methods` are by setting, `heads` as in `Engine`."""
         self.methods = list(methods)
-        self.engine = Engine(members, reference, alignment, self.methods[0].rule, progress)
-        own = ([method.rule for method in methods], [method.gate for method in methods])
-        self.panel = Panel(self.engine, *own)
-        self.engine.pooling = self.panel
+        self.engine = Engine(members, reference, alignment, progress, heads=heads)
+        self.fusion = MultiFusion([m.rule for m in methods], [m.gate for m in methods])
         self._vocabularies = [member.vocabulary for member in members]
         names = [member.name for member in members]
         self._given = {
@@ -97,7 +97,7 @@ class Scorer:
         """
         asked = [Continuation.of(self.engine.reference, context, text) for text in texts]
         row, fit = self._read(asked[0].head)
-        opening = self.panel.look([item.new[0] for item in asked])
+        opening = self.fusion.at_last_position([item.new[0] for item in asked])
         said = [
             [_column(opening, column), *self._follow(row.fork(), item.new)]
             for column, item in enumerate(asked)
@@ -111,46 +111,46 @@ class Scorer:
             impossible=np.stack([missing for _, missing in sums], 1),
             fused=np.stack([np.mean([place.fused for place in places], 0) for places in said], 1),
             first=[self.engine.reference.decode([int(token)]) for token in opening.first],
-            weights=self.panel.weights,
+            weights=self.fusion.weights,
             tokens=len(asked[0].head) + sum(len(item.new) for item in asked),
             fit=fit,
         )
 
     def weigh(self, context: str) -> Fit:
-        """What the members make of a context; nothing is scored after it."""
+        """The members' losses on a context; nothing is scored after it."""
         plain = from_text(bare(context), self._vocabularies, self.engine.reference_index).stream
         return self._read(plain)[1]
 
     def _read(self, ids: Sequence[int]) -> tuple[PackSequence, Fit]:
-        """Read the context and fit all weights to it: a row that stands at its end."""
+        """Read the context and fit all weights to it: a sequence at its end."""
         prompt = from_ids(ids, self._vocabularies, self.engine.reference_index)
-        weights = dict(self._given)
-        even = Fixed(weights=tuple(equal(len(self._vocabularies))))
-        row, fit = None, None
-        for survey in self._surveys():
-            row, fit = prefill(self.engine, prompt, survey)
-            weights.update(
-                {int(label): survey.answer(label, len(even.weights)) for label in survey.asked}
-            )
-        if row is None or fit is None:
-            row, fit = prefill(self.engine, prompt, even)
-        self.panel.weights = np.stack([weights[at] for at in range(len(self.methods))])
-        return row, fit
+        weights, reading = dict(self._given), None
+        for limits, group in self._fitted().items():
+            scores = any(m.weighting.needs_scores(m.rule.pool) for m in group.values())
+            reading = self._read_once(prompt, limits, scores)
+            for at, method in group.items():
+                weights[at] = fit_weights(reading, method.weighting, method.rule.pool)
+        reading = reading or self._read_once(prompt, None, scores=False)
+        even = equal(len(self._vocabularies))
+        fit = finish(self.engine, reading, even, self.fusion, time.perf_counter())
+        self.fusion.weights = np.stack([weights[at] for at in range(len(self.methods))])
+        return reading.sequence, fit
 
-    def _surveys(self) -> Iterator[Survey]:
-        """The weightings that are fitted, in groups that want the same evidence."""
-        kinds = {
-            at: (method.weighting.normalize, method.weighting.limits)
-            for at, method in enumerate(self.methods)
-            if at not in self._given
-        }
-        for kind in dict.fromkeys(kinds.values()):
-            asked = {
-                str(at): (self.methods[at].weighting, self.methods[at].rule.pool)
-                for at, own in kinds.items()
-                if own == kind
-            }
-            yield Survey(normalize=kind[0], asked=asked)
+    def _read_once(
+        self, prompt: PackPrompt, limits: FitLimits | None, scores: bool
+    ) -> PromptReading:
+        several = len(self._vocabularies) > 1
+        return read_prompt(
+            self.engine, prompt, self.fusion, fit_positions=scores and several, limits=limits
+        )
+
+    def _fitted(self) -> dict[FitLimits, dict[int, Method]]:
+        """The settings whose weights are fitted, in groups that look at as much of the context."""
+        groups: dict[FitLimits, dict[int, Method]] = {}
+        for at, method in enumerate(self.methods):
+            if at not in self._given:
+                groups.setdefault(method.weighting.limits, {})[at] = method
+        return groups
 
     def follow(
         self, head: Sequence[int], new: Sequence[int]
@@ -161,24 +161,24 @@ class Scorer:
             By setting `[S]`: log-probability in nats, and whether greedy decoding would write them.
         """
         row, _ = self._read(head)
-        places = [self.panel.look(new[:1]), *self._follow(row, new)]
+        places = [self.fusion.at_last_position(new[:1]), *self._follow(row, new)]
         return total(places)[0], _greedy(places, new)
 
-    def _follow(self, row: PackSequence, new: Sequence[int]) -> list[Said]:
-        """Go on from a row; the places after the first of the new ids."""
+    def _follow(self, row: PackSequence, new: Sequence[int]) -> list[FusedTokens]:
+        """Extend a sequence; the positions after the first of the new ids."""
         if len(new) == 1:
             return []
-        self.panel.ask([[token] for token in new[1:]])
-        self.engine.advance([row], [new[:-1]], len(new) - 1)
-        return self.panel.said
+        self.fusion.look_at([[token] for token in new[1:]])
+        self.engine.advance([row], [new[:-1]], self.fusion, len(new) - 1)
+        return self.fusion.found
 
 
-def _column(said: Said, column: int) -> Said:
-    """What was said of one of the tokens asked about."""
+def _column(said: FusedTokens, column: int) -> FusedTokens:
+    """The findings on one of the tokens looked at."""
     return replace(said, logps=said.logps[:, column : column + 1])
 
 
-def _greedy(said: Sequence[Said], tokens: Sequence[int]) -> NDArray[np.bool_]:
+def _greedy(said: Sequence[FusedTokens], tokens: Sequence[int]) -> NDArray[np.bool_]:
     """Whether these tokens are the likeliest ones at every place, by setting."""
     hits = [place.first == token for place, token in zip(said, tokens, strict=True)]
     found: NDArray[np.bool_] = np.stack(hits).min(0)

@@ -6,13 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from packfuse.alignment import alignments
 from packfuse.alignment.base import Alignment
 from packfuse.errors import ConfigError
+from packfuse.fusion.gates import gates
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every
+from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.base import Rule
 from packfuse.pack import Pack
-from packfuse.registry import alignments, gates, parse_spec, rules, suggest, weightings
+from packfuse.registry import parse_spec, suggest
+from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting
 from packfuse.weighting.methods.fixed import Fixed
 
@@ -40,7 +44,9 @@ class Setting:
     @classmethod
     def of(cls, pack: Pack) -> Setting:
         """The pack's own."""
-        return cls(pack.rule, pack.weighting, pack.alignment, pack.reference, pack.gate)
+        parts = pack.runtime.parts
+        reference = pack.settings.reference
+        return cls(parts.rule, parts.weighting, parts.alignment, reference, parts.gate)
 
     @classmethod
     def parse(cls, text: str, pack: Pack) -> Setting:

@@ -19,7 +19,7 @@ from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.tasks.base import Likelihoods, Task
 from packfuse.models.hf_member import HFMember
 from packfuse.pack import Pack
-from packfuse.settings import PackConfig
+from packfuse.settings import PackConfig, PackSettings
 
 BATCH = 8
 """Answers that are written side by side."""
@@ -67,7 +67,11 @@ class Scored(System):
         self.pack, self.settings, self.alignment = pack, dict(settings), kinds[0]
         self.labels = list(settings)
         dumped = {label: setting.dump() for label, setting in settings.items()}
-        self.identity = {"members": pack.identity["members"], "scored": dumped}
+        self.identity = {
+            "members": pack.identity["members"],
+            "scored": dumped,
+            "heads": pack.settings.heads,
+        }
         methods = {
             name: Method(own.rule, own.weighting, own.gate) for name, own in settings.items()
         }
@@ -103,7 +107,8 @@ class Scored(System):
         """Scores under all settings in the tokens of member number `reference`."""
         key = reference, alignment or self.alignment
         if key not in self._scorers:
-            self._scorers[key] = Scorer(self.pack.members, *key, self._methods)
+            heads = self.pack.settings.heads
+            self._scorers[key] = Scorer(self.pack.members, *key, self._methods, heads=heads)
         return self._scorers[key]
 
     def _outcome(self, task: Task, question: Question, at: int, scores: Scores) -> Outcome:
@@ -182,7 +187,7 @@ class Written(System):
         self.pack, self.labels, self.arguments = pack, [label], arguments
         self.identity = {
             "members": pack.identity["members"],
-            "written": Setting.of(pack).dump(),
+            "written": pack.settings.changes_answers,
             "arguments": {name: str(value) for name, value in arguments.items()},
         }
 
@@ -211,22 +216,35 @@ class Written(System):
         return found
 
 
-def alone(member: HFMember, config: PackConfig | None = None) -> Pack:
+def alone(
+    member: HFMember, config: PackConfig | None = None, settings: PackSettings | None = None
+) -> Pack:
     """One member as a pack of its own: the same code, and exactly its own distribution.
 
-    `config` says what it was loaded from, so that its answers are told from another revision's.
+    Args:
+        member: Which one.
+        config: What it was loaded from, so that its answers are told from another revision's.
+        settings: Those of the whole pack, of which the ones that do not fuse count here.
     """
-    return Pack([member], weighting="uniform", progress=False, config=config)
+    whole = settings or PackSettings()
+    own = PackSettings(
+        weighting="uniform",
+        draft=whole.draft,
+        prefix_cache=whole.prefix_cache,
+        compiled=whole.compiled,
+    )
+    return Pack([member], own, progress=False, config=config)
 
 
 def singles(pack: Pack) -> list[Pack]:
     """Each member of a pack alone."""
     whole = pack._config
-    if whole is None:
-        return [alone(member) for member in pack.members]
+    configs: list[PackConfig | None] = [None] * len(pack.members)
+    if whole is not None:
+        configs = [whole.replace(members=[entry], reference="auto") for entry in whole.members]
     return [
-        alone(member, whole.model_copy(update={"members": [entry]}))
-        for member, entry in zip(pack.members, whole.members, strict=True)
+        alone(member, config, pack.settings)
+        for member, config in zip(pack.members, configs, strict=True)
     ]
 
 
@@ -252,6 +270,7 @@ def under(pack: Pack, setting: Setting) -> Pack:
     """The same members under another setting."""
     return Pack(
         pack.members,
+        pack.settings,
         fusion=setting.rule,
         weighting=setting.weighting,
         alignment=setting.alignment,

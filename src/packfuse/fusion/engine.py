@@ -1,4 +1,4 @@
-"""The engine: rows of reference ids in, fused next-token distributions out."""
+"""The engine: sequences of reference ids in, fused next-token distributions out."""
 
 from __future__ import annotations
 
@@ -8,31 +8,39 @@ from collections.abc import Container, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from packfuse.alignment.base import Alignment, Pairing
+from packfuse.alignment.base import Alignment, Pairing, ReferenceView
 from packfuse.alignment.straddle import WINDOW
-from packfuse.alignment.token_pairs import Progress
 from packfuse.errors import PromptError
+from packfuse.fusion.carrying import Carrier
 from packfuse.fusion.member_stream import MemberStream
-from packfuse.fusion.pooling import Pooling, PositionCallback
+from packfuse.fusion.pooling import Fusion, pool
 from packfuse.fusion.read_plan import ReadPlan, execute, first_boundary
-from packfuse.fusion.rules.base import Rule
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.compiled import PRECOMPILED_WIDTHS, Compiled
 from packfuse.models.member import Member, ReadCallback
-from packfuse.models.vocab_subset import VocabSubset, read_subset
+from packfuse.models.vocab_subset import MAX_SHARE, VocabSubset
+from packfuse.progress import ProgressCallback
 from packfuse.settings import HeadsName
 from packfuse.text.prompt import PackPrompt
-from packfuse.weighting.fit_positions import ReferenceView
-from packfuse.weighting.prefix_cache import PrefixCache
+from packfuse.text.vocabulary import Vocabulary
 
 _BLOCK = 32
-"""Positions fused in one go when many are wanted."""
+"""Most positions whose members' distributions are held at once."""
 
 
 class Engine:
-    """Members, how they are paired with the reference, and the rule that combines them.
+    """Members, each paired with the reference.
 
-    It knows token ids and bytes; text, templates and sampling belong to others.
+    It knows token ids and bytes, and nothing of text, chat templates, sampling or weights. How
+    distributions are fused is given with each call, so one engine serves all calls.
+
+    Attributes:
+        members: In the pack's order.
+        reference_index: Index of the reference.
+        reference: The reference's vocabulary.
+        alignment: How the members were paired.
+        pairings: By member, with the reference.
+        view: The pairings as weights are fitted through them.
     """
 
     def __init__(
@@ -40,145 +48,159 @@ class Engine:
         members: Sequence[Member],
         reference: int,
         alignment: Alignment,
-        rule: Rule,
-        progress: Progress | None = None,
-        prefixes: PrefixCache | None = None,
-        heads: HeadsName = "full",
+        progress: ProgressCallback | None = None,
         *,
+        heads: HeadsName = "full",
         parallel: bool = False,
     ) -> None:
-        """Pair every member with member number `reference`; `prefixes` keeps what they read.
+        """Pair the members with the reference.
 
-        With "pruned" `heads`, the others give probabilities to tokens that the alignment reads.
-        `parallel`: what is generated is read by members at the same time.
+        Args:
+            members: In the pack's order.
+            reference: Index of the reference.
+            alignment: How to pair them.
+            progress: Called while vocabularies are aligned.
+            heads: With "pruned", the LM heads of the other members give logits only of the tokens
+                that the alignment reads.
+            parallel: Whether members on different devices run at the same time.
         """
-        self._parallel = parallel
-        self.prefixes = prefixes
-        self.members, self.rule, self.alignment = list(members), rule, alignment
+        self.members, self.alignment, self._parallel = list(members), alignment, parallel
         self.reference_index = reference
         self.reference = members[reference].vocabulary
         self.pairings: list[Pairing] = [
             alignment.pair(member.vocabulary, self.reference, progress) for member in members
         ]
         self.view = ReferenceView(reference, self.pairings, repr(alignment))
-        self.lexicon = alignment.lexicon([member.vocabulary for member in members])
-        self.pooling = Pooling(self.members, reference, self.pairings, self.lexicon)
-        self._columns: list[VocabSubset | None] = [
+        lexicon = alignment.lexicon([member.vocabulary for member in members])
+        self.carrier = Carrier(self.members, reference, self.pairings, lexicon)
+        self._subsets: list[VocabSubset | None] = [
             read_subset(pairing, member.vocabulary)
             if heads == "pruned" and member is not members[reference]
             else None
             for member, pairing in zip(members, self.pairings, strict=True)
         ]
 
-    def warm(self, report: Progress | None = None) -> None:
-        """Compile the steps of single rows, for the members whose steps are compiled."""
+    def compile_ahead(self, fusion: Fusion, report: ProgressCallback | None = None) -> None:
+        """Compile the steps of single sequences, for the members whose steps are compiled."""
         todo = [
-            (member, columns, width)
-            for member, columns in zip(self.members, self._read_columns, strict=True)
+            (member, subset, width)
+            for member, subset in zip(self.members, self._subsets_for(fusion), strict=True)
             for width in PRECOMPILED_WIDTHS
             if isinstance(member, Compiled)
         ]
-        for done, (member, columns, width) in enumerate(todo):
+        for done, (member, subset, width) in enumerate(todo):
             if report:
                 report(done, len(todo))
             if member.refused is None:
-                member.warm(columns, width)
+                member.compile_ahead(subset, width)
 
     def with_members(self, members: Sequence[Member]) -> Engine:
-        """The same with others in the members' places, who have the same vocabularies."""
+        """The same engine with other members of the same vocabularies (quantized copies)."""
         twin = copy.copy(self)
         twin.members = list(members)
         return twin
 
-    def open(self, prompt: PackPrompt) -> PackSequence:
-        """A row that has read nothing yet; every member takes part."""
-        sides = zip(self.members, self.pairings, prompt.members, self._read_columns, strict=True)
-        readers = [
-            MemberStream(member, pairing, side, self.reference, some)
-            for member, pairing, side, some in sides
+    def open(self, prompt: PackPrompt, fusion: Fusion) -> PackSequence:
+        """A sequence in which nothing has been read, with a stream for every member."""
+        parts = zip(
+            self.members, self.pairings, prompt.members, self._subsets_for(fusion), strict=True
+        )
+        streams = [
+            MemberStream(member, pairing, own, self.reference, subset)
+            for member, pairing, own, subset in parts
         ]
-        return PackSequence(prompt, readers, self.reference)
+        return PackSequence(prompt, streams, self.reference)
 
-    @property
-    def _read_columns(self) -> list[VocabSubset | None]:
-        """By member, the tokens that are read of it."""
-        # Rules that compare words want the members' own best tokens, whatever is read of them.
-        return [None] * len(self.members) if self.pooling.uses_lexicon(self.rule) else self._columns
+    def _subsets_for(self, fusion: Fusion) -> list[VocabSubset | None]:
+        """By member, the tokens of which logits are needed; None for all."""
+        # Rules that compare words need the members' best tokens of all.
+        if fusion.uses_lexicon(self.carrier.lexicon):
+            return [None] * len(self.members)
+        return self._subsets
 
     @torch.no_grad()
-    def prefill(self, row: PackSequence, callbacks: Sequence[ReadCallback | None]) -> None:
-        """Read a fed row with every member, each watched by its visitor; `settle` then fuses.
+    def read_prompt(self, sequence: PackSequence, callbacks: Sequence[ReadCallback | None]) -> None:
+        """Read a fed sequence with every member; `fuse_prompt` follows when it has its weights.
+
+        Args:
+            sequence: Its prompt has been fed.
+            callbacks: By member, called with the member's distributions.
 
         Raises:
-            PromptError: if a member cannot read that much.
+            PromptError: if the prompt is too long for a member.
         """
-        self._check_room(row)
-        plan = ReadPlan(row, self.reference_index, first_boundary(len(row.stream), 1), 1)
+        self._check_room(sequence)
+        first = first_boundary(len(sequence.text_ids), 1)
+        plan = ReadPlan(sequence, self.reference_index, first, 1)
         execute(self.members, [plan], callbacks)
-        row.prefilled = plan.places
+        sequence.prefilled = plan.boundaries
 
     @torch.no_grad()
-    def settle(
-        self, rows: Sequence[PackSequence], observer: PositionCallback | None = None
-    ) -> None:
-        """Fuse after prefilled prompts, now that the rows have their weights."""
+    def fuse_prompt(self, sequences: Sequence[PackSequence], fusion: Fusion) -> None:
+        """Fuse the position after each prompt, once the sequences have their weights."""
         plans = []
-        for row in rows:
-            first = first_boundary(len(row.stream), 1)
-            heard = zip(row.prefilled, row.readers, strict=True)
-            places = [said if reader else None for said, reader in heard]
-            plans.append(ReadPlan(row, self.reference_index, first, 1, places=places))
-            row.prefilled = []
-        self._fuse(plans, observer)
+        for sequence in sequences:
+            first = first_boundary(len(sequence.text_ids), 1)
+            read = zip(sequence.prefilled, sequence.streams, strict=True)
+            boundaries = [found if stream else None for found, stream in read]
+            plans.append(ReadPlan(sequence, self.reference_index, first, 1, boundaries=boundaries))
+            sequence.prefilled = []
+        self._fuse(plans, fusion)
 
     @torch.no_grad()
     def advance(
         self,
-        rows: Sequence[PackSequence],
+        sequences: Sequence[PackSequence],
         ids: Sequence[Sequence[int]],
+        fusion: Fusion,
         keep: int = 1,
-        observer: PositionCallback | None = None,
+        *,
         endings: Container[int] = (),
-        mark: bool = False,
+        save_states: bool = False,
     ) -> Tensor:
         """Read reference ids and give the fused distribution after each of the last `keep` of them.
 
         Args:
-            rows: N rows with their weights set.
-            ids: New ids by row, at least `keep` each.
+            sequences: N sequences with their weights set.
+            ids: New ids by sequence, at least `keep` each.
+            fusion: How the members are fused.
             keep: Positions wanted, counted from the end.
-            observer: Sees the members' carried distributions.
-            mark: Note where the rows stand at each of the places, to be cropped to them at no cost.
-            endings: Ids that end an answer. A row that gets one of them as its only new id rests:
-                nobody listens to what it says next, so it repeats what it said last.
+            endings: Ids that end an answer. A sequence whose only new id is one of them is not
+                read: its last distribution is repeated, since no token follows.
+            save_states: Save the streams' states at each position, so that cropping to it costs
+                nothing.
 
         Returns:
             Log-probabilities `[N, keep, reference columns]`, nats.
+
+        Raises:
+            MemberError: if a model fails or gives NaN.
+            PromptError: if a sequence outgrows a member's context window.
         """
-        out: list[list[Tensor]] = [[] for _ in rows]
+        out: list[list[Tensor]] = [[] for _ in sequences]
         segments: list[list[tuple[list[int], int]]] = []
-        for row, new, said in zip(rows, ids, out, strict=True):
-            if len(new) == 1 and new[0] in endings and row.last is not None:
-                row.unread.append(new[0])
-                said.append(row.last)
+        for sequence, new, found in zip(sequences, ids, out, strict=True):
+            if len(new) == 1 and new[0] in endings and sequence.fused_logps is not None:
+                sequence.unread.append(new[0])
+                found.append(sequence.fused_logps)
                 segments.append([])
             else:
-                segments.append(list(self._segments([*row.unread, *new], keep)))
-                row.unread = []
+                segments.append(list(self._segments([*sequence.unread, *new], keep)))
+                sequence.unread = []
         for turn in range(max(map(len, segments), default=0)):
-            plans: list[tuple[int, ReadPlan]] = []
-            for index, (row, parts) in enumerate(zip(rows, segments, strict=True)):
-                plan = self._take(row, *parts[turn]) if turn < len(parts) else None
+            plans: dict[int, ReadPlan] = {}
+            for index, (sequence, parts) in enumerate(zip(sequences, segments, strict=True)):
+                plan = self._extend(sequence, *parts[turn]) if turn < len(parts) else None
                 if plan:
-                    plans.append((index, plan))
-            execute(self.members, [plan for _, plan in plans], parallel=self._parallel)
-            self._fuse([plan for _, plan in plans], observer, mark)
-            for index, plan in plans:
+                    plans[index] = plan
+            execute(self.members, list(plans.values()), parallel=self._parallel)
+            self._fuse(list(plans.values()), fusion, save_states=save_states)
+            for index, plan in plans.items():
                 out[index].extend(plan.out)
         return torch.stack([torch.stack(positions) for positions in out])
 
     def _segments(self, ids: Sequence[int], keep: int) -> Iterator[tuple[list[int], int]]:
-        """Runs of text and single control tokens, in blocks, with how many places are wanted."""
+        """Runs of text and single control tokens, each with its number of wanted positions."""
         control, run = self.reference.control_ids, list[int]()
         unwanted = len(ids) - keep
         kept = 0
@@ -197,49 +219,63 @@ class Engine:
         if run:
             yield run, kept
 
-    def _take(self, row: PackSequence, ids: list[int], kept: int) -> ReadPlan | None:
-        """Append ids to a row; the job that gives the places wanted, or None if there are none."""
+    def _extend(self, sequence: PackSequence, ids: list[int], kept: int) -> ReadPlan | None:
+        """Append ids to a sequence; the plan for the positions wanted, None without any."""
         if ids[0] in self.reference.control_ids:
-            row.close(ids[0])
-            return ReadPlan(row, self.reference_index, 0, 1) if kept else None
-        ready, before = row.filters_ready, len(row.stream)
-        row.saved_states.clear()
-        row.append(ids)
-        row.filters_ready = False
+            sequence.close(ids[0])
+            return ReadPlan(sequence, self.reference_index, 0, 1) if kept else None
+        ready, before = sequence.filters_ready, len(sequence.text_ids)
+        sequence.saved_states.clear()
+        sequence.append(ids)
+        sequence.filters_ready = False
         if not kept:
             return None
         if ready and len(ids) <= kept + WINDOW:
-            return ReadPlan(row, self.reference_index, before + 1, kept, filters_ready=True)
-        return ReadPlan(row, self.reference_index, first_boundary(len(row.stream), kept), kept)
+            return ReadPlan(sequence, self.reference_index, before + 1, kept, filters_ready=True)
+        first = first_boundary(len(sequence.text_ids), kept)
+        return ReadPlan(sequence, self.reference_index, first, kept)
 
-    def _check_room(self, row: PackSequence) -> None:
-        """Refuse a prompt that some member cannot read, naming the member."""
-        for reader in row.readers:
-            if reader is None:
+    def _check_room(self, sequence: PackSequence) -> None:
+        """Refuse a prompt that is too long for a member, naming the member."""
+        for stream in sequence.streams:
+            if stream is None:
                 continue
-            length, fits = len(reader.ids(row.stream, row.text)), reader.member.context_window
+            member = stream.member
+            length, fits = len(stream.ids(sequence.text_ids, sequence.text)), member.context_window
             if length > fits:
                 raise PromptError(
-                    f"the prompt is {length} tokens long for member {reader.member.name!r}, "
+                    f"the prompt is {length} tokens long for member {member.name!r}, "
                     f"which can read {fits}",
                     hint=f"shorten it by {length - fits} tokens or more",
                 )
 
     def _fuse(
-        self, plans: Sequence[ReadPlan], observer: PositionCallback | None, mark: bool = False
+        self, plans: Sequence[ReadPlan], fusion: Fusion, *, save_states: bool = False
     ) -> None:
         for plan in plans:
             for step in range(plan.lead + 1):
-                plan.follow(step)
+                plan.advance_filters(step)
         for turn in range(max((plan.keep for plan in plans), default=0)):
             group = [plan for plan in plans if turn < plan.keep]
             steps = [plan.lead + turn for plan in group]
             if turn:
                 for plan, step in zip(group, steps, strict=True):
-                    plan.follow(step)
-            self.pooling.pool(self.rule, group, steps, observer)
-            if mark:
+                    plan.advance_filters(step)
+            pool(self.carrier, fusion, group, steps)
+            if save_states:
                 for plan, step in zip(group, steps, strict=True):
                     plan.save_state(step)
         for plan in plans:
             plan.finish()
+
+
+def read_subset(pairing: Pairing, vocabulary: Vocabulary) -> VocabSubset | None:
+    """The member's tokens that an alignment reads; None where that is nearly all of them."""
+    ids = pairing.reads()
+    if ids is None:
+        return None
+    # Whether a turn ends is read from the member, too.
+    ids = torch.cat([ids, torch.tensor(vocabulary.end_ids, dtype=torch.long)]).unique()
+    if len(ids) > MAX_SHARE * vocabulary.size:
+        return None
+    return VocabSubset(ids, vocabulary.columns, exact=pairing.exact)

@@ -1,4 +1,4 @@
-"""One member reading one row: which of its tokens to read, and what it says at each step."""
+"""One member along one sequence: the tokens that it reads, and its distributions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from packfuse.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """What a member says at one point of the text.
+    """The state of a member after a reference token.
 
     Attributes:
-        logps: Its next-token log-probabilities, `[member columns]`; None inside a character.
-        inner: Its own boundaries inside the reference token that was just read.
-        whole: Whether its tokens can end here.
+        logps: Its next-token log-probabilities, `[member columns]`, nats; None inside a character.
+        inner: Its own token boundaries inside the reference token that was just read.
+        whole: Whether a token of the member can end here.
     """
 
     logps: Tensor | None
@@ -34,14 +34,14 @@ class Boundary:
 
 
 ReadSteps = Generator[Read, Tensor, list[Boundary]]
-"""Asks for reads, gets log-probabilities, returns the places."""
+"""Yields reads, is sent their log-probabilities, and returns the boundaries."""
 
 
 class MemberStream:
-    """Keeps one member's session in step with the row's text.
+    """Keeps one member's session in step with the text of a sequence.
 
-    The member always stands in its own canonical tokenization of the text so far: where the text's
-    end changes earlier tokens, the session is rolled back and the tail read again.
+    The session always holds the member's own tokenization of the text so far. Where new text
+    changes earlier tokens, the session is rolled back and the tail is read again.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class MemberStream:
         pairing: Pairing,
         prompt: MemberPrompt,
         reference: Vocabulary,
-        columns: VocabSubset | None = None,
+        subset: VocabSubset | None = None,
     ) -> None:
-        """Start before the prompt; `columns` are the tokens that it is asked about."""
+        """Start before the prompt; `subset` are the tokens of which logits are needed."""
         self.member, self.pairing, self.reference = member, pairing, reference
-        self.columns = columns
+        self.subset = subset
         if pairing.same_ids:
             prompt = prompt.as_ids(member.vocabulary)
         self.fixed = list(prompt.fixed)
@@ -63,7 +63,7 @@ class MemberStream:
         self.session: Session = member.open()
         self.path = IncrementalTokenizer(member.vocabulary, pairing.lookahead)
         self.straddle = pairing.straddle()
-        self.place: Boundary | None = None
+        self.boundary: Boundary | None = None
 
     def fork(self) -> MemberStream:
         """An independent copy."""
@@ -75,35 +75,35 @@ class MemberStream:
         twin.straddle = self.straddle.copy() if self.straddle else None
         return twin
 
-    def ids(self, stream: Sequence[int], text: bytes) -> list[int]:
-        """The member's ids of the whole row."""
+    def ids(self, text_ids: Sequence[int], text: bytes) -> list[int]:
+        """The member's ids of the whole sequence."""
         if self.pairing.same_ids:
-            return self.fixed + self.pairing.map_ids(stream)
+            return self.fixed + self.pairing.map_ids(text_ids)
         self.path.update(self.base + text)
         return self.fixed + self.path.ids
 
-    def close(self, stream: Sequence[int], text: bytes, control: int, opening: bool) -> None:
-        """Fix what was read, and the reference's control token after it.
+    def close(self, text_ids: Sequence[int], text: bytes, control: int, opening: bool) -> None:
+        """Fix the ids so far and the reference's control token after them.
 
         Args:
-            stream: The row's reference ids since the last control token.
-            text: What they spell.
+            text_ids: The reference ids since the last control token.
+            text: Their bytes.
             control: The control token.
-            opening: Whether nothing came before it.
+            opening: Whether the sequence begins with it.
         """
         ids = self._by_role(control, opening)
         if ids is None:
             return
-        before = self.ids(stream, text)
+        before = self.ids(text_ids, text)
         if not self.pairing.same_ids:
-            # Half a character at the end will never be whole.
+            # An incomplete character at the end stays incomplete.
             before += self.member.vocabulary.encode_bytes((self.base + text)[len(self.path.text) :])
         self.fixed, self.base = [*before, *ids], b""
         self.path.update(b"")
         self.straddle = self.pairing.straddle()
 
     def _by_role(self, control: int, opening: bool) -> list[int] | None:
-        """The member's ids for a control token of the reference; None: it has its own already."""
+        """The member's ids for a control token of the reference; None if it has its own already."""
         if self.pairing.same_ids:
             return self.pairing.map_control(control)
         own, reference = self.member.vocabulary, self.reference
@@ -116,33 +116,33 @@ class MemberStream:
             return [own.end_ids[0]]
         return own.encode_bytes(reference.spell(control).encode())
 
-    def scan(
+    def read_steps(
         self,
-        stream: Sequence[int],
+        text_ids: Sequence[int],
         ends: Sequence[int],
         text: bytes,
         first: int,
         callback: ReadCallback | None,
     ) -> ReadSteps:
-        """Read up to the end of `text`; the places after `first`, ..., `len(stream)` tokens.
+        """Read up to the end of `text`; the boundaries after `first`, ..., `len(text_ids)` tokens.
 
         Args:
-            stream: The row's reference ids after its fixed part.
-            ends: Where each of them ends in `text`, bytes.
-            text: What they spell.
-            first: Number of stream tokens before the first place wanted.
-            callback: Sees every distribution from where the session stands.
+            text_ids: The reference ids after the fixed part.
+            ends: Byte offset in `text` at which each of them ends.
+            text: Their bytes.
+            first: Number of text ids before the first boundary wanted.
+            callback: Called with every distribution after the session's present end.
         """
         if self.pairing.same_ids:
             return (
-                yield from self._scan_ids(self.ids(stream, text), len(stream) - first, callback)
+                yield from self._read_ids(self.ids(text_ids, text), len(text_ids) - first, callback)
             )
-        return (yield from self._scan_text(ends, text, first, callback))
+        return (yield from self._read_text(ends, text, first, callback))
 
-    def _scan_ids(self, ids: list[int], back: int, callback: ReadCallback | None) -> ReadSteps:
-        places = yield from self._read(self.session, ids, max(1, len(ids) - back), callback)
-        missing = back + 1 - len(places)
-        return [Boundary(None)] * missing + [Boundary(places[m]) for m in sorted(places)]
+    def _read_ids(self, ids: list[int], back: int, callback: ReadCallback | None) -> ReadSteps:
+        logps = yield from self._read(self.session, ids, max(1, len(ids) - back), callback)
+        missing = back + 1 - len(logps)
+        return [Boundary(None)] * missing + [Boundary(logps[m]) for m in sorted(logps)]
 
     def _read(
         self, session: Session, ids: list[int], first: int, callback: ReadCallback | None = None
@@ -150,40 +150,42 @@ class MemberStream:
         """Bring `session` to `ids`; log-probabilities by token count, from `first` tokens on."""
         if first > len(ids):
             return {}
-        self.member.rollback(session, min(_common(session.ids, ids), first - 1))
+        self.member.rollback(session, min(_common_length(session.ids, ids), first - 1))
         fresh = ids[session.length :]
         keep = len(ids) - first + 1
-        logps = yield Read(session, fresh, keep, callback, self.columns)
+        logps = yield Read(session, fresh, keep, callback, self.subset)
         return {first + offset: logps[offset] for offset in range(keep)}
 
-    def _scan_text(
+    def _read_text(
         self, ends: Sequence[int], text: bytes, first: int, callback: ReadCallback | None
     ) -> ReadSteps:
         start, whole_text = len(self.base), self.base + text
-        marks = [start + (ends[t - 1] if t else 0) for t in range(max(0, first - 1), len(ends) + 1)]
+        offsets = [
+            start + (ends[t - 1] if t else 0) for t in range(max(0, first - 1), len(ends) + 1)
+        ]
         if first == 0:
-            marks.insert(0, -1)
-        steps = [self._step(whole_text, low, high) for low, high in itertools.pairwise(marks)]
+            offsets.insert(0, -1)
+        steps = [self._step(whole_text, low, high) for low, high in itertools.pairwise(offsets)]
         final = steps[-1].ids
         served = [final[: len(step.ids)] == step.ids for step in steps]
         wanted = [step.first for step, same in zip(steps, served, strict=True) if same]
         main = yield from self._read(self.session, final, max(1, min(wanted)), callback)
-        places: list[Boundary] = []
+        boundaries: list[Boundary] = []
         for step, same in zip(steps, served, strict=True):
             logps = main
             if not same:
                 side = self.member.fork(self.session)
                 logps = yield from self._read(side, step.ids, max(1, step.first))
-            places.append(step.place(logps))
-        return places
+            boundaries.append(step.boundary(logps))
+        return boundaries
 
     def _step(self, text: bytes, low: int, high: int) -> _TextPrefix:
-        """The path of `text[:high]`, and which of its boundaries lie after `low`."""
+        """The tokenization of `text[:high]`, and which of its boundaries lie after `low`."""
         self.path.update(text[:high])
         ids, ends, fixed = self.fixed + self.path.ids, self.path.ends, len(self.fixed)
         first = len(ids) if low < 0 else fixed + bisect_right(ends, low) + 1
         if self.path.whole:
-            # Where a reference token spells nothing, the place is that before it.
+            # A reference token without bytes leaves the boundary where it was.
             first = min(first, len(ids))
         inner = [
             (m, text[ends[m - fixed - 1] : high], ids[m])
@@ -195,12 +197,12 @@ class MemberStream:
 
 @dataclass(frozen=True, slots=True)
 class _TextPrefix:
-    """A path and the boundaries on it that matter, as counts of the member's tokens.
+    """A beginning of the text in the member's tokens; a boundary is a number of tokens.
 
     Attributes:
-        ids: The path.
-        first: The first boundary whose distribution is wanted; beyond the path for none.
-        inner: (boundary, bytes from it to the end of the reference token, next id on the path).
+        ids: The tokens.
+        first: The first boundary whose distribution is wanted; more than there are tokens for none.
+        inner: (boundary, bytes from it to the end of the reference token, next token).
         whole: Whether the text ends on a character boundary.
     """
 
@@ -209,15 +211,15 @@ class _TextPrefix:
     inner: list[tuple[int, bytes, int]]
     whole: bool
 
-    def place(self, logps: dict[int, Tensor]) -> Boundary:
+    def boundary(self, logps: dict[int, Tensor]) -> Boundary:
         if not self.whole:
             return Boundary(None, whole=False)
         inner = tuple(InnerBoundary(rest, logps[m], token) for m, rest, token in self.inner)
         return Boundary(logps.get(len(self.ids)), inner)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning."""
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix."""
     for index, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
             return index

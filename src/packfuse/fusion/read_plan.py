@@ -1,4 +1,4 @@
-"""One row on its way to the end of its stream: what the members read, and how filters follow."""
+"""What the members read to advance one sequence, and the straddle filters along the way."""
 
 from __future__ import annotations
 
@@ -18,85 +18,86 @@ from packfuse.models.threads import device_groups, run_parallel
 
 @dataclass(slots=True)
 class ReadPlan:
-    """Bring one row to the end of its stream.
+    """Brings every member to the end of one sequence.
 
     Attributes:
-        row: Which row.
-        reference: Which member is the reference.
-        first: Number of stream tokens before the first place.
-        keep: How many places at the end are fused.
-        filters_ready: Whether the boundary filters are one token before the first position; else
+        sequence: Which one.
+        reference: Index of the reference member.
+        first: Number of text ids before the first boundary.
+        keep: How many boundaries at the end are fused.
+        filters_ready: Whether the straddle filters are one token before the first boundary; if not,
             they start there.
-        places: By member, what it says after `first`, `first + 1`, ... tokens.
-        out: The fused places, log-probabilities `[reference columns]`.
+        boundaries: By member, its boundaries after `first`, `first + 1`, ... text ids; None for a
+            member with weight 0.
+        out: Fused log-probabilities `[reference columns]`, one for each boundary that is fused.
     """
 
-    row: PackSequence
+    sequence: PackSequence
     reference: int
     first: int
     keep: int
     filters_ready: bool = False
-    places: list[list[Boundary] | None] = field(default_factory=list)
+    boundaries: list[list[Boundary] | None] = field(default_factory=list)
     out: list[Tensor] = field(default_factory=list)
 
     @property
     def own(self) -> list[Boundary]:
-        """The reference's places; it reads every row."""
-        return self.places[self.reference] or []
+        """The reference's boundaries; the reference reads every sequence."""
+        return self.boundaries[self.reference] or []
 
     @property
     def lead(self) -> int:
-        """Places before the first one that is fused."""
+        """Number of boundaries before the first one that is fused."""
         return len(self.own) - self.keep
 
-    def logps(self, step: int) -> Tensor:
-        """The reference's log-probabilities at a place that is fused."""
+    def reference_logps(self, step: int) -> Tensor:
+        """The reference's log-probabilities at a boundary that is fused."""
         logps = self.own[step].logps
         if logps is None:
             raise LookupError("the reference has read nothing yet")
         return logps
 
-    def follow(self, step: int) -> None:
-        """Move the filters from the place before `step` to the one after it."""
-        for reader, places in zip(self.row.readers, self.places, strict=True):
-            if reader is None or places is None or reader.straddle is None:
+    def advance_filters(self, step: int) -> None:
+        """Advance the straddle filters from boundary `step - 1` to boundary `step`."""
+        for stream, boundaries in zip(self.sequence.streams, self.boundaries, strict=True):
+            if stream is None or boundaries is None or stream.straddle is None:
                 continue
             if step == 0 and not self.filters_ready:
-                reader.straddle = reader.pairing.straddle()
+                stream.straddle = stream.pairing.straddle()
                 continue
-            before = places[step - 1] if step else reader.place
-            believed = self.own[step - 1] if step else self._reference_place()
-            if before is None or believed is None or believed.logps is None:
+            before = boundaries[step - 1] if step else stream.boundary
+            reference = self.own[step - 1] if step else self._last_of_reference()
+            if before is None or reference is None or reference.logps is None:
                 continue
-            token, here = self.row.stream[self.first + step - 1], places[step]
-            reader.straddle.advance(
-                token, before.logps, believed.logps, here.inner, open_end=here.whole
+            token, here = self.sequence.text_ids[self.first + step - 1], boundaries[step]
+            stream.straddle.advance(
+                token, before.logps, reference.logps, here.inner, open_end=here.whole
             )
 
-    def _reference_place(self) -> Boundary | None:
-        reader = self.row.readers[self.reference]
-        return reader.place if reader else None
+    def _last_of_reference(self) -> Boundary | None:
+        stream = self.sequence.streams[self.reference]
+        return stream.boundary if stream else None
 
     def save_state(self, step: int) -> None:
-        """Note where the filters stand, so that the row can come back to this place."""
-        saved_states: list[StreamState | None] = []
-        for reader, places in zip(self.row.readers, self.places, strict=True):
-            if reader is None or places is None:
-                saved_states.append(None)
+        """Save the streams' states at a boundary, so that the sequence can be cropped to it."""
+        states: list[StreamState | None] = []
+        for stream, boundaries in zip(self.sequence.streams, self.boundaries, strict=True):
+            if stream is None or boundaries is None:
+                states.append(None)
             else:
-                saved_states.append((places[step], reader.straddle and reader.straddle.copy()))
-        self.row.saved_states[self.first + step] = saved_states
+                states.append((boundaries[step], stream.straddle and stream.straddle.copy()))
+        self.sequence.saved_states[self.first + step] = states
 
     def finish(self) -> None:
-        """Leave the readers at the last place."""
-        for reader, places in zip(self.row.readers, self.places, strict=True):
-            if reader is not None and places is not None:
-                reader.place = places[-1]
-        self.row.filters_ready = True
+        """Leave the member streams at the last boundary."""
+        for stream, boundaries in zip(self.sequence.streams, self.boundaries, strict=True):
+            if stream is not None and boundaries is not None:
+                stream.boundary = boundaries[-1]
+        self.sequence.filters_ready = True
 
 
 def first_boundary(length: int, keep: int) -> int:
-    """The first place needed so that `keep` places at the end have their filters in full."""
+    """The first boundary needed so that the straddle filters are complete at the last `keep`."""
     return max(0, length - keep + 1 - WINDOW)
 
 
@@ -107,56 +108,59 @@ def execute(
     *,
     parallel: bool = False,
 ) -> None:
-    """Fill the jobs' places, the rows' reads batched.
+    """Run the plans; each member reads all sequences as one batch.
 
     Args:
         members: In the pack's order.
-        plans: Rows to bring to the end of their streams.
-        callbacks: By member, who sees every distribution of a row that has read nothing yet.
-        parallel: Whether members that do not share a device read at the same time. Not while
-            somebody watches, or under autocast, which is a setting of one thread.
+        plans: One for each sequence; their `boundaries` are filled in.
+        callbacks: By member, called with every distribution of a prompt.
+        parallel: Whether members on different devices run at the same time. Not together with
+            callbacks, nor under autocast, which is a setting of one thread.
     """
     for plan in plans:
-        plan.places = [None] * len(members)
+        plan.boundaries = [None] * len(members)
 
     def read(order: Sequence[int]) -> None:
         for k in order:
-            scans: list[tuple[ReadPlan, ReadSteps]] = []
+            reads: list[tuple[ReadPlan, ReadSteps]] = []
             for plan in plans:
-                row, reader = plan.row, plan.row.readers[k]
-                if reader is not None:
+                sequence, stream = plan.sequence, plan.sequence.streams[k]
+                if stream is not None:
                     callback = callbacks[k] if callbacks else None
-                    begun = reader.scan(row.stream, row.ends, row.text, plan.first, callback)
-                    scans.append((plan, begun))
-            for plan, places in _drive(members[k], scans):
-                plan.places[k] = places
+                    steps = stream.read_steps(
+                        sequence.text_ids, sequence.ends, sequence.text, plan.first, callback
+                    )
+                    reads.append((plan, steps))
+            for plan, boundaries in _batched(members[k], reads):
+                plan.boundaries[k] = boundaries
 
     if callbacks:
-        # Who watches need not keep what the widest says until the others have spoken.
+        # The member with the widest vocabulary comes last: its distributions need not be kept until
+        # the other members have read the same position.
         read(sorted(range(len(members)), key=lambda k: members[k].vocabulary.columns))
     elif parallel and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled():
-        reading = [k for k in range(len(members)) if any(plan.row.readers[k] for plan in plans)]
-        run_parallel([partial(read, lane) for lane in device_groups(members, reading)])
+        reading = [k for k in range(len(members)) if any(p.sequence.streams[k] for p in plans)]
+        run_parallel([partial(read, group) for group in device_groups(members, reading)])
     else:
         read(range(len(members)))
 
 
-def _drive(
-    member: Member, scans: Sequence[tuple[ReadPlan, ReadSteps]]
+def _batched(
+    member: Member, reads: Sequence[tuple[ReadPlan, ReadSteps]]
 ) -> Iterator[tuple[ReadPlan, list[Boundary]]]:
-    """Run scans side by side: one `read` of the member serves one request of each."""
+    """Run several streams' reads together: one call of the member serves one read of each."""
     waiting: list[tuple[ReadPlan, ReadSteps, Read]] = []
-    for plan, running in scans:
+    for plan, steps in reads:
         try:
-            waiting.append((plan, running, next(running)))
+            waiting.append((plan, steps, next(steps)))
         except StopIteration as stop:
             yield plan, stop.value
     while waiting:
-        answers = member.read([read for _, _, read in waiting])
-        going: list[tuple[ReadPlan, ReadSteps, Read]] = []
-        for (plan, running, _), logps in zip(waiting, answers, strict=True):
+        results = member.read([read for _, _, read in waiting])
+        remaining: list[tuple[ReadPlan, ReadSteps, Read]] = []
+        for (plan, steps, _), logps in zip(waiting, results, strict=True):
             try:
-                going.append((plan, running, running.send(logps)))
+                remaining.append((plan, steps, steps.send(logps)))
             except StopIteration as stop:
                 yield plan, stop.value
-        waiting = going
+        waiting = remaining

@@ -1,4 +1,4 @@
-"""One sequence of the pack: the reference's ids, and every member's reader."""
+"""One sequence of the pack: the reference's ids, and one stream for each member."""
 
 from __future__ import annotations
 
@@ -12,54 +12,56 @@ from packfuse.text.prompt import PackPrompt
 from packfuse.text.vocabulary import Vocabulary
 
 StreamState = tuple[Boundary, Straddle | None]
-"""What a reader says at a place, and its filter there."""
+"""A member stream's last boundary, and its straddle filter there."""
 
 FixedPrefix = tuple[list[int], bytes]
-"""What a reader had before a control token: its fixed ids and its base text."""
+"""A member stream's fixed ids and base text before a control token."""
 
 
 class PackSequence:
-    """A sequence that grows, shrinks and forks.
+    """A sequence that can be extended, cropped and forked.
 
     Attributes:
-        prompt: What it began with.
-        ids: Every reference id given so far, control tokens included.
-        stream: Those since the last control token: text that members read in their own tokens.
-        ends: Where each of those ends in `text`.
-        text: What the stream spells, bytes.
-        unread: Ids that came after the end of the answer; read only if more follows.
-        readers: One by member; None for a member that has no say in this row.
-        weights: `[K]`, how much each member is trusted.
-        last: Fused log-probabilities after the last token, `[reference columns]`.
-        heard: The members' log-probabilities behind `last`, `[K, reference columns]`.
-        joined: Whether the members were fused there.
-        prefilled: Places of the prompt, read but not fused yet.
-        offset: Tokens of the prompt that are in the members' templates, not in `ids`.
-        filters_ready: Whether every member stream is at the end of `stream` and its boundary filter
-            is up to date.
-        saved_states: The member streams' states at the positions fused last, by length of `stream`:
-            cropping to one of these lengths restores its state.
-        place: Which row of the batch it is, for those who watch.
+        prompt: The prompt that it begins with.
+        ids: All reference ids so far, control tokens included.
+        text_ids: The ids since the last control token. They are text, which every member reads in
+            its own tokens.
+        ends: Byte offset in `text` at which each of `text_ids` ends.
+        text: The bytes of `text_ids`.
+        unread: Ids after the end of the answer; the members read them only if more ids follow.
+        streams: One for each member; None for a member with weight 0.
+        weights: `[K]`, one for each member; None for equal weights.
+        fused_logps: Fused log-probabilities after the last token, `[reference columns]`.
+        member_logps: The carried log-probabilities that they were fused from,
+            `[K, reference columns]`.
+        is_fused: Whether the gate was open at that position.
+        prefilled: Boundaries of the prompt that are read but not fused yet, by member.
+        offset: Tokens of the prompt that are in the members' chat templates and not in `ids`.
+        filters_ready: Whether every member stream is at the end of `text_ids` and its straddle
+            filter is up to date.
+        saved_states: The member streams' states at the positions fused last, by length of
+            `text_ids`. Cropping to one of these lengths restores its state.
+        row: Index of the sequence in its batch.
     """
 
     def __init__(
-        self, prompt: PackPrompt, readers: Sequence[MemberStream | None], reference: Vocabulary
+        self, prompt: PackPrompt, streams: Sequence[MemberStream | None], reference: Vocabulary
     ) -> None:
-        """Start before the prompt; nothing has been read."""
+        """An empty sequence: not even the prompt is read."""
         self.prompt, self.reference = prompt, reference
-        self.readers = list(readers)
+        self.streams = list(streams)
         self.ids: list[int] = []
-        self.stream: list[int] = []
+        self.text_ids: list[int] = []
         self.ends: list[int] = []
         self.text = b""
         self.unread: list[int] = []
         self.weights: Tensor | None = None
-        self.last: Tensor | None = None
-        self.heard: Tensor | None = None
-        self.joined = True
+        self.fused_logps: Tensor | None = None
+        self.member_logps: Tensor | None = None
+        self.is_fused = True
         self.filters_ready = False
         self.offset = 0
-        self.place = 0
+        self.row = 0
         self.prefilled: list[list[Boundary] | None] = []
         self.saved_states: dict[int, list[StreamState | None]] = {}
         self._closed: list[tuple[int, list[FixedPrefix | None]]] = []
@@ -72,7 +74,7 @@ class PackSequence:
         for name in ("ids", "stream", "ends", "unread", "prefilled", "_closed"):
             setattr(twin, name, list(getattr(self, name)))
         twin.saved_states = {}
-        twin.readers = [reader and reader.fork() for reader in self.readers]
+        twin.streams = [stream and stream.fork() for stream in self.streams]
         return twin
 
     @property
@@ -81,7 +83,7 @@ class PackSequence:
         return self.offset + len(self.ids)
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Take tokens of both kinds."""
+        """Append text tokens and control tokens."""
         for index in ids:
             if index in self.reference.control_ids:
                 self.close(index)
@@ -89,11 +91,11 @@ class PackSequence:
                 self.append([index])
 
     def append(self, ids: Sequence[int]) -> None:
-        """Take text tokens."""
+        """Append text tokens."""
         for index in ids:
             self.text += self._spelled(index)
             self.ids.append(index)
-            self.stream.append(index)
+            self.text_ids.append(index)
             self.ends.append(len(self.text))
 
     def _spelled(self, index: int) -> bytes:
@@ -101,63 +103,63 @@ class PackSequence:
         if self._first_text is None:
             self._first_text = len(self.ids)
             if self.prompt.fresh:
-                # The dummy space is the reference's own business.
+                # The dummy space of the reference's tokenizer is no part of the text.
                 return token.removeprefix(self.reference.text_prefix)
         return token
 
     def close(self, index: int) -> None:
-        """Take a control token: what came before it becomes fixed for every member."""
+        """Append a control token: the ids before it become fixed for every member."""
         opening = self.prompt.fresh and not self.ids
         before: list[FixedPrefix | None] = []
-        for reader in self.readers:
-            if reader is None:
+        for stream in self.streams:
+            if stream is None:
                 before.append(None)
                 continue
-            before.append((reader.fixed, reader.base))
-            reader.close(self.stream, self.text, index, opening)
+            before.append((stream.fixed, stream.base))
+            stream.close(self.text_ids, self.text, index, opening)
         self._closed.append((len(self.ids), before))
         self.ids.append(index)
         self._restart([])
 
     def crop(self, count: int) -> None:
-        """Forget the last `count` tokens.
+        """Remove the last `count` tokens.
 
         Raises:
-            ValueError: if that reaches into the part of the prompt that came in templates.
+            ValueError: if that reaches into the part of the prompt that is in the chat templates.
         """
         if count == 0:
             return
         target = len(self.ids) + len(self.unread) - count
         if target < 0:
-            raise ValueError(f"a row of {len(self.ids)} tokens cannot lose {count}")
+            raise ValueError(f"cannot remove {count} tokens from a sequence of {len(self.ids)}")
         self.unread = self.unread[: max(0, target - len(self.ids))]
         if target >= len(self.ids):
             return
-        start = len(self.ids) - len(self.stream)
+        start = len(self.ids) - len(self.text_ids)
         ids = self.ids[:target]
-        mark = self.saved_states.get(target - start)
+        state = self.saved_states.get(target - start)
         while self._closed and self._closed[-1][0] >= target:
             _, before = self._closed.pop()
-            for reader, old in zip(self.readers, before, strict=True):
-                if reader is not None and old is not None:
-                    reader.fixed, reader.base = old
+            for stream, old in zip(self.streams, before, strict=True):
+                if stream is not None and old is not None:
+                    stream.fixed, stream.base = old
             start = self._closed[-1][0] + 1 if self._closed else 0
         self.ids = ids[:start]
         if self._first_text is not None and self._first_text >= start:
             self._first_text = None
-        self.last = self.heard = None
+        self.fused_logps = self.member_logps = None
         self._restart(ids[start:])
-        if mark is not None:
-            self._return(mark)
+        if state is not None:
+            self._restore(state)
 
-    def _return(self, saved_states: Sequence[StreamState | None]) -> None:
-        """Stand again where the readers stood."""
-        for reader, mark in zip(self.readers, saved_states, strict=True):
-            if reader is not None and mark is not None:
-                reader.place, reader.straddle = mark
+    def _restore(self, saved_states: Sequence[StreamState | None]) -> None:
+        """Restore saved states of the member streams."""
+        for stream, state in zip(self.streams, saved_states, strict=True):
+            if stream is not None and state is not None:
+                stream.boundary, stream.straddle = state
         self.filters_ready = True
 
-    def _restart(self, stream: Sequence[int]) -> None:
-        self.stream, self.ends, self.text, self.filters_ready = [], [], b"", False
+    def _restart(self, text_ids: Sequence[int]) -> None:
+        self.text_ids, self.ends, self.text, self.filters_ready = [], [], b"", False
         self.saved_states = {}
-        self.append(stream)
+        self.append(text_ids)

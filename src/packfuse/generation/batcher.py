@@ -1,4 +1,4 @@
-"""Calls from many threads on one pack: those that ask alike are answered as one batch."""
+"""Calls from many threads on one pack: those with equal settings are answered as one batch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from packfuse.generation.request import Request
 from packfuse.generation.result import Answer
 from packfuse.generation.runner import Runner
+from packfuse.generation.runtime import Runtime
 
-if TYPE_CHECKING:
-    from packfuse.pack import Pack
-
-MOST = 16
-"""Prompts in a batch."""
+MAX_BATCH = 16
+"""Most prompts in a batch."""
 _GATHER = 0.01
-"""Seconds to wait for company: nothing next to a prompt pass, enough for a pool of threads."""
+"""Seconds to wait for other calls: short next to a prompt pass, enough for a thread pool."""
 
 
 @dataclass(eq=False, slots=True)
@@ -31,11 +28,11 @@ class _Call:
 
 
 class Batcher:
-    """Answers single prompts. It has no thread of its own: whoever gets the pack leads a batch."""
+    """Answers single prompts. It has no thread: the call that gets the lock runs the batch."""
 
-    def __init__(self, pack: Pack) -> None:
-        """Nobody waits yet."""
-        self._pack = pack
+    def __init__(self, runtime: Runtime) -> None:
+        """No call is waiting."""
+        self._runtime = runtime
         self._waiting: list[_Call] = []
         self._mutex = threading.Lock()
 
@@ -43,7 +40,7 @@ class Batcher:
         """The answer to a request of one prompt, which may come out of a batch of several.
 
         Args:
-            request: Made by `packfuse.generation.request.check`.
+            request: Made by `make_request`.
             cancel: Setting it ends the answer within one step.
 
         Raises:
@@ -52,7 +49,7 @@ class Batcher:
         call = _Call(request, cancel or threading.Event())
         with self._mutex:
             self._waiting.append(call)
-        with self._pack.lock:
+        with self._runtime.lock:
             if not call.answer.done():
                 time.sleep(_GATHER)
                 self._lead(self._join(call))
@@ -67,8 +64,8 @@ class Batcher:
                 if other is not call and not other.cancel.is_set()
                 and call.request.joins(other.request)
             ]  # fmt: skip
-            # A call that nobody waits for any more leads nobody.
-            group = [call] if call.cancel.is_set() else [call, *others[: MOST - 1]]
+            # A call that was cancelled runs alone, and ends at once.
+            group = [call] if call.cancel.is_set() else [call, *others[: MAX_BATCH - 1]]
             self._waiting = [other for other in self._waiting if other not in group]
         return group
 
@@ -76,12 +73,12 @@ class Batcher:
         prompts = [call.request.prompts[0] for call in group]
         request = replace(group[0].request, prompts=prompts)
         try:
-            answers = Runner(self._pack, request, [call.cancel for call in group]).run()
+            answers = Runner(self._runtime, request, [call.cancel for call in group]).run()
         except Exception as error:
             if len(group) == 1:
                 group[0].answer.set_exception(error)
                 return
-            # One of them is at fault; the others get their answers.
+            # One call is at fault; the others get their answers.
             for call in group:
                 self._lead([call])
             return

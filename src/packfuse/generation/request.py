@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from packfuse.causal_lm.drafts.base import Draft
+from packfuse.causal_lm.call import CallSettings
+from packfuse.causal_lm.drafts import drafts
 from packfuse.constraint import Constraint, as_constraint
 from packfuse.errors import ConfigError, PromptError
-from packfuse.fusion.gates.base import Gate
-from packfuse.fusion.gates.every import Every
-from packfuse.fusion.rules.base import Rule
-from packfuse.registry import drafts, gates, rules, weightings
-from packfuse.weighting.methods.base import Weighting
+from packfuse.fusion.gates import gates
+from packfuse.fusion.rules import rules
+from packfuse.settings import weighting_part
+from packfuse.weighting.methods import weightings
 
 Prompt = str | Sequence[dict[str, Any]]
 
@@ -30,35 +30,30 @@ class Request:
     Attributes:
         prompts: Plain texts or chats.
         single: Whether one prompt was given, not a list of them.
-        rule: The fusion rule of this call.
-        weighting: The weighting of this call.
+        call: How the call is fused, weighted and drafted.
         stop: Stop strings.
         seed: Seed of the random numbers.
         trace: Whether to record every step.
-        constraint: What the answers are held to.
-        draft: How tokens are drafted, if they are.
-        gate: Where the members are fused.
+        constraint: The form of the answers, for constrained decoding.
         template: Arguments for the chat templates.
         arguments: For transformers' `generate`, under its own names.
     """
 
     prompts: list[Prompt]
     single: bool
-    rule: Rule
-    weighting: Weighting
+    call: CallSettings
     stop: tuple[str, ...] = ()
     seed: int | None = None
     trace: bool = False
     constraint: Constraint | None = None
-    draft: Draft | None = None
-    gate: Gate = field(default_factory=Every)
     template: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def joins(self, other: Request) -> bool:
-        """Whether both can be answered as one batch: the same settings, and no randomness to share.
+        """Whether both can be answered as one batch: equal settings, and no seed.
 
-        Objects of the caller's own (processors, streamers) may count what they see, and stay alone.
+        Calls with the caller's own objects (processors, streamers) are answered alone, since such
+        objects may keep states.
         """
         own = {"prompts", "single"}
         alike = [item.name for item in fields(self) if item.name not in own]
@@ -85,24 +80,13 @@ class Request:
         )
 
 
-def make_request(
-    prompt: Any,
-    arguments: Mapping[str, Any],
-    *,
-    rule: Rule,
-    weighting: Weighting,
-    draft: Draft | None = None,
-    gate: Gate | None = None,
-) -> Request:
+def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) -> Request:
     """Turn the arguments of a call into a request.
 
     Args:
         prompt: A text, a chat, or a list of either.
-        arguments: Pack settings and transformers' generation arguments.
-        rule: The pack's own rule.
-        weighting: The pack's own weighting.
-        draft: The pack's own way to draft.
-        gate: The pack's own gate.
+        arguments: Settings of the call and transformers' generation arguments.
+        call: What counts where the arguments say nothing: the pack's own settings.
 
     Raises:
         PromptError: for an empty prompt or list, or something that is neither text nor chat.
@@ -110,34 +94,38 @@ def make_request(
     """
     rest = dict(arguments)
     prompts, single = _prompts(prompt)
-    fusion, weigh, weights = (rest.pop(name, None) for name in ("fusion", "weighting", "weights"))
-    if weights is not None:
-        weigh = {"name": "fixed", "weights": weights}
-    elif isinstance(weigh, Mapping) and "name" not in weigh:
-        weigh = {"name": "fixed", "weights": dict(weigh)}
+    constraint = as_constraint(rest.pop("constraint", None))
     return Request(
         prompts=prompts,
         single=single,
-        rule=rule if fusion is None else rules().make(fusion),
-        weighting=weighting if weigh is None else weightings().make(weigh),
+        call=replace(_call(rest, call), full_support=constraint is not None),
         stop=_stop(rest.pop("stop", None)),
         seed=rest.pop("seed", None),
         trace=bool(rest.pop("trace", False)),
-        constraint=as_constraint(rest.pop("constraint", None)),
-        draft=make_draft(rest.pop("draft")) if "draft" in rest else draft,
-        gate=gates().make(rest.pop("gate", None) or gate or "every"),
+        constraint=constraint,
         template=dict(rest.pop("chat_template_kwargs", None) or {}),
         arguments=_sampling(rest),
     )
 
 
-def make_draft(spec: Any) -> Draft | None:
-    """A way to draft by its name, with parameters, or as an object; None and "none" for none.
-
-    Raises:
-        ConfigError: for an unknown name or a bad parameter.
-    """
-    return None if spec in (None, "none") else drafts().make(spec)
+def _call(rest: dict[str, Any], call: CallSettings) -> CallSettings:
+    """The settings of the call, taken out of its arguments."""
+    fusion, weighting, weights, gate = (
+        rest.pop(name, None) for name in ("fusion", "weighting", "weights", "gate")
+    )
+    changes: dict[str, Any] = {}
+    if fusion is not None:
+        changes["rule"] = rules().make(fusion)
+    if weights is not None:
+        changes["weighting"] = weightings().make({"name": "fixed", "weights": weights})
+    elif weighting is not None:
+        changes["weighting"] = weightings().make(weighting_part(weighting))
+    if gate is not None:
+        changes["gate"] = gates().make(gate)
+    if "draft" in rest:
+        draft = rest.pop("draft")
+        changes["draft"] = None if draft in (None, "none") else drafts().make(draft)
+    return replace(call, **changes)
 
 
 def _prompts(prompt: Any) -> tuple[list[Prompt], bool]:

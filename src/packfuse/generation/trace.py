@@ -1,4 +1,4 @@
-"""Watches the members at every step, for the record."""
+"""Records agreement and, if asked for, probabilities at every position of an answer."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from packfuse.generation.result import TraceStep
 
 @dataclass(slots=True)
 class RecordedSequence:
-    """What was seen in one row. Positions are counts of ids that had been read.
+    """What was recorded of one sequence. Positions are numbers of ids that had been read.
 
     Attributes:
-        agreed: Whether all members with a say had the same first choice, by position.
+        agreed: Whether all members with a weight had the same first choice, by position.
         overruled: Whether the pack's first choice was not the reference's, by position.
-        joined: Whether the members were fused, by position.
+        is_fused: Whether the gate was open, by position.
         trace: What is known of the token that followed, by position.
-        pending: Distributions at the last positions, whose tokens may still be taken back.
+        pending: Distributions at the last positions, whose tokens may still be rejected.
     """
 
     agreed: dict[int, bool] = field(default_factory=dict)
     overruled: dict[int, bool] = field(default_factory=dict)
-    joined: dict[int, bool] = field(default_factory=dict)
+    is_fused: dict[int, bool] = field(default_factory=dict)
     trace: dict[int, TraceStep] = field(default_factory=dict)
     pending: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
-        """The first position seen, where the answer begins."""
+        """The first position, where the answer begins."""
         return min(self.agreed, default=0)
 
     def share(self, flags: dict[int, bool], tokens: int) -> float | None:
@@ -44,32 +44,32 @@ class RecordedSequence:
 
 
 class TraceRecorder:
-    """Notes agreement step by step, and keeps a trace when asked to.
+    """Records agreement position by position, and a trace if asked for.
 
-    It serves greedy decoding and sampling, where row i of the batch stays row i. Where a draft was
-    wrong, its positions are seen again with other tokens before them; what was seen last counts.
+    For greedy decoding and sampling, where row i of the batch stays row i. After a rejected draft
+    its positions come again with other tokens before them; the last ones count.
     """
 
     def __init__(self, engine: Engine, trace: bool, drafted: int = 0) -> None:
-        """`trace` keeps one entry a step as well; `drafted` is how long drafts may be."""
+        """`trace` keeps one entry a position; `drafted` is the longest draft, tokens."""
         self.engine, self.tracing = engine, trace
         self._depth = drafted + 1 if drafted else 0
         self.names = [member.name for member in engine.members]
         self._rows: dict[int, RecordedSequence] = {}
 
     def row(self, index: int) -> RecordedSequence:
-        """What was seen in row `index` of the batch."""
+        """What was recorded of row `index` of the batch."""
         return self._rows.get(index, RecordedSequence())
 
     def __call__(self, row: PackSequence, position: FusedPosition) -> None:
-        """See one position; `Watch` of the engine."""
-        read, logps, fused = position.read, position.logps, position.fused
-        seen = self._rows.setdefault(row.place, RecordedSequence())
+        """Record one position; a `PositionCallback`."""
+        read, logps, fused = position.tokens_read, position.logps, position.fused
+        seen = self._rows.setdefault(row.row, RecordedSequence())
         first = logps.argmax(-1).tolist()
-        speaking = [c for c, w in zip(first, self._weights(row), strict=True) if w > 0]
-        seen.agreed[read] = len(set(speaking)) <= 1
+        choices = [c for c, w in zip(first, self._weights(row), strict=True) if w > 0]
+        seen.agreed[read] = len(set(choices)) <= 1
         seen.overruled[read] = int(fused.argmax()) != first[self.engine.reference_index]
-        seen.joined[read] = position.joined
+        seen.is_fused[read] = position.is_fused
         if self.tracing:
             seen.pending[read] = logps, fused
             # No draft reaches further back.
@@ -89,7 +89,7 @@ class TraceRecorder:
         return [seen.trace[at] for at in steps if at in seen.trace]
 
     def _settle(self, seen: RecordedSequence, ids: Sequence[int], read: int) -> None:
-        """Write down the tokens that were chosen after the pending positions before `read`."""
+        """Complete the pending positions before `read` with the tokens that were chosen there."""
         for at in [at for at in seen.pending if at < read]:
             seen.trace[at] = self._entry(*seen.pending.pop(at), ids[at])
 

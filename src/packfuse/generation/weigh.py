@@ -1,35 +1,36 @@
-"""Who is trusted on a prompt: every weighting's verdict, without generating anything."""
+"""Several weightings on one prompt; nothing is generated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict
 
 from packfuse.errors import ConfigError
+from packfuse.fusion.rules import rules
+from packfuse.generation.prepared import Wanted
 from packfuse.generation.result import by_name
+from packfuse.generation.runner import Runner
 from packfuse.models.loading import unique_names
-from packfuse.registry import rules, weightings
-from packfuse.weighting.methods.base import Evidence, FitLimits, Weighting, Weights, equal
-
-if TYPE_CHECKING:
-    from packfuse.generation.runner import Runner
+from packfuse.weighting.methods import weightings
+from packfuse.weighting.methods.base import Weighting, Weights, equal
+from packfuse.weighting.prefill import fit_weights
 
 
 class Weighing(BaseModel):
-    """What the members made of one prompt, as plain JSON types.
+    """The members' weights on one prompt under several weightings, as plain JSON types.
 
     Attributes:
         members: Names, in the pack's order.
-        reference: The member in whose tokens the pack would speak.
+        reference: The member whose tokens would be generated.
         fusion: The rule that the weights are for, with its parameters.
         weights: By weighting, then by member.
         prompt_loss: By member, nats per reference token; None if the prompt was not scored.
         bits_per_byte: By member, on the same text; None likewise.
         scored_tokens: Reference tokens on which the losses were taken.
         prompt_tokens: Length of the prompt by member, each in its own tokens.
-        notes: What was done to the prompt that the user should know.
+        notes: Changes to the prompt that the user should know of.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,60 +46,26 @@ class Weighing(BaseModel):
     notes: list[str] = []
 
 
-class Survey(Weighting):
-    """Asks several weightings about the same evidence, and itself trusts all members alike."""
-
-    source: ClassVar[str] = "not a method of its own"
-
-    asked: dict[str, tuple[Any, str]]
-    """(weighting, pool) by the label under which their weights are kept; all want the same limits.
-    """
-    _answers: dict[str, Weights] = PrivateAttr(default_factory=dict)
-
-    def needs_scores(self, pool: str) -> bool:
-        """Whatever any of them needs for its own pool."""
-        return any(weighting.needs_scores(own) for weighting, own in self.asked.values())
-
-    @property
-    def limits(self) -> FitLimits:
-        """What they all want."""
-        return next((weighting.limits for weighting, _ in self.asked.values()), FitLimits())
-
-    def fit(self, evidence: Evidence, pool: str) -> Weights:
-        """Equal weights; what the others say is kept."""
-        for label, (weighting, own) in self.asked.items():
-            self._answers[label] = weighting.fit(evidence, own)
-        return equal(evidence.members)
-
-    def answer(self, label: str, members: int) -> Weights:
-        """What one of them said; equal weights where there was nothing to fit."""
-        return self._answers.get(label, equal(members))
-
-
 def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
-    """Weigh the one prompt of `runner` under several weightings, all known ones by default."""
+    """Fit several weightings to the one prompt of a runner, all known ones by default."""
+    runtime, pool = runner.runtime, runner.request.call.rule.pool
     asked = _labeled(specs)
-    names = runner.pack.names
-    found = {label: weighting.for_members(names) for label, weighting in asked.items()}
-    with runner.settings():
-        # Losses per reference token and per own token are different evidence; so are limits.
-        for normalize, limits in dict.fromkeys((w.normalize, w.limits) for w in asked.values()):
-            open_ones = {
-                label: (weighting, runner.request.rule.pool)
-                for label, weighting in asked.items()
-                if (weighting.normalize, weighting.limits) == (normalize, limits)
-                and found[label] is None
-            }
-            survey = Survey(normalize=normalize, asked=open_ones)
-            runner.request.weighting = survey
-            item = runner.prepare(0, runner.request.prompts[0])
-            found.update({label: survey.answer(label, len(names)) for label in open_ones})
-    fit = item.fit
+    names = runtime.names
+    found: dict[str, Weights] = {}
+    for limits in dict.fromkeys(weighting.limits for weighting in asked.values()):
+        group = {label: own for label, own in asked.items() if own.limits == limits}
+        fitted = [own for own in group.values() if own.for_members(names) is None]
+        positions = len(names) > 1 and any(own.needs_scores(pool) for own in fitted)
+        item = runner.read(0, runner.request.prompts[0], Wanted(limits, positions))
+        for label, own in group.items():
+            given = own.for_members(names)
+            found[label] = fit_weights(item.reading, own, pool) if given is None else given
+        fit = runner.finish(item, equal(len(names)))
     return Weighing(
         members=names,
         reference=names[item.reference],
-        fusion=rules().dump(runner.request.rule),
-        weights={label: by_name(names, weights) or {} for label, weights in found.items()},
+        fusion=rules().dump(runner.request.call.rule),
+        weights={label: by_name(names, found[label]) or {} for label in asked},
         prompt_loss=by_name(names, fit.losses),
         bits_per_byte=by_name(names, fit.bits_per_byte),
         scored_tokens=fit.tokens,
@@ -114,6 +81,6 @@ def _labeled(specs: Sequence[Any] | None) -> dict[str, Weighting]:
         fields = {name: part.model_fields.values() for name, part in registry.parts.items()}
         specs = [name for name, own in fields.items() if not any(f.is_required() for f in own)]
     if not specs:
-        raise ConfigError("no weighting to ask", hint=f"known: {', '.join(registry.parts)}")
+        raise ConfigError("no weighting to compare", hint=f"known: {', '.join(registry.parts)}")
     made = [registry.make(spec) for spec in specs]
     return dict(zip(unique_names([weighting.name for weighting in made]), made, strict=True))

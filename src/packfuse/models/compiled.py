@@ -61,7 +61,7 @@ class Compiled(HFMember):
         # By columns, which go with their pack; the whole head by `Heads`, which stays.
         self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
 
-    def warm(self, columns: VocabSubset | None, width: int) -> None:
+    def compile_ahead(self, columns: VocabSubset | None, width: int) -> None:
         """Compile the step in which one row reads so many tokens.
 
         Warns:

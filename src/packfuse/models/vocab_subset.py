@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from packfuse.alignment.base import Pairing
-from packfuse.text.vocabulary import Vocabulary
-
 MAX_SHARE = 0.7
 """Share of the vocabulary above which pruning saves too little."""
 
@@ -47,15 +44,3 @@ class VocabSubset:
     def restrict(self, logps: Tensor) -> Tensor:
         """Log-probabilities `[N, count]` renormalized over these tokens."""
         return self.spread(logps.index_select(1, self.ids.to(logps.device)))
-
-
-def read_subset(pairing: Pairing, member: Vocabulary) -> VocabSubset | None:
-    """The tokens that an alignment reads; None where that is nearly all."""
-    ids = pairing.reads()
-    if ids is None:
-        return None
-    # Whether a turn ends is asked of the member itself, too.
-    ids = torch.cat([ids, torch.tensor(member.end_ids, dtype=torch.long)]).unique()
-    if len(ids) > MAX_SHARE * member.size:
-        return None
-    return VocabSubset(ids, member.columns, exact=pairing.exact)

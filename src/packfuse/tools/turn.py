@@ -80,7 +80,7 @@ def complete(
     request = pack.request(list(prompts), arguments)
     with pack.lock:
         cancels = [cancel or threading.Event()] * len(prompts)
-        answers = Runner(pack, request, cancels).run()
+        answers = Runner(pack.runtime, request, cancels).run()
     return [ReplyParser(calling=False, plain=True).whole(a.text, a.record) for a in answers]
 
 

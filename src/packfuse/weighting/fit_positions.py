@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from packfuse.alignment.base import Pairing
+from packfuse.alignment.base import ReferenceView
 from packfuse.weighting.prefix_cache import FitKey, FitScore
 from packfuse.weighting.topk import compress_topk, join_positions
 
 _BLOCK = 16
 """Positions carried in one go."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceView:
-    """How distributions look from one reference.
-
-    Attributes:
-        reference: Which member it is.
-        pairings: By member, how its distributions are carried there.
-        alignment: The alignment that made the pairings, by its name and parameters.
-    """
-
-    reference: int
-    pairings: Sequence[Pairing] = ()
-    alignment: str = ""
 
 
 class FitPositions:

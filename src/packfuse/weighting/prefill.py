@@ -1,4 +1,7 @@
-"""Weights for a prompt: one pass of every member, whose caches generation then goes on with."""
+"""Reads a prompt with every member, fits weights to what was read, and fuses the next position.
+
+One pass of each member serves all three; generation goes on from the caches it leaves.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from packfuse.alignment.base import ReferenceView
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.pooling import Fusion, FusionSettings
 from packfuse.fusion.sequence import PackSequence
 from packfuse.text.prompt import PackPrompt
-from packfuse.weighting.fit_positions import ReferenceView
-from packfuse.weighting.methods.base import Weighting, Weights
+from packfuse.weighting.methods.base import Evidence, FitLimits, Weighting, Weights, equal
+from packfuse.weighting.prefix_cache import PrefixCache
 from packfuse.weighting.prefix_reuse import PrefixReuse
 from packfuse.weighting.prompt_scores import PromptScores
+
+OtherViews = Mapping[int, Callable[[], ReferenceView]]
+"""By member, its view, if the prompt may be read again with it as the reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What one prompt said about the members.
+    """The members' weights on one prompt, and what they were fitted to.
 
     Attributes:
         weights: `[K]`.
@@ -43,98 +51,201 @@ class Fit:
     weights_seconds: float
 
 
+@dataclass(slots=True)
+class PromptReading:
+    """A prompt that every member has read; weights and the fused position are still missing.
+
+    Attributes:
+        sequence: At the end of the prompt.
+        scores: The members' scores of the prompt; None if none were wanted or there is no text.
+        cached_tokens: By member, how many of its tokens came out of the prefix cache.
+        seconds: Time that it took, scores at fit positions not counted.
+    """
+
+    sequence: PackSequence
+    scores: PromptScores | None
+    cached_tokens: tuple[int, ...]
+    seconds: float
+
+    @property
+    def losses(self) -> Weights | None:
+        """`[K]` nats per reference token; None if nothing was scored."""
+        return self.scores.losses() if self.scores and self.scores.tokens else None
+
+    def evidence(self, normalize: str = "reference") -> Evidence | None:
+        """What weights are fitted to; None without scores.
+
+        Args:
+            normalize: Whether losses are per "reference" token or per "own" token.
+        """
+        return self.scores.evidence(normalize) if self.scores else None
+
+
+def read_prompt(
+    engine: Engine,
+    prompt: PackPrompt,
+    fusion: Fusion,
+    *,
+    score: bool = True,
+    fit_positions: bool = False,
+    limits: FitLimits | None = None,
+    others: OtherViews | None = None,
+    prefixes: PrefixCache | None = None,
+) -> PromptReading:
+    """Read a prompt with every member.
+
+    Args:
+        engine: The members and the reference.
+        prompt: What to read.
+        fusion: How the position after the prompt will be fused.
+        score: Whether the prompt is scored (for weights or for the record).
+        fit_positions: Whether distributions at fit positions are wanted, too.
+        limits: How many of them.
+        others: Views for which the prefix cache shall keep scores as well.
+        prefixes: The prefix cache.
+
+    Raises:
+        PromptError: if the prompt is too long for a member.
+        MemberError: if a member fails.
+    """
+    sequence = engine.open(prompt, fusion)
+    started = time.perf_counter()
+    sequence.feed(prompt.stream)
+    scores = None
+    if prompt.texts and score:
+        if prefixes is None or (limits or FitLimits()).candidates is None:
+            others = None
+        scores = _plan_scores(engine, prompt, sequence, fit_positions, limits, others)
+    reuse = None if prefixes is None else PrefixReuse(prefixes, engine, sequence, scores)
+    callbacks = scores.callbacks() if scores else [None] * len(engine.members)
+    if reuse:
+        reuse.begin(callbacks)
+    engine.read_prompt(sequence, callbacks)
+    if reuse:
+        reuse.keep()
+    seconds = time.perf_counter() - started - (scores.fits.seconds if scores else 0)
+    cached = reuse.cached if reuse else (0,) * len(engine.members)
+    return PromptReading(sequence, scores, cached, seconds)
+
+
+def fit_weights(reading: PromptReading, weighting: Weighting, pool: str) -> Weights:
+    """Weights `[K]` for a prompt that has been read; equal ones where there is nothing to fit to.
+
+    Args:
+        reading: With scores at fit positions if the weighting needs them.
+        weighting: How to weigh; not one whose weights are given.
+        pool: "logit" or "linear", whichever the fusion rule is.
+    """
+    count = len(reading.sequence.streams)
+    evidence = None if count == 1 else reading.evidence(weighting.normalize)
+    return equal(count) if evidence is None else weighting.fit(evidence, pool)
+
+
+def finish(
+    engine: Engine, reading: PromptReading, weights: Weights, fusion: Fusion, started: float
+) -> Fit:
+    """Set the weights of a sequence and fuse the position after its prompt.
+
+    Args:
+        engine: As for `read_prompt`, likewise `fusion`.
+        reading: The prompt.
+        weights: `[K]`.
+        fusion: How to fuse.
+        started: When fitting began, by `time.perf_counter`.
+    """
+    apply_weights(reading.sequence, weights, engine)
+    scores = reading.scores
+    fitting = time.perf_counter() - started + (scores.fits.seconds if scores else 0)
+    engine.fuse_prompt([reading.sequence], fusion)
+    streams = reading.sequence.streams
+    lengths = tuple(stream.session.length if stream else 0 for stream in streams)
+    losses, bits = reading.losses, None
+    if scores is not None and losses is not None:
+        bits = losses * scores.tokens / (np.log(2) * max(1, scores.scored_bytes))
+    return Fit(
+        weights=weights,
+        losses=losses,
+        bits_per_byte=bits,
+        tokens=scores.tokens if scores else 0,
+        prompt_tokens=lengths,
+        cached_tokens=reading.cached_tokens,
+        prefill_seconds=reading.seconds,
+        weights_seconds=fitting,
+    )
+
+
 def prefill(
     engine: Engine,
     prompt: PackPrompt,
     weighting: Weighting,
+    fusion: FusionSettings,
+    *,
     score: bool = True,
-    others: Mapping[int, Callable[[], ReferenceView]] | None = None,
+    others: OtherViews | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> tuple[PackSequence, Fit]:
-    """Read a prompt with every member, and decide how far each is trusted on it.
+    """Read a prompt, fit the weights to it, and fuse the position after it.
 
     Args:
-        engine: The pack.
+        engine: As for `read_prompt`, likewise `prompt`, `others` and `prefixes`.
         prompt: What to read.
         weighting: How to weigh.
+        fusion: How to fuse.
         score: Score the prompt for the record even where the weighting does not need it.
-        others: By member, its view, if the prompt may be read again with it as the reference: the
-            prefix cache then has the scores for fitting.
+        others: Views for which the prefix cache shall keep scores as well.
+        prefixes: The prefix cache.
 
     Returns:
-        A row that stands at the end of the prompt with its weights set, and the fit.
+        A sequence at the end of the prompt with its weights set, and the fit.
     """
-    row = engine.open(prompt)
-    names = [member.name for member in engine.members]
-    given = weighting.for_members(names)
-    fit = given is None and len(names) > 1 and weighting.needs_scores(engine.rule.pool)
+    given = weighting.for_members([member.name for member in engine.members])
+    reading = read_prompt(
+        engine,
+        prompt,
+        fusion,
+        score=score or given is None,
+        fit_positions=needs_fit_positions(weighting, engine, fusion.rule.pool),
+        limits=weighting.limits,
+        others=others,
+        prefixes=prefixes,
+    )
     started = time.perf_counter()
-    row.feed(prompt.stream)
-    scoring = None
-    if prompt.texts and (score or given is None):
-        scoring = _scoring(engine, prompt, row, weighting, fit, others)
-    recall = None if engine.prefixes is None else PrefixReuse(engine.prefixes, engine, row, scoring)
-    callbacks = scoring.callbacks() if scoring else [None] * len(names)
-    if recall:
-        recall.begin(callbacks)
-    engine.prefill(row, callbacks)
-    read = time.perf_counter() - (scoring.fits.seconds if scoring else 0)
-    weights = given if given is not None else _weigh(engine, weighting, scoring)
-    if recall:
-        recall.keep()
-    apply_weights(row, weights, engine)
-    fitted = time.perf_counter()
-    engine.settle([row])
-    lengths = tuple(reader.session.length if reader else 0 for reader in row.readers)
-    cached = recall.cached if recall else (0,) * len(names)
-    return row, _fit(scoring, weights, (lengths, cached), read - started, fitted - read)
+    weights = given if given is not None else fit_weights(reading, weighting, fusion.rule.pool)
+    return reading.sequence, finish(engine, reading, weights, fusion, started)
 
 
-def _scoring(
+def needs_fit_positions(weighting: Weighting, engine: Engine, pool: str) -> bool:
+    """Whether a weighting looks at the members' distributions, not at their losses alone."""
+    members = [member.name for member in engine.members]
+    fitted = len(members) > 1 and weighting.for_members(members) is None
+    return fitted and weighting.needs_scores(pool)
+
+
+def _plan_scores(
     engine: Engine,
     prompt: PackPrompt,
-    row: PackSequence,
-    weighting: Weighting,
-    fit: bool,
-    others: Mapping[int, Callable[[], ReferenceView]] | None,
+    sequence: PackSequence,
+    fit_positions: bool,
+    limits: FitLimits | None,
+    others: OtherViews | None,
 ) -> PromptScores:
-    """Plan the scoring of a fed row."""
     vocabularies = [member.vocabulary for member in engine.members]
-    ids = [reader.ids(row.stream, row.text) for reader in row.readers if reader]
-    # In a plain prompt, members may stand in for the reference token by token.
+    ids = [stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream]
+    # In a plain prompt, a member with the reference's ids is scored token by token.
     mapped = [p if prompt.stream and p.same_ids else None for p in engine.pairings]
     texts = prompt.texts
     if all(mapped):
-        texts = (engine.reference.decode(row.ids),)
-    limits = weighting.limits
-    if engine.prefixes is None or limits.candidates is None:
-        others = None
-    return PromptScores(vocabularies, engine.view, ids, texts, fit, limits, mapped, others)
+        texts = (engine.reference.decode(sequence.ids),)
+    return PromptScores(
+        vocabularies, engine.view, ids, texts, fit_positions, limits, mapped, others
+    )
 
 
-def _weigh(engine: Engine, weighting: Weighting, scoring: PromptScores | None) -> Weights:
-    count = len(engine.members)
-    if scoring is None or count == 1:
-        return np.full(count, 1 / count)
-    return weighting.fit(scoring.evidence(weighting.normalize), engine.rule.pool)
-
-
-def apply_weights(row: PackSequence, weights: Sequence[float] | Weights, engine: Engine) -> None:
-    """Set a row's weights; a member without weight stops reading and frees its cache."""
-    row.weights = torch.tensor(np.asarray(weights), dtype=torch.float32)
+def apply_weights(
+    sequence: PackSequence, weights: Sequence[float] | Weights, engine: Engine
+) -> None:
+    """Set a sequence's weights; a member with weight 0 stops reading and frees its KV cache."""
+    sequence.weights = torch.tensor(np.asarray(weights), dtype=torch.float32)
     for k, weight in enumerate(weights):
         if weight == 0 and k != engine.reference_index:
-            row.readers[k] = None
-
-
-def _fit(
-    scoring: PromptScores | None,
-    weights: Weights,
-    lengths: tuple[tuple[int, ...], tuple[int, ...]],
-    prefill_seconds: float,
-    weights_seconds: float,
-) -> Fit:
-    if scoring is None or scoring.tokens == 0:
-        return Fit(weights, None, None, 0, *lengths, prefill_seconds, weights_seconds)
-    losses = scoring.losses()
-    bits = losses * scoring.tokens / (np.log(2) * max(1, scoring.scored_bytes))
-    return Fit(weights, losses, bits, scoring.tokens, *lengths, prefill_seconds, weights_seconds)
+            sequence.streams[k] = None

@@ -39,7 +39,7 @@ class PrefixReuse:
         """Look a fed row up, and tell the scoring what is known already."""
         self.cache, self.engine, self.row, self.scoring = cache, engine, row, scoring
         self.cached: tuple[int, ...] = tuple(0 for _ in engine.members)
-        read = (reader.ids(row.stream, row.text) for reader in row.readers if reader)
+        read = (reader.ids(row.text_ids, row.text) for reader in row.streams if reader)
         self._ids: list[Ids] = [np.array(ids, dtype=np.int64) for ids in read]
         matches = cache.match(self._ids)
         self._best = [_furthest(matches, k) for k in range(len(self._ids))]
@@ -58,7 +58,7 @@ class PrefixReuse:
         """Put the row's sessions where the members have to read on."""
         cached = []
         for k, (member, reader) in enumerate(
-            zip(self.engine.members, self.row.readers, strict=True)
+            zip(self.engine.members, self.row.streams, strict=True)
         ):
             kept, shared = self._best[k]
             start, again = self._plan(k, shared)
@@ -72,7 +72,7 @@ class PrefixReuse:
         """Keep the prompt, which every member has read."""
         sessions = [
             member.fork(reader.session)
-            for member, reader in zip(self.engine.members, self.row.readers, strict=True)
+            for member, reader in zip(self.engine.members, self.row.streams, strict=True)
             if reader is not None
         ]
         logps, scores = self._logps, self._scores
@@ -87,8 +87,8 @@ class PrefixReuse:
         self, matches: Sequence[tuple[PrefixEntry, tuple[int, ...]]], k: int
     ) -> dict[Hashable, Weights]:
         """Log-probabilities of member k's tokens, NaN where unknown."""
-        reader = self.row.readers[k]
-        columns = reader.columns if reader else None
+        reader = self.row.streams[k]
+        columns = reader.subset if reader else None
         found: dict[Hashable, Weights] = {}
         for kept, shared in matches:
             reach = shared[k]

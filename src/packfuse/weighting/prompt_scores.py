@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from packfuse.alignment.base import Pairing
+from packfuse.alignment.base import Pairing, ReferenceView
 from packfuse.models.member import ReadCallback
 from packfuse.text.vocabulary import Vocabulary
-from packfuse.weighting.fit_positions import FitPositions, ReferenceView
+from packfuse.weighting.fit_positions import FitPositions
 from packfuse.weighting.methods.base import Evidence, FitLimits, Weights
 
 FIT_BYTES = 48 * 2**20

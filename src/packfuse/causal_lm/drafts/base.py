@@ -15,6 +15,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.pooling import Fusion
 
 
 @dataclass(slots=True)
@@ -38,7 +39,8 @@ class DraftContext:
 
     Attributes:
         engine: The pack.
-        cache: Where the pack stands; without rows before the first pass.
+        cache: What the pack has read; without rows before the first pass.
+        fusion: How the members are fused.
         settings: The generation settings in force.
         processors: What is done to scores before a token is chosen.
         device: Type of the device that the pack runs on.
@@ -47,6 +49,7 @@ class DraftContext:
 
     engine: Engine
     cache: FusedCache
+    fusion: Fusion
     settings: GenerationConfig
     processors: LogitsProcessorList
     device: str = "cpu"

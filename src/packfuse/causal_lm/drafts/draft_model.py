@@ -46,7 +46,7 @@ class ModelDrafter(Drafter):
         tokens: list[int] = []
         scores: list[Tensor] = []
         while new and len(tokens) < wanted:
-            logits = self._engine.advance([row], [new])[:, -1]
+            logits = self._engine.advance([row], [new], self.context.fusion)[:, -1]
             token, chosen_from = self.context.choose(ids, logits)
             tokens.append(token)
             scores.append(chosen_from)
@@ -59,15 +59,15 @@ class ModelDrafter(Drafter):
     def _fork(self, row: PackSequence) -> PackSequence:
         twin = row.fork()
         for k, member in enumerate(self._engine.members):
-            reader = twin.readers[k]
-            if reader is None:
+            stream = twin.streams[k]
+            if stream is None:
                 continue
             if k in self.drafting_members:
-                reader.member = member
+                stream.member = member
             else:
-                twin.readers[k] = None
+                twin.streams[k] = None
         if len(self.drafting_members) == 1:
-            twin.weights = torch.zeros(len(twin.readers))
+            twin.weights = torch.zeros(len(twin.streams))
             twin.weights[list(self.drafting_members)] = 1.0
         return twin
 

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from packfuse import Pack
+from packfuse.alignment import alignments
 from packfuse.errors import ConfigError
-from packfuse.registry import Registry, alignments, rules, suggest, weightings
+from packfuse.fusion.rules import rules
+from packfuse.registry import Registry, suggest
+from packfuse.weighting.methods import weightings
 
 _LOADING = ("alignment", "reference", "load_kwargs")
 """Settings that count when members are loaded, and not from call to call."""

@@ -1,0 +1,70 @@
+"""An answer piece by piece, generated in a thread that ends with the iterator."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator
+
+from torch import Tensor
+
+from packfuse.generation.result import Answer, Chunk
+from packfuse.generation.runner import AnswerStreamer, Runner
+from packfuse.text.detokenizer import StreamDetokenizer
+
+_Item = list[int] | StreamDetokenizer | Answer | BaseException
+"""Ids, what turns them into text, and at the end the answer or an error."""
+
+
+def stream_answer(runner: Runner) -> Generator[Chunk]:
+    """Answer the one prompt of a runner, chunk by chunk; the thread takes the pack's lock.
+
+    Closing the iterator cancels the answer within one step.
+    """
+    items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            with runner.runtime.lock:
+                items.put(runner.run(_QueueStreamer(items))[0])
+        except BaseException as error:
+            items.put(error)
+
+    thread = threading.Thread(target=work, name="packfuse-stream", daemon=True)
+    thread.start()
+    detokenizer: StreamDetokenizer | None = None
+    try:
+        while True:
+            item = items.get()
+            if isinstance(item, BaseException):
+                raise item
+            if isinstance(item, StreamDetokenizer):
+                detokenizer = item
+            elif isinstance(item, Answer):
+                yield Chunk(detokenizer.finish() if detokenizer else item.text, item.record)
+                return
+            elif detokenizer and (text := detokenizer.push(item)):
+                yield Chunk(text)
+    finally:
+        runner.cancels[0].set()
+        thread.join()
+
+
+class _QueueStreamer(AnswerStreamer):
+    """Puts the ids of transformers' loop into a queue."""
+
+    def __init__(self, items: queue.SimpleQueue[_Item]) -> None:
+        self._items = items
+        self._prompt_seen = False
+
+    def begin(self, detokenizer: StreamDetokenizer) -> None:
+        self._items.put(detokenizer)
+
+    def put(self, value: Tensor) -> None:
+        """Ids of one step; the first call brings the prompt."""
+        if self._prompt_seen:
+            self._items.put(value.flatten().tolist())
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing: the answer follows."""
