@@ -257,7 +257,7 @@ def test_configuration_round_trip(tmp_path) -> None:
     )
     assert PackConfig.read(file).weighting == {
         "name": "fixed",
-        **again.weighting.model_dump(mode="json"),
+        **again.runtime.parts.weighting.model_dump(mode="json"),
     }
     assert not list(tmp_path.glob(".*part"))
 

@@ -114,7 +114,7 @@ def test_a_new_rule_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         packfuse.fusion.rules, "__path__", [*packfuse.fusion.rules.__path__, str(tmp_path)]
     )
     monkeypatch.delitem(sys.modules, "packfuse.fusion.rules.loudest", raising=False)
-    registry = Registry[Any]("fusion rule", "packfuse.fusion.rules", Rule)
+    registry = Registry[Any]("fusion rule", "packfuse.rules", "packfuse.fusion.rules", Rule)
     try:
         assert list(registry.parts) == ["loudest", "mixture", "packllm", "unite"]
         rule = registry.make({"name": "loudest", "volume": 3})

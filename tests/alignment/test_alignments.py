@@ -327,7 +327,7 @@ def test_members_without_a_template_leave_the_end_of_the_turn_to_the_reference(f
     own = members[0].vocabulary
     prompt = render_chat(CHAT, [m.vocabulary for m in members], 0).prompt
     assert [side.ends_turns for side in prompt.members] == [True, False]
-    row, _ = prefill(pack.model.engine, prompt, Uniform())
+    row, _ = prefill(pack.model.engine, prompt, Uniform(), pack.runtime.call)
     assert row.member_logps is not None
     ends = row.member_logps.exp()[:, list(own.end_ids)].sum(-1)
     assert ends[0] == pytest.approx(ends[1].item(), rel=1e-4)

@@ -15,7 +15,7 @@ from torch import Tensor
 from packfuse.causal_lm.constraint_processor import ConstraintProcessor
 from packfuse.constraint import Constraint, Grammar, JsonSchema, Regex
 from packfuse.errors import ConstraintError
-from packfuse.fusion.pooling import Pooling
+from packfuse.fusion.pooling import FusionSettings
 from packfuse.fusion.rules.pools import LAST_RESORT, arithmetic, backed
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing
@@ -245,9 +245,10 @@ def test_where_the_rule_dropped_every_allowed_token_the_members_mean_decides() -
     heard: list[tuple[Tensor, Tensor]] = []
     ids, said, rescued = own.encode(PROMPT), b"", 0
     for token in answer.token_ids:
-        model.observer = lambda row, place: heard.append((place.logps, place.fused))
-        model(torch.tensor([ids]), logits_to_keep=1)
-        model.observer = None
+        watched = fusing.cache(
+            model, observer=lambda row, place: heard.append((place.logps, place.fused))
+        )
+        model(torch.tensor([ids]), past_key_values=watched, logits_to_keep=1)
         logps, fused = heard[-1]
         options = [
             index
@@ -269,13 +270,13 @@ def test_a_pack_is_backed_for_the_time_of_a_constrained_call_only(
 ) -> None:
     pack = small_pack(fusion="unite")
     seen: list[bool] = []
-    pool = Pooling.pool
+    fuse = FusionSettings.fuse
 
-    def watched(self: Pooling, *arguments: Any) -> None:
-        seen.append(self.backed)
-        pool(self, *arguments)
+    def watched(self: FusionSettings, *arguments: Any) -> Any:
+        seen.append(self.full_support)
+        return fuse(self, *arguments)
 
-    monkeypatch.setattr(Pooling, "pool", watched)
+    monkeypatch.setattr(FusionSettings, "fuse", watched)
     pack.generate(PROMPT, constraint=Regex("[xyz]"))
     assert set(seen) == {True}
     with pytest.raises(ConstraintError):

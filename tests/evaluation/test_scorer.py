@@ -15,7 +15,7 @@ from packfuse import Pack
 from packfuse.alignment import alignments
 from packfuse.errors import ConfigError, PromptError
 from packfuse.evaluation import Setting, every_method, grid
-from packfuse.evaluation.panel import IMPOSSIBLE, Said, total
+from packfuse.evaluation.multi_fusion import IMPOSSIBLE, FusedTokens, total
 from packfuse.evaluation.scorer import Method, Scorer
 from packfuse.evaluation.systems import Scored, alone, under
 from packfuse.fusion.gates.safe import Safe
@@ -141,7 +141,7 @@ def test_what_greedy_decoding_writes_is_greedy_and_nothing_else() -> None:
 def test_following_ids_is_scoring_their_text() -> None:
     pack = small.small_pack()
     methods = [Method(s.rule, s.weighting, s.gate) for s in every_method(Setting.of(pack))]
-    scorer = Scorer(pack.members, 0, pack.alignment, methods)
+    scorer = Scorer(pack.members, 0, pack.runtime.parts.alignment, methods)
     scores = scorer.score(CONTEXT, TEXTS)
     own = scorer.engine.reference
     for column, text in enumerate(TEXTS):
@@ -171,8 +171,8 @@ def test_a_token_outside_the_union_counts_one_in_a_million() -> None:
 
 def test_total_replaces_nothing_but_what_is_impossible() -> None:
     said = [
-        Said(np.array([[-1.0], [-np.inf]]), np.array([0, 0]), np.array([True, True])),
-        Said(np.array([[-2.0], [-30.0]]), np.array([0, 0]), np.array([True, True])),
+        FusedTokens(np.array([[-1.0], [-np.inf]]), np.array([0, 0]), np.array([True, True])),
+        FusedTokens(np.array([[-2.0], [-30.0]]), np.array([0, 0]), np.array([True, True])),
     ]
     sums, missing = total(said)
     assert sums == pytest.approx([-3.0, math.log(1e-6) - 30.0])

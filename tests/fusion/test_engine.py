@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from packfuse.causal_lm.cache import FusedCache
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.hf_member import HFMember
@@ -19,7 +20,7 @@ from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.prefill import prefill
 from tests.support import fusing, pico
-from tests.support.fusing import PROMPT, Spec, gap
+from tests.support.fusing import FUSION, PROMPT, Spec, gap
 
 EXACT = 2e-4
 PAIR: tuple[Spec, ...] = (("mistral", "gemma3", 0), ("deepseek", "llama", 1))
@@ -39,11 +40,11 @@ def vocabularies(engine: Engine) -> list[Vocabulary]:
 
 
 def fresh(engine: Engine) -> PackSequence:
-    return engine.open(blank(vocabularies(engine), engine.reference_index))
+    return engine.open(blank(vocabularies(engine), engine.reference_index), FUSION)
 
 
 def directly(engine: Engine, ids: Sequence[int]) -> Tensor:
-    return engine.advance([fresh(engine)], [ids])[0, -1]
+    return engine.advance([fresh(engine)], [ids], FUSION)[0, -1]
 
 
 def ids_of(engine: Engine, text: str = TEXT) -> list[int]:
@@ -80,7 +81,7 @@ def test_any_way_of_advancing_ends_in_the_same_place(
                 rows[index], at[index] = fresh(engine), 0
             parts.append(ids[at[index] : at[index] + size])
             at[index] += size
-        found = engine.advance(rows, parts)[:, -1]
+        found = engine.advance(rows, parts, FUSION)[:, -1]
         for index, row in enumerate(rows):
             assert row.ids == ids[: at[index]]
             assert gap(found[index], directly(engine, ids[: at[index]])) < EXACT
@@ -92,17 +93,17 @@ def test_every_crop(specs: tuple[Spec, ...], reference: int) -> None:
     engine = engine_of(specs, reference)
     ids = ids_of(engine)
     whole = fresh(engine)
-    engine.advance([whole], [ids])
+    engine.advance([whole], [ids], FUSION)
     for lost in range(1, len(ids)):
         row = whole.fork()
         row.crop(lost)
         assert row.ids == ids[: len(ids) - lost]
         assert row.fused_logps is None
-        again = engine.advance([row], [ids[len(ids) - lost :]])[0, -1]
+        again = engine.advance([row], [ids[len(ids) - lost :]], FUSION)[0, -1]
         assert gap(again, directly(engine, ids)) < EXACT
     row = whole.fork()
     row.crop(len(ids))
-    assert gap(engine.advance([row], [ids])[0, -1], directly(engine, ids)) < EXACT
+    assert gap(engine.advance([row], [ids], FUSION)[0, -1], directly(engine, ids)) < EXACT
 
 
 @either_reference
@@ -110,15 +111,15 @@ def test_a_row_that_is_over_rests_until_more_follows(reference: int) -> None:
     engine = engine_of(PAIR, reference)
     end = engine.reference.end_ids[0]
     ids, row = ids_of(engine, "Paris is big."), fresh(engine)
-    said = engine.advance([row], [ids], endings={end})
+    said = engine.advance([row], [ids], FUSION, endings={end})
     for _ in range(3):
-        assert engine.advance([row], [[end]], endings={end}).equal(said)
+        assert engine.advance([row], [[end]], FUSION, endings={end}).equal(said)
     assert row.unread == [end] * 3
     assert row.ids == ids
     row.crop(1)
     assert row.unread == [end] * 2
     more = engine.reference.encode(" And on")
-    found = engine.advance([row], [more], endings={end})[0, -1]
+    found = engine.advance([row], [more], FUSION, endings={end})[0, -1]
     assert row.unread == []
     assert gap(found, directly(engine, [*ids, end, end, *more])) < EXACT
     row.crop(len(more) + 1)
@@ -130,16 +131,17 @@ def test_watchers_see_what_is_fused(reference: int) -> None:
     engine = engine_of(PAIR, reference)
     ids, seen = ids_of(engine, "Paris is big."), []
     rows = [fresh(engine), fresh(engine)]
-    fused = engine.advance(rows, [ids, ids[:9]], 3, lambda *seen_now: seen.append(seen_now))
+    watched = fusing.observed(lambda *seen_now: seen.append(seen_now))
+    fused = engine.advance(rows, [ids, ids[:9]], watched, 3)
     assert len(seen) == 6
     sizes = [len(ids), len(ids[:9])]
     expected = [size - 2 + turn for turn in range(3) for size in sizes]
-    assert [place.read for _, place in seen] == expected
+    assert [place.tokens_read for _, place in seen] == expected
     for row, place in seen:
         index, logps, pooled = rows.index(row), place.logps, place.fused
         assert any(pooled.equal(position) for position in fused[index])
         assert logps.shape == (2, engine.reference.columns)
-        assert gap(engine.rule.fuse(logps[:, None], torch.tensor([[0.5, 0.5]]))[0], pooled) < 1e-5
+        assert gap(FUSION.rule.fuse(logps[:, None], torch.tensor([[0.5, 0.5]]))[0], pooled) < 1e-5
 
 
 @either_reference
@@ -150,7 +152,7 @@ def test_a_member_without_weight_stops_reading(reference: int) -> None:
     alone = weightings().make(
         {"name": "fixed", "weights": {m.name: float(m.name == name) for m in engine.members}}
     )
-    row, fit = prefill(engine, prompt, alone)
+    row, fit = prefill(engine, prompt, alone, FUSION)
     assert fit.weights.tolist() == [float(k == reference) for k in (0, 1)]
     assert row.streams[1 - reference] is None
     own = engine.members[reference]
@@ -162,7 +164,7 @@ def test_a_member_without_weight_stops_reading(reference: int) -> None:
         assert row.fused_logps is not None
         assert gap(row.fused_logps, logits.log_softmax(-1)) < EXACT
         ids.append(int(row.fused_logps.argmax()))
-        engine.advance([row], [ids[-1:]])
+        engine.advance([row], [ids[-1:]], FUSION)
 
 
 def test_members_are_read_in_their_own_words() -> None:
@@ -240,22 +242,22 @@ def test_templates_that_stand_before_the_stream() -> None:
     fixed = [1, *mistral.encode_bytes(b" User: hi")]
     sides = (MemberPrompt(tuple(fixed)), MemberPrompt(tuple(deepseek.encode("<user>hi"))))
     prompt = PackPrompt(sides, texts=(b"hi",))
-    row, fit = prefill(engine, prompt, weightings().make("uniform"))
+    row, fit = prefill(engine, prompt, weightings().make("uniform"), FUSION)
     assert fit.prompt_tokens == tuple(len(side.fixed) for side in sides)
     model = fusing.fused(PAIR, 0)
-    model.prefills.add(fixed, row, fit)
-    try:
-        assert row.length == len(fixed)
-        found = model.generate(torch.tensor([fixed]), max_new_tokens=6, do_sample=False)
-        again = prefill(engine, prompt, weightings().make("uniform"))[0]
-        written = []
-        for _ in range(6):
-            assert again.fused_logps is not None
-            written.append(int(again.fused_logps.argmax()))
-            engine.advance([again], [written[-1:]])
-        assert found[0, len(fixed) :].tolist() == written
-    finally:
-        model.prefills.drop([tuple(fixed)])
+    row.offset = len(fixed) - len(row.ids)
+    assert row.length == len(fixed)
+    cache = FusedCache(model.call, [row])
+    found = model.generate(
+        torch.tensor([fixed]), past_key_values=cache, max_new_tokens=6, do_sample=False
+    )
+    again = prefill(engine, prompt, weightings().make("uniform"), FUSION)[0]
+    written = []
+    for _ in range(6):
+        assert again.fused_logps is not None
+        written.append(int(again.fused_logps.argmax()))
+        engine.advance([again], [written[-1:]], FUSION)
+    assert found[0, len(fixed) :].tolist() == written
 
 
 @pytest.mark.parametrize("alignment", ["bytes", "mined", "prefix"])
@@ -266,10 +268,11 @@ def test_a_member_that_cannot_end_a_turn_leaves_that_to_the_reference(alignment:
     text = b"User: hi\n\nAssistant: "
     prompt = PackPrompt((MemberPrompt(fixed), MemberPrompt((), text, ends_turns=False)))
     seen: list[Tensor] = []
-    row = engine.open(prompt)
-    engine.prefill(row, [None, None])
-    engine.settle([row], lambda _, place: seen.append(place.logps))
-    engine.advance([row], [mistral.encode("a")], observer=lambda _, place: seen.append(place.logps))
+    watched = fusing.observed(lambda _, place: seen.append(place.logps))
+    row = engine.open(prompt, watched)
+    engine.read_prompt(row, [None, None])
+    engine.fuse_prompt([row], watched)
+    engine.advance([row], [mistral.encode("a")], watched)
     for own, carried in seen:
         ends = list(mistral.end_ids)
         assert torch.allclose(own[ends], carried[ends], atol=1e-5)

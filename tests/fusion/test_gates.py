@@ -24,6 +24,7 @@ from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
 from packfuse.settings import PackConfig
 from packfuse.text.continuation import Continuation
+from tests.support import fusing
 from tests.support.packs import tiny_members, tiny_pack
 
 PROMPT = "one two three four one two three  four\n    one"
@@ -56,21 +57,16 @@ def positions(
         seen.append((position, min(cuts, default=1.0)))
 
     model = pack.model
-    own = model.engine.pooling.gate
-    model.observer, model.engine.pooling.gate = watch, gates().make(gate)
-    try:
-        head = forced.head if forced else model.engine.reference.encode(PROMPT)
-        ids = torch.tensor([head])
-        model.default_weights = torch.tensor([0.4, 0.6])
-        cache, written = None, []
-        for step in range(len(forced.new) if forced else NEW):
-            output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, ids = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
-            if forced:
-                ids = torch.tensor([[forced.new[step]]])
-            written.append(int(ids))
-    finally:
-        model.observer, model.engine.pooling.gate, model.default_weights = None, own, None
+    weights = torch.tensor([0.4, 0.6])
+    cache = fusing.cache(model, observer=watch, gate=gates().make(gate), forward_weights=weights)
+    head = forced.head if forced else model.engine.reference.encode(PROMPT)
+    ids, written = torch.tensor([head]), list[int]()
+    for step in range(len(forced.new) if forced else NEW):
+        output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, ids = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
+        if forced:
+            ids = torch.tensor([[forced.new[step]]])
+        written.append(int(ids))
     return [(position, token, cut) for (position, cut), token in zip(seen, written, strict=True)]
 
 
@@ -80,13 +76,15 @@ def test_it_is_fused_where_the_gate_is_open_and_nowhere_else(pack: Pack) -> None
     for gate in ("safe", {"name": "threshold", "least": 0.9}):
         for position, _, cut in positions(pack, gate):
             own = position.logps[0]
-            fused = pack.rule.fuse(position.logps[:, None], torch.tensor([[0.4, 0.6]]))[0]
+            fused = pack.runtime.parts.rule.fuse(
+                position.logps[:, None], torch.tensor([[0.4, 0.6]])
+            )[0]
             if gate == "safe":
                 first = position.logps.argmax(-1).tolist()
                 expected = cut >= 0.5 and first[0] != first[1]
             else:
                 expected = float(own.max()) < math.log(0.9)
-            assert position.joined == expected
+            assert position.is_fused == expected
             assert position.fused.equal(fused if expected else own)
             opened["safe" if gate == "safe" else "threshold"] += expected
     assert all(0 < count <= NEW for count in opened.values())
@@ -124,7 +122,7 @@ def test_a_given_text_scores_what_its_positions_say(pack: Pack, gate: Gate) -> N
 def test_every_position_is_fused_by_default(pack: Pack) -> None:
     record = pack.generate(PROMPT, max_new_tokens=NEW).record
     assert (record.gate, record.fused) == ({"name": "every"}, 1.0)
-    assert all(position.joined for position, _, _ in positions(pack, "every"))
+    assert all(position.is_fused for position, _, _ in positions(pack, "every"))
 
 
 @pytest.mark.parametrize("gate", ["safe", "threshold"])

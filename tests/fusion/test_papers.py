@@ -11,6 +11,7 @@ from torch import Tensor
 
 from packfuse import Pack
 from packfuse.alignment.mined import Mined
+from packfuse.generation.prepared import Wanted
 from packfuse.generation.request import make_request
 from packfuse.generation.runner import Runner
 from packfuse.text.prompt import from_text
@@ -48,7 +49,12 @@ def after_prompt(
     """Weights, and the fused distribution after the prompt."""
     engine = pack.model.engine
     vocabularies = [member.vocabulary for member in engine.members]
-    row, fit = prefill(engine, from_text(prompt, vocabularies, engine.reference_index), weighting)
+    row, fit = prefill(
+        engine,
+        from_text(prompt, vocabularies, engine.reference_index),
+        weighting,
+        pack.runtime.call,
+    )
     assert row.fused_logps is not None
     return fit.weights.tolist(), row.fused_logps.exp()
 
@@ -68,7 +74,7 @@ def test_unite_is_the_papers(names: tuple[str, ...], seed: int, k: int):
     expected = papers.unite(case.speakers, case.reference, PROMPT, k, STEPS)
     rule = {"name": "unite", "k": k}
     pack = case.pack(fusion=rule, weighting="uniform", alignment="prefix")
-    _, fused = after_prompt(pack, pack.weighting)
+    _, fused = after_prompt(pack, pack.runtime.parts.weighting)
     assert as_dict(fused) == pytest.approx(expected.chances[0], abs=1e-5)
     found = pack.generate(PROMPT, max_new_tokens=STEPS)
     assert list(found.token_ids) == expected.ids
@@ -157,12 +163,12 @@ def test_the_reference_is_chosen_by_what_members_make_of_the_text():
     """Mapped tokens would speak for the reference at hand."""
     case = Case(("mistral", "deepseek"), 1, (0.3, 0.2))
     pack = tiny_pack(case.members, weighting="sim", alignment="mined")
-    runner = Runner(pack, make_request(PROMPT, {}, rule=pack.rule, weighting=pack.weighting))
-    item = runner._read(0, PROMPT, 0)
+    runner = Runner(pack.runtime, make_request(PROMPT, {}, pack.runtime.call))
+    item = runner._read(0, PROMPT, 0, Wanted(FitLimits(), fit_positions=False))
     found = runner._own_losses(item)
     assert found is not None
     reading = case.pack(weighting="sim").generate(PROMPT, max_new_tokens=1).record
     assert found.tolist() == pytest.approx(list((reading.prompt_loss or {}).values()))
-    assert item.fit.losses is not None
-    assert found[1] != pytest.approx(item.fit.losses[1])
+    assert item.reading.losses is not None
+    assert found[1] != pytest.approx(item.reading.losses[1])
     assert runner._better_reference(item) == found.argmin()

@@ -421,7 +421,7 @@ def test_what_the_compiler_refuses_is_read_as_ever(
     with pytest.warns(RuntimeWarning, match="'one' is not compiled: .*'one'"):
         pack = Pack([member], progress=False, compiled=True, draft=draft)
         pack.model  # noqa: B018
-    assert not pack.compiled
+    assert not pack.runtime.compiled
     with pytest.warns(RuntimeWarning, match="'one' is not compiled"):
         assert Pack([member], progress=False, compiled=True).members == [member]
     expected = Pack([member], progress=False).generate(PROMPTS[0], max_new_tokens=8)
@@ -520,11 +520,11 @@ def test_pruned_heads_go_with_their_pack() -> None:
     settings: dict[str, Any] = {"heads": "pruned", "reference": "mistral", "prefix_cache": 0}
     pack = Pack(members, weighting="uniform", progress=False, compiled=True, **settings)
     pack.generate(PROMPTS[0], max_new_tokens=4)
-    held = [weakref.ref(columns) for columns in pack.model.engine._columns if columns is not None]
+    held = [weakref.ref(columns) for columns in pack.model.engine._subsets if columns is not None]
     assert held
     # Members that are compiled already stay so, and the pack says it.
     again = Pack(pack.members, weighting="uniform", progress=False, prefix_cache=0)
-    assert again.compiled
+    assert again.runtime.compiled
     del pack
     gc.collect()
     assert [ref() for ref in held] == [None] * len(held)

@@ -19,7 +19,6 @@ from packfuse.alignment.bytes import Bytes
 from packfuse.errors import MemberError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.read_plan import execute
-from packfuse.fusion.rules.packllm import PackLLM
 from packfuse.models.hf_member import HFMember
 from packfuse.models.threads import device_groups, run_parallel
 from packfuse.text.prompt import from_text
@@ -97,9 +96,9 @@ def test_answers_are_the_same(draft: str | None, arguments: dict[str, Any]) -> N
 
 def test_members_do_read_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     members = [fusing.member("mistral"), fusing.member("deepseek")]
-    engine = Engine(members, 0, Bytes(), PackLLM(), parallel=True)
+    engine = Engine(members, 0, Bytes(), parallel=True)
     vocabularies = [member.vocabulary for member in engine.members]
-    row, _ = prefill(engine, from_text("one two", vocabularies, 0), Uniform())
+    row, _ = prefill(engine, from_text("one two", vocabularies, 0), Uniform(), fusing.FUSION)
     threads: set[str] = set()
     meeting = threading.Barrier(2, timeout=60)
     read = HFMember.read
@@ -111,7 +110,7 @@ def test_members_do_read_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> No
         return read(self, requests)
 
     monkeypatch.setattr(HFMember, "read", meet)
-    engine.advance([row], [engine.reference.encode(" three")])
+    engine.advance([row], [engine.reference.encode(" three")], fusing.FUSION)
     assert len(threads) == 2
 
 

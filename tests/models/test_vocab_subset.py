@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from packfuse import Pack, columns
+from packfuse import Pack
 from packfuse.alignment import alignments
 from packfuse.errors import ConfigError
-from packfuse.fusion.engine import Engine
+from packfuse.fusion.engine import Engine, read_subset
+from packfuse.fusion.pooling import FusionSettings
 from packfuse.fusion.rules import rules
+from packfuse.models import vocab_subset as columns
 from packfuse.models.hf_member import HFMember
 from packfuse.models.lm_head import LMHead
 from packfuse.models.member import Read, ReadCallback
-from packfuse.models.vocab_subset import VocabSubset, read_subset
+from packfuse.models.vocab_subset import VocabSubset
 from packfuse.settings import PackConfig
 from tests.support import fusing, pico
 from tests.support.heads import COLUMNS, FAMILIES, family
@@ -93,24 +95,25 @@ def test_a_member_normalizes_over_the_columns_asked_about(change: Any) -> None:
     assert session.log_normalizers.allclose(made.logsumexp(-1), atol=1e-4)
 
 
-def engine(alignment: Any, heads: Any, rule: str = "packllm") -> Engine:
+def engine(alignment: Any, heads: Any) -> Engine:
     """Mistral's 32,000 tokens as reference; DeepSeek's 128,000 are pruned to what it reads."""
     members = [fusing.member("mistral"), fusing.member("deepseek", seed=1)]
-    return Engine(members, 0, alignments().make(alignment), rules().make(rule), heads=heads)
+    return Engine(members, 0, alignments().make(alignment), heads=heads)
 
 
-def heard(one: Engine, steps: int = 6) -> Tensor:
+def heard(one: Engine, steps: int = 6, rule: str = "packllm") -> Tensor:
     """Fused distributions along a text, `[steps, V]`."""
     from packfuse.text.prompt import from_ids
 
     ids = one.reference.encode(PROMPT + " Germany is Berlin.")
     vocabularies = [member.vocabulary for member in one.members]
-    row = one.open(from_ids([*one.reference.prefix_ids, *ids[:9]], vocabularies, 0))
+    fusion = FusionSettings(rule=rules().make(rule))
+    row = one.open(from_ids([*one.reference.prefix_ids, *ids[:9]], vocabularies, 0), fusion)
     row.feed(row.prompt.stream)
-    one.prefill(row, [None] * len(one.members))
-    one.settle([row])
+    one.read_prompt(row, [None] * len(one.members))
+    one.fuse_prompt([row], fusion)
     assert row.fused_logps is not None
-    later = [one.advance([row], [[index]])[0, 0] for index in ids[9 : 8 + steps]]
+    later = [one.advance([row], [[index]], fusion)[0, 0] for index in ids[9 : 8 + steps]]
     return torch.stack([row.fused_logps, *later])
 
 
@@ -119,7 +122,7 @@ def heard(one: Engine, steps: int = 6) -> Tensor:
 )
 def test_tables_lose_nothing(alignment: Any) -> None:
     pruned = engine(alignment, "pruned")
-    some = pruned._columns[1]
+    some = pruned._subsets[1]
     assert some is not None
     assert len(some.ids) < 0.3 * some.count
     assert fusing.gap(heard(pruned), heard(engine(alignment, "full"))) < 1e-4
@@ -146,8 +149,8 @@ def test_nothing_is_pruned_where_little_would_be_saved() -> None:
 
 
 def test_rules_that_compare_words_hear_all_of_them() -> None:
-    one = engine("prefix", "pruned", "unite")
-    assert heard(one).equal(heard(engine("prefix", "full", "unite")))
+    one = engine("prefix", "pruned")
+    assert heard(one, rule="unite").equal(heard(engine("prefix", "full"), rule="unite"))
 
 
 def test_weights_and_losses_are_those_of_full_heads() -> None:
@@ -193,16 +196,16 @@ def test_an_exact_table_never_leaves_its_columns() -> None:
 def test_packs_remember_the_setting(tmp_path: Any) -> None:
     folders = [str(pico.save_tiny(tmp_path / name, name)) for name in ("mistral", "deepseek")]
     pack = Pack.from_pretrained(folders, heads="pruned", progress=False)
-    assert pack.heads == "pruned"
+    assert pack.settings.heads == "pruned"
     pack.save_config(tmp_path / "pack.yaml")
     assert PackConfig.read(tmp_path / "pack.yaml").heads == "pruned"
     again = Pack.from_config(tmp_path / "pack.yaml", progress=False)
-    assert again.heads == "pruned"
-    pruned = [some for some in again.model.engine._columns if some is not None]
+    assert again.settings.heads == "pruned"
+    pruned = [some for some in again.model.engine._subsets if some is not None]
     assert pruned or again.model.engine.reference.columns > 100_000
 
 
 def test_an_unknown_setting_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"heads='half' is unknown.*full, pruned"):
+    with pytest.raises(ConfigError, match=r"heads: Input should be 'full' or 'pruned'"):
         tiny_pack(tiny_members(["mistral"]), heads="half")
-    assert columns.MISSED < columns.MOST
+    assert columns.MAX_PRUNED_MASS < columns.MAX_SHARE

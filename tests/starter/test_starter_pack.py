@@ -94,11 +94,11 @@ def _evidence(pack: Pack, prompt: str) -> Evidence:
     engine = pack.model.engine
     vocabularies = [member.vocabulary for member in pack.members]
     plain = from_text(prompt, vocabularies, engine.reference_index)
-    row = engine.open(plain)
+    row = engine.open(plain, pack.runtime.call)
     row.feed(plain.stream)
     ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
     scoring = PromptScores(vocabularies, engine.view, ids, plain.texts, fit=True)
-    engine.prefill(row, scoring.callbacks())
+    engine.read_prompt(row, scoring.callbacks())
     return scoring.evidence("reference")
 
 

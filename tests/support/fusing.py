@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from packfuse.alignment import alignments
+from packfuse.causal_lm.cache import FusedCache
+from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.pooling import FusionSettings, PositionCallback
 from packfuse.fusion.rules import rules
 from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
@@ -61,8 +65,23 @@ def fuse(
     alignment: Any = "bytes",
 ) -> FusedForCausalLM:
     """Members as one model."""
-    engine = Engine(members, reference, alignments().make(alignment), rules().make(rule))
-    return FusedForCausalLM(engine, weightings().make(weighting))
+    engine = Engine(members, reference, alignments().make(alignment))
+    call = CallSettings(rule=rules().make(rule), weighting=weightings().make(weighting))
+    return FusedForCausalLM(engine, call)
+
+
+FUSION = FusionSettings(rule=rules().make("packllm"))
+"""The rule of most tests, at every position."""
+
+
+def observed(observer: PositionCallback, fusion: FusionSettings = FUSION) -> FusionSettings:
+    """The same with an observer."""
+    return replace(fusion, observer=observer)
+
+
+def cache(model: FusedForCausalLM, **changes: Any) -> FusedCache:
+    """An empty cache for one call under other settings than the model's own."""
+    return FusedCache(replace(model.call, **changes))
 
 
 def tokenizer(model: FusedForCausalLM) -> PreTrainedTokenizerFast:

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from packfuse import Pack
 from packfuse.alignment import alignments
-from packfuse.alignment.base import ReferenceView
+from packfuse.alignment.base import Alignment, ReferenceView
 from packfuse.errors import ConfigError, MemberError
 from packfuse.fusion.engine import Engine
-from packfuse.fusion.rules import rules
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.result import Answer
 from packfuse.models.hf_member import HFMember
-from packfuse.models.member import Read
+from packfuse.models.member import Member, Read
 from packfuse.settings import PackConfig
 from packfuse.text.prompt import from_text
 from packfuse.weighting.methods import weightings
@@ -33,6 +32,7 @@ from packfuse.weighting.prefill import Fit, prefill
 from packfuse.weighting.prefix_cache import SHARE, PrefixCache
 from packfuse.weighting.prompt_scores import PromptScores
 from tests.support import fusing, pico
+from tests.support.fusing import FUSION
 from tests.support.small import small_pack
 
 EXACT = 1e-4
@@ -69,23 +69,36 @@ def counting(spec: tuple[str, str, int]) -> Counting:
     return Counting(own.name, own.model, own.vocabulary)
 
 
+class CachedEngine(Engine):
+    """An engine, and the prefix cache that its prompts are read with."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        reference: int,
+        alignment: Alignment,
+        prefixes: PrefixCache | None,
+    ) -> None:
+        super().__init__(members, reference, alignment)
+        self.prefixes = prefixes
+
+
 def engine(
     specs: Sequence[tuple[str, str, int]] = PAIR,
     reference: int = 0,
     alignment: Any = "bytes",
     limit: int | None = PLENTY,
-) -> Engine:
+) -> CachedEngine:
     """Members over real tokenizers, with a prefix cache unless `limit` is None."""
     members = [counting(spec) for spec in specs]
     cache = None if limit is None else PrefixCache(members, limit)
-    rule, way = rules().make("packllm"), alignments().make(alignment)
-    return Engine(members, reference, way, rule, prefixes=cache)
+    return CachedEngine(members, reference, alignments().make(alignment), cache)
 
 
-def read(own: Engine, text: str, weighting: Any = LIMITED) -> tuple[PackSequence, Fit]:
+def read(own: CachedEngine, text: str, weighting: Any = LIMITED) -> tuple[PackSequence, Fit]:
     vocabularies = [member.vocabulary for member in own.members]
     prompt = from_text(text, vocabularies, own.reference_index)
-    return prefill(own, prompt, weightings().make(weighting))
+    return prefill(own, prompt, weightings().make(weighting), FUSION, prefixes=own.prefixes)
 
 
 def alike(
@@ -143,10 +156,10 @@ def test_every_alignment(alignment: Any, weighting: Any) -> None:
     assert read(warm, text, weighting)[1].cached_tokens > (30, 30)
 
 
-def small_engine(alignment: Any, limit: int | None) -> Engine:
+def small_engine(alignment: Any, limit: int | None) -> CachedEngine:
     members = small_pack().members
     cache = None if limit is None else PrefixCache(members, limit)
-    return Engine(members, 0, alignments().make(alignment), rules().make("packllm"), prefixes=cache)
+    return CachedEngine(members, 0, alignments().make(alignment), cache)
 
 
 PIECES = ["The", " harbour", " 1234", "\n\n", "    ", " naïve", "日本語", "😀", "don't", " x", "."]
@@ -181,7 +194,7 @@ def test_members_that_cannot_stand_just_anywhere(
 def test_switching_the_reference_needs_other_scores_only() -> None:
     warm = engine()
     assert warm.prefixes is not None
-    other = Engine(warm.members, 1, warm.alignment, warm.rule, prefixes=warm.prefixes)
+    other = CachedEngine(warm.members, 1, warm.alignment, warm.prefixes)
     read(warm, FIRST)
     alike(read(other, FIRST), read(engine(reference=1, limit=None), FIRST))
     read_by(warm)
@@ -199,12 +212,13 @@ def test_switching_the_reference_needs_other_scores_only() -> None:
 def test_another_reference_asks_for_nothing_that_was_said_already(first: int, text: str) -> None:
     prompt = {"FIRST": FIRST, "short": "Once upon a time", "open": FIRST + "  def "}[text]
     warm = engine(reference=first)
-    other = Engine(warm.members, 1 - first, warm.alignment, warm.rule, prefixes=warm.prefixes)
+    other = CachedEngine(warm.members, 1 - first, warm.alignment, warm.prefixes)
     views = [{1 - first: lambda: other.view}, {}]
     for own, others in zip((warm, other), views, strict=True):
         vocabularies = [member.vocabulary for member in own.members]
         whole = from_text(prompt, vocabularies, own.reference_index)
-        found = prefill(own, whole, weightings().make("exact"), others=others)
+        exact = weightings().make("exact")
+        found = prefill(own, whole, exact, FUSION, others=others, prefixes=own.prefixes)
         alike(found, read(engine(reference=own.reference_index, limit=None), prompt, "exact"))
         spent = read_by(own)
     # The window of the filters at the end, and a token that another reference writes otherwise.
@@ -219,7 +233,7 @@ def test_what_was_said_is_known_where_nothing_else_could_be_kept(
     # Keys and values of real models take far more than what was said.
     monkeypatch.setattr("packfuse.weighting.prefix_cache.NOTED", 1.0)
     warm = engine()
-    other = Engine(warm.members, 1, warm.alignment, warm.rule, prefixes=warm.prefixes)
+    other = CachedEngine(warm.members, 1, warm.alignment, warm.prefixes)
     cache = warm.prefixes
     assert cache is not None
     heard = 0
@@ -233,11 +247,13 @@ def test_what_was_said_is_known_where_nothing_else_could_be_kept(
     monkeypatch.setattr(Read, "notify", counted)
     vocabularies = [member.vocabulary for member in warm.members]
     prompt, weighting = from_text(FIRST, vocabularies, 0), weightings().make("exact")
-    prefill(warm, prompt, weighting, others={1: lambda: other.view})
+    views = {1: lambda: other.view}
+    prefill(warm, prompt, weighting, FUSION, others=views, prefixes=cache)
     (kept, _), *_ = cache._kept
     cache.limit = kept.noted + int(share * kept.held(warm.members)) + 1
     cache.clear()
-    prefill(warm, prompt, weighting, others={1: lambda: other.view})
+    views = {1: lambda: other.view}
+    prefill(warm, prompt, weighting, FUSION, others=views, prefixes=cache)
     assert heard > 400
     heard = 0
     found = read(other, FIRST, "exact")
@@ -434,12 +450,12 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
     assert kept == [True, False, True, True, False]
 
 
-def engine_view(own: Engine) -> Engine:
+def engine_view(own: CachedEngine) -> CachedEngine:
     """An engine that sees what is kept now, and adds nothing to it."""
     assert own.prefixes is not None
     seen = PrefixCache(own.members, PLENTY)
     seen._kept = list(own.prefixes._kept)
-    return Engine(own.members, own.reference_index, own.alignment, own.rule, prefixes=seen)
+    return CachedEngine(own.members, own.reference_index, own.alignment, seen)
 
 
 def test_what_is_counted_is_what_is_held() -> None:
@@ -485,10 +501,10 @@ def test_a_prompt_too_large_for_the_bound_is_kept_in_part(arch: str) -> None:
 def test_forgetting_frees_the_memory() -> None:
     pack = small_pack(prefix_cache=PLENTY)
     pack.generate("hello the lo " * 10, max_new_tokens=2)
-    assert pack.prefixes is not None
+    assert pack.runtime.prefixes is not None
     kept = [
         weakref.ref(pair[0])
-        for own, _ in pack.prefixes._kept
+        for own, _ in pack.runtime.prefixes._kept
         for session in own.sessions
         for pair in session.state.past.store.layers
     ]
@@ -497,18 +513,18 @@ def test_forgetting_frees_the_memory() -> None:
     pack.forget()
     gc.collect()
     assert all(tensor() is None for tensor in kept)
-    assert (len(pack.prefixes), pack.prefixes.nbytes) == (0, 0)
+    assert (len(pack.runtime.prefixes), pack.runtime.prefixes.nbytes) == (0, 0)
     assert pack.generate("hello the lo " * 10, max_new_tokens=2).record.usage.cached_tokens == 0
 
 
 def test_the_bound_is_a_setting(tmp_path: Any) -> None:
     pack = small_pack()
     sizes = [p.nbytes for member in pack.members for p in member.model.parameters()]
-    assert pack.prefixes is not None
-    assert pack.prefixes.limit == int(SHARE * sum(sizes))
+    assert pack.runtime.prefixes is not None
+    assert pack.runtime.prefixes.limit == int(SHARE * sum(sizes))
     for off in (0, False):
         none = small_pack(prefix_cache=off)
-        assert none.prefixes is None
+        assert none.runtime.prefixes is None
         none.forget()
     for bad in (-1, "much", 1.5, None):
         with pytest.raises(ConfigError, match="prefix_cache"):
@@ -521,8 +537,8 @@ def test_the_bound_is_a_setting(tmp_path: Any) -> None:
         PackConfig.check({"members": ["a"], "prefix_cache": -1})
     pico.save_tiny(tmp_path / "one", "deepseek", "llama")
     loaded = Pack.from_pretrained([tmp_path / "one"], prefix_cache=12345, progress=False)
-    assert loaded.prefixes is not None
-    assert loaded.prefixes.limit == 12345
+    assert loaded.runtime.prefixes is not None
+    assert loaded.runtime.prefixes.limit == 12345
     loaded.save_config(tmp_path / "pack.yaml")
     assert PackConfig.read(tmp_path / "pack.yaml").prefix_cache == 12345
 

@@ -27,7 +27,7 @@ from packfuse.weighting.methods.base import FitLimits
 from packfuse.weighting.prefill import Fit, prefill
 from packfuse.weighting.prompt_scores import PromptScores
 from tests.support import fusing
-from tests.support.fusing import Spec
+from tests.support.fusing import FUSION, Spec
 
 PAIR: tuple[Spec, ...] = (("mistral", "gemma3", 0), ("deepseek", "llama", 1))
 TEXT = "The quick brown fox jumps over 1234 lazy dogs.\n\n    x = naïve('中文')  # 😀 twice 😀"
@@ -47,12 +47,12 @@ def score(
     engine: Engine, prompt: PackPrompt, fit: bool = True
 ) -> tuple[PackSequence, PromptScores]:
     """A prompt, read and scored but not weighed."""
-    row = engine.open(prompt)
+    row = engine.open(prompt, FUSION)
     row.feed(prompt.stream)
     ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
     vocabularies = [member.vocabulary for member in engine.members]
     scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, fit)
-    engine.prefill(row, scored.callbacks())
+    engine.read_prompt(row, scored.callbacks())
     return row, scored
 
 
@@ -170,7 +170,7 @@ def test_scores_are_made_for_who_may_turn_out_best(reference: int) -> None:
     engine, widest = engines[reference], 2
     # Long enough for the widest to be asked in parts.
     prompt = plain(engine, 6 * TEXT)
-    row = engine.open(prompt)
+    row = engine.open(prompt, FUSION)
     row.feed(prompt.stream)
     ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
     vocabularies = [member.vocabulary for member in engine.members]
@@ -182,7 +182,7 @@ def test_scores_are_made_for_who_may_turn_out_best(reference: int) -> None:
 
     others = {k: partial(view, k) for k in range(3) if k != reference}
     scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, True, others=others)
-    engine.prefill(row, scored.callbacks())
+    engine.read_prompt(row, scored.callbacks())
     losses = scored.losses()
     # Whoever has read everything by then is compared, and the one that reads last stays possible.
     first = min((0, 1), key=lambda k: float(losses[k]))
@@ -221,7 +221,7 @@ def test_losses_on_some_of_the_text_and_nothing_else_is_worked_out(
     engine = fusing.fused(PAIR, reference).engine
     whole = 4 * TEXT
     prompt, text = plain(engine, whole), whole.encode()
-    row = engine.open(prompt)
+    row = engine.open(prompt, FUSION)
     row.feed(prompt.stream)
     ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
     vocabularies = [member.vocabulary for member in engine.members]
@@ -236,7 +236,7 @@ def test_losses_on_some_of_the_text_and_nothing_else_is_worked_out(
     callbacks = [
         ReadCallback(partial(counted, k, v), v.counts) for k, v in enumerate(scored.callbacks())
     ]
-    engine.prefill(row, callbacks)
+    engine.read_prompt(row, callbacks)
     edges = scored._edges
     assert len(edges) == most
     assert set(edges) <= set(pairwise(scored.common))
@@ -270,7 +270,7 @@ def test_what_is_scored_stays_as_the_text_grows(most: int, count: int, more: int
 
 
 def bare(engine: Engine, prompt: PackPrompt, weighting: str) -> Fit:
-    return prefill(engine, prompt, weightings().make(weighting))[1]
+    return prefill(engine, prompt, weightings().make(weighting), FUSION)[1]
 
 
 def test_what_a_prompt_said() -> None:

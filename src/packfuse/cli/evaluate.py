@@ -14,7 +14,6 @@ from packfuse.cli.options import PackOptions
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import plain_table
 from packfuse.errors import ConfigError
-from packfuse.evaluation.tasks import tasks
 from packfuse.progress import question_progress
 from packfuse.registry import parse_spec
 
@@ -85,8 +84,10 @@ def evaluate(
     """
     if not files and not lm_eval:
         raise ConfigError("nothing to evaluate on", hint="name a file, or --lm-eval TASK")
-    chosen = tasks().make(parse_spec(task)) if task else None
     from packfuse.evaluation import Journal, read_questions, task_for
+    from packfuse.evaluation.tasks import tasks
+
+    chosen = tasks().make(parse_spec(task)) if task else None
 
     # Every file is checked before anything is loaded.
     kinds = {path: chosen or task_for(path) for path in files or []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from bisect import bisect_right
 from collections.abc import Generator, Sequence
@@ -67,8 +68,7 @@ class MemberStream:
 
     def fork(self) -> MemberStream:
         """An independent copy."""
-        twin = object.__new__(MemberStream)
-        twin.__dict__.update(self.__dict__)
+        twin = copy.copy(self)
         twin.fixed = list(self.fixed)
         twin.session = self.member.fork(self.session)
         twin.path = self.path.copy()

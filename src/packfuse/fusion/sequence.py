@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -69,10 +70,10 @@ class PackSequence:
 
     def fork(self) -> PackSequence:
         """An independent copy."""
-        twin = object.__new__(PackSequence)
-        twin.__dict__.update(self.__dict__)
-        for name in ("ids", "stream", "ends", "unread", "prefilled", "_closed"):
-            setattr(twin, name, list(getattr(self, name)))
+        twin = copy.copy(self)
+        twin.ids, twin.text_ids, twin.ends = list(self.ids), list(self.text_ids), list(self.ends)
+        twin.unread, twin.prefilled = list(self.unread), list(self.prefilled)
+        twin._closed = list(self._closed)
         twin.saved_states = {}
         twin.streams = [stream and stream.fork() for stream in self.streams]
         return twin
