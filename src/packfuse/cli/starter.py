@@ -34,7 +34,7 @@ def starter(
         found = plan()
     screen.show("", _table(found))
     if found.expert is None:
-        screen.show(Text(f"The expert {EXPERT} (--expert) is not installed: {EXPERT_INSTALL}"))
+        screen.show(Text(f"The expert {EXPERT} (--expert) is not installed:\n  {EXPERT_INSTALL}"))
     screen.document(found)
 
 
