@@ -72,15 +72,19 @@ define install
 	@echo "== Installing torch (the largest part; see 'make help' for a CPU build)"
 	@$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	@echo "== Installing packfuse and what it needs ($(1)); a few minutes the first time"
-	@$(PIP) install --quiet --constraint constraints.txt --editable "$(1)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable "$(1)" $(call editable,$(EXPERT))
 endef
 
-# The stamps make a second run quick: nothing is installed until one of these two files changes.
-$(VENV)/.installed: pyproject.toml constraints.txt
+editable = $(foreach file,$(1),--editable ./$(dir $(file)))
+EXPERT := packages/expert/pyproject.toml
+INTEGRATIONS := $(wildcard integrations/*/pyproject.toml)
+
+# The stamps make a second run quick: nothing is installed until one of these files changes.
+$(VENV)/.installed: pyproject.toml constraints.txt $(EXPERT)
 	$(call install,.)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(EXPERT) $(INTEGRATIONS)
 	$(call install,.[dev])
-	@$(PIP) install --quiet --no-deps $(foreach package,$(wildcard integrations/*/pyproject.toml),--editable $(dir $(package)))
+	@$(PIP) install --quiet --no-deps $(call editable,$(INTEGRATIONS))
 	@touch $(VENV)/.installed $@

@@ -26,7 +26,7 @@ STARTER = {"starter", "starter_folders"}
 @pytest.fixture(scope="session")
 def starter_folders() -> dict[str, Path]:
     """The model folders of the starter pack by name, fetched first if they are not there yet."""
-    from packfuse.starter.prepare import starter_paths
+    from packfuse.starter import starter_paths
 
     return starter_paths(progress=False)
 

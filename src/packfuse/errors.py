@@ -55,4 +55,4 @@ class UnsupportedError(PackError, NotImplementedError):
 
 
 class StarterError(PackError, RuntimeError):
-    """The starter pack cannot be fetched, verified or converted."""
+    """The starter pack cannot be fetched, verified or converted, or its expert is missing."""

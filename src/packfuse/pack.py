@@ -134,20 +134,20 @@ class Pack:
         """The starter pack; fetched and converted once (see `packfuse starter`).
 
         Args:
-            expert: Add the small expert as the third member (the extra `packfuse[expert]`); it
-                knows the Kubernetes Python client and no more.
+            expert: Add a third member, a small model of the Kubernetes Python client, from the
+                package `packfuse-expert-kube` (`pip install 'packfuse[expert]'`).
             progress: Show progress.
             **overrides: As in `from_pretrained`.
 
         Raises:
-            StarterError: if it cannot be fetched, verified or converted.
+            StarterError: if it cannot be fetched, verified or converted, or if the expert's
+                package is not installed.
         """
+        from packfuse.starter import starter_paths
         from packfuse.starter.expert import EXPERT, expert_path
-        from packfuse.starter.prepare import starter_paths
 
-        folders = starter_paths(progress=progress)
-        if expert:
-            folders[EXPERT] = expert_path()
+        third = {EXPERT: expert_path()} if expert else {}  # fails before anything is downloaded
+        folders = starter_paths(progress=progress) | third
         entries = [{"model": str(folder), "name": name} for name, folder in folders.items()]
         return cls.from_pretrained(entries, progress=progress, **overrides)
 

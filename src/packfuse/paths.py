@@ -1,38 +1,39 @@
-"""Folders on disk: where packfuse keeps its caches, and how it writes them in one piece."""
+"""The cache folder, atomic writes, and what the disk has left."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 CACHE_VARIABLE = "PACKFUSE_CACHE"
+"""Environment variable with the folder of all caches."""
 _WORK_PREFIX = ".work-"
 
 
 def cache_root() -> Path:
-    """The folder of every packfuse cache; it may not exist yet.
+    """The folder of all caches of packfuse; it may not exist yet.
 
-    `PACKFUSE_CACHE` names it; without it, it is `packfuse` where the platform keeps caches
-    (`~/.cache/packfuse` on Linux).
+    The environment variable `PACKFUSE_CACHE` sets it. The default is `packfuse` in the user's
+    cache folder of the platform (`~/.cache/packfuse` on Linux).
     """
-    own = os.environ.get(CACHE_VARIABLE)
-    if own:
-        return Path(own).expanduser().absolute()
+    folder = os.environ.get(CACHE_VARIABLE)
+    if folder:
+        return Path(folder).expanduser().absolute()
     return user_cache_path("packfuse", appauthor=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def work_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent` that is gone at the end, however the block ends.
+    """A new folder in `parent` that is deleted when the block ends, also by an error.
 
-    What is whole is moved out of it with `os.replace`, which is atomic within one disk.
+    Move complete results out of it with `Path.replace`, which is atomic within one file system.
     """
     folder = parent / f"{_WORK_PREFIX}{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
@@ -42,43 +43,68 @@ def work_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: a reader sees the old or the new content, never a part of it.
+
+    The data goes to a new file in the same folder, which then replaces `path`. Its name is unique
+    and it is opened exclusively, so that processes that write the same `path` do not collide.
+
+    Raises:
+        OSError: The file cannot be written; `path` is as before, and no other file is left.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file in one piece: whoever reads it sees the old or the new text."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a UTF-8 file like `write_bytes`.
+
+    Raises:
+        OSError: As for `write_bytes`.
+    """
+    write_bytes(path, text.encode())
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Delete the work folders of processes that were killed; the caller holds `parent`'s lock."""
+    """Delete the work folders that killed processes left in `parent`.
+
+    The caller holds the lock of `parent`, so that no work folder is in use.
+    """
     for folder in parent.glob(f"{_WORK_PREFIX}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of `folder`, which may not exist yet."""
+    """Free bytes on the file system of `folder`, which may not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error`, or what caused it, is a full disk or a used-up quota.
+    """Whether `error`, or an error that caused it, reports a full disk or an exhausted quota.
 
-    Libraries written in Rust (safetensors, tokenizers) give their own exceptions without an
-    errno, so their text is read as well.
+    Libraries written in Rust (safetensors, tokenizers) raise exceptions without an errno, so the
+    messages are searched as well.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if mentions_full_disk(str(seen)):
+        if mentions_full_disk(str(current)):
             return True
-        seen = seen.__cause__ or seen.__context__
+        current = current.__cause__ or current.__context__
     return False
 
 
 def mentions_full_disk(text: str) -> bool:
-    """Whether a message is the system's own text for a full disk."""
+    """Whether a message contains the operating system's text for a full disk."""
     text = text.lower()
     return any(os.strerror(code).lower() in text for code in (errno.ENOSPC, errno.EDQUOT))

@@ -496,6 +496,7 @@ def test_the_plan_says_terms_and_sizes_and_fetches_nothing(
         assert words in output
     plan = StarterPlan.model_validate(document(launch("starter", "--plan", "--json")))
     assert not plan.ready
+    assert plan.expert is not None
     assert plan.expert.ready
     assert plan.expert.name in output
     assert not (tmp_path / "cache").exists()

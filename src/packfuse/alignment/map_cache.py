@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from packfuse.paths import cache_root
+from packfuse.paths import cache_root, write_bytes
 from packfuse.text.vocabulary import Vocabulary
 
 FORMAT = "1"
@@ -55,16 +54,10 @@ def _load(path: Path, key: str) -> Map:
 
 
 def _save(path: Path, key: str, table: Map) -> None:
-    """Keep the map if the disk allows; a map that cannot be kept is made again next time."""
+    """Write the map to the cache; without it, the map is computed again next time."""
     compact = np.ascontiguousarray(table, dtype=np.int32)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            temporary = Path(file.name)
-        save_file({"map": compact}, temporary, metadata={"key": key})
-        temporary.replace(path)
+        write_bytes(path, save({"map": compact}, metadata={"key": key}))
     except OSError as error:
         warnings.warn(f"alignment cache {path} cannot be written: {error}", RuntimeWarning, 2)
-        if temporary:
-            temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from packfuse.alignment.base import Alignment, Mapped, Pairing, Same
 from packfuse.alignment.lexicon import twins
 from packfuse.alignment.map_cache import cached_map
-from packfuse.alignment.token_pairs import Progress
+from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 VERSION = 1
@@ -36,7 +36,7 @@ class Mined(Alignment):
     """What members read: mapped ids (the paper's), or the text in their own tokens."""
 
     def pair(
-        self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
+        self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
     ) -> Pairing:
         """Mine the map, which takes up to minutes, or take it from the cache."""
         if member.text_digest == reference.text_digest:
@@ -53,7 +53,7 @@ class Mined(Alignment):
 
 
 def mine(
-    member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
+    member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
 ) -> NDArray[np.int64]:
     """The member's most alike token for every reference id.
 
@@ -106,7 +106,7 @@ def _text(token: bytes) -> str:
 
 
 def nearest(
-    strings: Sequence[str], choices: Sequence[str], progress: Progress | None = None
+    strings: Sequence[str], choices: Sequence[str], progress: ProgressCallback | None = None
 ) -> NDArray[np.int64]:
     """Which of `choices` has the smallest edit distance to each string; of equals, the first.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from packfuse.alignment.base import Alignment, Mapped, Pairing, Same
 from packfuse.alignment.lexicon import Lexicon, twins
 from packfuse.alignment.map_cache import cached_map
-from packfuse.alignment.token_pairs import Progress
+from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 VERSION = 1
@@ -32,7 +32,7 @@ class Prefix(Alignment):
     source: ClassVar[str] = "UniTE, arXiv 2410.03777, section 4"
 
     def pair(
-        self, member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
+        self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
     ) -> Pairing:
         """Look up every reference token, or take the map from the cache."""
         if member.text_digest == reference.text_digest:
@@ -49,7 +49,7 @@ class Prefix(Alignment):
 
 
 def first_tokens(
-    member: Vocabulary, reference: Vocabulary, progress: Progress | None = None
+    member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
 ) -> NDArray[np.int64]:
     """The member's twin of every reference token, or the first token that it writes for it.
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 Pairs = NDArray[np.int64]
-Progress = Callable[[int, int], None]
 
 VERSION = 1
 """Changes whenever `relate_tokens` would give other pairs; part of the cache key."""
@@ -24,7 +24,9 @@ CONTEXTS = ("", "a", " ", "1", "\n", ".", " a", "\n\n")
 _CHUNK = 16_384
 
 
-def relate_tokens(one: Vocabulary, other: Vocabulary, progress: Progress | None = None) -> Pairs:
+def relate_tokens(
+    one: Vocabulary, other: Vocabulary, progress: ProgressCallback | None = None
+) -> Pairs:
     """All pairs (token of `one`, token of `other`) that begin some text in both tokenizations.
 
     Every token's bytes are written by the other tokenizer, alone and before a letter, a space, a

@@ -14,7 +14,7 @@ from packfuse.cli.screen import Screen
 from packfuse.cli.tables import count, facts_table, size
 from packfuse.errors import ConfigError
 from packfuse.settings import MemberSettings, PackConfig
-from packfuse.starter.prepare import is_ready, starter_paths
+from packfuse.starter import is_ready, starter_paths
 
 if TYPE_CHECKING:
     from packfuse.models.inspection import ModelReport, PackReport

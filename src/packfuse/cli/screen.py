@@ -14,7 +14,6 @@ from rich.text import Text
 
 from packfuse.errors import PackError
 from packfuse.generation.result import Chunk, FusionRecord
-from packfuse.starter.stages import Stages
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters other than tabs and line ends."""
@@ -34,7 +33,6 @@ class Screen:
         self.as_json = as_json
         self.out = Console(highlight=False, soft_wrap=False)
         self.err = Console(stderr=True, highlight=False)
-        self.stages = Stages(console=self.err)
 
     def show(self, *parts: RenderableType) -> None:
         """The result of a command, for people."""

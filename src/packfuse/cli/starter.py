@@ -1,4 +1,4 @@
-"""`packfuse starter`: make the embedded default pack ready."""
+"""`packfuse starter`: download and prepare the starter pack."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from rich.text import Text
 
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import facts_table, size
+from packfuse.starter import starter_paths
+from packfuse.starter.expert import EXPERT, EXPERT_INSTALL
 from packfuse.starter.plan import StarterPlan
-from packfuse.starter.prepare import plan, starter_paths
+from packfuse.starter.prepare import plan
 
 
 def starter(
     screen: Screen,
     only_plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would be fetched, and fetch nothing.")
+        bool, typer.Option("--plan", help="Show what would be downloaded; download nothing.")
     ] = False,
 ) -> None:
-    """Fetch and prepare the starter pack, once; its licenses and sizes are said first.
+    """Download and prepare the starter pack, once; licenses and sizes are shown first.
 
-    The last of the models comes with packfuse itself and joins the pack with --expert.
+    The expert, a third model in a package of its own, joins the pack with --expert.
     """
     found = plan()
     if only_plan or found.ready:
@@ -31,19 +33,23 @@ def starter(
         starter_paths()
         found = plan()
     screen.show("", _table(found))
+    if found.expert is None:
+        screen.show(Text(f"The expert {EXPERT} (--expert) is not installed:\n  {EXPERT_INSTALL}"))
     screen.document(found)
 
 
 def _table(found: StarterPlan) -> Table:
-    models = [*found.models, found.expert]
+    """One column per model."""
+    models = [*found.models, *filter(None, [found.expert])]
     table = facts_table(model.name for model in models)
+    always = len(found.models)
     rows = {
         "license": [f"{model.license} ({model.license_url})" for model in models],
         "download": [size(model.download_bytes) if model.files else "none" for model in models],
         "on disk": [size(model.disk_bytes) for model in models],
         "folder": [str(model.folder) for model in models],
         "ready": ["yes" if model.ready else "not yet" for model in models],
-        "joins": [*["always"] * len(found.models), "with --expert"],
+        "joins": [*["always"] * always, *["with --expert"] * (len(models) - always)],
     }
     for fact, values in rows.items():
         table.add_row(fact, *map(Text, values))

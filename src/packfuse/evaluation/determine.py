@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from packfuse.errors import ConfigError, LoadError, PackError
@@ -19,10 +19,8 @@ from packfuse.evaluation.tasks.base import Task
 from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import load_member, short_name, unique_names
 from packfuse.pack import Pack
+from packfuse.progress import LabeledProgressCallback
 from packfuse.settings import PackConfig
-
-Tell = Callable[[str, int, int], None]
-"""Told (what is going on, questions done, questions in all)."""
 
 
 class Determiner:
@@ -37,7 +35,7 @@ class Determiner:
         journal: Journal,
         limits: DetermineLimits | None = None,
         seed: int = 0,
-        tell: Tell | None = None,
+        tell: LabeledProgressCallback | None = None,
     ) -> None:
         """Split the questions: every other one is held back.
 
@@ -260,7 +258,7 @@ class Determiner:
             self.task,
             questions,
             self.journal,
-            tell and (lambda done: tell(what, done, len(questions))),
+            tell and (lambda done, total: tell(what, done, total)),
         )
         if found.failed:
             raise PackError(found.failed)

