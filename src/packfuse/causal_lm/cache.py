@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Cache
 
 from packfuse.causal_lm.call import CallSettings
+from packfuse.causal_lm.drafts.base import DraftStats
 from packfuse.fusion.sequence import PackSequence
-
-if TYPE_CHECKING:
-    from packfuse.causal_lm.drafts.base import DraftStats
 
 
 class FusedCache(Cache):

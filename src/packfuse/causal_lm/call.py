@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from packfuse.causal_lm.drafts.base import Draft
 from packfuse.fusion.pooling import FusionSettings
 from packfuse.weighting.methods.base import Weighting
-
-if TYPE_CHECKING:
-    from packfuse.causal_lm.drafts.base import Draft
 
 
 @dataclass(frozen=True, kw_only=True)

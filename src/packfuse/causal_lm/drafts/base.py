@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from packfuse.causal_lm.cache import FusedCache
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import Fusion
+from packfuse.fusion.sequence import PackSequence
 
 
 @dataclass(slots=True)
@@ -33,6 +33,18 @@ class DraftStats:
     accepted: int = 0
 
 
+class ReadSequences(Protocol):
+    """What a drafter sees of the cache of the running call.
+
+    Attributes:
+        rows: The sequences read so far; none before the first pass.
+        seen: Reference positions read so far.
+    """
+
+    rows: list[PackSequence]
+    seen: int
+
+
 @dataclass(slots=True)
 class DraftContext:
     """What a drafter works with, for one answer.
@@ -48,7 +60,7 @@ class DraftContext:
     """
 
     engine: Engine
-    cache: FusedCache
+    cache: ReadSequences
     fusion: Fusion
     settings: GenerationConfig
     processors: LogitsProcessorList
