@@ -5,17 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import ConfigError
 from packfuse.generation.batcher import Batcher
+from packfuse.generation.identity import identity_of
 from packfuse.generation.request import Request, make_request
 from packfuse.generation.result import Answer, Chunk
 from packfuse.generation.runner import Runner
@@ -23,11 +21,15 @@ from packfuse.generation.runtime import Parts, Runtime
 from packfuse.generation.streaming import stream_answer
 from packfuse.generation.weigh import Weighing, compare_weightings
 from packfuse.models.hf_member import HFMember
-from packfuse.models.loading import load_members, short_name, unique_names, wrap
-from packfuse.settings import LoadSettings, PackConfig, PackSettings
+from packfuse.models.loading import (
+    Loaded,
+    load_given,
+    load_members,
+    member_entry,
+    refuse_loading,
+)
+from packfuse.settings import PackConfig, PackSettings
 from packfuse.text.chat_template import render_chat
-
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 class Pack:
@@ -96,21 +98,13 @@ class Pack:
             LoadError: if a member cannot be loaded; the others are freed.
             ConfigError: for unknown settings.
         """
-        if isinstance(models, str | bytes | os.PathLike):
-            raise ConfigError("`models` is a list", hint=f"write [{models!r}]")
-        chosen = (settings or PackSettings()).values
-        ready = [item for item in models if isinstance(item, tuple)]
-        if ready:
-            if len(ready) < len(models):
-                raise ConfigError("loaded models and names cannot be mixed", hint="load them all")
-            _no_loading(overrides)
-            names = unique_names(
-                [short_name(str(model.name_or_path or "member")) for model, _ in ready]
-            )
-            members = [wrap(name, *pair) for name, pair in zip(names, ready, strict=True)]
-            return cls(members, settings, progress=progress, **overrides)
-        entries = [dict(m) if isinstance(m, Mapping) else {"model": os.fspath(m)} for m in models]  # type: ignore[arg-type]
-        return cls._load(PackConfig.check({**chosen, "members": entries, **overrides}), progress)
+        found = load_given(models)
+        if found is not None:
+            refuse_loading(overrides)
+            return cls(found, settings, progress=progress, **overrides)
+        entries = [member_entry(model) for model in models]
+        data = {**(settings or PackSettings()).values, "members": entries, **overrides}
+        return cls._load(PackConfig.check(data), progress)
 
     @classmethod
     def from_config(
@@ -213,18 +207,7 @@ class Pack:
             raise ConfigError(
                 "this pack was made of loaded models", hint="load it by name to save it by name"
             )
-        self._config.replace(**self.settings.replace(**self._parts()).values).write(Path(path))
-
-    def _parts(self) -> dict[str, Any]:
-        """The pack's parts, by the names of their settings."""
-        parts = self.runtime.parts
-        return {
-            "fusion": parts.rule,
-            "weighting": parts.weighting,
-            "alignment": parts.alignment,
-            "draft": parts.draft,
-            "gate": parts.gate,
-        }
+        self._config.replace(**self.runtime.named_settings.values).write(Path(path))
 
     @property
     def members(self) -> list[HFMember]:
@@ -339,35 +322,8 @@ class Pack:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that answers depend on besides the call, as plain JSON, for caches.
-
-        Members that came from nowhere by name are told apart by a random id.
-        """
-        sources = [str(member.model.name_or_path) for member in self.members]
-        loaded = self._config.members if self._config else [None] * len(sources)
-        settings = self.settings.replace(**self._parts()).changes_answers
-        own = {f"pack_{name}": settings.pop(name) for name in ("fusion", "weighting")}
-        return {
-            "members": [
-                {
-                    "name": member.name,
-                    "source": source or uuid.uuid4().hex,
-                    "dtype": str(member.model.dtype),
-                    **(config.model_dump(mode="json", exclude_none=True) if config else {}),
-                }
-                for member, source, config in zip(self.members, sources, loaded, strict=True)
-            ],
-            **own,
-            **settings,
-        }
-
-    @cached_property
-    def thinks(self) -> bool:
-        """Whether the default reference's template opens its reasoning with `<think>` by itself."""
-        vocabulary = self.members[self.default_reference].vocabulary
-        rendered = render_chat([{"role": "user", "content": "?"}], [vocabulary], 0)
-        tail = "".join(vocabulary.spell(index) for index in rendered.ids[-16:])
-        return tail.rstrip().endswith("<think>")
+        """Everything that answers depend on besides the call, as plain JSON, for caches."""
+        return identity_of(self.runtime, self._config)
 
     def score(self, prompt: str, continuation: str, **arguments: Any) -> float:
         """Log-probability of `continuation` after `prompt` under the fused model, nats.
@@ -403,13 +359,3 @@ class Pack:
             raise ConfigError("one prompt is weighed at a time", hint="give a text or one chat")
         with self.lock:
             return compare_weightings(Runner(self.runtime, request), weightings)
-
-
-def _no_loading(overrides: Mapping[str, Any]) -> None:
-    """Refuse settings that have no effect on models that are loaded already."""
-    useless = sorted(set(overrides) & {*LoadSettings.model_fields, "quantization_config"})
-    if useless:
-        raise ConfigError(
-            f"{', '.join(useless)} would have no effect on models that are loaded already",
-            hint="load the models with them",
-        )

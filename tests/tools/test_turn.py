@@ -235,10 +235,10 @@ SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required
 
 def test_a_template_may_open_the_reasoning_by_itself() -> None:
     pack = scripted_small(Opened("Hm.\n</think>\n\nYes."), template=OPENING)
-    assert pack.thinks
+    assert pack.runtime.opens_reasoning
     reply = both(Turn(pack, ASK))
     assert (reply.reasoning, reply.text) == ("Hm.\n", "Yes.")
-    assert not answers("x").thinks
+    assert not answers("x").runtime.opens_reasoning
 
 
 @pytest.mark.parametrize("tools", [None, FEW])

@@ -23,10 +23,14 @@ from packfuse.models.compiled import Compiled, compile_steps
 from packfuse.models.hf_member import HFMember
 from packfuse.progress import alignment_progress, compile_progress
 from packfuse.settings import PackSettings
+from packfuse.text.chat_template import render_chat
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting
 from packfuse.weighting.prefix_cache import PrefixCache, prefix_limit
+
+_TEMPLATE_TAIL = 16
+"""Tokens at the end of a rendered chat that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,18 @@ class Runtime:
         self._models: dict[int, FusedForCausalLM] = {}
         self._own_tokens: dict[int, Engine] = {}
 
+    @cached_property
+    def named_settings(self) -> PackSettings:
+        """The settings with every part as an object, so that its parameters are written down."""
+        parts = self.parts
+        return self.settings.replace(
+            fusion=parts.rule,
+            weighting=parts.weighting,
+            alignment=parts.alignment,
+            draft=parts.draft,
+            gate=parts.gate,
+        )
+
     @property
     def vocabularies(self) -> list[Vocabulary]:
         """The members' vocabularies."""
@@ -111,6 +127,14 @@ class Runtime:
             return self.names.index(self.settings.reference)
         templates = (k for k, m in enumerate(self.members) if m.tokenizer.chat_template)
         return next(templates, 0)
+
+    @cached_property
+    def opens_reasoning(self) -> bool:
+        """Whether the default reference's template opens the reasoning with `<think>` by itself."""
+        vocabulary = self.members[self.default_reference].vocabulary
+        rendered = render_chat([{"role": "user", "content": "?"}], [vocabulary], 0)
+        tail = "".join(vocabulary.spell(index) for index in rendered.ids[-_TEMPLATE_TAIL:])
+        return tail.rstrip().endswith("<think>")
 
     @cached_property
     def call(self) -> CallSettings:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,46 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 
 from packfuse.errors import ConfigError, LoadError
 from packfuse.models.hf_member import HFMember
-from packfuse.settings import MemberSettings, PackConfig
+from packfuse.settings import LoadSettings, MemberSettings, PackConfig
 from packfuse.text.vocabulary import Vocabulary
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def load_given(models: Sequence[Any]) -> list[HFMember] | None:
+    """Members of (model, tokenizer) pairs; None if the models are named and have to be loaded.
+
+    Raises:
+        ConfigError: for something else than a list, or a mixture of both kinds.
+    """
+    if isinstance(models, str | bytes | os.PathLike):
+        raise ConfigError("`models` is a list", hint=f"write [{models!r}]")
+    ready = [item for item in models if isinstance(item, tuple)]
+    if not ready:
+        return None
+    if len(ready) < len(models):
+        raise ConfigError("loaded models and names cannot be mixed", hint="load them all")
+    names = unique_names([short_name(str(model.name_or_path or "member")) for model, _ in ready])
+    return [wrap(name, *pair) for name, pair in zip(names, ready, strict=True)]
+
+
+def member_entry(model: Any) -> dict[str, Any]:
+    """The fields of `MemberSettings` for a hub id, a path, or a mapping of those fields."""
+    return dict(model) if isinstance(model, Mapping) else {"model": os.fspath(model)}
+
+
+def refuse_loading(overrides: Iterable[str]) -> None:
+    """Refuse settings that have no effect on models that are loaded already.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    useless = sorted({*overrides} & {*LoadSettings.model_fields, "quantization_config"})
+    if useless:
+        raise ConfigError(
+            f"{', '.join(useless)} would have no effect on models that are loaded already",
+            hint="load the models with them",
+        )
 
 
 def load_members(config: PackConfig) -> list[HFMember]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError
 from packfuse.generation.request import Request
 from packfuse.generation.runner import Runner
+from packfuse.pack import Pack
 from packfuse.tools.protocol import constraint_of, render
 from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser
 from packfuse.tools.tool import ToolChoice, choose, read_tools
-
-if TYPE_CHECKING:
-    from packfuse.pack import Pack
 
 
 class Completion:
@@ -138,7 +136,9 @@ class Turn(Completion):
 
     def reader(self) -> ReplyParser:
         """What takes the answer apart."""
-        return ReplyParser(calling=self._calling, thinking=not self._forced and self.pack.thinks)
+        return ReplyParser(
+            calling=self._calling, thinking=not self._forced and self.pack.runtime.opens_reasoning
+        )
 
     @property
     def prompt_tokens(self) -> int:

@@ -1,0 +1,36 @@
+"""What tells one pack's answers from another's."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from packfuse.generation.runtime import Runtime
+from packfuse.settings import PackConfig
+
+
+def identity_of(runtime: Runtime, config: PackConfig | None) -> dict[str, Any]:
+    """Everything that answers depend on besides the call, as plain JSON types.
+
+    Args:
+        runtime: The pack.
+        config: What its members were loaded from; None for loaded objects. An object without a name
+            is told apart from others by a random id.
+    """
+    sources = [str(member.model.name_or_path) for member in runtime.members]
+    loaded = config.members if config else [None] * len(sources)
+    settings = runtime.named_settings.changes_answers
+    own = {f"pack_{name}": settings.pop(name) for name in ("fusion", "weighting")}
+    return {
+        "members": [
+            {
+                "name": member.name,
+                "source": source or uuid.uuid4().hex,
+                "dtype": str(member.model.dtype),
+                **(entry.model_dump(mode="json", exclude_none=True) if entry else {}),
+            }
+            for member, source, entry in zip(runtime.members, sources, loaded, strict=True)
+        ],
+        **own,
+        **settings,
+    }
