@@ -319,7 +319,7 @@ def test_the_packs_own_way_and_the_calls(tmp_path: Path) -> None:
     assert pack.generate(PROMPT, max_new_tokens=2).record.drafts is not None
     assert pack.generate(PROMPT, max_new_tokens=2, draft=None).record.drafts is None
     assert pack.generate(PROMPT, max_new_tokens=2, draft="none").record.drafts is None
-    with pytest.raises(ConfigError, match=r"unknown way to draft 'look'.*did you mean 'lookup'"):
+    with pytest.raises(ConfigError, match=r"unknown draft method 'look'.*did you mean 'lookup'"):
         pack.generate(PROMPT, draft="look")
     with pytest.raises(ConfigError, match="way to draft 'lookup': least"):
         pack.generate(PROMPT, draft={"name": "lookup", "least": 0})

@@ -524,7 +524,7 @@ def test_a_rolling_cache_is_measured_and_cut_like_any_other() -> None:
     cache.crop(0)
     with pytest.raises(ValueError, match="zero or a negative number, got 3"):
         cache.crop(3)
-    with pytest.raises(ValueError, match="cannot lose 99"):
+    with pytest.raises(ValueError, match="cannot remove 99"):
         cache.crop(-99)
     cache.reset()
     assert (cache.get_seq_length(), cache.batch_size) == (0, -1)

@@ -13,7 +13,6 @@ from packfuse.cli.options import PackOptions, quiet
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import plain_table
 from packfuse.errors import ConfigError
-from packfuse.evaluation.tasks import tasks
 from packfuse.fusion.rules import rules
 from packfuse.progress import stage_progress
 from packfuse.registry import parse_spec
@@ -67,6 +66,7 @@ def determine(
     from packfuse.evaluation import Journal, read_questions, task_for
     from packfuse.evaluation.determination import DetermineLimits, commented
     from packfuse.evaluation.determine import Determiner
+    from packfuse.evaluation.tasks import tasks
 
     kind = tasks().make(parse_spec(task)) if task else task_for(file)
     asked = read_questions(file, kind, limit, seed)
