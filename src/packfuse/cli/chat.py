@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from packfuse.generation.result import FusionRecord
     from packfuse.pack import Pack
 
-_HELP = """/exit          leave (so does the end of the input)
-/clear         forget the conversation
-/system TEXT   set the system message, and begin anew; without TEXT drop it
-/record        how the last answer came about
-/weights       who is trusted on the conversation, under every weighting
+_HELP = """/exit          leave (or end the input)
+/clear         start a new conversation
+/system TEXT   set the system message and start anew; without TEXT remove it
+/record        show the fusion record of the last answer
+/weights       show the members' weights on the conversation, by weighting
 /help          this list"""
 
 
@@ -34,14 +34,12 @@ def chat(
     screen: Screen,
     pack: PackOptions,
     text: TextOptions,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A system message to begin with.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
 ) -> None:
-    """Talk with the pack; /help lists what else can be said.
+    """Chat with the pack; /help lists the commands.
 
     Reads one message a line. With --json every line of output is one object: an answer
-    {"text": ..., "record": {...}}, or what /record and /weights show.
+    {"text": ..., "record": {...}}, or the result of /record or /weights.
     """
     talk = Conversation(pack.load(screen), screen, text.arguments(), system or "")
     if not piped():

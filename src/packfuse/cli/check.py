@@ -30,17 +30,17 @@ def check(
         Path | None, typer.Option("--pack", "-p", metavar="FILE", help="A pack.yaml.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="DTYPE", help="Count memory for this dtype.")
+        str | None, typer.Option(metavar="DTYPE", help="Compute memory for this dtype.")
     ] = None,
 ) -> None:
-    """Look at models without loading them: memory, windows, shared vocabulary.
+    """Check models without loading them: memory, context windows, shared vocabulary.
 
     Of models on the hub only the configuration, the tokenizer and the headers of the weights are
-    fetched. Without models it looks at the starter pack. Ends with status 1 if some model cannot
-    join a pack.
+    fetched. Without models it checks the starter pack. Exit status 1 if a model cannot join a
+    pack.
     """
     config = _config(models or [], pack)
-    screen.wait("Looking at the models ...")
+    screen.wait("Checking the models ...")
     from packfuse.models.inspection import inspect_model, report
 
     quiet(screen)

@@ -26,13 +26,13 @@ PARTS: dict[str, Callable[[], Registry[Any]]] = {
     "draft": drafts,
     "gate": gates,
 }
-"""Options whose values are found in the package; finding them takes a second."""
+"""Options whose values are parts; finding the parts takes a second."""
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 class Command(TyperCommand):
-    """A command whose help lists the rules, weightings and so on that are there."""
+    """A command whose help lists the parts that are there."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Fill in the names just before they are shown."""

@@ -45,19 +45,18 @@ def determine(
         bool,
         typer.Option("--certain", help="Count only gains whose interval excludes zero.", **_LIMITS),
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=4, help="Questions, drawn by --seed.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw and the intervals.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=4, help="Number of questions.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The pack that comes of it.")
+        Path, typer.Option("--out", "-o", metavar="FILE", help="File for the resulting pack.")
     ] = Path("pack.yaml"),
 ) -> None:
-    """Find out which of several models make the best pack on your questions.
+    """Select the models that make the best pack on your questions.
 
     Candidates are those of --model or --pack. The best model comes first; each next one joins if it
     is near enough (--within), answers at like length (--length-ratio), and makes the pack better on
-    questions that were held back. Writes pack.yaml with the reasons; answers are kept beside it, so
-    that the same command goes on after an interruption. One model is loaded at a time, until they
-    are fused.
+    held-out questions. Writes pack.yaml with the reasons. Answers are kept beside it, so that the
+    same command resumes after an interruption. One model is loaded at a time, until they are fused.
     """
     if out.exists() and not _ours(out):
         raise ConfigError(f"{out} is there already", hint="name another file with --out")

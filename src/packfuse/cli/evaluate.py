@@ -36,7 +36,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="TASK",
-            help="Their kind, if the fields do not tell; parameters as above: letter:shots=3.",
+            help="Task type; inferred from the fields if omitted. Parameters follow a colon:"
+            " letter:shots=3.",
             **_EVAL,
         ),
     ] = None,
@@ -46,19 +47,21 @@ def evaluate(
             "--setting",
             "-s",
             metavar="RULE/WEIGHTING/ALIGNMENT/REFERENCE/GATE",
-            help="A setting of the pack; what is left out is the pack's own. Repeat it for several."
-            " Default: every rule with every weighting; only the pack's own where answers are"
-            " written.",
+            help="Setting to evaluate; omitted parts are the pack's own. Repeat it for several."
+            " Default: every rule with every weighting where options are scored, the pack's own"
+            " setting where answers are generated.",
             **_EVAL,
         ),
     ] = None,
     grid: Annotated[
-        int, typer.Option(min=0, help="Also fixed weights in this many steps.", **_EVAL)
+        int,
+        typer.Option(min=0, help="Add fixed weights in this many steps.", **_EVAL),
     ] = 0,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Questions of each file, drawn by --seed.", **_EVAL)
+        int | None,
+        typer.Option(min=1, help="Number of questions of each file.", **_EVAL),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw and the intervals.", **_EVAL)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.", **_EVAL)] = 0,
     lm_eval: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,20 +70,24 @@ def evaluate(
     ] = None,
     include: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Further task files for lm-eval.", **_EVAL),
+        typer.Option(metavar="FOLDER", help="Folder of further lm-eval task files.", **_EVAL),
     ] = None,
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", metavar="FOLDER", help="For results; what is there goes on.", **_EVAL
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Results folder; resumes existing results.",
+            **_EVAL,
         ),
     ] = Path("packfuse-eval"),
 ) -> None:
     """Compare the pack with each of its members, with paired confidence intervals.
 
-    Writes results.json, report.md and a plot for each file to the folder of --out, and every answer
-    as soon as it is known to answers.jsonl there: the same command goes on after an interruption.
-    Ends with status 1 if a member failed; the others' results are kept.
+    Writes results.json, report.md and one plot a file to the folder of --out. Every answer is also
+    written to answers.jsonl there at once, so that the same command resumes after an interruption.
+    Exit status 1 if a member failed; the results of the others are kept.
     """
     if not files and not lm_eval:
         raise ConfigError("nothing to evaluate on", hint="name a file, or --lm-eval TASK")
@@ -130,7 +137,7 @@ def _settings(pack: Pack, texts: list[str], steps: int) -> list[Setting] | None:
 
 
 def _write(screen: Screen, out: Path, found: list[Evaluation], start: int) -> None:
-    """Everything that is known so far, with plots from number `start` on."""
+    """Write the results so far, with plots from number `start` on."""
     from packfuse.evaluation.markdown import document
     from packfuse.evaluation.plot import draw
     from packfuse.models.loading import unique_names

@@ -1,10 +1,13 @@
-"""Options that several commands share, as dataclasses that `command` spreads out."""
+"""Options that several commands share, as dataclasses that `command` spreads out.
+
+The options of a pack are made from the fields of its settings, whose docstrings are their help.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +17,29 @@ from packfuse.cli.command import PARTS
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
 from packfuse.registry import parse_spec
-from packfuse.settings import HEADS
+from packfuse.settings import HEADS, LoadSettings, PackSettings
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
 
+_PACK: dict[str, Any] = {"rich_help_panel": "The pack"}
+_TEXT = {"rich_help_panel": "Generation"}
+_METAVARS = {
+    "fusion": "RULE",
+    "reference": "MEMBER",
+    "heads": "|".join(HEADS),
+    "prefix_cache": "BYTES",
+    "dtype": "DTYPE",
+    "device_map": "DEVICE",
+}
+_EXAMPLES = {"fusion": "unite:k=5", "weighting": "sim:tau=0.5"}
+_FIELDS = {**PackSettings.model_fields, **LoadSettings.model_fields}
+_IN_FILES = ("quantization",)
+"""Settings that are mappings: they are written in pack.yaml."""
+
 
 def _names(option: str) -> Callable[[str], list[str]]:
-    """Shell completion from what the package holds."""
+    """Shell completion from the parts that are there."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in PARTS[option]().parts if name.startswith(incomplete)]
@@ -29,18 +47,28 @@ def _names(option: str) -> Callable[[str], list[str]]:
     return complete
 
 
-_PACK: dict[str, Any] = {"rich_help_panel": "The pack"}
-_TEXT = {"rich_help_panel": "Generation"}
-
-
-def _part(option: str, metavar: str, text: str) -> Any:
-    """An option that takes the name of a part, completed from what the package holds."""
-    return typer.Option(metavar=metavar, help=text, autocompletion=_names(option), **_PACK)
+def _option(name: str) -> tuple[str, Any, Any]:
+    """The field of a dataclass for one setting: its name, type and default."""
+    info = _FIELDS[name]
+    text = " ".join((info.description or "").split())
+    given: dict[str, Any] = {**_PACK, "help": text, "show_default": False}
+    # Experimental settings are for those who read the documentation.
+    given["hidden"] = text.startswith("Experimental")
+    kind: Any = bool if info.annotation is bool else str
+    if kind is str:
+        given["metavar"] = _METAVARS.get(name, "NAME")
+    if name in PARTS:
+        given["autocompletion"] = _names(name)
+        if name in _EXAMPLES:
+            given["help"] += f" Parameters follow a colon, as in {_EXAMPLES[name]}."
+    elif name == "heads":
+        given["autocompletion"] = lambda: list(HEADS)
+    return name, Annotated[kind | None, typer.Option(**given)], field(default=None)
 
 
 @dataclass(frozen=True)
-class PackOptions:
-    """Which models, and how they are fused. Without any, the starter pack."""
+class _Models:
+    """Which models."""
 
     pack: Annotated[
         Path | None,
@@ -60,18 +88,6 @@ class PackOptions:
         bool,
         typer.Option("--expert", help="Add the small expert to the starter pack.", **_PACK),
     ] = False
-    fusion: Annotated[
-        str | None,
-        _part(
-            "fusion",
-            "RULE",
-            "How distributions are combined; parameters follow a colon: unite:k=5.",
-        ),
-    ] = None
-    weighting: Annotated[
-        str | None,
-        _part("weighting", "NAME", "Who is trusted; parameters as above: sim:tau=0.5."),
-    ] = None
     weight: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,68 +98,30 @@ class PackOptions:
             **_PACK,
         ),
     ] = None
-    alignment: Annotated[
-        str | None,
-        _part("alignment", "NAME", "How vocabularies are compared."),
-    ] = None
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MEMBER",
-            help="In whose tokens the pack speaks; auto: who reads the prompt best.",
-            **_PACK,
-        ),
-    ] = None
-    gate: Annotated[
-        str | None,
-        _part("gate", "NAME", "Where members are fused; elsewhere the reference speaks alone."),
-    ] = None
-    draft: Annotated[
-        str | None,
-        _part(
-            "draft",
-            "NAME",
-            "Draft ahead and check several tokens at once: faster, the same answers.",
-        ),
-    ] = None
-    heads: Annotated[
-        str | None,
-        typer.Option(
-            metavar="full|pruned",
-            help="pruned: work out only what the alignment reads; faster, a little less exact.",
-            autocompletion=lambda: list(HEADS),
-            **_PACK,
-        ),
-    ] = None
-    compiled: Annotated[
-        bool | None,
-        typer.Option(
-            "--compiled/--no-compiled",
-            help="Compile the members' steps; loading then takes minutes at first.",
-            show_default=False,
-            **_PACK,
-        ),
-    ] = None
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="DTYPE", help="auto, float32, bfloat16, ...", **_PACK),
-    ] = None
-    device_map: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="auto, cpu, cuda, ..., as in transformers.", **_PACK),
-    ] = None
-    prefix_cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BYTES",
-            help="Memory for prompts that later ones may begin with; auto: 6 % of the models'; "
-            "0: none.",
-            **_PACK,
-        ),
-    ] = None
+
+
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True)
+    class _Settings(_Models):
+        weighting: str | None = None
+        prefix_cache: str | None = None
+
+else:
+    _Settings = make_dataclass(
+        "_Settings",
+        [_option(name) for name in _FIELDS if name not in _IN_FILES],
+        bases=(_Models,),
+        frozen=True,
+    )
+
+
+@dataclass(frozen=True)
+class PackOptions(_Settings):
+    """Which models, and how they are fused. Without any, the starter pack."""
 
     def settings(self) -> dict[str, Any]:
-        """What was asked for, by the names of `Pack.from_pretrained`; checked, nothing is loaded.
+        """The settings that were given, by the names of `Pack.from_pretrained`; nothing is loaded.
 
         Raises:
             ConfigError: for options that contradict each other or name what is not there.
@@ -157,19 +135,18 @@ class PackOptions:
             )
         if self.weight and self.weighting:
             raise ConfigError("--weight and --weighting exclude each other", hint="give one")
-        found: dict[str, Any] = {}
+        given = {name: getattr(self, name) for name in _FIELDS if name not in _IN_FILES}
+        found = {name: value for name, value in given.items() if value is not None}
         for option, registry in PARTS.items():
-            value = getattr(self, option)
-            if value is not None:
-                found[option] = parse_spec(value)
-                registry().make(found[option])
+            if option in found:
+                found[option] = parse_spec(found[option])
+                if found[option] != {"name": "none"} or option != "draft":
+                    registry().make(found[option])
         if self.weight:
             found["weighting"] = {"name": "fixed", "weights": dict(map(_share, self.weight))}
         if self.prefix_cache is not None:
             found["prefix_cache"] = _size(self.prefix_cache)
-        names = ("reference", "heads", "compiled", "dtype", "device_map")
-        plain = {name: getattr(self, name) for name in names}
-        return found | {name: value for name, value in plain.items() if value is not None}
+        return found
 
     def load(self, screen: Screen) -> Pack:
         """Load the pack.
@@ -195,26 +172,30 @@ class TextOptions:
 
     max_tokens: Annotated[
         int,
-        typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.", **_TEXT),
+        typer.Option("--max-tokens", "-n", min=1, help="Most tokens of an answer.", **_TEXT),
     ] = 256
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="Sample; 0 and no option are greedy.", **_TEXT)
+        float | None,
+        typer.Option(min=0, help="Sampling temperature; greedy if omitted.", **_TEXT),
     ] = None
     top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Sample from this much mass.", **_TEXT)
+        float | None,
+        typer.Option(min=0, max=1, help="Nucleus sampling probability.", **_TEXT),
     ] = None
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Sample from this many tokens.", **_TEXT)
+        int | None, typer.Option(min=1, help="Top-k sampling: number of tokens.", **_TEXT)
     ] = None
     repetition_penalty: Annotated[
-        float | None, typer.Option(min=0.01, help="Above 1, say things less often.", **_TEXT)
+        float | None, typer.Option(min=0.01, help="Penalty on repeated tokens (above 1).", **_TEXT)
     ] = None
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.", **_TEXT)] = (
-        None
-    )
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.", **_TEXT)] = None
     stop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="End before this text. Repeat it for several.", **_TEXT),
+        typer.Option(
+            metavar="TEXT",
+            help="Stop string. Repeat it for several.",
+            **_TEXT,
+        ),
     ] = None
 
     def arguments(self) -> dict[str, Any]:
@@ -246,7 +227,7 @@ def _share(text: str) -> tuple[str, float]:
 
 
 def quiet(screen: Screen) -> None:
-    """Keep the libraries' own chatter down; downloads show their bars where somebody watches."""
+    """Silence the libraries' messages; downloads show progress bars on a terminal."""
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 

@@ -19,22 +19,22 @@ def run(
     text: TextOptions,
     prompt: Annotated[
         str | None,
-        typer.Argument(help="What to go on from; - reads standard input, which joins it if piped."),
+        typer.Argument(help="Prompt; '-' reads standard input. Piped input is appended."),
     ] = None,
     chat: Annotated[
         bool | None,
         typer.Option(
-            "--chat/--raw", help="A message under chat templates, or plain text (default)."
+            "--chat/--raw", help="Apply the chat templates, or continue plain text (default)."
         ),
     ] = None,
     system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A system message; makes it a chat.")
+        str | None, typer.Option(metavar="TEXT", help="System message; implies --chat.")
     ] = None,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Show each token's probabilities.")
+        bool, typer.Option("--trace", help="Show the probabilities of each token.")
     ] = False,
     record: Annotated[
-        bool, typer.Option("--record/--no-record", help="Show who was trusted, on stderr.")
+        bool, typer.Option("--record/--no-record", help="Show the members' weights, on stderr.")
     ] = True,
 ) -> None:
     """Answer a prompt with the whole pack.

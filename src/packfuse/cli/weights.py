@@ -19,13 +19,14 @@ def weights(
     pack: PackOptions,
     prompt: Annotated[
         str | None,
-        typer.Argument(help="What to weigh on; - reads standard input, which joins it if piped."),
+        typer.Argument(help="Prompt; '-' reads standard input. Piped input is appended."),
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat/--raw", help="A message under chat templates, or plain text.")
+        bool,
+        typer.Option("--chat/--raw", help="Apply the chat templates, or not (default)."),
     ] = False,
 ) -> None:
-    """Show who is trusted on a prompt, under every weighting or the one that is named."""
+    """Show the members' weights on a prompt, under every weighting or the one named."""
     text = read_prompt(prompt)
     pack.settings()
     asked: list[Any] | None = [parse_spec(pack.weighting)] if pack.weighting else None
