@@ -81,11 +81,11 @@ class Pack:
             prefix_cache: Memory for prompts that were read, of which later ones that begin the same
                 are spared as much: bytes, "auto" for 6 % of the members', 0 for none.
             heads: "pruned" cuts the output heads of the others to the tokens that the alignment
-                reads, which is faster where their vocabularies are larger (docs/log.md); losses and
+                reads, which is faster where their vocabularies are larger (dev/log.md); losses and
                 weights stay as they are.
             parallel: Members read what is generated at the same time, but for those that share a
                 device other than the processors. The answers are the same. On two cores it is
-                slower than in turn (docs/log.md).
+                slower than in turn (dev/log.md).
             compiled: Members read single tokens and drafts in compiled code, where their models
                 allow it (`packfuse.models.compiled`). Steps of single prompts are compiled here,
                 others when they are first needed: up to a minute for each kind, 10 seconds where an
