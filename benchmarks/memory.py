@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--context 2048] [--tokens 16]
 
 Two fresh processes do the same work: one runs each member alone, one runs the pack. The peak is of
-resident memory, sampled while they work. The last line of the output is one JSON document.
+resident memory while they work. The last line of the output is one JSON document. Linux only.
 """
 
 from __future__ import annotations
@@ -13,70 +13,46 @@ import gc
 import json
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from common import machine
-from parts.clock import alone, exactly
+from parts.clock import exactly
+from parts.starting import load_alone
 from parts.texts import prose
 
 from packfuse import Pack
-from packfuse.models.loading import load_member
-from packfuse.settings import MemberSettings, PackConfig
 from packfuse.starter.prepare import starter_paths
+from packfuse.text.vocabulary import Vocabulary
 
 
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    fields = Path("/proc/self/statm").read_text().split()
-    return int(fields[1]) * 4096
-
-
-class Peak:
-    """The highest `resident` while the block runs."""
-
-    def __enter__(self) -> Peak:
-        """Start sampling."""
-        gc.collect()
-        self.highest, self._going = resident(), True
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while self._going:
-            self.highest = max(self.highest, resident())
-            time.sleep(0.005)
-
-    def __exit__(self, *_: object) -> None:
-        """Stop sampling."""
-        self._going = False
-        self._thread.join()
+def peak(work: Callable[[], object]) -> int:
+    """The highest resident memory of this process while it works, in bytes (Linux)."""
+    gc.collect()
+    # 5 sets the process's highest mark back to what is resident now, see proc_pid_clear_refs(5).
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    status = Path("/proc/self/status").read_text().split()
+    return 1024 * int(status[status.index("VmHWM:") + 1])
 
 
 def members_alone(context: int, tokens: int) -> int:
-    """Peak of both members loaded, each generating by itself."""
-    folders = starter_paths(progress=False)
-    config = PackConfig(members=[MemberSettings(model=str(f)) for f in folders.values()])
-    members = [
-        load_member(name, entry, config)
-        for name, entry in zip(folders, config.members, strict=True)
-    ]
-    prompt = prose(members[0].vocabulary, context)
-    with Peak() as peak:
-        for member in members:
-            alone(member, [prompt], tokens)
-    return peak.highest
+    """Peak of both members, loaded by transformers, each generating by itself."""
+    loaded = [load_alone(folder) for folder in starter_paths(progress=False).values()]
+    prompt = prose(Vocabulary(loaded[0][1]), context)
+
+    def generate() -> None:
+        for model, tokenizer in loaded:
+            model.generate(**tokenizer(prompt, return_tensors="pt"), **exactly(tokens))
+
+    return peak(generate)
 
 
 def pack_peak(context: int, tokens: int) -> int:
     """Peak of the pack at the same work."""
     pack = Pack.starter(progress=False)
     prompt = prose(pack.members[0].vocabulary, context)
-    with Peak() as peak:
-        pack.generate(prompt, **exactly(tokens))
-    return peak.highest
+    return peak(lambda: pack.generate(prompt, **exactly(tokens)))
 
 
 def main() -> None:
@@ -100,11 +76,8 @@ def main() -> None:
         print(f"{name}: {found[name] / 2**20:,.0f} MiB at most")
     ratio = found["pack"] / found["members"]
     print(f"pack / members: {ratio:.3f}")
-    print(
-        json.dumps(
-            {"machine": machine(), "bytes": found, "ratio": ratio, "context": options.context}
-        )
-    )
+    document = {"machine": machine(), "bytes": found, "ratio": ratio, "context": options.context}
+    print(json.dumps(document))
 
 
 if __name__ == "__main__":

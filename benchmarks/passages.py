@@ -8,7 +8,7 @@ import json
 import random
 import sysconfig
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -40,10 +40,16 @@ def passages(seed: int, each: int, data: Path | None) -> list[Passage]:
         data: A folder of question files in JSON lines (`gsm8k*.jsonl`, `piqa*.jsonl`, ...).
     """
     chooser = random.Random(seed)  # noqa: S311 - a choice of texts, no secret
-    found = [*_documentation(chooser, each), *_source(chooser, each), *_licence(chooser, each)]
+    found = [*_documentation(chooser, each), *_source(chooser, each), *_license(chooser, each)]
     if data:
         found += _questions(chooser, each, data)
     return found
+
+
+def write_jsonl(path: Path, texts: Sequence[str]) -> None:
+    """Write texts as a file that the task `text` reads."""
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _documentation(chooser: random.Random, each: int) -> Iterator[Passage]:
@@ -59,12 +65,12 @@ def _source(chooser: random.Random, each: int) -> Iterator[Passage]:
         yield Passage("python", _cut(chooser, text))
 
 
-def _licence(chooser: random.Random, each: int) -> Iterator[Passage]:
+def _license(chooser: random.Random, each: int) -> Iterator[Passage]:
     file = Path(sysconfig.get_paths()["stdlib"]) / "LICENSE.txt"
     if file.exists():
         text = file.read_text(encoding="utf-8")
         for _ in range(each):
-            yield Passage("licence", _cut(chooser, text))
+            yield Passage("license", _cut(chooser, text))
 
 
 def _cut(chooser: random.Random, text: str) -> str:

@@ -1,4 +1,4 @@
-"""When tokens come: members alone under transformers' own `generate`, and packs."""
+"""Times of tokens: members alone under transformers' own `generate`, and packs."""
 
 from __future__ import annotations
 
@@ -27,42 +27,37 @@ def exactly(tokens: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One answer.
-
-    Attributes:
-        first: Seconds until its first token.
-        step: Median seconds between tokens after that.
-    """
+    """Seconds until the first token of an answer, and the median of those between tokens."""
 
     first: float
     step: float
 
 
 class Clock(BaseStreamer):
-    """Starts when it is made, and notes when each token comes."""
+    """Records the time of each token; the clock starts when it is made."""
 
     def __init__(self) -> None:
-        """Start."""
+        """Start the clock."""
         self.started = time.perf_counter()
         self.times: list[float] = []
 
     def put(self, value: torch.Tensor) -> None:
-        """The prompt, then one token of every row at a time."""
+        """Record the prompt, then one token of every sequence at a time."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing."""
+        """Do nothing: the last token was recorded."""
 
     @property
     def timing(self) -> Timing:
-        """What was noted; there must have been two tokens."""
+        """The times that were recorded; at least two tokens are needed."""
         tokens = self.times[1:]
         gaps = [after - before for before, after in pairwise(tokens)]
         return Timing(tokens[0] - self.started, statistics.median(gaps))
 
 
 def prompt_ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
-    """A plain prompt as the tokenizer writes it."""
+    """The token ids of a plain prompt."""
     text = vocabulary.text_prefix + prompt.encode()
     return [*vocabulary.prefix_ids, *vocabulary.encode_bytes(text)]
 
@@ -71,17 +66,14 @@ def alone(member: HFMember, prompts: Sequence[str], tokens: int, **settings: Any
     """One member under transformers' own `generate`, prompts left-padded."""
     clock = Clock()
     rows = [prompt_ids(member.vocabulary, prompt) for prompt in prompts]
-    longest = max(map(len, rows))
+    longest, pad = max(map(len, rows)), member.vocabulary.end_ids[0]
     pads = [longest - len(row) for row in rows]
-    pad = member.vocabulary.end_ids[0]
+    ids = [[pad] * n + row for n, row in zip(pads, rows, strict=True)]
+    mask = [[0] * n + [1] * (longest - n) for n in pads]
     model: Any = member.model
     model.generate(
-        torch.tensor(
-            [[pad] * n + row for n, row in zip(pads, rows, strict=True)], device=member.device
-        ),
-        attention_mask=torch.tensor(
-            [[0] * n + [1] * (longest - n) for n in pads], device=member.device
-        ),
+        torch.tensor(ids, device=member.device),
+        attention_mask=torch.tensor(mask, device=member.device),
         pad_token_id=pad,
         streamer=clock,
         **exactly(tokens),
@@ -91,23 +83,24 @@ def alone(member: HFMember, prompts: Sequence[str], tokens: int, **settings: Any
 
 
 def fused(pack: Pack, prompts: Sequence[str], tokens: int, **settings: Any) -> Timing:
-    """The pack, its prompts weighed as it is set to."""
+    """The pack; fitting weights to the prompts is part of the first token's time."""
     clock = Clock()
+    # The one place where benchmarks use what is not public: no public call takes a streamer.
     Runner(pack, pack.request(list(prompts), {**exactly(tokens), **settings})).run(clock)
     return clock.timing
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """Wall time of a call."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def interleave(contestants: Mapping[str, Callable[[int], T]], rounds: int) -> dict[str, list[T]]:
-    """Let all run in turn, each with the number of the round.
+    """Run all in turn, each with the number of the round.
 
-    Every other round goes backwards, so that drift cancels.
+    Every other round runs backwards, so that drift of the machine cancels.
     """
     found: dict[str, list[T]] = {name: [] for name in contestants}
     for number in range(rounds):

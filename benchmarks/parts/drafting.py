@@ -1,4 +1,4 @@
-"""Below the floor: drafts that the pack verifies, and steps that are not fused."""
+"""Speculative decoding with drafts that the pack verifies, and the gate of SAFE as a baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from packfuse import Answer
 
-from .bench import Bench, refusal
+from .bench import Bench
 from .clock import exactly, interleave, seconds
 from .rows import Part, Row, Target, compare
 
@@ -18,21 +18,21 @@ Arguments = dict[str, Any]
 _EVERY = "fusing at every token"
 _PROSE = 64
 _BEGUN = 200
-"""How much of the quotation is there already, in characters: enough for models to go on with it."""
+"""How much of the quotation the prompt holds, in characters: enough for models to go on with it."""
 _QUOTED = 16
-"""Shorter pieces in common are no quotation, in characters."""
+"""Shorter common pieces are no quotation, in characters."""
 
 _DRAFTS: dict[str, Arguments] = {
-    f"draft={name!r}": {"draft": name} for name in ("auto", "reference")
+    "draft='auto'": {"draft": "auto"},
+    "draft='reference'": {"draft": "reference"},
+    # SAFE fuses only where it has to (arXiv 2510.15346); the other answers fuse at every token.
+    "gate='safe', draft='reference'": {"gate": "safe", "draft": "reference"},
 }
 _LOOKUPS: dict[str, Arguments] = {
     "draft='lookup'": {"draft": "lookup"},
     "prompt_lookup_num_tokens=10": {"prompt_lookup_num_tokens": 10},
 }
-_GATES: dict[str, Arguments] = {
-    f"gate={name!r}, draft='reference'": {"gate": name, "draft": "reference"}
-    for name in ("safe", "threshold")
-}
+_BOUNDS = {"draft='auto'": 0.75, "draft='lookup'": 0.5, "gate='safe', draft='reference'": 0.7}
 
 
 def measure(bench: Bench) -> Part:
@@ -41,15 +41,14 @@ def measure(bench: Bench) -> Part:
     passages = [bench.prose(2 * bench.answer) for _ in range(bench.rounds)]
     quoting = [_question(passage) for passage in passages]
     rows = [
-        *_rows(bench, "plain prose", prose, _DRAFTS, {"draft='auto'": 0.75}),
-        *_rows(bench, "quoting its context", quoting, _LOOKUPS, {"draft='lookup'": 0.5}, passages),
-        *_rows(bench, "plain prose", prose, _GATES, {"gate='safe', draft='reference'": 0.7}),
+        *_rows(bench, "plain prose", prose, _DRAFTS),
+        *_rows(bench, "quoting its context", quoting, _LOOKUPS, passages),
     ]
     about = (
         f"Greedy, {bench.answer} tokens, wall time of the whole call, {bench.rounds} times in "
         "turn, a new text each time."
     )
-    return Part(title="Drafts and gates", about=about, rows=rows)
+    return Part(title="Speculative decoding", about=about, rows=rows)
 
 
 def _question(passage: str) -> str:
@@ -65,36 +64,30 @@ def _rows(
     what: str,
     prompts: list[str],
     ways: Mapping[str, Arguments],
-    bounds: Mapping[str, float],
     passages: list[str] | None = None,
 ) -> list[Row]:
-    """A row for each way that the pack knows; others that have a target say why not."""
-    pack = bench.pack
-    reasons = {name: refusal(pack, prompts[0], ways[name]) for name in ways}
-    known = {name: ways[name] for name, reason in reasons.items() if reason is None}
+    """A row for each way, over fusing at every token without drafts."""
     answers: dict[tuple[str, int], Answer] = {}
 
     def run(name: str, number: int) -> float:
-        arguments = {**exactly(bench.answer), **known.get(name, {})}
-
         def answer() -> None:
-            answers[name, number] = pack.generate(prompts[number], **arguments)
+            arguments = {**exactly(bench.answer), **ways.get(name, {})}
+            answers[name, number] = bench.pack.generate(prompts[number], **arguments)
 
         return seconds(answer)
 
-    runs = {name: partial(run, name) for name in [_EVERY, *known]}
-    times = interleave(runs, bench.rounds if known else 0)
-    rows = []
-    for name, reason in reasons.items():
-        target = Target(value=bounds[name]) if name in bounds else None
-        title = f"{what}, `{name}`"
-        if reason is None:
-            note = _note(answers, name, bench.rounds, passages)
-            row = compare(title, _EVERY, times[name], times[_EVERY], target=target, note=note)
-            rows.append(row)
-        elif target:
-            rows.append(Row(what=title, against=_EVERY, target=target, skipped=reason))
-    return rows
+    times = interleave({name: partial(run, name) for name in [_EVERY, *ways]}, bench.rounds)
+    return [
+        compare(
+            f"{what}, `{name}`",
+            _EVERY,
+            times[name],
+            times[_EVERY],
+            target=Target(value=_BOUNDS[name]) if name in _BOUNDS else None,
+            note=_note(answers, name, bench.rounds, passages),
+        )
+        for name in ways
+    ]
 
 
 def _note(
@@ -108,12 +101,12 @@ def _note(
     decoding = [[answer.record.timings.decode_seconds for answer in pair] for pair in pairs]
     ratio = statistics.median(own / every for own, every in decoding)
     notes = [f"{same} of {rounds} answers the same", f"without the prompt {ratio:.2f}"]
-    drafts = answers[name, 0].record.drafts
-    if drafts:
-        notes.append(f"{drafts.accepted} of {drafts.drafted} drafted tokens accepted in round 1")
-    fused = answers[name, 0].record.fused
-    if fused is not None and fused < 1:
-        notes.append(f"{fused:.0%} of its tokens fused")
+    record = answers[name, 0].record
+    if record.drafts:
+        counts = f"{record.drafts.accepted} of {record.drafts.drafted}"
+        notes.append(f"{counts} drafted tokens accepted in round 1")
+    if record.fused is not None and record.fused < 1:
+        notes.append(f"{record.fused:.0%} of its tokens fused")
     if passages:
         shares = [quoted(answers[_EVERY, n].text, passages[n]) for n in range(rounds)]
         notes.append(f"{min(shares):.0%} to {max(shares):.0%} of the answer quoted")
@@ -121,7 +114,7 @@ def _note(
 
 
 def quoted(answer: str, passage: str) -> float:
-    """Share of an answer's characters that stand in a passage, in pieces worth the name."""
+    """Share of an answer's characters that stand in a passage, in pieces of 16 or more."""
     matcher = difflib.SequenceMatcher(None, passage, answer, autojunk=False)
     sizes = [block.size for block in matcher.get_matching_blocks() if block.size >= _QUOTED]
     return sum(sizes) / max(1, len(answer))

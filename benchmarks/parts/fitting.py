@@ -1,11 +1,9 @@
-"""Fitting weights to a prompt, over reading it."""
+"""Fitting weights to a prompt, against reading the prompt."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
-
-from packfuse.generation.result import Timings
 
 from .bench import Bench
 from .clock import alone, exactly, interleave
@@ -22,7 +20,7 @@ _WEIGHTINGS: dict[str, Any] = {
 
 
 def measure(bench: Bench) -> Part:
-    """Weights alone, after the prompt pass that scores the prompt."""
+    """Time of the fit itself, over that of the prompt pass that scores the prompt."""
     context = min(_CONTEXT, max(bench.contexts))
     runs = {
         name: partial(_timings, bench, context, weighting)
@@ -49,13 +47,12 @@ def measure(bench: Bench) -> Part:
     return Part(title="Fitting weights", about=about, rows=rows)
 
 
-def _timings(bench: Bench, context: int, weighting: Any, number: int) -> Timings:
+def _timings(bench: Bench, context: int, weighting: Any, number: int) -> Any:
     answer = bench.pack.generate(bench.prose(context), weighting=weighting, **exactly(1))
-    timings: Timings = answer.record.timings
-    return timings
+    return answer.record.timings
 
 
 def _bare(bench: Bench, context: int) -> float:
-    """Seconds until both members alone have said their first token."""
+    """Seconds until both members alone have generated their first token."""
     prompt = bench.prose(context)
     return sum(alone(member, [prompt], 3).first for member in bench.members)

@@ -1,6 +1,6 @@
-"""The integrations against those that people use for local models, on one member.
+"""The integrations against the usual front ends for local models, on one member.
 
-The incumbents are not among the packages that packfuse is tested with: they may ask for older ones.
+The usual front ends are not installed with packfuse: they may need older packages.
 
     pip install --no-deps langchain-huggingface llama-index-llms-huggingface
 """
@@ -23,7 +23,7 @@ _CONTEXT = 32
 
 
 def measure(bench: Bench) -> Part:
-    """The time of whole calls that write equally long answers."""
+    """The time of whole calls with equally long answers."""
     member = bench.members[bench.pack.default_reference]
     pack = Pack([member], progress=False)
     rows = [
@@ -31,11 +31,11 @@ def measure(bench: Bench) -> Part:
         _row(bench, "llama_index", "HuggingFaceLLM", partial(_llama_index, member, pack)),
     ]
     about = (
-        f"{member.name} alone, as a pack of one behind the integration and as the incumbent loads "
-        f"it. Greedy, {bench.tokens} tokens after {_CONTEXT}, {bench.rounds} times in turn; time "
-        "per token of the whole call."
+        f"{member.name} alone, as a pack of one behind the integration and as the other front end "
+        f"loads it. Greedy, {bench.tokens} tokens after {_CONTEXT}, {bench.rounds} times in turn; "
+        "time per token of the whole call."
     )
-    return Part(title="Against the incumbents", about=about, rows=rows)
+    return Part(title="Against the usual front ends", about=about, rows=rows)
 
 
 def _row(bench: Bench, package: str, incumbent: str, make: Callable[[int], tuple[Ask, Ask]]) -> Row:

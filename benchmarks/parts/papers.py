@@ -1,12 +1,12 @@
 """The papers' way of fusing, as their code works; the baseline that packs are compared with.
 
-- MinED is a table: one member token for every reference token, through which members read the
-  reference's tokens and are heard in them.
-- Weights come from PackLLM's greedy search: members by rising loss on the prompt, 21 shares each,
-  every one tried on the whole vocabulary at every position of the prompt.
-- The first member keeps its cache; the others read the whole text anew for every token.
+- MinED is a table: one member token for every reference token. A member reads the reference's
+  tokens, and its logits are carried back, through this table.
+- Weights come from PackLLM's greedy search: members by rising loss on the prompt, 21 shares for
+  each, each share tried on the whole vocabulary at every position of the prompt.
+- The first member keeps its KV cache; the others read the whole text again for every token.
 
-Kinder than the code: a member gives logits only where they are used.
+Faster than the published code in one point: logits are computed only where they are used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PUBLISHED = {
     "candidates": None,
     "pieces": None,
 }
-"""The weighting of a pack that searches the same."""
+"""The weighting of a pack that makes the same search."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,28 @@ class Other:
 
     Attributes:
         model: Its model.
-        read: Its token for every token of the first member, `[V]`; what it reads.
-        said: The same, clipped to the tokens that it is heard in, `[V]`.
-        silent: Tokens of the first member in which it is not heard, bool `[V]`.
+        partners: Its token for every token of the first member, `[V]`; the ids that it reads.
+        columns: `partners` without the tokens of `unmapped`, `[V]`; where its logits are taken.
+        unmapped: Tokens of the first member that its logits do not reach, bool `[V]`.
     """
 
     model: Any
-    read: Tensor
-    said: Tensor
-    silent: Tensor
+    partners: Tensor
+    columns: Tensor
+    unmapped: Tensor
 
     @classmethod
     def mapped(cls, member: HFMember, first: Vocabulary) -> Other:
-        """Mine the table."""
-        read = torch.tensor(Mined().pair(member.vocabulary, first).map_ids(range(first.size)))
-        silent = ~torch.from_numpy(writable(first)[: first.size])
-        return cls(member.model, read, read.masked_fill(silent, 0), silent)
+        """Make the table."""
+        partners = torch.tensor(Mined().pair(member.vocabulary, first).map_ids(range(first.size)))
+        unmapped = ~torch.from_numpy(writable(first)[: first.size])
+        return cls(member.model, partners, partners.masked_fill(unmapped, 0), unmapped)
 
     def logits(self, ids: Sequence[int], last: int = 0) -> Tensor:
         """Read the whole text; logits after the `last` tokens, or after all, `[n, V]`."""
-        mapped = self.read[torch.tensor([list(ids)])]
+        mapped = self.partners[torch.tensor([list(ids)])]
         found: Tensor = self.model(mapped, use_cache=False, logits_to_keep=last).logits[0]
-        return found[:, self.said].masked_fill(self.silent, -torch.inf)
+        return found[:, self.columns].masked_fill(self.unmapped, -torch.inf)
 
 
 class PapersWay:
@@ -87,11 +87,11 @@ class PapersWay:
 
     @torch.no_grad()
     def weights(self, ids: Sequence[int]) -> list[float]:
-        """The greedy search over what all members say at every position of the prompt."""
+        """The greedy search over the logits of all members at every position of the prompt."""
         own = self.model(torch.tensor([list(ids)]), use_cache=False).logits[0, :, : self.size]
         logits = [other.logits(ids) if other else own for other in self.others]
         labels = torch.tensor(ids[1:])
-        losses = [_loss(said, labels) for said in logits]
+        losses = [_loss(found, labels) for found in logits]
         order = sorted(range(len(losses)), key=lambda k: losses[k])
         mixed, weights = logits[order[0]], {order[0]: 1.0}
         for k in order[1:]:
@@ -104,7 +104,7 @@ class PapersWay:
 
     @torch.no_grad()
     def write(self, prompt: str, tokens: int, weights: Sequence[float] | None = None) -> list[int]:
-        """Continue a prompt greedily by that many tokens; an end does not end it."""
+        """Generate that many tokens greedily; end tokens are never chosen."""
         ids = self.read(prompt)
         weights = self.weights(ids) if weights is None else weights
         ends = torch.tensor(self.vocabulary.end_ids)
@@ -123,7 +123,7 @@ class PapersWay:
 
 
 def _mix(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """`share · one + (1 - share) · other`, with nothing said where either is silent."""
+    """`share · one + (1 - share) · other`; -inf where either is -inf."""
     if share in (0, 1):
         # Otherwise 0 · -inf.
         return (one if share else other).masked_fill(one.isneginf() | other.isneginf(), -torch.inf)

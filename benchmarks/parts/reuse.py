@@ -1,26 +1,20 @@
-"""The same context again: what is kept between calls."""
+"""A second question about the same context: what the prefix cache saves."""
 
 from __future__ import annotations
 
 from packfuse import Pack
 
-from .bench import Bench, has_setting
+from .bench import Bench
 from .clock import exactly, seconds
-from .rows import Part, Row, Target, compare
-
-_SETTING = "prefix_cache"
+from .rows import Part, Target, compare
 
 
 def measure(bench: Bench) -> Part:
-    """Time to the first token of a second question about a context, over the first one's."""
+    """Time to the first token of a second question about a context, over that of the first."""
+    pack = bench.variant(prefix_cache="auto")
+    first, second = zip(*(_pair(bench, pack) for _ in range(bench.rounds)), strict=True)
     what = f"second question about a context of {bench.reused:,} tokens, time to first token"
-    target = Target(value=0.15)
-    if has_setting(_SETTING):
-        pack = bench.variant(**{_SETTING: "auto"})
-        first, second = zip(*(_pair(bench, pack) for _ in range(bench.rounds)), strict=True)
-        row = compare(what, "the first question", second, first, target=target)
-    else:
-        row = Row(what=what, target=target, skipped=f"packs have no setting `{_SETTING}`")
+    row = compare(what, "the first question", second, first, target=Target(value=0.15))
     about = f"{bench.rounds} times, with a new text each time; one token is generated."
     return Part(title="Reading a context again", about=about, rows=[row])
 

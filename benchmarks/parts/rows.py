@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: rows of ours against something else, and their targets."""
+"""The results of a benchmark: rows that compare two figures, and their targets."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from pydantic import BaseModel, Field, computed_field
 
 
 class Target(BaseModel):
-    """What a ratio has to be.
-
-    Attributes:
-        value: The bound.
-        least: Whether it is a lower bound; an upper one otherwise.
-    """
+    """The bound of a ratio: an upper one, or with `least` a lower one."""
 
     value: float
     least: bool = False
 
     def __str__(self) -> str:
-        """As people say it."""
+        """The bound in words."""
         return f"at {'least' if self.least else 'most'} {self.value:g}"
 
     def holds(self, ratio: float) -> bool:
@@ -34,13 +29,13 @@ class Row(BaseModel):
 
     Attributes:
         what: What was measured.
-        against: What it is divided by, or for a speed-up what is divided by it.
-        ours: Median, in `unit`.
-        other: Median of what it is compared with, in `unit`.
-        unit: Of both.
-        ratios: By round.
-        target: What the ratio has to be, if anything was asked.
-        note: What else to know.
+        against: What it is compared with.
+        ours: Median of ours, in `unit`.
+        other: Median of the other, in `unit`.
+        unit: The unit of both.
+        ratios: Ours / other by round; other / ours for a speed-up.
+        target: The bound of the ratio, if there is one.
+        note: Further facts.
         skipped: Why nothing was measured.
     """
 
@@ -70,14 +65,7 @@ class Row(BaseModel):
 
 
 class Part(BaseModel):
-    """The rows of one part.
-
-    Attributes:
-        title: What it is about.
-        about: How it was measured.
-        rows: The comparisons.
-        seconds: How long measuring took.
-    """
+    """The comparisons of one part; `about` is how they were measured."""
 
     title: str
     about: str
@@ -86,24 +74,12 @@ class Part(BaseModel):
 
 
 class Report(BaseModel):
-    """One run of the command.
-
-    Attributes:
-        machine: What it ran on.
-        options: How it was called.
-        parts: By name.
-        seconds: How long it took.
-    """
+    """One run of the command; `seconds` is how long it took."""
 
     machine: dict[str, str | int]
     options: dict[str, Any]
     parts: dict[str, Part]
     seconds: float = 0.0
-
-    @property
-    def targets(self) -> list[Row]:
-        """The rows of which something was asked."""
-        return [row for part in self.parts.values() for row in part.rows if row.target]
 
 
 def compare(
@@ -115,16 +91,7 @@ def compare(
     speedup: bool = False,
     **more: Any,
 ) -> Row:
-    """A row from one number a round on either side.
-
-    Args:
-        what: See `Row`.
-        against: Likewise.
-        ours: By round.
-        others: By round.
-        speedup: The ratio is other / ours.
-        **more: Further fields of `Row`.
-    """
+    """A row from one number a round on either side; `speedup` makes the ratio other / ours."""
     pairs = zip(ours, others, strict=True)
     return Row(
         what=what,

@@ -1,4 +1,4 @@
-"""Text to read: documentation that every Python carries."""
+"""Text for prompts: the documentation that comes with Python."""
 
 from __future__ import annotations
 

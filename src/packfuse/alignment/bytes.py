@@ -23,7 +23,7 @@ class Bytes(Alignment):
 
     Attributes:
         hedge: Share of the reference's own distribution mixed into every carried one, so that no
-            token is impossible. 0.01 measured better than 0.0001 in both directions (docs/log.md).
+            token is impossible. 0.01 measured better than 0.0001 in both directions (dev/log.md).
         straddles: Follow the member's tokens across the ends of the reference's tokens.
     """
 

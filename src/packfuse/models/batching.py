@@ -16,7 +16,7 @@ One token more in a pass takes about a tenth of the time of another pass.
 
 
 MAX_CHUNK_TOKENS = 512
-"""Most tokens read in one pass, so that what it needs besides logits stays small (docs/log.md)."""
+"""Most tokens read in one pass, so that what it needs besides logits stays small (dev/log.md)."""
 
 
 class ReadChunk:

@@ -28,7 +28,7 @@ def product(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Torch's linear layer asks a BLAS library, which takes one core for one vector, is worse with two
     or three than one by one, and leaves half of some processors' vector units idle. oneDNN does
     none of that, and takes the weights as they are. For two to four vectors weights times vectors
-    is faster still (docs/log.md, "oneDNN").
+    is faster still (dev/log.md, "oneDNN").
 
     Example:
         >>> product(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))

@@ -57,7 +57,7 @@ def _run(task: Callable[[], None], share: int, inference: bool) -> None:
     """Gradients and inference are settings of threads, and so is OpenMP's number of them.
 
     The caller's thread keeps the pool of threads that it computes with, and its own setting. One
-    more such pool beside it would make all small products slow (docs/log.md).
+    more such pool beside it would make all small products slow (dev/log.md).
     """
     if _own.share != share:
         # Torch gives a thread its setting when it is first asked for.

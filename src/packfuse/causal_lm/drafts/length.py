@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 FREE = {"cpu": 3}
 """How many drafted tokens a pass takes along for next to nothing, by device: a processor multiplies
-a matrix by four vectors in little more time than by one (docs/log.md)."""
+a matrix by four vectors in little more time than by one (dev/log.md)."""
 
 CHECK = {"cpu": (0.35, 0.065)}
 """What a pass over more of them costs on top of one over a single token, in steps of the pack: at

@@ -1,0 +1,144 @@
+"""Write the tables of docs/*.md from benchmarks/measured/*.json.
+
+    python benchmarks/tables.py
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; all other text of a page is
+written by hand. Names are those of a file in benchmarks/measured and of a part of it:
+
+    speed PART [TEXT]    rows of a part of speed.json; with TEXT only rows that begin with it
+    evidence loss | accuracy | domains
+    FILE machine         the machine of a file's results, as one line
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MEASURED = ROOT / "benchmarks" / "measured"
+
+_MARKED = re.compile(r"(<!-- table: ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Rows = list[Sequence[str]]
+"""A table: its head, then its lines; columns are aligned right where the head ends in a blank."""
+
+
+def fill(page: str, measured: Path = MEASURED) -> str:
+    """The page with its tables written anew.
+
+    Raises:
+        KeyError: for a table that no result has.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        name, _, rest = found[2].partition(" ")
+        results = json.loads((measured / f"{name}.json").read_text(encoding="utf-8"))
+        if rest == "machine":
+            text = machine_line(results[rest])
+        else:
+            text = markdown(MAKERS[name](results, rest))
+        return f"{found[1]}{text}\n{found[3]}"
+
+    return _MARKED.sub(table, page)
+
+
+def machine_line(machine: Mapping[str, str | int]) -> str:
+    """The machine and the versions in one line."""
+    return "; ".join(f"{key}: {value}" for key, value in machine.items())
+
+
+def markdown(rows: Rows) -> str:
+    """Rows as a Markdown table."""
+    rule = ["---:" if head.endswith(" ") else "---" for head in rows[0]]
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in [rows[0], rule, *rows[1:]])
+
+
+def _cell(text: str) -> str:
+    """One line, without what would end a cell."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def speed(results: Mapping[str, Any], name: str) -> Rows:
+    """Rows of one part that begin with a text and were measured."""
+    part, _, start = name.partition(" ")
+    shown = [row for row in results["parts"][part]["rows"] if row["what"].startswith(start)]
+    head = ("", "compared with", "packfuse ", "the other ", "ratio ", "notes")
+    notes = any(row["note"] for row in shown if row["ratios"])
+    lines = [[*cells(row), row["note"]] for row in shown if row["ratios"]]
+    return [line if notes else line[:-1] for line in [head, *lines]]
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """What was measured, against what, both amounts and their ratio."""
+    ratio = row["ratio"]
+    return [
+        row["what"],
+        row["against"],
+        _amount(row["ours"], row["unit"]),
+        _amount(row["other"], row["unit"]),
+        "" if ratio is None else _ratio(ratio),
+    ]
+
+
+def _ratio(value: float) -> str:
+    """Two digits at least."""
+    if value < 0.1:
+        return f"{value:.2g}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}"
+
+
+def evidence(results: Mapping[str, Any], name: str) -> Rows:
+    """Loss or accuracy by set, or loss by domain of the pack with an expert."""
+    figure = "accuracy" if name == "accuracy" else "bits_per_byte"
+    expert = name == "domains"
+    runs = [run for run in results["runs"].values() if (len(run["members"]) > 2) == expert]
+    weights = ("weight of the expert ",) * expert
+    packs = ("pack, fitted weights ", "equal weights ", "`top1` ")
+    return [
+        ("", "texts ", "best member alone ", *weights, *packs),
+        *(_run(run, figure, expert) for run in runs if figure in run["best"]),
+    ]
+
+
+def _run(run: Mapping[str, Any], figure: str, expert: bool) -> list[str]:
+    best = run["best"][figure]
+    value = run["rows"][best][figure]["value"]
+    shown = f"{value:.4f}" if figure == "bits_per_byte" else f"{value:.1%}"
+    rows = [run["rows"].get(run["shown"].get(name)) for name in ("default", "uniform", "top1")]
+    weights = [f"{rows[0]['weights'][run['members'][-1]]:.2f}"] if expert and rows[0] else []
+    differences = (_signed(row and row["against"][figure], figure) for row in rows)
+    return [run["title"], str(run["texts"]), f"{shown} ({best})", *weights, *differences]
+
+
+def _signed(figure: Mapping[str, float] | None, name: str) -> str:
+    """A difference with its interval; bold where the interval excludes zero."""
+    if figure is None:
+        return ""
+    digits, factor = (4, 1) if name == "bits_per_byte" else (1, 100)
+    value, low, high = (f"{factor * figure[k]:+.{digits}f}" for k in ("value", "low", "high"))
+    text = f"{value} ({low} to {high})"
+    return f"**{text}**" if figure["low"] > 0 or figure["high"] < 0 else text
+
+
+MAKERS: dict[str, Callable[[Mapping[str, Any], str], Rows]] = {"speed": speed, "evidence": evidence}
+
+
+def main() -> None:
+    """Write the tables of all pages."""
+    for path in DOCS.glob("*.md"):
+        path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Benchmarks run from end to end, at the smallest size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.starter
+
+
+def run(name: str, *arguments: str) -> Any:
+    """The document on the last line of a program's output."""
+    command = [sys.executable, str(BENCHMARKS / name), "--small", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_speed() -> None:
+    (part,) = run("speed.py", "--only", "reuse")["parts"].values()
+    assert part["rows"]
+    assert all(row["ratio"] > 0 for row in part["rows"])
+
+
+def test_evidence(tmp_path: Path) -> None:
+    found = run("evidence.py", "--work", str(tmp_path))["runs"]["text"]
+    assert set(found["shown"]) == {"default", "uniform", "top1"}
+    for label in found["shown"].values():
+        assert set(found["rows"][label]["weights"]) == set(found["members"])
+        assert found["rows"][label]["bits_per_byte"]["value"] > 0
+
+
+def test_alignment() -> None:
+    found = run("alignment.py")
+    assert len(found["carrying_loss"]) == 2
+    assert found["gain"] < 1
