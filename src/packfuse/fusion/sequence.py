@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from packfuse.alignment.straddle import Straddle
+from packfuse.alignment.straddle import StraddleFilter
 from packfuse.fusion.member_stream import Boundary, MemberStream
 from packfuse.text.prompt import PackPrompt
 from packfuse.text.vocabulary import Vocabulary
 
-StreamState = tuple[Boundary, Straddle | None]
+StreamState = tuple[Boundary, StraddleFilter | None]
 """What a reader says at a place, and its filter there."""
 
 FixedPrefix = tuple[list[int], bytes]

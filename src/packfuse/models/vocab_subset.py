@@ -51,7 +51,7 @@ class VocabSubset:
 
 def read_subset(pairing: Pairing, member: Vocabulary) -> VocabSubset | None:
     """The tokens that an alignment reads; None where that is nearly all."""
-    ids = pairing.reads()
+    ids = pairing.used_ids()
     if ids is None:
         return None
     # Whether a turn ends is asked of the member itself, too.
