@@ -75,9 +75,8 @@ class Pack:
             draft: How answers to single prompts are drafted, to be checked in fewer passes: "auto",
                 "lookup", "reference", "members", or as the others; None to write token by token.
                 It changes no answer.
-            gate: Where the members are fused; elsewhere the reference speaks alone: at "every"
-                position, "safe" (token boundaries where they disagree), "threshold" (where it is
-                unsure).
+            gate: At which positions the members are fused; at the others the reference's own
+                distribution is used. "every" or "safe" (token boundaries where members disagree).
             prefix_cache: Memory for prompts that were read, of which later ones that begin the same
                 are spared as much: bytes, "auto" for 6 % of the members', 0 for none.
             heads: "pruned" cuts the output heads of the others to the tokens that the alignment

@@ -55,7 +55,7 @@ class PackConfig(BaseModel):
         members: In order; plain strings are hub ids or folders.
         fusion: Rule by name, or with its parameters; likewise `weighting` and `alignment`.
         reference: "auto" (lowest prompt loss) or a member's name.
-        gate: Where the members are fused: "every", "safe", "threshold"; or with its parameters.
+        gate: At which positions the members are fused: "every" or "safe".
         draft: How answers are drafted, to be checked in fewer passes; None for token by token.
         prefix_cache: Bytes for prompts kept from call to call, "auto", or 0.
         heads: "full", or "pruned": the others' output heads cut to what the alignment reads.

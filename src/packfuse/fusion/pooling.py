@@ -14,7 +14,7 @@ from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every
 from packfuse.fusion.read_plan import ReadPlan
 from packfuse.fusion.rules.base import Rule
-from packfuse.fusion.rules.pools import backed
+from packfuse.fusion.rules.pools import with_full_support
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.member import Member
 from packfuse.text.vocabulary import Vocabulary
@@ -98,7 +98,7 @@ class Pooling:
         if not all(joined):
             fused = torch.where(opened[:, None], fused, voices.reference_logps)
         if self.backed:
-            fused = backed(fused, voices.logps, weights)
+            fused = with_full_support(fused, voices.logps, weights)
         for index, plan in enumerate(plans):
             plan.out.append(fused[index])
             plan.row.last, plan.row.heard = fused[index], voices.logps[:, index]
