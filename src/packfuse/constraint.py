@@ -53,11 +53,6 @@ class Constraint(BaseModel, ABC):
 class JsonSchema(Constraint):
     """A JSON value that is valid under a schema, on one line, in the layout of `json.dumps`.
 
-    Attributes:
-        schema_: The schema.
-        closed: Whether an object with listed properties may have no others, unless the schema sets
-            `additionalProperties` itself.
-
     Example:
         >>> JsonSchema(schema={"type": "integer"}).check()
     """
@@ -66,6 +61,8 @@ class JsonSchema(Constraint):
 
     schema_: dict[str, Any]
     closed: bool = True
+    """Whether an object with listed properties may have no others, unless the schema sets
+    `additionalProperties` itself."""
 
     def __init__(self, schema: Mapping[str, Any], *, closed: bool = True) -> None:
         """`schema` follows the JSON Schema standard."""

@@ -24,9 +24,6 @@ class UniTE(Rule):
     words, and every member's probabilities of them are those of its own tokens. A word may win that
     is not a token of the reference; then the reference's first token for it is generated.
 
-    Attributes:
-        k: Number of tokens that each member proposes.
-
     Example:
         >>> logps = torch.tensor([[[0.6, 0.4, 0.0, 0.0]], [[0.1, 0.2, 0.3, 0.4]]]).log()
         >>> UniTE(k=1).fuse(logps, torch.tensor([[0.5, 0.5]])).exp()  # the union is {0, 3}
@@ -39,6 +36,7 @@ class UniTE(Rule):
     uses_words: ClassVar[bool] = True
 
     k: int = Field(default=10, ge=1)
+    """Number of tokens that each member proposes."""
 
     def fuse(self, logps: Tensor, weights: Tensor) -> Tensor:
         """See `Rule.fuse`."""
