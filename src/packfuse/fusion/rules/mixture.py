@@ -21,7 +21,7 @@ class Mixture(Rule):
     """
 
     name: ClassVar[str] = "mixture"
-    source: ClassVar[str] = "the linear opinion pool; over whole vocabularies: arXiv 2406.12585"
+    source: ClassVar[str] = "the linear pool; over whole vocabularies: GaC, arXiv 2406.12585"
     pool: ClassVar[str] = "linear"
 
     def fuse(self, logps: Tensor, weights: Tensor) -> Tensor:
