@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError
 from packfuse.errors import ConstraintError
 
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""Layout of JSON text, that of `json.dumps`. With free white space, a model may never stop."""
+"""Layout of JSON text, as `json.dumps` has it; free white space could be repeated forever."""
 
 
 class Constraint(BaseModel, ABC):
@@ -61,8 +61,8 @@ class JsonSchema(Constraint):
 
     schema_: dict[str, Any]
     closed: bool = True
-    """Whether an object with listed properties may have no others, unless the schema sets
-    `additionalProperties` itself."""
+    """Whether objects may have only the properties that the schema lists, unless the schema sets
+    `additionalProperties`."""
 
     def __init__(self, schema: Mapping[str, Any], *, closed: bool = True) -> None:
         """`schema` follows the JSON Schema standard."""

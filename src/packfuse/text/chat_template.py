@@ -75,8 +75,8 @@ def render_chat(
 ) -> RenderedChat:
     """Messages under every member's own chat template.
 
-    A member without a template gets `plain_chat`, and the probability that a turn ends is then the
-    reference's.
+    A member without a template gets `plain_chat`; for the end of a turn, the reference's
+    probability is used in place of that member's.
 
     Args:
         messages: `[{"role": ..., "content": ...}]`.

@@ -15,14 +15,14 @@ class Continuation:
     This is the definition of lm-eval (`TemplateLM._encode_pair`), so that results are comparable:
 
     1. White space at the end of the context is moved to the text.
-    2. The context alone has n tokens. These are given.
+    2. The context is tokenized alone. Its n tokens are not scored.
     3. Context and text are tokenized together; all tokens after the first n are scored.
 
     If the last token of the context and the first token of the text merge in step 3, the scored
     tokens do not spell exactly the text, and `exact` is False.
 
     Attributes:
-        head: The tokens that are given, beginning of sequence included.
+        head: The tokens of the context, which are not scored, with the beginning of sequence.
         new: The tokens that are scored.
         size: Length of the new tokens, in bytes.
         exact: Whether the new tokens spell exactly the bytes after the context.

@@ -26,11 +26,11 @@ class StreamDetokenizer:
         self._held = ""
 
     def push(self, ids: Iterable[int]) -> str:
-        """Add ids; the new text that no later id can change."""
+        """Add ids, and return the new text that no later id can change."""
         return self._emit(self._decoder.decode(self.vocabulary.decode_answer(ids)))
 
     def finish(self) -> str:
-        """The text that was held back, when no more ids follow."""
+        """Return the text that was held back; no more ids follow."""
         tail = self._emit(self._decoder.decode(b"", final=True))
         if self.stopped is None:
             tail, self._held = tail + self._held, ""
@@ -52,7 +52,7 @@ class StreamDetokenizer:
 
 
 def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins, but not all of `stop`.
+    """Length of the longest suffix of `text` that is a prefix of `stop`, but not all of `stop`.
 
     Example:
         >>> overlap("one two EN", "END")

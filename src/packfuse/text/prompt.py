@@ -40,9 +40,9 @@ class PackPrompt:
     """One prompt for the whole pack.
 
     Attributes:
-        members: The own part of every member, in the pack's order.
-        stream: Reference ids that follow the own part of every member. Each member tokenizes their
-            text itself; control tokens are mapped by role.
+        members: Each member's own part, in the pack's order.
+        stream: Reference ids that follow the own part of every member. Each member tokenizes the
+            text of these ids itself; control tokens are mapped by role.
         texts: The parts of the prompt on which the members' losses are computed (not templates).
         notes: Changes to the prompt that the user should know about.
         fresh: Whether the stream is the beginning of the sequence, so that it begins with the

@@ -11,7 +11,9 @@ from packfuse.fusion.rules.pools import arithmetic
 
 
 class Mixture(Rule):
-    """`Σ w_k p_k` over the whole vocabulary; a token may win that one member alone proposes.
+    """`Σ w_k p_k` over the whole vocabulary.
+
+    One member that is confident enough can decide the next token.
 
     Example:
         >>> import torch

@@ -17,12 +17,12 @@ from packfuse.fusion.rules.pools import arithmetic
 class UniTE(Rule):
     """Mean of the members' probabilities, each normalized over the union of all top-k tokens.
 
-    Tokens outside the union get -inf. The union has the tokens of members with a weight, as far as
-    their probability is not 0. A member without mass on the union abstains.
+    Tokens outside the union get -inf. Members with weight 0 and tokens with probability 0 do not
+    enter the union. A member without mass on the union abstains.
 
     With the alignment "prefix" this is exactly the method of the paper: the union consists of
-    words, and every member's probabilities of them are those of its own tokens. A word may win that
-    is not a token of the reference; then the reference's first token for it is generated.
+    words, and every member's probabilities of them are those of its own tokens. If the most
+    probable word is not a token of the reference, the reference's first token for it is generated.
 
     Example:
         >>> logps = torch.tensor([[[0.6, 0.4, 0.0, 0.0]], [[0.1, 0.2, 0.3, 0.4]]]).log()

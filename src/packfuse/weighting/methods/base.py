@@ -169,7 +169,7 @@ class Fitted(Shrinking):
     """Maximum number of positions to fit to, evenly spread; memory may allow fewer. None for all,
     as in the paper."""
     candidates: int | None = Field(default=FitLimits().candidates, ge=1)
-    """Number of tokens of each member that are told apart at a position; None for all, as in the
+    """Number of tokens of each member that are distinguished at a position; None for all, as in the
     paper."""
 
     def needs_scores(self, pool: str) -> bool:

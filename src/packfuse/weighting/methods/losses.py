@@ -69,8 +69,8 @@ class LogitLoss(PromptLoss):
 class LinearLoss(PromptLoss):
     """Linear pool: `mean_m [-log Σ_k w_k p_km]` over pieces of text.
 
-    Each probability is divided by the largest of the members' for the same piece, and is at least
-    exp(`FLOOR`). Pieces that are impossible for every member are left out.
+    Each probability is divided by the highest probability that any member gives to the same piece,
+    and is at least exp(`FLOOR`). Pieces that are impossible for every member are left out.
 
     Attributes:
         probs: These probabilities, `[K, M]`.
