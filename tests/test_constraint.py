@@ -1,4 +1,4 @@
-"""Answers held to a form: every rule and every way of decoding keeps it."""
+"""Constrained decoding: answers are valid under every rule and every way of decoding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULES = ["packllm", "unite", "mixture"]
 
 
 class Thing(BaseModel):
-    """Bounded, like the other forms, so that every answer ends before the token limit."""
+    """Bounded, like the other constraints, so that every answer ends before the token limit."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -47,7 +47,7 @@ item: "yes" | "no" " " /[0-9]{1,3}/
 ITEM = "(yes|no [0-9]{1,3})"
 DERIVED = rf"{ITEM}|\({ITEM}\)|\(\[{ITEM}\]\)"
 
-FORMS: dict[str, tuple[Constraint, Callable[[str], Any]]] = {
+CONSTRAINTS: dict[str, tuple[Constraint, Callable[[str], Any]]] = {
     "json_schema": (JsonSchema(Thing.model_json_schema()), is_thing),
     "regex": (Regex(REGEX), lambda text: re.fullmatch(REGEX, text)),
     "grammar": (Grammar(LARK), lambda text: re.fullmatch(DERIVED, text)),
@@ -60,7 +60,7 @@ DECODING: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3, "num_return_sequences": 2},
 }
 
-every_form = pytest.mark.parametrize("form", FORMS)
+every_constraint = pytest.mark.parametrize("name", CONSTRAINTS)
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 
 
@@ -72,36 +72,40 @@ def pack() -> Pack:
 
 @pytest.fixture(scope="module")
 def small() -> Pack:
-    """Two random members with small ones, and padding that does not end an answer."""
+    """Two random members with small vocabularies, and a pad token that does not end an answer."""
     return small_pack(pad=True)
 
 
-def check(form: str, answer: Answer) -> None:
-    assert answer.record.constraint == form
+def check(name: str, answer: Answer) -> None:
+    assert answer.record.constraint == name
     assert answer.record.finish_reason == "stop"
-    assert FORMS[form][1](answer.text), answer.text
+    assert CONSTRAINTS[name][1](answer.text), answer.text
 
 
-@every_form
+@every_constraint
 @every_rule
-def test_answers_keep_to_their_form(pack: Pack, form: str, rule: Any) -> None:
-    answer = pack.generate(PROMPT, constraint=FORMS[form][0], fusion=rule, max_new_tokens=100)
-    check(form, answer)
+def test_answers_satisfy_the_constraint(pack: Pack, name: str, rule: Any) -> None:
+    answer = pack.generate(PROMPT, constraint=CONSTRAINTS[name][0], fusion=rule, max_new_tokens=100)
+    check(name, answer)
 
 
 @pytest.mark.parametrize("decoding", DECODING)
-@every_form
+@every_constraint
 @every_rule
-def test_every_way_of_decoding_keeps_to_the_form(
-    small: Pack, form: str, rule: Any, decoding: str
+def test_every_way_of_decoding_satisfies_the_constraint(
+    small: Pack, name: str, rule: Any, decoding: str
 ) -> None:
     found = small.generate(
-        PROMPT, constraint=FORMS[form][0], fusion=rule, max_new_tokens=150, **DECODING[decoding]
+        PROMPT,
+        constraint=CONSTRAINTS[name][0],
+        fusion=rule,
+        max_new_tokens=150,
+        **DECODING[decoding],
     )
     answers = found if isinstance(found, list) else [found]
     assert len(answers) == DECODING[decoding].get("num_return_sequences", 1)
     for answer in answers:
-        check(form, answer)
+        check(name, answer)
 
 
 @settings(max_examples=10)
@@ -110,12 +114,12 @@ def test_every_way_of_decoding_keeps_to_the_form(
     strategies.integers(0, 2**32 - 1),
     strategies.sampled_from([0.3, 1.0, 3.0]),
 )
-def test_whatever_the_prompt_and_the_seed_are(prompt: str, seed: int, temperature: float) -> None:
-    for form, (held, _) in FORMS.items():
+def test_any_prompt_and_any_seed(prompt: str, seed: int, temperature: float) -> None:
+    for name, (constraint, _) in CONSTRAINTS.items():
         answer = _shared().generate(
-            prompt, constraint=held, seed=seed, temperature=temperature, max_new_tokens=150
+            prompt, constraint=constraint, seed=seed, temperature=temperature, max_new_tokens=150
         )
-        check(form, answer)
+        check(name, answer)
 
 
 @functools.cache
@@ -124,27 +128,27 @@ def _shared() -> Pack:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@every_form
-def test_a_batch_answers_like_single_calls(small: Pack, form: str, beams: int) -> None:
-    arguments = {"constraint": FORMS[form][0], "max_new_tokens": 40, "num_beams": beams}
+@every_constraint
+def test_a_batch_answers_like_single_calls(small: Pack, name: str, beams: int) -> None:
+    arguments = {"constraint": CONSTRAINTS[name][0], "max_new_tokens": 40, "num_beams": beams}
     together = small.generate(PROMPTS, **arguments)
     alone = [small.generate(prompt, **arguments) for prompt in PROMPTS]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
 
 
-@every_form
-def test_a_stream_joined_is_the_whole_text(small: Pack, form: str) -> None:
-    arguments = {"constraint": FORMS[form][0], "max_new_tokens": 100}
+@every_constraint
+def test_a_stream_joined_is_the_whole_text(small: Pack, name: str) -> None:
+    arguments = {"constraint": CONSTRAINTS[name][0], "max_new_tokens": 100}
     chunks = list(small.stream(PROMPT, **arguments))
     answer = small.generate(PROMPT, **arguments)
     assert "".join(chunk.text for chunk in chunks) == answer.text
     record = chunks[-1].record
     assert record is not None
-    assert record.constraint == form
+    assert record.constraint == name
 
 
-def test_drafts_that_break_the_form_are_not_taken(small: Pack) -> None:
-    """The prompt repeats itself, and going on like it is not allowed."""
+def test_drafts_that_break_the_constraint_are_rejected(small: Pack) -> None:
+    """The prompt repeats itself, and the constraint forbids to continue in the same way."""
     prompt = "red green blue red green blue red"
     held = Regex("( green red){3} green x")
     arguments = {"constraint": held, "max_new_tokens": 60}
@@ -154,7 +158,7 @@ def test_drafts_that_break_the_form_are_not_taken(small: Pack) -> None:
 
 
 @pytest.mark.parametrize("pad", [False, True])
-def test_a_row_that_a_stop_string_ended_leaves_the_others_alone(pad: bool) -> None:
+def test_a_row_that_a_stop_string_ended_does_not_affect_the_others(pad: bool) -> None:
     pack = small_pack(pad=pad, prefix_cache=0)
     held = {"constraint": Regex("[a-z ]{40,60}"), "max_new_tokens": 12}
     whole, other = (pack.generate(prompt, **held).text for prompt in PROMPTS[:2])
@@ -167,23 +171,23 @@ def test_a_row_that_a_stop_string_ended_leaves_the_others_alone(pad: bool) -> No
     assert [answer.record.finish_reason for answer in answers] == ["stop", "length"]
 
 
-def test_a_finished_form_ends_the_answer_whatever_its_least_length(small: Pack) -> None:
+def test_a_complete_text_ends_the_answer_despite_min_new_tokens(small: Pack) -> None:
     answer = small.generate(PROMPT, constraint=Regex("ab"), min_new_tokens=10, max_new_tokens=20)
     assert (answer.text, answer.record.finish_reason) == ("ab", "stop")
 
 
-def test_a_form_wins_over_processors_that_forbid_all_of_it(small: Pack) -> None:
+def test_a_constraint_has_precedence_over_other_processors(small: Pack) -> None:
     ban = [[index] for index in small.members[0].vocabulary.encode("x")]
     answer = small.generate(PROMPT, constraint=Regex("x+y"), bad_words_ids=ban, max_new_tokens=4)
     assert re.fullmatch("x+y?", answer.text)
 
 
-def test_the_empty_text_is_a_form(small: Pack) -> None:
+def test_the_empty_text_can_be_the_only_one(small: Pack) -> None:
     answer = small.generate(PROMPT, constraint=Regex(""))
     assert (answer.text, answer.record.usage.completion_tokens) == ("", 1)
 
 
-def test_answers_without_a_constraint_are_not_held(small: Pack) -> None:
+def test_answers_without_a_constraint_are_not_affected(small: Pack) -> None:
     before = small.generate(PROMPT, max_new_tokens=12)
     held = small.generate(PROMPT, max_new_tokens=12, constraint=Regex("[0-9]*"), fusion="unite")
     after = small.generate(PROMPT, max_new_tokens=12)
@@ -192,7 +196,7 @@ def test_answers_without_a_constraint_are_not_held(small: Pack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "reason"),
+    ("given", "reason"),
     [
         (Regex("("), "unclosed group"),
         (Regex("(?=a)b"), "look-around"),
@@ -214,11 +218,11 @@ def test_answers_without_a_constraint_are_not_held(small: Pack) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_a_constraint_is_refused_with_the_reason(
-    small: Pack, form: Any, reason: str
+def test_an_invalid_constraint_is_refused_with_the_reason(
+    small: Pack, given: Any, reason: str
 ) -> None:
     with pytest.raises(ConstraintError, match=re.escape(reason)) as caught:
-        small.generate(PROMPT, constraint=form)
+        small.generate(PROMPT, constraint=given)
     assert isinstance(caught.value, ConfigError)
     assert "\n" not in caught.value.hint
 
@@ -231,16 +235,16 @@ def test_a_model_without_a_json_schema_is_no_constraint() -> None:
         as_constraint(Caller)
 
 
-def test_a_form_that_no_text_has_ends_with_an_error(small: Pack) -> None:
+def test_a_constraint_that_no_text_satisfies_is_an_error(small: Pack) -> None:
     with pytest.raises(ConstraintError, match="cannot go on"):
         small.generate(PROMPT, constraint=Regex("x[a&&b]"))
     assert small.generate(PROMPT, max_new_tokens=2).record.finish_reason == "length"
 
 
-@pytest.mark.parametrize("form", [Thing, Thing.model_json_schema(), FORMS["json_schema"][0]])
-def test_a_schema_may_be_given_as_it_is_at_hand(form: Any) -> None:
-    assert as_constraint(form) == FORMS["json_schema"][0]
+@pytest.mark.parametrize("given", [Thing, Thing.model_json_schema(), CONSTRAINTS["json_schema"][0]])
+def test_a_schema_may_be_a_model_a_dict_or_a_constraint(given: Any) -> None:
+    assert as_constraint(given) == CONSTRAINTS["json_schema"][0]
 
 
-def test_nothing_is_no_constraint() -> None:
+def test_none_is_no_constraint() -> None:
     assert as_constraint(None) is None

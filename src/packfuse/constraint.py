@@ -1,4 +1,8 @@
-"""What an answer must look like: a JSON schema, a regular expression, a grammar."""
+"""Constraints on the text of an answer: a JSON schema, a regular expression or a grammar.
+
+They are applied by constrained decoding: at every step, tokens that would break the constraint are
+masked in the fused distribution. llguidance computes the masks.
+"""
 
 from __future__ import annotations
 
@@ -13,44 +17,41 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError
 from packfuse.errors import ConstraintError
 
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON as `json.dumps` writes it: a model that may put in spaces may go on doing so forever."""
+"""Layout of JSON text, as `json.dumps` has it; free white space could be repeated forever."""
 
 
 class Constraint(BaseModel, ABC):
-    """A form that generated text is held to, after fusion, token by token.
-
-    A constraint says which texts are allowed; among those, the pack decides.
-    """
+    """A set of allowed texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: ClassVar[str]
-    """What the record calls it."""
+    """Its name in the record of an answer."""
 
     @abstractmethod
     def grammar(self) -> str:
-        """The grammar, as llguidance reads it.
+        """The constraint in the grammar format of llguidance.
 
         Raises:
-            ConstraintError: if it cannot be expressed.
+            ConstraintError: if llguidance cannot express it.
         """
 
     def check(self) -> None:
-        """Refuse what the constraint engine cannot express.
+        """Check that llguidance can express the constraint.
 
         Raises:
-            ConstraintError: with the engine's reason.
+            ConstraintError: if it cannot, with the reason that llguidance gives.
         """
         impossible, reasons = LLMatcher.validate_grammar_with_warnings(self.grammar())
         if impossible:
             raise ConstraintError(
                 f"this {self.kind} cannot be a constraint: {reasons[0].strip()}",
-                hint="leave out what llguidance does not know",
+                hint="leave out what llguidance does not support",
             )
 
 
 class JsonSchema(Constraint):
-    """A JSON value that fits a schema, on one line, as `json.dumps` lays it out.
+    """A JSON value that is valid under a schema, on one line, in the layout of `json.dumps`.
 
     Example:
         >>> JsonSchema(schema={"type": "integer"}).check()
@@ -60,10 +61,11 @@ class JsonSchema(Constraint):
 
     schema_: dict[str, Any]
     closed: bool = True
-    """Objects hold the properties that are listed and no others, unless the schema says so."""
+    """Whether objects may have only the properties that the schema lists, unless the schema sets
+    `additionalProperties`."""
 
     def __init__(self, schema: Mapping[str, Any], *, closed: bool = True) -> None:
-        """`schema` as in the JSON Schema standard."""
+        """`schema` follows the JSON Schema standard."""
         super().__init__(schema_=dict(schema), closed=closed)  # type: ignore[call-arg]
 
     def grammar(self) -> str:
@@ -74,13 +76,13 @@ class JsonSchema(Constraint):
             raise ConstraintError(f"this is no JSON schema: {error}") from error
 
     def laid_out(self) -> dict[str, Any]:
-        """The schema with the layout of its text, as a part of larger grammars too."""
+        """The schema with the layout of the text, for use inside larger grammars, too."""
         schema = _closed(self.schema_) if self.closed else self.schema_
         return {**schema, "x-guidance": {**LAYOUT, **schema.get("x-guidance", {})}}
 
 
 class Regex(Constraint):
-    """Text that a regular expression matches from end to end.
+    """Text that a regular expression matches as a whole.
 
     Example:
         >>> Regex(r"[0-9]{4}-[0-9]{2}").check()
@@ -91,7 +93,7 @@ class Regex(Constraint):
     pattern: str
 
     def __init__(self, pattern: str) -> None:
-        """`pattern` in Rust's syntax: no look-around, no references to groups."""
+        """`pattern` has the syntax of Rust: without look-around and references to groups."""
         super().__init__(pattern=pattern)  # type: ignore[call-arg]
 
     def grammar(self) -> str:
@@ -100,7 +102,7 @@ class Regex(Constraint):
 
 
 class Grammar(Constraint):
-    """Text that a context-free grammar derives from `start`.
+    """Text that a context-free grammar derives from its rule `start`.
 
     Example:
         >>> Grammar('start: "yes" | "no"').check()
@@ -111,7 +113,7 @@ class Grammar(Constraint):
     lark: str
 
     def __init__(self, lark: str) -> None:
-        """`lark` in Lark's notation with llguidance's extensions (`%json`, `[lazy]`, ...)."""
+        """`lark` is in the notation of Lark, with the extensions of llguidance (`%json`, ...)."""
         super().__init__(lark=lark)  # type: ignore[call-arg]
 
     def grammar(self) -> str:
@@ -120,10 +122,14 @@ class Grammar(Constraint):
 
 
 def as_constraint(given: Any) -> Constraint | None:
-    """What callers may write: a constraint, a JSON schema, a pydantic model, or None.
+    """A constraint from what a caller may pass: a constraint, JSON schema, pydantic model or None.
 
     Raises:
-        ConstraintError: for anything else, or what the engine cannot express.
+        ConstraintError: for any other value, and for a constraint that llguidance cannot express.
+
+    Example:
+        >>> as_constraint({"type": "integer"})
+        JsonSchema(schema_={'type': 'integer'}, closed=True)
     """
     if given is None:
         return None
@@ -144,11 +150,14 @@ def as_constraint(given: Any) -> Constraint | None:
 
 
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
+"""Keywords whose value is an object of schemas by name."""
+
 _VALUES = ("const", "enum", "default", "examples")
+"""Keywords whose value is data, not a schema."""
 
 
 def _closed(schema: Any) -> Any:
-    """A schema whose objects with listed properties hold no others."""
+    """The schema with `additionalProperties: false` in every object with listed properties."""
     if isinstance(schema, Mapping):
         closed = {key: _closed_part(key, value) for key, value in schema.items()}
         properties = schema.get("properties")

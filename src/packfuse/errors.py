@@ -1,10 +1,14 @@
-"""Everything that packfuse raises on purpose."""
+"""The exceptions that packfuse raises."""
 
 from __future__ import annotations
 
 
 class PackError(Exception):
-    """Base of packfuse's errors: what happened, and in `hint` what to do next.
+    """Base class of all errors.
+
+    Attributes:
+        message: What happened.
+        hint: What to do about it; may be empty.
 
     Example:
         >>> str(PackError("no member is called 'x'", hint="members: a, b"))
@@ -12,7 +16,7 @@ class PackError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        """Keep the message and its hint apart, and show them together."""
+        """The text of the exception is `message`, with `hint` in parentheses."""
         super().__init__(f"{message} ({hint})" if hint else message)
         self.message = message
         self.hint = hint
@@ -23,7 +27,7 @@ class ConfigError(PackError, ValueError):
 
 
 class ConstraintError(ConfigError):
-    """A constraint that is malformed, cannot be expressed, or cannot be kept."""
+    """A constraint is malformed, is not supported by llguidance, or cannot be satisfied."""
 
 
 class LoadError(PackError, RuntimeError):
@@ -31,27 +35,27 @@ class LoadError(PackError, RuntimeError):
 
 
 class TokenizerError(PackError, ValueError):
-    """A tokenizer whose tokens cannot be read as bytes."""
+    """The tokens of a tokenizer cannot be mapped to bytes."""
 
 
 class PromptError(PackError, ValueError):
-    """A prompt that is empty, malformed, or longer than a member can read."""
+    """A prompt is empty, malformed, or longer than the context window of a member."""
 
 
 class DataError(PackError, ValueError):
-    """A question file that cannot be read, or a task whose data cannot be had."""
+    """A question file cannot be read, or the data of a task is not available."""
 
 
 class WeightsError(PackError, ValueError):
-    """Weights that are negative, do not sum to one, or name no member."""
+    """Weights are negative, do not sum to one, or are given for an unknown member."""
 
 
 class MemberError(PackError, RuntimeError):
-    """A member failed while running: which one, and at what step."""
+    """A member failed at run time; the message names the member and the step."""
 
 
 class UnsupportedError(PackError, NotImplementedError):
-    """Something that a pack cannot do exactly, and therefore refuses."""
+    """A pack cannot do this exactly, and does not approximate it."""
 
 
 class StarterError(PackError, RuntimeError):

@@ -1,4 +1,4 @@
-"""The papers' alignments: maps on real tokenizers, and packs of three under every setting."""
+"""The alignments of the papers: maps of real tokenizers, and packs of three in every setting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rapidfuzz.distance import Levenshtein
 from packfuse import Pack
 from packfuse.alignment import alignments, mined, prefix
 from packfuse.alignment.base import Mapped, Pairing, Same
-from packfuse.alignment.lexicon import END, Lexicon, twins, writable
+from packfuse.alignment.lexicon import END, Lexicon, equal_tokens, writable
 from packfuse.alignment.mined import Mined, mine, nearest
 from packfuse.alignment.prefix import Prefix, first_tokens
 from packfuse.fusion.rules import rules
@@ -61,12 +61,12 @@ def table_of(pairing: Pairing, reference: Vocabulary) -> Map:
 
 
 def one(owner: Vocabulary, text: str | bytes) -> int:
-    """The token that is exactly this text."""
+    """The id of the token with exactly these bytes."""
     return owner.ids_of[text if isinstance(text, bytes) else text.encode()][0]
 
 
 def some_ids(owner: Vocabulary, lacking: Vocabulary, count: int) -> list[int]:
-    """Ids of text that `lacking` has no token for, spread over the vocabulary."""
+    """Ids of text tokens that `lacking` does not have, spread over the vocabulary."""
     ids = [own[0] for word, own in owner.ids_of.items() if word not in lacking.ids_of]
     return [ids[round(i)] for i in np.linspace(0, len(ids) - 1, count)]
 
@@ -74,11 +74,11 @@ def some_ids(owner: Vocabulary, lacking: Vocabulary, count: int) -> list[int]:
 @pytest.mark.parametrize(
     "text", ["the", " the", " The", "\n", "e", " ", ",", "1", "é", "中", "   ", " Kön"]
 )
-def test_twins_are_found_whatever_the_family(
+def test_equal_tokens_are_found_in_every_tokenizer_family(
     text: str, member: Vocabulary, reference: Vocabulary, prefix_map: Map, mined_map: Map
 ):
     if text.encode() not in member.ids_of or text.encode() not in reference.ids_of:
-        assert text == " Kön", "all but one are tokens of everybody"
+        assert text == " Kön", "all but one are tokens of every vocabulary"
         return
     for table in (prefix_map, mined_map):
         assert table[one(reference, text)] == one(member, text)
@@ -101,21 +101,21 @@ def test_ends_are_found_by_role_and_other_control_tokens_are_not_carried(
         pairing = alignment.pair(member, reference)
         carried = pairing.carry([logps[0]], torch.zeros(1, reference.columns), [None])
         assert carried.exp().sum() == pytest.approx(1, abs=1e-5)
-        said = ~torch.isneginf(carried[0]).numpy()
-        assert said[list(reference.end_ids)].all()
-        silent = {*reference.control_ids, *range(reference.size, reference.columns)}
-        assert not said[sorted(silent - set(reference.end_ids))].any()
+        possible = ~torch.isneginf(carried[0]).numpy()
+        assert possible[list(reference.end_ids)].all()
+        excluded = {*reference.control_ids, *range(reference.size, reference.columns)}
+        assert not possible[sorted(excluded - set(reference.end_ids))].any()
         (end,) = reference.end_ids
-        assert twins(member, reference)[end] == member.end_ids[0]
+        assert equal_tokens(member, reference)[end] == member.end_ids[0]
 
 
 def test_of_several_tokens_with_the_same_bytes_one_is_carried_onto(reference: Vocabulary):
-    written, fallback = reference.ids_of[b"1"]
-    assert reference.encode("1") == [written]
-    assert writable(reference)[[written, fallback]].tolist() == [True, False]
+    produced, fallback = reference.ids_of[b"1"]
+    assert reference.encode("1") == [produced]
+    assert writable(reference)[[produced, fallback]].tolist() == [True, False]
 
 
-def test_prefix_takes_the_first_token_that_the_member_writes(
+def test_prefix_takes_the_first_token_of_the_members_encoding(
     member: Vocabulary, reference: Vocabulary, prefix_map: Map
 ):
     for index in some_ids(reference, member, 300):
@@ -126,7 +126,7 @@ def test_prefix_takes_the_first_token_that_the_member_writes(
 
 
 def test_prefix_splits_characters_that_the_member_has_no_token_for(reference: Vocabulary):
-    """Mistral's byte tokens are fragments, and so is what tekken has of rare characters."""
+    """Mistral has byte tokens, and tekken has tokens for parts of rare characters."""
     member = vocabulary("tekken")
     table = first_tokens(reference, member)
     fragment = next(
@@ -155,13 +155,13 @@ def test_mined_reads_control_tokens_as_control_tokens_where_it_can(reference: Vo
     table = table_of(Mined().pair(tekken, reference), reference)
     assert table[begin] == tekken.controls["<s>"]
     assert table[end] == tekken.controls["</s>"]
-    # no control token of deepseek begins a text, so the beginning is likened to text
-    likened = table_of(Mined().pair(deepseek, reference), reference)[begin]
-    assert Levenshtein.distance(deepseek.spell(likened), "<s>") == 1
+    # deepseek puts no control token before a text, so the nearest text token is taken
+    nearest_text = table_of(Mined().pair(deepseek, reference), reference)[begin]
+    assert Levenshtein.distance(deepseek.spell(nearest_text), "<s>") == 1
 
 
 def distance(a: str, b: str) -> int:
-    """Levenshtein's, by the textbook."""
+    """The Levenshtein distance, computed row by row."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         last, row[0] = row[0], i
@@ -204,14 +204,14 @@ def test_progress_runs_up_to_the_total(make: Callable[..., Map]):
 
 
 @pytest.mark.parametrize("name", ["mined", "prefix"])
-def test_a_map_is_made_once_and_then_read(
+def test_a_map_is_computed_once_and_then_loaded(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PACKFUSE_CACHE", str(tmp_path))
     member, reference = vocabulary("deepseek"), vocabulary("mistral")
     calls: list[Vocabulary] = []
     module, maker = {"mined": (mined, "mine"), "prefix": (prefix, "first_tokens")}[name]
-    made = {v: twins(w, v) for v, w in ((reference, member), (member, reference))}
+    made = {v: equal_tokens(w, v) for v, w in ((reference, member), (member, reference))}
 
     def make(_: Vocabulary, reference: Vocabulary, progress: object) -> Map:
         calls.append(reference)
@@ -240,12 +240,12 @@ def test_a_member_with_the_same_tokenizer_is_not_carried(name: str, reference: V
     assert alignment.lexicon([reference, reference]) is None
 
 
-def test_rows_without_a_say_echo_the_reference(reference: Vocabulary):
+def test_rows_without_a_distribution_are_the_references(reference: Vocabulary):
     pairing = Prefix().pair(vocabulary("deepseek"), reference)
     assert isinstance(pairing, Mapped)
     reference_logps = torch.randn(2, reference.columns).log_softmax(-1)
-    said = torch.randn(vocabulary("deepseek").columns).log_softmax(-1)
-    carried = pairing.carry([None, said], reference_logps, [None, None])
+    member_logps = torch.randn(vocabulary("deepseek").columns).log_softmax(-1)
+    carried = pairing.carry([None, member_logps], reference_logps, [None, None])
     assert torch.equal(carried[0], reference_logps[0])
     assert not torch.equal(carried[1], reference_logps[1])
     assert torch.equal(pairing.carry([None, None], reference_logps, [None, None]), reference_logps)
@@ -254,21 +254,21 @@ def test_rows_without_a_say_echo_the_reference(reference: Vocabulary):
 def test_a_lexicon_looks_words_up_by_bytes_role_and_first_token():
     mistral, deepseek = vocabulary("mistral"), vocabulary("deepseek")
     lexicon = Lexicon([mistral, deepseek])
-    strange = next(
+    foreign = next(
         word for word in deepseek.ids_of if word.isalpha() and word not in mistral.ids_of
     )
     proposals = [
         [one(mistral, " the"), mistral.end_ids[0]],
-        [one(deepseek, strange), one(deepseek, " the"), deepseek.end_ids[0]],
+        [one(deepseek, foreign), one(deepseek, " the"), deepseek.end_ids[0]],
     ]
     ids = lexicon.union(proposals)
-    assert ids[0] == [*proposals[0], mistral.first_token(strange)]
-    assert ids[1] == [one(deepseek, " the"), deepseek.end_ids[0], one(deepseek, strange)]
+    assert ids[0] == [*proposals[0], mistral.first_token(foreign)]
+    assert ids[1] == [one(deepseek, " the"), deepseek.end_ids[0], one(deepseek, foreign)]
     assert lexicon.union([[], []]) == [[], []]
     assert END not in mistral.ids_of
 
 
-def test_readers_of_ids_begin_with_them():
+def test_a_prompt_as_ids_begins_with_the_ids_of_the_prefix():
     mistral = vocabulary("mistral")
     begin = MemberPrompt(mistral.prefix_ids, mistral.text_prefix)
     assert begin.as_ids(mistral) == MemberPrompt(())
@@ -295,7 +295,7 @@ def every_weighting() -> list[object]:
 @pytest.mark.parametrize(
     "weighting", every_weighting(), ids=lambda w: w if isinstance(w, str) else ""
 )
-def test_three_members_speak_under_every_setting(trio: Pack, fusion: str, weighting: object):
+def test_three_members_generate_in_every_setting(trio: Pack, fusion: str, weighting: object):
     answer = trio.generate(TEXT, fusion=fusion, weighting=weighting, max_new_tokens=4, trace=True)
     record = answer.record
     assert sum(record.weights.values()) == pytest.approx(1)
@@ -321,7 +321,7 @@ def test_three_members_chat(trio: Pack, fusion: str):
 
 
 @pytest.mark.parametrize("fusion", list(rules().parts))
-def test_members_without_a_template_leave_the_end_of_the_turn_to_the_reference(fusion: str):
+def test_members_without_a_template_take_the_references_end_of_turn(fusion: str):
     members = tiny_members(["tekken", "deepseek"], 4)
     pack = tiny_pack(members, fusion=fusion, alignment="prefix", reference="tekken")
     own = members[0].vocabulary
@@ -334,7 +334,7 @@ def test_members_without_a_template_leave_the_end_of_the_turn_to_the_reference(f
 
 
 def test_members_inside_a_character_abstain_from_unite():
-    """The text stands in half a character of three bytes: only the reference can go on."""
+    """The text ends inside a character of three bytes, so only the reference has a distribution."""
     members = tiny_members(["mistral", "tekken"], 4)
     pack = tiny_pack(members, fusion="unite", alignment="prefix", reference="mistral")
     own = members[0].vocabulary

@@ -1,4 +1,4 @@
-"""The filter over straddled tokens, against a twin that follows every hypothesis by hand."""
+"""The straddle filter, against a simple twin that follows every hypothesis one by one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from packfuse.alignment import joints
-from packfuse.alignment.joints import InnerBoundaries, InnerBoundary
-from packfuse.alignment.straddle import WINDOW, Straddle
+from packfuse.alignment import straddle as straddle_module
+from packfuse.alignment.straddle import WINDOW, InnerBoundary, StraddleFilter, StraddleIndex
 from packfuse.alignment.token_pairs import TokenPairs, relate_tokens
 from packfuse.text.incremental import IncrementalTokenizer
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing
 
-# A run of x is one token of the member's and more of the reference's than the filter looks back.
+# Twelve x are one token of the member, and more tokens of the reference than `WINDOW`.
 MEMBER = ("the ", "then we", " in", "    if", "\n\n", "café", "123", "x" * 12)
 REFERENCE = ("the", " inn", "  ", " if", "ca", "é", "12", "we ", "e")
-PIECES = (
+FRAGMENTS = (
     "the",
     "t",
     "h",
@@ -54,24 +53,24 @@ Mass = dict[bytes | None, float]
 def nothing_dropped() -> Iterator[None]:
     """The twin keeps every hypothesis, however small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joints, "LEAST", 0.0)
+        patch.setattr(straddle_module, "MIN_SHARE", 0.0)
         yield
 
 
 @functools.cache
-def small() -> tuple[Vocabulary, Vocabulary, InnerBoundaries]:
+def small() -> tuple[Vocabulary, Vocabulary, StraddleIndex]:
     member, reference = fusing.bpe(*MEMBER, name="member"), fusing.bpe(*REFERENCE, name="reference")
     return (
         member,
         reference,
-        InnerBoundaries(
+        StraddleIndex(
             TokenPairs(relate_tokens(member, reference), member, reference), member, reference
         ),
     )
 
 
-def reference_logps(vocabulary: Vocabulary, text: bytes, seed: int) -> Tensor:
-    """Some next-token log-probabilities that depend on the text alone, `[columns]`."""
+def random_logps(vocabulary: Vocabulary, text: bytes, seed: int) -> Tensor:
+    """Random next-token log-probabilities that depend on the text alone, `[columns]`, nats."""
     content = f"{vocabulary.tokenizer.name_or_path} {seed} ".encode() + text
     number = int.from_bytes(hashlib.sha256(content).digest()[:7])
     generator = torch.Generator().manual_seed(number)
@@ -80,7 +79,7 @@ def reference_logps(vocabulary: Vocabulary, text: bytes, seed: int) -> Tensor:
 
 @dataclass
 class Step:
-    """What a filter is told about one reference token."""
+    """The arguments of `StraddleFilter.advance` for one reference token."""
 
     target: int
     member: Tensor | None
@@ -90,27 +89,27 @@ class Step:
 
 
 def steps(tokens: Sequence[int], seed: int) -> list[Step]:
-    """What the engine tells about a text of reference tokens."""
+    """The steps for a text of reference tokens, as the engine makes them."""
     member, reference, _ = small()
-    path, text, found = IncrementalTokenizer(member), b"", []
-    path.update(text)
+    tokenizer, text, found = IncrementalTokenizer(member), b"", []
+    tokenizer.update(text)
     for target in tokens:
-        low, whole = len(text), path.whole
-        before = reference_logps(member, text, seed) if whole else None
-        believed = reference_logps(reference, text, seed)
+        low, whole = len(text), tokenizer.whole
+        before = random_logps(member, text, seed) if whole else None
+        reference_logps = random_logps(reference, text, seed)
         text += reference.token_bytes[target] or b""
-        path.update(text)
+        tokenizer.update(text)
         inner = [
-            InnerBoundary(text[end:], reference_logps(member, text[:end], seed), path.ids[i + 1])
-            for i, end in enumerate(path.ends[:-1])
+            InnerBoundary(text[end:], random_logps(member, text[:end], seed), tokenizer.ids[i + 1])
+            for i, end in enumerate(tokenizer.ends[:-1])
             if end > low
         ]
-        found.append(Step(target, before, believed, inner, path.whole))
+        found.append(Step(target, before, reference_logps, inner, tokenizer.whole))
     return found
 
 
-def run(found: Sequence[Step]) -> Straddle:
-    straddle = Straddle(small()[2])
+def run(found: Sequence[Step]) -> StraddleFilter:
+    straddle = StraddleFilter(small()[2])
     for step in found:
         straddle.advance(
             step.target, step.member, step.reference, step.inner, open_end=step.open_end
@@ -118,26 +117,26 @@ def run(found: Sequence[Step]) -> Straddle:
     return straddle
 
 
-# The twin. It knows the two vocabularies, no ranges, no caches, no sources.
+# The twin. It uses the two vocabularies, without ranges, caches and sources.
 
 
 @functools.cache
 def all_partners() -> dict[int, list[int]]:
     found: dict[int, list[int]] = defaultdict(list)
     for target in range(small()[1].columns):
-        for mine in small()[2].relation.partners(target).tolist():
-            found[mine].append(target)
+        for token_id in small()[2].pairs.partners(target).tolist():
+            found[token_id].append(target)
     return found
 
 
 def flows(target: int, step: Step) -> Iterator[tuple[int, float]]:
-    """Member tokens that begin what the target begins, and the mass that each sends to it."""
+    """The member tokens that are paired with the target, and the mass that each sends to it."""
     assert step.member is not None
-    for mine, targets in all_partners().items():
+    for token_id, targets in all_partners().items():
         if target in targets:
             total = sum(float(step.reference[t].exp()) for t in targets)
             share = float(step.reference[target].exp()) / total if len(targets) > 1 else 1.0
-            yield mine, float(step.member[mine].exp()) * share
+            yield token_id, float(step.member[token_id].exp()) * share
 
 
 @functools.cache
@@ -156,15 +155,15 @@ def consistent(target: int, rest: bytes) -> bool:
 
 
 def move(hypothesis: bytes | None, mass: float, step: Step) -> Iterator[tuple[bytes | None, float]]:
-    """One hypothesis over one reference token; what ends here ends at its first boundary inside."""
+    """One hypothesis over one reference token, up to the first boundary inside the token."""
     member, reference, _ = small()
     token = reference.token_bytes[step.target]
     assert token is not None
     if hypothesis is CUT:
-        for mine, share in flows(step.target, step) if step.member is not None else ():
-            said = member.token_bytes[mine]
-            if said is not None and said.startswith(token) and len(said) > len(token):
-                yield said[len(token) :], mass * share
+        for token_id, share in flows(step.target, step) if step.member is not None else ():
+            spelled = member.token_bytes[token_id]
+            if spelled is not None and spelled.startswith(token) and len(spelled) > len(token):
+                yield spelled[len(token) :], mass * share
             else:
                 yield CUT, mass * share
         return
@@ -180,7 +179,7 @@ def move(hypothesis: bytes | None, mass: float, step: Step) -> Iterator[tuple[by
 
 
 def cross(mass: float, step: Step, at: int = 0) -> Iterator[tuple[bytes | None, float]]:
-    """Mass that ended inside the token, over the member's remaining boundaries in it."""
+    """Mass that ended inside the token, over the member's other boundaries inside it."""
     if at == len(step.inner):
         if step.open_end:
             yield CUT, mass
@@ -217,13 +216,13 @@ def follow(found: Sequence[Step]) -> Mass:
 
 @st.composite
 def texts(draw: st.DrawFn, most: int = 14) -> list[int]:
-    """Reference tokens: words as it writes them, and now and then single bytes of them."""
+    """Reference tokens: the encoding of each fragment, or sometimes its single bytes."""
     reference = small()[1]
-    pieces = draw(st.lists(st.sampled_from(PIECES), min_size=1, max_size=most))
+    fragments = draw(st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=most))
     return [
         index
-        for piece in pieces
-        for index in (reference.encode(piece) if draw(st.integers(0, 5)) else piece.encode())
+        for text in fragments
+        for index in (reference.encode(text) if draw(st.integers(0, 5)) else text.encode())
     ]
 
 
@@ -244,24 +243,23 @@ def test_the_mixture_is_the_twins_and_sums_to_one(tokens: list[int], seed: int) 
     reference = small()[1]
     found = steps(tokens, seed)
     text = reference.decode(tokens)
-    believed = reference_logps(reference, text, seed).exp()
-    carried = (
-        reference_logps(reference, b"carried" + text, seed).exp() if found[-1].open_end else None
-    )
-    mixed = run(found).mix(carried, believed)
+    reference_probs = random_logps(reference, text, seed).exp()
+    carried = random_logps(reference, b"carried" + text, seed).exp() if found[-1].open_end else None
+    mixed = run(found).mix(carried, reference_probs)
     expected = follow(found)
     if mixed is None:
         assert not expected
         return
     assert float(mixed.sum()) == pytest.approx(1.0, abs=1e-5)
-    by_hand = torch.zeros_like(believed)
+    by_hand = torch.zeros_like(reference_probs)
     for hypothesis, mass in expected.items():
         if hypothesis is CUT:
             assert carried is not None
             by_hand += mass * carried
         else:
             options = follows(hypothesis)
-            by_hand[options] += mass * believed[options] / believed[options].sum()
+            probs = reference_probs[options]
+            by_hand[options] += mass * probs / probs.sum()
     assert torch.allclose(mixed, by_hand / by_hand.sum(), atol=TOLERANCE)
 
 
@@ -282,7 +280,7 @@ def test_a_straddle_longer_than_the_window_is_given_up() -> None:
 
 
 @given(tokens=texts(), more=texts(), seed=st.integers(0, 1000))
-def test_a_copy_goes_its_own_way(tokens: list[int], more: list[int], seed: int) -> None:
+def test_a_copy_is_independent(tokens: list[int], more: list[int], seed: int) -> None:
     found = steps([*tokens, *more], seed)
     first = run(found[: len(tokens)])
     cut, alive = first.cut, dict(first.alive)
@@ -295,33 +293,33 @@ def test_a_copy_goes_its_own_way(tokens: list[int], more: list[int], seed: int) 
     assert twin.alive == pytest.approx(whole.alive, abs=1e-9)
 
 
-def test_at_first_there_is_only_the_cut() -> None:
+def test_at_the_beginning_there_is_only_the_cut() -> None:
     straddle = run([])
     assert straddle.trivial
-    believed = reference_logps(small()[1], b"", 0).exp()
-    carried = reference_logps(small()[1], b"carried", 0).exp()
-    mixed = straddle.mix(carried, believed)
+    reference_probs = random_logps(small()[1], b"", 0).exp()
+    carried = random_logps(small()[1], b"carried", 0).exp()
+    mixed = straddle.mix(carried, reference_probs)
     assert mixed is not None
     assert torch.allclose(mixed, carried, atol=1e-6)
 
 
-def test_a_token_that_the_member_would_have_merged_stays_alive() -> None:
-    """ "the" may be the beginning of the member's "the "; a space, or its rest, comes next."""
+def test_a_token_that_the_member_would_have_merged_is_a_straddle() -> None:
+    """After "the", the member may be inside its token "the ": then a space comes next."""
     member, reference, _ = small()
-    said = torch.full((member.columns,), -20.0)
-    said[member.ids_of[b"the "][0]] = 0.0
+    scores = torch.full((member.columns,), -20.0)
+    scores[member.ids_of[b"the "][0]] = 0.0
     found = steps(reference.encode("the"), 0)
-    found[0].member = said.log_softmax(-1)
+    found[0].member = scores.log_softmax(-1)
     straddle = run(found)
     assert straddle.alive[b" "] > 0.99
-    believed = torch.full((reference.columns,), 1.0 / reference.columns)
-    mixed = straddle.mix(torch.zeros_like(believed), believed)
+    reference_probs = torch.full((reference.columns,), 1.0 / reference.columns)
+    mixed = straddle.mix(torch.zeros_like(reference_probs), reference_probs)
     assert mixed is not None
     options = [i for i, token in enumerate(reference.token_bytes) if token and token[:1] == b" "]
     assert float(mixed[options].sum()) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_inside_a_character_nothing_ends() -> None:
+def test_no_token_of_the_member_ends_inside_a_character() -> None:
     reference = small()[1]
     found = steps([*reference.encode("caf"), 0xC3], 0)
     straddle = run(found)
@@ -329,7 +327,7 @@ def test_inside_a_character_nothing_ends() -> None:
     assert set(straddle.alive) <= {b"\xa9"}
 
 
-def test_a_control_token_forgets_everything() -> None:
+def test_a_control_token_resets_the_filter() -> None:
     reference = small()[1]
     found = steps(reference.encode("the in"), 0)
     straddle = run(found)
@@ -338,7 +336,7 @@ def test_a_control_token_forgets_everything() -> None:
 
 
 @pytest.mark.parametrize("prefix", [b"", b"t", b"the", b"the ", b"\xff", b"zz"])
-def test_ranges_hold_what_begins_with_a_prefix(prefix: bytes) -> None:
+def test_a_prefix_range_holds_the_words_with_that_prefix(prefix: bytes) -> None:
     words = sorted({b"", b"t", b"the", b"the ", b"then", b"u", b"\xff", b"\xff\xff", b"z"})
-    low, high = joints._prefix_range(words, prefix)
+    low, high = straddle_module._prefix_range(words, prefix)
     assert words[low:high] == [word for word in words if word.startswith(prefix)]

@@ -1,4 +1,4 @@
-"""Carrying distributions between vocabularies, against slow twins made of dictionaries."""
+"""Carrying distributions between vocabularies, against simple twins made of dictionaries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @functools.cache
 def small() -> tuple[Vocabulary, Vocabulary]:
-    """A member and a reference that agree on some words, and nest others."""
+    """A member and a reference with some equal tokens, and tokens that begin others."""
     member = fusing.bpe("the ", "then", " in", "\n\n", "    ", "café", "12", name="member")
     reference = fusing.bpe("the", " inn", "\n", "  ", "ca", "é", "123", name="reference")
     return member, reference
@@ -38,41 +38,39 @@ def small_pairs() -> Pairs:
 
 @functools.cache
 def real() -> tuple[Vocabulary, Vocabulary, TokenPairs]:
-    """Mistral as a member of DeepSeek: bytes with two ids, a hundred thousand tokens more."""
+    """Mistral as the member: bytes with two ids, and a quarter of the tokens of DeepSeek."""
     member, reference = fusing.vocabulary("mistral"), fusing.vocabulary("deepseek")
     pairing = Bytes().pair(member, reference)
-    return member, reference, pairing.relation  # type: ignore[attr-defined]
+    return member, reference, pairing.token_pairs  # type: ignore[attr-defined]
 
 
 def distribution(columns: int, seed: int, spread: float = 3.0, size: int | None = None) -> Tensor:
-    """A random distribution `[columns]`; none of it from `size` on."""
+    """A random distribution `[columns]`; ids from `size` on have probability 0."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(columns, generator=generator) * spread
     scores[columns if size is None else size :] = -torch.inf
     return scores.softmax(-1)
 
 
-def carried_slowly(pairs: Pairs, member: Tensor, reference: Tensor) -> dict[int, float]:
-    """Every member token splits its mass among its partners by the reference's belief in them.
+def carried_by_hand(pairs: Pairs, member: Tensor, reference: Tensor) -> dict[int, float]:
+    """Every member token splits its mass among its partners by the reference's probabilities.
 
-    Nothing arrives where the reference believes in none of them.
+    No mass arrives where the reference gives all partners probability 0.
     """
     partners: dict[int, list[int]] = defaultdict(list)
-    for mine, target in pairs.tolist():
-        partners[mine].append(target)
+    for token_id, target in pairs.tolist():
+        partners[token_id].append(target)
     carried: dict[int, float] = defaultdict(float)
-    for mine, targets in partners.items():
-        reference_logps = sum(float(reference[target]) for target in targets)
+    for token_id, targets in partners.items():
+        total = sum(float(reference[target]) for target in targets)
         for target in targets:
-            share = (
-                1.0 if len(targets) == 1 else float(reference[target]) / (reference_logps or 1.0)
-            )
-            carried[target] += float(member[mine]) * share
+            share = 1.0 if len(targets) == 1 else float(reference[target]) / (total or 1.0)
+            carried[target] += float(member[token_id]) * share
     return carried
 
 
-def first_written(vocabulary: Vocabulary, token: bytes) -> set[int]:
-    """What a tokenizer writes first for some bytes, over all that may follow."""
+def first_encoded(vocabulary: Vocabulary, token: bytes) -> set[int]:
+    """The first tokens of the encodings of some bytes, over all contexts."""
     try:
         text = token.decode()
     except UnicodeDecodeError:
@@ -82,13 +80,17 @@ def first_written(vocabulary: Vocabulary, token: bytes) -> set[int]:
     return {vocabulary.encode(text + context)[0] for context in contexts}
 
 
-def test_pairs_are_what_the_tokenizers_write_first() -> None:
+def test_partners_are_the_first_tokens_of_encodings() -> None:
     member, reference = small()
     expected: set[tuple[int, int]] = set()
     for token, ids in member.ids_of.items():
-        expected |= {(mine, target) for mine in ids for target in first_written(reference, token)}
+        expected |= {
+            (token_id, target) for token_id in ids for target in first_encoded(reference, token)
+        }
     for token, ids in reference.ids_of.items():
-        expected |= {(mine, target) for target in ids for mine in first_written(member, token)}
+        expected |= {
+            (token_id, target) for target in ids for token_id in first_encoded(member, token)
+        }
     expected |= {(member.end_ids[0], reference.end_ids[0])}
     assert {tuple(pair) for pair in small_pairs().tolist()} == expected
 
@@ -96,8 +98,8 @@ def test_pairs_are_what_the_tokenizers_write_first() -> None:
 def test_swapping_the_vocabularies_swaps_the_pairs() -> None:
     member, reference = small()
     swapped = relate_tokens(reference, member)
-    assert sorted((mine, target) for target, mine in swapped.tolist()) == sorted(
-        (mine, target) for mine, target in small_pairs().tolist()
+    assert sorted((token_id, target) for target, token_id in swapped.tolist()) == sorted(
+        (token_id, target) for token_id, target in small_pairs().tolist()
     )
 
 
@@ -109,79 +111,81 @@ def test_progress_reaches_the_end() -> None:
 
 
 @given(seed=seeds, spread=st.sampled_from([0.5, 3.0, 20.0]))
-@example(seed=17, spread=20.0)  # disbelieves all partners of a token
-@example(seed=982, spread=20.0)  # nearly so: 2.7e-11 becomes 2e-12
-def test_carrying_is_the_slow_twin(seed: int, spread: float) -> None:
+@example(seed=17, spread=20.0)  # the partners of a token have probability 0
+@example(seed=982, spread=20.0)  # nearly 0: 2.7e-11 becomes 2e-12
+def test_carrying_equals_the_simple_twin(seed: int, spread: float) -> None:
     member, reference = small()
-    said = distribution(member.columns, seed, spread)
-    believed = distribution(reference.columns, seed + 1, spread)
-    carried = TokenPairs(small_pairs(), member, reference).carry(said[None], believed[None])[0]
-    expected = carried_slowly(small_pairs(), said.double(), believed.double())
+    member_probs = distribution(member.columns, seed, spread)
+    reference_probs = distribution(reference.columns, seed + 1, spread)
+    carried = TokenPairs(small_pairs(), member, reference).carry(
+        member_probs[None], reference_probs[None]
+    )[0]
+    expected = carried_by_hand(small_pairs(), member_probs.double(), reference_probs.double())
     for target, mass in enumerate(carried.tolist()):
-        # Shares of a token whose partners are believed at 1e-38 are lost to single precision.
+        # Shares of a token whose partners have probability 1e-38 are lost in single precision.
         assert mass == pytest.approx(expected[target], rel=1e-4, abs=1e-9)
 
 
 @given(seed=seeds)
 def test_flow_is_the_parts_of_carry(seed: int) -> None:
     member, reference = small()
-    relation = TokenPairs(small_pairs(), member, reference)
-    said = distribution(member.columns, seed)
-    believed = distribution(reference.columns, seed + 1)
-    carried = relation.carry(said[None], believed[None])[0]
+    token_pairs = TokenPairs(small_pairs(), member, reference)
+    member_probs = distribution(member.columns, seed)
+    reference_probs = distribution(reference.columns, seed + 1)
+    carried = token_pairs.carry(member_probs[None], reference_probs[None])[0]
     for target in range(reference.columns):
-        tokens, mass = relation.flow(target, said.log(), believed.log())
+        tokens, mass = token_pairs.flow(target, member_probs.log(), reference_probs.log())
         assert tokens.tolist() == sorted(
-            mine for mine, other in small_pairs().tolist() if other == target
+            token_id for token_id, other in small_pairs().tolist() if other == target
         )
         assert float(mass.sum()) == pytest.approx(float(carried[target]), rel=1e-4, abs=1e-12)
 
 
-def test_rows_of_a_batch_are_carried_alone() -> None:
+def test_rows_of_a_batch_are_independent() -> None:
     member, reference = small()
-    relation = TokenPairs(small_pairs(), member, reference)
-    said = torch.stack([distribution(member.columns, seed) for seed in range(3)])
-    believed = torch.stack([distribution(reference.columns, 9 + seed) for seed in range(3)])
-    together = relation.carry(said, believed)
+    token_pairs = TokenPairs(small_pairs(), member, reference)
+    member_probs = torch.stack([distribution(member.columns, seed) for seed in range(3)])
+    reference_probs = torch.stack([distribution(reference.columns, 9 + seed) for seed in range(3)])
+    together = token_pairs.carry(member_probs, reference_probs)
     for row in range(3):
-        alone = relation.carry(said[row : row + 1], believed[row : row + 1])[0]
+        alone = token_pairs.carry(member_probs[row : row + 1], reference_probs[row : row + 1])[0]
         assert torch.allclose(together[row], alone, atol=1e-7)
 
 
-def test_real_vocabularies_carry_as_the_slow_twin() -> None:
-    member, reference, relation = real()
-    pairs = np.stack([relation._tokens.numpy(), _targets(relation)], 1)
-    said = distribution(member.columns, 1, size=member.size)
-    believed = distribution(reference.columns, 2, size=reference.size)
-    carried = relation.carry(said[None], believed[None])[0]
-    expected = carried_slowly(pairs, said.double(), believed.double())
+def test_real_vocabularies_carry_like_the_simple_twin() -> None:
+    member, reference, token_pairs = real()
+    pairs = np.stack([token_pairs._tokens.numpy(), _targets(token_pairs)], 1)
+    member_probs = distribution(member.columns, 1, size=member.size)
+    reference_probs = distribution(reference.columns, 2, size=reference.size)
+    carried = token_pairs.carry(member_probs[None], reference_probs[None])[0]
+    expected = carried_by_hand(pairs, member_probs.double(), reference_probs.double())
     found = dict(enumerate(carried.tolist()))
     assert max(abs(found[target] - expected[target]) for target in found) < TOLERANCE
 
 
-def _targets(relation: TokenPairs) -> Pairs:
-    counts = np.diff(relation._starts)
+def _targets(token_pairs: TokenPairs) -> Pairs:
+    counts = np.diff(token_pairs._starts)
     return np.repeat(np.arange(len(counts)), counts)
 
 
 def test_every_byte_string_has_partners_on_both_sides() -> None:
     for vocabularies in (small(), real()[:2]):
         member, reference = vocabularies
-        relation = real()[2] if vocabularies != small() else TokenPairs(small_pairs(), *small())
+        token_pairs = real()[2] if vocabularies != small() else TokenPairs(small_pairs(), *small())
         for ids in reference.ids_of.values():
-            assert all(len(relation.partners(target)) for target in ids)
-        related = set(relation._tokens.tolist())
-        assert all(mine in related for ids in member.ids_of.values() for mine in ids)
+            assert all(len(token_pairs.partners(target)) for target in ids)
+        related = set(token_pairs._tokens.tolist())
+        assert all(token_id in related for ids in member.ids_of.values() for token_id in ids)
 
 
 def test_mass_of_tokens_with_the_same_bytes_is_added_up() -> None:
-    member, reference, relation = real()
+    member, reference, token_pairs = real()
     ids = list(member.ids_of[b"1"])
-    believed = distribution(reference.columns, 0)[None]
-    said = torch.zeros(3, member.columns)
-    said[0, ids] = torch.tensor([0.25, 0.5])
-    said[[1, 2], ids] = 1.0
-    together, one, byte = relation.carry(said, believed.expand(3, -1))
+    reference_probs = distribution(reference.columns, 0)[None]
+    member_probs = torch.zeros(3, member.columns)
+    member_probs[0, ids] = torch.tensor([0.25, 0.5])
+    member_probs[[1, 2], ids] = 1.0
+    together, one, byte = token_pairs.carry(member_probs, reference_probs.expand(3, -1))
     assert float(together.sum()) == pytest.approx(0.75, abs=1e-6)
     assert torch.allclose(together, 0.25 * one + 0.5 * byte, atol=1e-7)
     [target] = reference.ids_of[b"1"]
@@ -190,16 +194,16 @@ def test_mass_of_tokens_with_the_same_bytes_is_added_up() -> None:
 
 
 def test_ends_are_paired_by_role() -> None:
-    member, reference, relation = real()
-    said = torch.zeros(1, member.columns)
-    said[0, member.end_ids[0]] = 1.0
-    believed = distribution(reference.columns, 1)[None]
-    assert int(relation.carry(said, believed)[0].argmax()) == reference.end_ids[0]
+    member, reference, token_pairs = real()
+    member_probs = torch.zeros(1, member.columns)
+    member_probs[0, member.end_ids[0]] = 1.0
+    reference_probs = distribution(reference.columns, 1)[None]
+    assert int(token_pairs.carry(member_probs, reference_probs)[0].argmax()) == reference.end_ids[0]
     # Other control tokens have no partners.
     for index in member.control_ids - set(member.end_ids):
-        said = torch.zeros(1, member.columns)
-        said[0, index] = 1.0
-        assert float(relation.carry(said, believed).sum()) == 0.0
+        member_probs = torch.zeros(1, member.columns)
+        member_probs[0, index] = 1.0
+        assert float(token_pairs.carry(member_probs, reference_probs).sum()) == 0.0
 
 
 def test_an_end_that_is_text_is_paired_as_text() -> None:
@@ -217,46 +221,57 @@ def test_an_end_that_is_text_is_paired_as_text() -> None:
 def test_carried_distributions_sum_to_one(hedge: float, seed: int, spread: float) -> None:
     member, reference = small()
     pairing = Bytes(hedge=hedge).pair(member, reference)
-    said = [distribution(member.columns, seed + i, spread).log() for i in range(2)]
-    believed = torch.stack([distribution(reference.columns, seed - i, spread) for i in (1, 2)])
-    carried = pairing.carry([*said, None], torch.cat([believed, believed[:1]]).log(), [None] * 3)
+    member_logps = [distribution(member.columns, seed + i, spread).log() for i in range(2)]
+    reference_probs = torch.stack(
+        [distribution(reference.columns, seed - i, spread) for i in (1, 2)]
+    )
+    carried = pairing.carry(
+        [*member_logps, None], torch.cat([reference_probs, reference_probs[:1]]).log(), [None] * 3
+    )
     assert not carried.isnan().any()
     assert torch.allclose(carried.exp().sum(-1), torch.ones(3), atol=1e-5)
-    # Whoever has nothing to say echoes the reference.
-    assert torch.allclose(carried[2].exp(), believed[0], atol=1e-6)
+    # A row without a member's distribution is the reference's.
+    assert torch.allclose(carried[2].exp(), reference_probs[0], atol=1e-6)
 
 
 def test_real_distributions_carried_sum_to_one() -> None:
     member, reference, _ = real()
     for source, target in ((member, reference), (reference, member)):
         pairing = Bytes().pair(source, target)
-        said = distribution(source.columns, 3, size=source.size).log()
-        believed = distribution(target.columns, 4, size=target.size).log()
-        carried = pairing.carry([said], believed[None], [None])
+        member_logps = distribution(source.columns, 3, size=source.size).log()
+        reference_logps = distribution(target.columns, 4, size=target.size).log()
+        carried = pairing.carry([member_logps], reference_logps[None], [None])
         assert float(carried.exp().sum()) == pytest.approx(1.0, abs=1e-5)
         assert torch.isneginf(carried[0, target.size :]).all()
 
 
-def test_a_member_with_the_references_tokenizer_says_what_it_says() -> None:
+def test_a_distribution_over_the_references_tokenizer_is_kept() -> None:
     vocabulary = fusing.vocabulary("mistral")
     pairing = Bytes().pair(vocabulary, vocabulary)
     assert isinstance(pairing, Same)
-    said = distribution(vocabulary.columns, 5, size=vocabulary.size).log()
-    believed = distribution(vocabulary.columns, 6, size=vocabulary.size).log()
-    assert torch.equal(pairing.carry([said], believed[None], [None])[0], said)
+    member_logps = distribution(vocabulary.columns, 5, size=vocabulary.size).log()
+    reference_logps = distribution(vocabulary.columns, 6, size=vocabulary.size).log()
+    assert torch.equal(
+        pairing.carry([member_logps], reference_logps[None], [None])[0], member_logps
+    )
     assert pairing.map_ids([5, 2, 1]) == [5, 2, 1]
 
 
-@pytest.mark.parametrize(("mine", "theirs"), [(270, 300), (300, 270)])
-def test_padding_may_differ_between_members_of_one_family(mine: int, theirs: int) -> None:
+@pytest.mark.parametrize(("own_columns", "reference_columns"), [(270, 300), (300, 270)])
+def test_padding_may_differ_between_members_of_one_family(
+    own_columns: int, reference_columns: int
+) -> None:
     tokenizer = fusing.bpe("the").tokenizer
-    member, reference = Vocabulary(tokenizer, mine, [10]), Vocabulary(tokenizer, theirs)
+    member, reference = (
+        Vocabulary(tokenizer, own_columns, [10]),
+        Vocabulary(tokenizer, reference_columns),
+    )
     pairing = Bytes().pair(member, reference)
     assert isinstance(pairing, Same)
-    said = distribution(mine, 7, size=member.size).log()
-    carried = pairing.carry([said], torch.zeros(1, theirs), [None])[0]
-    assert carried.shape == (theirs,)
-    assert torch.equal(carried[: member.size], said[: member.size])
+    member_logps = distribution(own_columns, 7, size=member.size).log()
+    carried = pairing.carry([member_logps], torch.zeros(1, reference_columns), [None])[0]
+    assert carried.shape == (reference_columns,)
+    assert torch.equal(carried[: member.size], member_logps[: member.size])
     assert torch.isneginf(carried[member.size :]).all()
 
 
@@ -267,22 +282,24 @@ def test_control_tokens_may_differ_between_members_of_one_family() -> None:
     size = base.size
     pairing = Bytes().pair(base, chat)
     assert isinstance(pairing, Same)
-    said = distribution(base.columns, 8).log()
-    carried = pairing.carry([said], torch.zeros(1, chat.columns), [None])[0]
-    assert torch.equal(carried[:size], said)
+    member_logps = distribution(base.columns, 8).log()
+    carried = pairing.carry([member_logps], torch.zeros(1, chat.columns), [None])[0]
+    assert torch.equal(carried[:size], member_logps)
     assert math.isinf(float(carried[size]))
     assert pairing.map_control(size - 1) == [size - 1]
     assert base.decode(pairing.map_control(size)) == b"<turn>"
     back = Bytes().pair(chat, base)
-    said = distribution(chat.columns, 8).log()
-    assert torch.equal(back.carry([said], torch.zeros(1, size), [None])[0], said[:size])
+    member_logps = distribution(chat.columns, 8).log()
+    assert torch.equal(
+        back.carry([member_logps], torch.zeros(1, size), [None])[0], member_logps[:size]
+    )
 
 
 def test_tensors_are_copied_to_a_device_once() -> None:
-    relation = TokenPairs(small_pairs(), *small())
-    meta = relation.on(torch.device("meta"))
-    assert meta is relation.on(torch.device("meta"))
-    assert relation.on(torch.device("cpu")) is relation
-    said = torch.zeros(1, small()[0].columns, device="meta")
-    believed = torch.zeros(1, small()[1].columns, device="meta")
-    assert relation.carry(said, believed).device.type == "meta"
+    token_pairs = TokenPairs(small_pairs(), *small())
+    meta = token_pairs.on(torch.device("meta"))
+    assert meta is token_pairs.on(torch.device("meta"))
+    assert token_pairs.on(torch.device("cpu")) is token_pairs
+    member_probs = torch.zeros(1, small()[0].columns, device="meta")
+    reference_probs = torch.zeros(1, small()[1].columns, device="meta")
+    assert token_pairs.carry(member_probs, reference_probs).device.type == "meta"

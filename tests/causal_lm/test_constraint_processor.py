@@ -16,7 +16,7 @@ from packfuse.causal_lm.constraint_processor import ConstraintProcessor
 from packfuse.constraint import Constraint, Grammar, JsonSchema, Regex
 from packfuse.errors import ConstraintError
 from packfuse.fusion.pooling import FusionSettings
-from packfuse.fusion.rules.pools import LAST_RESORT, arithmetic, backed
+from packfuse.fusion.rules.pools import LAST_RESORT, arithmetic, with_full_support
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing
 from tests.support.fusing import PROMPT
@@ -216,7 +216,7 @@ MEMBERS = strategies.integers(1, 3)
 
 
 @given(MEMBERS, SEED, strategies.integers(0, 8))
-def test_backed_keeps_what_the_rule_says_and_ranks_the_rest_by_the_mean(
+def test_full_support_keeps_the_rules_distribution_and_ranks_the_rest_by_the_mean(
     count: int, seed: int, dropped: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -225,7 +225,7 @@ def test_backed_keeps_what_the_rule_says_and_ranks_the_rest_by_the_mean(
     weights /= weights.sum(-1, keepdim=True)
     fused = torch.randn(2, 12, generator=generator).log_softmax(-1)
     fused[:, :dropped] = -torch.inf
-    found = backed(fused, logps, weights)
+    found = with_full_support(fused, logps, weights)
     assert found[:, dropped:].equal(fused[:, dropped:])
     mean = torch.einsum("nk,knv->nv", weights, logps.exp()).log()
     assert torch.allclose(found[:, :dropped] - LAST_RESORT, mean[:, :dropped], atol=2e-3)

@@ -19,7 +19,6 @@ from packfuse.evaluation.multi_fusion import IMPOSSIBLE, FusedTokens, total
 from packfuse.evaluation.scorer import Method, Scorer
 from packfuse.evaluation.systems import Scored, alone, under
 from packfuse.fusion.gates.safe import Safe
-from packfuse.fusion.gates.threshold import Threshold
 from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.unite import UniTE
 from packfuse.weighting.methods import weightings
@@ -31,7 +30,7 @@ TEXTS = (" true hello", " long 日本", "\n")
 EXACT = 2e-4
 """Largest difference in nats of one text; both sides read the same in other chunks."""
 
-GATES = (Safe(), Threshold(least=0.9))
+GATES = (Safe(),)
 
 
 def fixed(own: Setting, *weights: float) -> Setting:
@@ -222,9 +221,9 @@ def test_grids_and_settings_in_words() -> None:
         own, rule=UniTE(k=3), reference="short"
     )
     assert Setting.parse("unite:k=3", pack).label == "unite(k=3) · exact · bytes · long"
-    gated = Setting.parse("////threshold:least=0.9", pack)
-    assert gated == replace(own, gate=Threshold(least=0.9))
-    assert gated.label == "packllm · exact · bytes · long · threshold(least=0.9)"
+    gated = Setting.parse("////safe", pack)
+    assert gated == replace(own, gate=Safe())
+    assert gated.label == "packllm · exact · bytes · long · safe"
     assert Setting.of(under(pack, gated)) == gated
     for text in (
         "a/b/c/d/e/f",

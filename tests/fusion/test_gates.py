@@ -1,15 +1,15 @@
-"""Where members are fused, and where the reference speaks alone."""
+"""Gates: at which positions the members are fused."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from packfuse import Pack
 from packfuse.errors import ConfigError
@@ -19,7 +19,6 @@ from packfuse.fusion.gates import gates
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every
 from packfuse.fusion.gates.safe import Safe
-from packfuse.fusion.gates.threshold import Threshold
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
 from packfuse.settings import PackConfig
@@ -33,7 +32,7 @@ NEW = 24
 
 @pytest.fixture(scope="module")
 def pack() -> Pack:
-    """Two tiny members; the reference's choice often loses."""
+    """Two tiny members; the reference's first choice is often not the fused one."""
     weights = {"mistral": 0.4, "deepseek": 0.6}
     return tiny_pack(
         tiny_members(["mistral", "deepseek"]),
@@ -46,9 +45,9 @@ def pack() -> Pack:
 def positions(
     pack: Pack, gate: Any, forced: Continuation | None = None
 ) -> list[tuple[FusedPosition, int, float]]:
-    """Every position of an answer, what was written there, and how sure of a boundary all were.
+    """Every position of an answer: (position, token, least probability of a token boundary).
 
-    The answer is greedy, or the one that is `forced`.
+    The answer is greedy, or `forced`.
     """
     seen: list[tuple[FusedPosition, float]] = []
 
@@ -70,29 +69,22 @@ def positions(
     return [(position, token, cut) for (position, cut), token in zip(seen, written, strict=True)]
 
 
-def test_it_is_fused_where_the_gate_is_open_and_nowhere_else(pack: Pack) -> None:
-    """By the definitions, position by position."""
-    opened = {"safe": 0, "threshold": 0}
-    for gate in ("safe", {"name": "threshold", "least": 0.9}):
-        for position, _, cut in positions(pack, gate):
-            own = position.logps[0]
-            fused = pack.runtime.parts.rule.fuse(
-                position.logps[:, None], torch.tensor([[0.4, 0.6]])
-            )[0]
-            if gate == "safe":
-                first = position.logps.argmax(-1).tolist()
-                expected = cut >= 0.5 and first[0] != first[1]
-            else:
-                expected = float(own.max()) < math.log(0.9)
-            assert position.is_fused == expected
-            assert position.fused.equal(fused if expected else own)
-            opened["safe" if gate == "safe" else "threshold"] += expected
-    assert all(0 < count <= NEW for count in opened.values())
+def test_members_are_fused_where_the_gate_is_open_and_nowhere_else(pack: Pack) -> None:
+    opened = 0
+    for position, _, cut in positions(pack, "safe"):
+        own = position.logps[0]
+        fused = pack.runtime.parts.rule.fuse(position.logps[:, None], torch.tensor([[0.4, 0.6]]))[0]
+        first = position.logps.argmax(-1).tolist()
+        expected = cut >= 0.5 and first[0] != first[1]
+        assert position.is_fused == expected
+        assert position.fused.equal(fused if expected else own)
+        opened += expected
+    assert 0 < opened <= NEW
 
 
-@pytest.mark.parametrize("gate", [Safe(), Threshold(), Threshold(least=0.3), Every()])
-def test_a_given_text_scores_what_its_positions_say(pack: Pack, gate: Gate) -> None:
-    """Position by position: the pack's where the gate is open, else the bare reference's."""
+@pytest.mark.parametrize("gate", [Safe(), Every()])
+def test_the_score_of_a_text_is_the_sum_over_its_positions(pack: Pack, gate: Gate) -> None:
+    """At each position: the fused log-probability if the gate is open, else the reference's."""
     text = " one two\n    three, four:\tseven  eight"
     vocabulary = pack.members[0].vocabulary
     asked = Continuation.of(vocabulary, PROMPT, text)
@@ -103,12 +95,8 @@ def test_a_given_text_scores_what_its_positions_say(pack: Pack, gate: Gate) -> N
     total, opened = 0.0, 0
     forced = positions(pack, "every", asked)
     for (position, token, cut), own in zip(forced, bare, strict=True):
-        best = [int(said.argmax()) for said in position.logps]
-        is_open = {
-            "every": True,
-            "safe": cut >= 0.5 and best[0] != best[1],
-            "threshold": float(own.max()) < math.log(getattr(gate, "least", 0.5)),
-        }[gate.name]
+        best = position.logps.argmax(-1).tolist()
+        is_open = {"every": True, "safe": cut >= 0.5 and best[0] != best[1]}[gate.name]
         opened += is_open
         total += float(position.fused[token] if is_open else own[token])
     assert gate.name == "every" or 0 < opened < len(asked.new)
@@ -125,29 +113,39 @@ def test_every_position_is_fused_by_default(pack: Pack) -> None:
     assert all(position.is_fused for position, _, _ in positions(pack, "every"))
 
 
-@pytest.mark.parametrize("gate", ["safe", "threshold"])
 @pytest.mark.parametrize("draft", [None, "reference", "members", "auto"])
-def test_the_record_tells_the_share_and_drafts_change_nothing(
-    pack: Pack, gate: str, draft: str | None
+def test_the_record_has_the_fused_share_and_drafts_do_not_change_it(
+    pack: Pack, draft: str | None
 ) -> None:
-    usual = pack.generate(PROMPT, max_new_tokens=NEW, gate=gate)
-    found = pack.generate(PROMPT, max_new_tokens=NEW, gate=gate, draft=draft)
+    usual = pack.generate(PROMPT, max_new_tokens=NEW, gate="safe")
+    found = pack.generate(PROMPT, max_new_tokens=NEW, gate="safe", draft=draft)
     assert found.token_ids == usual.token_ids
     assert found.record.fused == usual.record.fused
     assert found.record.fused is not None
     assert 0 <= found.record.fused < 1
-    assert found.record.gate["name"] == gate
+    assert found.record.gate["name"] == "safe"
 
 
-def test_a_gate_that_never_opens_leaves_the_reference_alone(pack: Pack) -> None:
-    shut = pack.generate(PROMPT, max_new_tokens=NEW, gate={"name": "threshold", "least": 1e-30})
+class Shut(Gate):
+    """A gate that is never open."""
+
+    name: ClassVar[str] = "shut"
+    source: ClassVar[str] = "this test"
+
+    def opens(
+        self, logps: Tensor, weights: Tensor, reference_logps: Tensor, at_boundary: Tensor
+    ) -> Tensor:
+        return torch.zeros_like(at_boundary)
+
+
+def test_with_a_gate_that_never_opens_the_reference_answers_alone(pack: Pack) -> None:
+    shut = pack.generate(PROMPT, max_new_tokens=NEW, gate=Shut())
     alone = {"mistral": 1.0, "deepseek": 0.0}
     own = pack.generate(PROMPT, max_new_tokens=NEW, weights=alone)
     assert shut.token_ids == own.token_ids
     assert shut.record.fused == 0
-    # Likelihoods go through the same gate.
-    settings: dict[str, Any] = {"gate": {"name": "threshold", "least": 1e-30}}
-    assert pack.score(PROMPT, " two", **settings) == pytest.approx(
+    # The same gate applies to scores.
+    assert pack.score(PROMPT, " two", gate=Shut()) == pytest.approx(
         pack.score(PROMPT, " two", weights=alone), abs=1e-4
     )
 
@@ -159,25 +157,23 @@ def test_gates_by_their_definitions(data: st.DataObject) -> None:
     made = torch.Generator().manual_seed(seed)
     logps = torch.randn(members, count, size, generator=made).log_softmax(-1)
     weights = (torch.rand(count, members, generator=made) > 0.4).float()
-    together = torch.rand(count, generator=made) > 0.4
+    at_boundary = torch.rand(count, generator=made) > 0.4
     reference = data.draw(st.integers(0, members - 1))
     own = logps[reference]
-    safe = Safe().opens(logps, weights, own, together).tolist()
-    unsure = Threshold(least=0.5).opens(logps, weights, own, together).tolist()
+    safe = Safe().opens(logps, weights, own, at_boundary).tolist()
     for n in range(count):
         best = int(own[n].argmax())
         differs = any(
             int(logps[k, n].argmax()) != best for k in range(members) if weights[n, k] > 0
         )
-        assert safe[n] == (bool(together[n]) and differs)
-        assert unsure[n] == (float(own[n].exp().max()) < 0.5)
-    assert Every().opens(logps, weights, own, together).all()
+        assert safe[n] == (bool(at_boundary[n]) and differs)
+    assert Every().opens(logps, weights, own, at_boundary).all()
 
 
 def test_gates_are_settings(pack: Pack) -> None:
     with pytest.raises(ConfigError, match=r"unknown gate 'saef'.*did you mean 'safe'"):
         pack.generate(PROMPT, gate="saef")
-    with pytest.raises(ConfigError, match="gate 'threshold': least"):
-        pack.generate(PROMPT, gate={"name": "threshold", "least": 0})
-    config = PackConfig.check({"members": ["a"], "gate": {"name": "threshold", "least": 0.3}})
-    assert gates().make(config.gate) == Threshold(least=0.3)
+    with pytest.raises(ConfigError, match="gate 'safe': least"):
+        pack.generate(PROMPT, gate={"name": "safe", "least": 0})
+    config = PackConfig.check({"members": ["a"], "gate": {"name": "safe"}})
+    assert gates().make(config.gate) == Safe()

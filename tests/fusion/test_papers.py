@@ -36,7 +36,7 @@ class Case:
         for member, factor in zip(self.members, sure, strict=bool(sure)):
             with torch.no_grad():
                 member.model.get_output_embeddings().weight.mul_(factor)
-        self.speakers = [papers.Speaker(m.model, m.vocabulary) for m in self.members]
+        self.models = [papers.Model(m.model, m.vocabulary) for m in self.members]
         self.reference = names.index("mistral")
 
     def pack(self, **settings) -> Pack:
@@ -71,11 +71,11 @@ def as_dict(row: Tensor) -> dict[int, float]:
 @pytest.mark.parametrize("k", [10, 3])
 def test_unite_is_the_papers(names: tuple[str, ...], seed: int, k: int):
     case = Case(names, seed)
-    expected = papers.unite(case.speakers, case.reference, PROMPT, k, STEPS)
+    expected = papers.unite(case.models, case.reference, PROMPT, k, STEPS)
     rule = {"name": "unite", "k": k}
     pack = case.pack(fusion=rule, weighting="uniform", alignment="prefix")
     _, fused = after_prompt(pack, pack.runtime.parts.weighting)
-    assert as_dict(fused) == pytest.approx(expected.chances[0], abs=1e-5)
+    assert as_dict(fused) == pytest.approx(expected.distributions[0], abs=1e-5)
     found = pack.generate(PROMPT, max_new_tokens=STEPS)
     assert list(found.token_ids) == expected.ids
     # words from outside the reference's vocabulary have won along the way
@@ -91,7 +91,7 @@ def oracle(case: Case, pack: Pack) -> papers.PackLLM:
     engine = pack.model.engine
     everything = range(engine.reference.columns)
     maps = [pairing.map_ids(everything) for pairing in engine.pairings]
-    return papers.PackLLM(case.speakers, case.reference, maps)
+    return papers.PackLLM(case.models, case.reference, maps)
 
 
 PACKLLM = [
@@ -114,7 +114,7 @@ def test_packllm_opt_is_the_papers(names: Sequence[str], sure: Sequence[float], 
     paper = oracle(case, pack)
     weights, fused = after_prompt(pack, weighting)
     assert weights == pytest.approx(paper.opt(PROMPT, early_stop=early_stop), abs=1e-9)
-    expected = paper.pooled(case.speakers[case.reference].read(PROMPT), weights)
+    expected = paper.pooled(case.models[case.reference].read(PROMPT), weights)
     torch.testing.assert_close(fused[: len(expected)].double(), expected, atol=1e-6, rtol=1e-4)
     found = pack.generate(PROMPT, max_new_tokens=STEPS)
     assert list(found.token_ids) == paper.write(PROMPT, weights, STEPS)
@@ -139,7 +139,7 @@ def test_a_long_prompt_is_fitted_in_full():
     prompt = PROMPT * 6
     pack = case.pack(fusion="packllm", weighting=faithful(), alignment="mined")
     paper = oracle(case, pack)
-    assert len(case.speakers[case.reference].read(prompt)) - 1 > (FitLimits().positions or 0)
+    assert len(case.models[case.reference].read(prompt)) - 1 > (FitLimits().positions or 0)
     weights, _ = after_prompt(pack, faithful(), prompt)
     assert weights == pytest.approx(paper.opt(prompt, early_stop=True), abs=1e-9)
     limited, _ = after_prompt(pack, faithful().model_copy(update={"positions": 1}), prompt)
@@ -151,7 +151,7 @@ def test_members_are_scored_over_the_references_vocabulary():
     case = Case(TRIPLE, 1, (0.5, 0.2, 0.4))
     pack = case.pack(fusion="packllm", weighting=faithful(), alignment="mined")
     paper = oracle(case, pack)
-    ids = case.speakers[case.reference].read(PROMPT)
+    ids = case.models[case.reference].read(PROMPT)
     expected = paper.losses(ids, paper.logits(ids))
     record = pack.generate(PROMPT, max_new_tokens=1).record
     assert record.scored_tokens == len(ids) - 1

@@ -1,4 +1,4 @@
-"""Fusion rules against their twins, and what every rule must keep to."""
+"""Fusion rules against simple twins, and the laws that every rule keeps."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ any_rule = st.sampled_from(RULES)
 every_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
 
 
-def votes(fewest: int, most: int) -> st.SearchStrategy[list[int]]:
+def counts(fewest: int, most: int) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(0, 4), min_size=fewest, max_size=most).filter(any)
 
 
 @st.composite
 def members(draw: st.DrawFn, most: int = 4) -> tuple[Tensor, Tensor]:
-    """Normalized `[K, N, V]` without ties, with impossible tokens; weights `[N, K]` with zeros."""
+    """Log-probabilities `[K, N, V]` without ties, some -inf, and weights `[N, K]`, some 0."""
     k, n, v = draw(st.integers(1, most)), draw(st.integers(1, 3)), draw(st.integers(2, 8))
     nats = st.integers(-300, 0).map(lambda tenths: tenths / 10) | st.just(NOTHING)
     row = st.lists(nats, min_size=v, max_size=v).filter(lambda row: max(row) > NOTHING)
     rows = draw(st.lists(row, min_size=k * n, max_size=k * n))
-    # every column has its own hundredths, so that nothing ties
+    # each column has a distinct offset, so that there are no ties
     logits = torch.tensor(rows).view(k, n, v) + torch.arange(v) / 200
-    weights = torch.tensor(draw(st.lists(votes(k, k), min_size=n, max_size=n)), dtype=torch.float32)
+    weights = torch.tensor(
+        draw(st.lists(counts(k, k), min_size=n, max_size=n)), dtype=torch.float32
+    )
     return logits.log_softmax(-1), weights / weights.sum(-1, keepdim=True)
 
 
@@ -46,7 +48,7 @@ def as_dict(row: Tensor) -> oracles.Distribution:
 
 
 def twin(rule: Rule, logps: Tensor, weights: Tensor) -> Tensor:
-    """What the oracle makes of every position."""
+    """The oracle's result at every position, as a tensor."""
     fused = torch.full(logps.shape[1:], NOTHING)
     for n, row in enumerate(weights.tolist()):
         dicts = [as_dict(member[n]) for member in logps]
@@ -72,7 +74,7 @@ def test_rule_equals_its_twin(rule: Rule, pack: tuple[Tensor, Tensor]):
     torch.testing.assert_close(fused, twin(rule, *pack), atol=1e-4, rtol=1e-5)
 
 
-@given(rule=any_rule, pack=members(most=1), weights=votes(1, 4))
+@given(rule=any_rule, pack=members(most=1), weights=counts(1, 4))
 def test_copies_of_one_member_are_that_member(
     rule: Rule, pack: tuple[Tensor, Tensor], weights: list[int]
 ):
@@ -88,7 +90,9 @@ def test_copies_of_one_member_are_that_member(
 
 
 @given(rule=any_rule, pack=members(), shift=st.floats(-20, 20))
-def test_only_the_shape_of_a_row_counts(rule: Rule, pack: tuple[Tensor, Tensor], shift: float):
+def test_a_constant_added_to_a_row_has_no_effect(
+    rule: Rule, pack: tuple[Tensor, Tensor], shift: float
+):
     logps, weights = pack
     moved = logps + shift * torch.arange(1, len(logps) + 1).view(-1, 1, 1)
     expected = rule.fuse(logps, weights)
@@ -96,7 +100,7 @@ def test_only_the_shape_of_a_row_counts(rule: Rule, pack: tuple[Tensor, Tensor],
 
 
 @given(rule=any_rule, pack=members(), junk=st.sampled_from([math.nan, NOTHING, math.inf]))
-def test_a_member_of_weight_zero_is_not_looked_at(
+def test_a_member_of_weight_zero_has_no_effect(
     rule: Rule, pack: tuple[Tensor, Tensor], junk: float
 ):
     logps, weights = pack
@@ -106,7 +110,7 @@ def test_a_member_of_weight_zero_is_not_looked_at(
 
 
 @given(rule=any_rule, pack=members())
-def test_rows_of_a_batch_do_not_meet(rule: Rule, pack: tuple[Tensor, Tensor]):
+def test_rows_of_a_batch_are_independent(rule: Rule, pack: tuple[Tensor, Tensor]):
     logps, weights = pack
     whole = rule.fuse(logps, weights)
     for n in range(len(weights)):
@@ -115,23 +119,23 @@ def test_rows_of_a_batch_do_not_meet(rule: Rule, pack: tuple[Tensor, Tensor]):
 
 
 @given(rule=any_rule, pack=members())
-def test_inputs_are_left_alone(rule: Rule, pack: tuple[Tensor, Tensor]):
+def test_inputs_are_not_changed(rule: Rule, pack: tuple[Tensor, Tensor]):
     before = [tensor.clone() for tensor in pack]
     rule.fuse(*pack)
     assert all(torch.equal(old, new) for old, new in zip(before, pack, strict=True))
 
 
 @every_rule
-def test_a_member_that_allows_nothing_abstains(rule: Rule):
-    speaker = torch.tensor([[[0.7, 0.2, 0.1]]]).log()
-    silent = torch.full_like(speaker, NOTHING)
+def test_a_member_without_any_mass_abstains(rule: Rule):
+    other = torch.tensor([[[0.7, 0.2, 0.1]]]).log()
+    abstaining = torch.full_like(other, NOTHING)
     weights = torch.tensor([[0.9, 0.1]])
-    expected = rule.fuse(speaker, torch.ones(1, 1))
-    torch.testing.assert_close(rule.fuse(torch.cat([silent, speaker]), weights), expected)
+    expected = rule.fuse(other, torch.ones(1, 1))
+    torch.testing.assert_close(rule.fuse(torch.cat([abstaining, other]), weights), expected)
 
 
 @every_rule
-def test_where_nobody_allows_anything_nothing_is_allowed(rule: Rule):
+def test_if_all_members_abstain_no_token_has_mass(rule: Rule):
     fused = rule.fuse(torch.full((2, 1, 4), NOTHING), torch.full((1, 2), 0.5))
     assert torch.equal(fused, torch.full((1, 4), NOTHING))
 
@@ -154,7 +158,7 @@ def test_a_large_vocabulary_stays_exact_in_float32(rule: Rule):
     torch.testing.assert_close(fused, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_a_mixture_keeps_tails_that_float32_probabilities_lose():
+def test_a_mixture_keeps_tails_that_underflow_as_float32_probabilities():
     tail = torch.tensor([[[0.0, -200.0]], [[0.0, -300.0]]])
     fused = Mixture().fuse(tail, torch.tensor([[0.5, 0.5]]))
     assert fused[0, 1].item() == pytest.approx(-200 + math.log(0.5), rel=1e-6)
@@ -174,16 +178,16 @@ def test_unite_over_everything_is_the_mixture(pack: tuple[Tensor, Tensor]):
 
 
 def test_unite_does_not_propose_impossible_tokens():
-    """A member with two possible tokens proposes two, not ten: the others' mass stays out."""
+    """A member with two possible tokens proposes two, not ten."""
     logps = torch.tensor([[[0.6, 0.4, 0.0, 0.0]], [[0.1, 0.2, 0.3, 0.4]]]).log()
     fused = UniTE(k=1).fuse(logps, torch.tensor([[0.5, 0.5]]))
-    # union {0, 3}; the first renormalizes to (1, 0), the second to (0.2, 0.8)
+    # union {0, 3}: normalized over it, the first member has (1, 0), the second (0.2, 0.8)
     torch.testing.assert_close(fused.exp(), torch.tensor([[0.6, 0.0, 0.0, 0.4]]))
     narrow = UniTE(k=4).fuse(logps[:1], torch.ones(1, 1))
     assert torch.isneginf(narrow[0, 2:]).all()
 
 
-def test_every_rule_says_where_it_comes_from():
+def test_every_rule_has_a_source_and_a_pool():
     assert list(rules().parts) == ["mixture", "packllm", "unite"]
     for rule in rules().parts.values():
         assert rule.source

@@ -1,4 +1,4 @@
-"""Small byte-level tokenizers, trained on the spot: for tests that load models again and again."""
+"""Small byte-level tokenizers, trained in place, for tests that load many models."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def byte_tokenizer(size: int, *, chats: bool = False) -> PreTrainedTokenizerFast
 def save_small(
     folder: Path, size: int, seed: int, *, context: int = 512, chats: bool = False
 ) -> Path:
-    """Save a tiny llama with such a tokenizer, and return the folder."""
+    """Save a tiny Llama with a tokenizer of about `size` tokens, and return the folder."""
     tokenizer = byte_tokenizer(size, chats=chats)
     pico.tiny_model(tokenizer, seed=seed, context=context).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Made-up evidence for the weightings' tests."""
+"""Generated evidence for the tests of the weightings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def from_scores(scores: Tensor, labels: Tensor, *, tokens: int | None = None) ->
 def random_evidence(
     seed: int, members: int = 2, positions: int = 20, candidates: int = 12, spread: float = 2.0
 ) -> Evidence:
-    """Members that see the same truth through noise of their own."""
+    """Members whose logits are the same true logits plus different noise."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randn(positions, candidates, generator=generator) * spread
     noise = torch.randn(members, positions, candidates, generator=generator) * spread
@@ -32,13 +32,13 @@ def random_evidence(
 
 @st.composite
 def evidences(draw: st.DrawFn) -> Evidence:
-    """Anything from friendly to adversarial: impossible tokens, near-certain and equal members."""
+    """Random evidence with impossible tokens, almost certain members and equal members."""
     k, t, c = draw(st.integers(1, 4)), draw(st.integers(1, 30)), draw(st.integers(2, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     logits = rng.normal(size=(k, t, c)) * draw(st.sampled_from([0.0, 1e-3, 1.0, 5.0, 40.0]))
     logits += rng.normal(size=(t, c)) * draw(st.sampled_from([0.0, 1.0, 10.0]))
     logits[rng.random((k, t, c)) < draw(st.sampled_from([0.0, 0.1, 0.5]))] = -np.inf
-    # every member allows something everywhere, though not always what came next
+    # every member has a possible token at every position, though not always the label
     logits[rng.permutation(k)[:, None], np.arange(t), rng.integers(c, size=(k, t))] = 0.0
     scores = torch.from_numpy(logits).log_softmax(-1)
     if draw(st.booleans()):

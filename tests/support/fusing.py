@@ -40,7 +40,7 @@ def vocabulary(name: str) -> Vocabulary:
 
 @functools.cache
 def member(name: str, arch: str = "llama", seed: int = 0, context: int = 512) -> HFMember:
-    """A tiny member; the same arguments give the same one."""
+    """A tiny member; the same object for the same arguments."""
     model = pico.tiny_model(pico.real_tokenizer(name), arch, seed, context=context)
     return HFMember(f"{name}-{arch}-{seed}", model, vocabulary(name))
 
@@ -53,7 +53,7 @@ def fused(
     weighting: str = "uniform",
     alignment: str = "bytes",
 ) -> FusedForCausalLM:
-    """A pack of tiny members as one model; the same arguments give the same one."""
+    """A pack of tiny members as one model; the same object for the same arguments."""
     return fuse([member(*spec) for spec in specs], reference, rule, weighting, alignment)
 
 
@@ -85,7 +85,7 @@ def cache(model: FusedForCausalLM, **changes: Any) -> FusedCache:
 
 
 def tokenizer(model: FusedForCausalLM) -> PreTrainedTokenizerFast:
-    """The tokenizer in which a pack speaks."""
+    """The reference's tokenizer."""
     found = model.engine.reference.tokenizer
     assert isinstance(found, PreTrainedTokenizerFast)
     return found
@@ -107,17 +107,17 @@ def batch(model: FusedForCausalLM, texts: Sequence[str]) -> dict[str, torch.Tens
 
 
 def gap(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest difference of two log-probability tensors; where one is -inf, so is the other."""
+    """Largest difference of two log-probability tensors, which must be -inf at the same places."""
     assert torch.equal(torch.isneginf(one), torch.isneginf(other))
     finite = torch.isfinite(one)
     return float((one[finite] - other[finite]).abs().max())
 
 
 def bpe(*words: str, name: str = "bpe", controls: Sequence[str] = ("<end>",)) -> Vocabulary:
-    """A small byte-level vocabulary that writes `words`, built up from the left, as one token.
+    """A small byte-level vocabulary with one token for each of `words`, merged from the left.
 
-    Its ids: 256 bytes, the words and their beginnings, then the control tokens, of which the first
-    ends a text.
+    Its ids: the 256 bytes, the words and their prefixes, then the control tokens. The first control
+    token ends a text.
     """
     letters = bytes_to_unicode()
     vocab = {letters[byte]: byte for byte in range(256)}

@@ -1,4 +1,4 @@
-"""Tiny models of many families, for what is done to their output heads."""
+"""Tiny models of many families, for tests of LM heads."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ FAMILIES = tuple(_KINDS)
 
 
 def family(name: str) -> PreTrainedModel:
-    """A tiny random model; biases are random, too."""
+    """A tiny random model; its biases are random, too."""
     model, config, settings = _KINDS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

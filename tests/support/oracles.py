@@ -1,7 +1,7 @@
-"""Slow, readable twins: the papers' formulas on dicts and lists, one position at a time.
+"""Simple twins: the papers' formulas on dicts and lists, one position at a time.
 
-Nothing here is shared with the package: a distribution is a dict of token to probability, in which
-tokens that cannot come next are left out.
+They share no code with the package. A distribution is a dict of token to probability, without
+tokens of probability 0.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ Distribution = dict[int, float]
 
 
 def normalized(masses: Distribution) -> Distribution:
-    """The same proportions, summing to one, without tokens of no mass."""
+    """The same proportions with sum one, without tokens of mass 0."""
     total = sum(masses.values())
     return {token: mass / total for token, mass in masses.items() if mass > 0}
 
 
 def mixture(members: list[Distribution], weights: list[float]) -> Distribution:
-    """`Σ w_k p_k`; members that say nothing leave their weight to the others."""
+    """`Σ w_k p_k`, normalized; an empty distribution abstains."""
     fused: Distribution = {}
     for member, weight in zip(members, weights, strict=True):
         for token, p in normalized(member).items():
@@ -27,18 +27,18 @@ def mixture(members: list[Distribution], weights: list[float]) -> Distribution:
 
 
 def packllm(members: list[Distribution], weights: list[float]) -> Distribution:
-    """`softmax(Σ w_k s_k)` with `s_k = log p_k`; the mixture where no token is left."""
-    voters = [(m, w) for m, w in zip(members, weights, strict=True) if w > 0]
-    allowed = set.intersection(*(set(member) for member, _ in voters))
+    """`softmax(Σ w_k s_k)` with `s_k = log p_k`; the mixture if no token is left."""
+    weighted = [(m, w) for m, w in zip(members, weights, strict=True) if w > 0]
+    allowed = set.intersection(*(set(member) for member, _ in weighted))
     if not allowed:
         return mixture(members, weights)
-    logits = {c: sum(w * math.log(m[c]) for m, w in voters) for c in allowed}
+    logits = {c: sum(w * math.log(m[c]) for m, w in weighted) for c in allowed}
     top = max(logits.values())
     return normalized({c: math.exp(s - top) for c, s in logits.items()})
 
 
 def unite(members: list[Distribution], weights: list[float], k: int) -> Distribution:
-    """Mean of the members, each renormalized on the union of the voters' k best tokens."""
+    """Mean of the members, each normalized over the union of their k most probable tokens."""
     union: set[int] = set()
     for member, weight in zip(members, weights, strict=True):
         if weight > 0:

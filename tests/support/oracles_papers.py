@@ -1,11 +1,12 @@
-"""PackLLM and UniTE straight from their formulas: plain models, no caches, one position at a time.
+"""PackLLM and UniTE by their formulas: models without caches, one position at a time.
 
-Tokenizers read the text themselves; only what a token stands for is asked of `Vocabulary`. Where
-the papers go by the strings of one family of tokenizers, words go by bytes here as there:
+Text is encoded by the Hugging Face tokenizers; only the bytes of tokens come from `Vocabulary`. The
+papers compare the strings of one family of tokenizers; this module compares words, as the package
+does:
 
-- A word is the bytes of a text token, or "the end". Control tokens other than ends are no words;
-  the papers have none among the best tokens of the models that they use.
-- Of several tokens with the same bytes, the one that the tokenizer writes is the word.
+- A word is the bytes of a text token, or the end of a text. Other control tokens are not words; the
+  papers have none among the most probable tokens of their models.
+- Of several tokens with the same bytes, only the one that the tokenizer produces is a word.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ END: Word = b""
 
 
 @dataclass
-class Speaker:
+class Model:
     """A model and its tokenizer."""
 
     model: PreTrainedModel
@@ -54,7 +55,7 @@ class Speaker:
         return out.logits[0, :, : len(self.tokenizer)].double()
 
     def find(self, word: Word) -> int:
-        """Its token for a word, else the first sub-token."""
+        """The token of a word, or the first token of its encoding."""
         if word == END:
             return self.vocabulary.end_ids[0]
         if word in self.vocabulary.ids_of:
@@ -69,9 +70,9 @@ class Written:
     """A greedy generation: ids, and at each step the fused distribution over reference ids."""
 
     ids: list[int] = field(default_factory=list)
-    chances: list[dict[int, float]] = field(default_factory=list)
+    distributions: list[dict[int, float]] = field(default_factory=list)
     foreign: int = 0
-    """How often the winner was a word that the reference lacks."""
+    """How often the winner was a word that is not a token of the reference."""
 
 
 def softmax(scores: dict[Word, float]) -> dict[Word, float]:
@@ -80,44 +81,44 @@ def softmax(scores: dict[Word, float]) -> dict[Word, float]:
     return {word: mass / sum(masses.values()) for word, mass in masses.items()}
 
 
-def unite(speakers: Sequence[Speaker], reference: int, prompt: str, k: int, steps: int) -> Written:
-    """UniTE: the text is read anew by everyone at every step."""
-    primary, written = speakers[reference], Written()
+def unite(models: Sequence[Model], reference: int, prompt: str, k: int, steps: int) -> Written:
+    """UniTE: every model encodes the whole text at every step."""
+    primary, written = models[reference], Written()
     prompt_ids = primary.read(prompt)
     for _ in range(steps):
         ids = prompt_ids + written.ids
         text = primary.tokenizer.decode(ids, skip_special_tokens=True)
-        assert "\N{REPLACEMENT CHARACTER}" not in text, "half a character: choose another seed"
-        read = [ids if s is primary else s.read(text) for s in speakers]
-        logits = [s.logits(i, 1)[-1] for s, i in zip(speakers, read, strict=True)]
-        fused = union_average(speakers, logits, k)
+        assert "\N{REPLACEMENT CHARACTER}" not in text, (
+            "the text ends inside a character: choose another seed"
+        )
+        read = [ids if s is primary else s.read(text) for s in models]
+        logits = [s.logits(i, 1)[-1] for s, i in zip(models, read, strict=True)]
+        fused = union_average(models, logits, k)
         winner = max(fused, key=lambda word: fused[word])
         written.foreign += winner != END and winner not in primary.vocabulary.ids_of
-        written.chances.append(by_reference(primary, fused))
+        written.distributions.append(by_reference(primary, fused))
         written.ids.append(primary.find(winner))
         if winner == END:
             break
     return written
 
 
-def union_average(
-    speakers: Sequence[Speaker], logits: Sequence[Tensor], k: int
-) -> dict[Word, float]:
-    """Equation by equation: top-k, union, look-up, softmax over the union, mean."""
+def union_average(models: Sequence[Model], logits: Sequence[Tensor], k: int) -> dict[Word, float]:
+    """The equations in order: top-k, union, look-up, softmax over the union, mean."""
     union: dict[Word, None] = {}
-    for speaker, row in zip(speakers, logits, strict=True):
+    for model, row in zip(models, logits, strict=True):
         scores = row.tolist()
-        best = heapq.nlargest(k, speaker.word_of, key=lambda i: scores[i])
-        union.update(dict.fromkeys(speaker.word_of[i] for i in best))
-    heard = [
-        softmax({word: float(row[speaker.find(word)]) for word in union})
-        for speaker, row in zip(speakers, logits, strict=True)
+        best = heapq.nlargest(k, model.word_of, key=lambda i: scores[i])
+        union.update(dict.fromkeys(model.word_of[i] for i in best))
+    probs = [
+        softmax({word: float(row[model.find(word)]) for word in union})
+        for model, row in zip(models, logits, strict=True)
     ]
-    return {word: sum(p[word] for p in heard) / len(heard) for word in union}
+    return {word: sum(p[word] for p in probs) / len(probs) for word in union}
 
 
-def by_reference(primary: Speaker, fused: dict[Word, float]) -> dict[int, float]:
-    """What is emitted for each word; words that begin with one token leave it to the likeliest."""
+def by_reference(primary: Model, fused: dict[Word, float]) -> dict[int, float]:
+    """The token of each word; of words with the same first token, the most probable counts."""
     best: dict[int, float] = {}
     for word, p in fused.items():
         token = primary.find(word)
@@ -127,27 +128,27 @@ def by_reference(primary: Speaker, fused: dict[Word, float]) -> dict[int, float]
 
 @dataclass
 class PackLLM:
-    """PackLLM over the reference's ids: `maps[k][i]` is member k's id for the reference's i."""
+    """PackLLM over the reference's ids: `maps[k][i]` is the id of model k for the reference's i."""
 
-    speakers: Sequence[Speaker]
+    models: Sequence[Model]
     reference: int
     maps: Sequence[Sequence[int]]
 
     @cached_property
-    def no_words(self) -> list[int]:
-        own = self.speakers[self.reference]
+    def not_words(self) -> list[int]:
+        own = self.models[self.reference]
         return [i for i in range(len(own.tokenizer)) if i not in own.word_of]
 
     def logits(self, ids: Sequence[int], last: int = 0) -> list[Tensor]:
-        """By member, `[n, V]` in the reference's ids; words only, for those who are mapped."""
-        size = len(self.speakers[self.reference].tokenizer)
+        """Per model, `[n, V]` over the reference's ids; mapped models have words only."""
+        size = len(self.models[self.reference].tokenizer)
         rows = []
-        for k, (speaker, table) in enumerate(zip(self.speakers, self.maps, strict=True)):
+        for k, (model, table) in enumerate(zip(self.models, self.maps, strict=True)):
             if k == self.reference:
-                rows.append(speaker.logits(ids, last))
+                rows.append(model.logits(ids, last))
                 continue
-            carried = speaker.logits([table[i] for i in ids], last)[:, list(table[:size])]
-            carried[:, self.no_words] = -math.inf
+            carried = model.logits([table[i] for i in ids], last)[:, list(table[:size])]
+            carried[:, self.not_words] = -math.inf
             rows.append(carried)
         return rows
 
@@ -157,14 +158,14 @@ class PackLLM:
 
     def sim(self, prompt: str, tau: float) -> list[float]:
         """softmax(-log PPL / τ)."""
-        ids = self.speakers[self.reference].read(prompt)
+        ids = self.models[self.reference].read(prompt)
         losses = torch.tensor(self.losses(ids, self.logits(ids)), dtype=torch.float64)
         weights: list[float] = (-losses / tau).softmax(0).tolist()
         return weights
 
     def opt(self, prompt: str, *, early_stop: bool) -> list[float]:
         """The greedy search: members by rising loss, λ in steps of 0.05."""
-        ids = self.speakers[self.reference].read(prompt)
+        ids = self.models[self.reference].read(prompt)
         logits = self.logits(ids)
         losses = self.losses(ids, logits)
         order = sorted(range(len(losses)), key=lambda k: losses[k])
@@ -183,15 +184,15 @@ class PackLLM:
 
     def pooled(self, ids: Sequence[int], weights: Sequence[float]) -> Tensor:
         """softmax(Σ λ_k s_k) after the last id, `[V]`."""
-        total = torch.zeros(len(self.speakers[self.reference].tokenizer), dtype=torch.float64)
+        total = torch.zeros(len(self.models[self.reference].tokenizer), dtype=torch.float64)
         for rows, weight in zip(self.logits(ids, 1), weights, strict=True):
             if weight > 0:
                 total += weight * rows[-1]
         return total.softmax(0)
 
     def write(self, prompt: str, weights: Sequence[float], steps: int) -> list[int]:
-        """Greedily, weights fixed by the prompt."""
-        own = self.speakers[self.reference]
+        """Greedy generation with the weights of the prompt."""
+        own = self.models[self.reference]
         ids = own.read(prompt)
         start = len(ids)
         for _ in range(steps):
@@ -202,7 +203,7 @@ class PackLLM:
 
 
 def mix(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """`share · one + (1 - share) · other` over what both can say."""
+    """`share · one + (1 - share) · other` where both are finite."""
     either = torch.isneginf(one) | torch.isneginf(other)
     mixed = share * one.masked_fill(either, 0) + (1 - share) * other.masked_fill(either, 0)
     return mixed.masked_fill(either, -math.inf)

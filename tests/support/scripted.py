@@ -1,7 +1,7 @@
-"""Packs whose members always propose the right tokens: for what a tiny model is not clever enough.
+"""Packs whose members generate a given answer, for tests that need meaningful text.
 
-Only the numbers of the model are made up: tokenizers, caches, alignment, fusion, generation and
-constraints are the real ones.
+Only the logits are not those of a real model; tokenizers, caches, alignment, fusion, generation and
+constraints are.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]:"
-MARK = b"[assistant]:"
+ASSISTANT = b"[assistant]:"
 CERTAIN = 12.0
 
 Script = Callable[[str], str]
-"""The prompt as its template wrote it, without the last marker, to the whole answer."""
+"""From the rendered prompt without `ASSISTANT` at its end to the whole answer."""
 
 
 class ScriptedConfig(PreTrainedConfig):
-    """A cache of one layer, which holds the ids themselves."""
+    """A model with one layer, whose KV cache holds the token ids."""
 
     model_type = "scripted"
 
@@ -41,7 +41,7 @@ class ScriptedConfig(PreTrainedConfig):
 
 
 class Scripted(PreTrainedModel):
-    """Writes what the script says; elsewhere it has no opinion."""
+    """A model that generates the script's answer; within a prompt all logits are 0."""
 
     config_class = ScriptedConfig
 
@@ -69,33 +69,33 @@ class Scripted(PreTrainedModel):
         for index, ids in enumerate(rows):
             pads = 0 if attention_mask is None else int((attention_mask[index] == 0).sum())
             for place in range(keep):
-                said = ids[pads : len(ids) - keep + place + 1]
-                token = self.following(self.vocabulary.decode(said))
+                prefix = ids[pads : len(ids) - keep + place + 1]
+                token = self.following(self.vocabulary.decode(prefix))
                 if token is not None:
                     logits[index, place, token] = CERTAIN
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     def following(self, text: bytes) -> int | None:
-        """The next token of the answer, or its end; None within a prompt."""
-        prompt, mark, said = text.rpartition(MARK)
-        if not mark:
+        """The next token of the answer, or its end token; None within a prompt."""
+        prompt, separator, begun = text.rpartition(ASSISTANT)
+        if not separator:
             return None
         answer = self.script(prompt.decode(errors="replace")).encode()
-        if answer.startswith(said) and len(said) < len(answer):
-            return self.vocabulary.encode_bytes(answer[len(said) :])[0]
+        if answer.startswith(begun) and len(begun) < len(answer):
+            return self.vocabulary.encode_bytes(answer[len(begun) :])[0]
         return self.vocabulary.end_ids[0]
 
 
 @functools.cache
 def vocabulary(name: str) -> Vocabulary:
-    """A packaged tokenizer with the scripts' chat template."""
+    """A packaged tokenizer with the chat template `TEMPLATE`."""
     tokenizer = copy.deepcopy(pico.real_tokenizer(name))
     tokenizer.chat_template = TEMPLATE
     return Vocabulary(tokenizer, pico.padded_size(tokenizer))
 
 
 def scripted_pack(script: Script, *names: str, **settings: Any) -> Pack:
-    """A pack of scripted members, one for each tokenizer."""
+    """A pack of scripted members, one per tokenizer."""
     members = [
         HFMember(name, Scripted(vocabulary(name), script).eval(), vocabulary(name))
         for name in names or ("deepseek", "mistral")

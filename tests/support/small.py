@@ -1,4 +1,4 @@
-"""Small packs: byte-level vocabularies of a few hundred tokens, so that a step takes no time."""
+"""Small packs with byte-level vocabularies of a few hundred tokens, for fast tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = {"long": ("hello", "the ", "true", '": '), "short": ("he", "lo", '{"', "
 
 @functools.cache
 def vocabulary(name: str, *, pad: bool = False, template: str | None = None) -> Vocabulary:
-    """A vocabulary with the words of that name; `pad` gives it a token of its own for padding."""
+    """A vocabulary with the words of that name; with `pad` it has a pad token of its own."""
     controls = ("<end>", "<pad>") if pad else ("<end>",)
     tokenizer = fusing.bpe(*WORDS[name], name=name, controls=controls).tokenizer
     tokenizer.pad_token = "<pad>" if pad else None
@@ -27,7 +27,7 @@ def vocabulary(name: str, *, pad: bool = False, template: str | None = None) -> 
 def small_pack(
     *, pad: bool = False, template: str | None = None, context: int = 512, **settings: Any
 ) -> Pack:
-    """Two random models with such vocabularies; the first is the reference."""
+    """Two random models with these vocabularies; the first is the reference."""
     members = []
     for seed, name in enumerate(WORDS):
         own = vocabulary(name, pad=pad, template=template)
@@ -37,7 +37,7 @@ def small_pack(
 
 
 def scripted_small(script: Script, *, template: str = TEMPLATE, **settings: Any) -> Pack:
-    """Two scripted members with such vocabularies; the first is the reference."""
+    """Two scripted members with these vocabularies; the first is the reference."""
     members = []
     for name in WORDS:
         own = vocabulary(name, template=template)

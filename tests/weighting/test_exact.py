@@ -1,4 +1,4 @@
-"""The exact weights: never worse than anything else, at the optimum, and honest gradients."""
+"""The exact weights: at the optimum, never worse than other weights, with correct gradients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def loss_of(evidence: Evidence, pool: str) -> PromptLoss:
 
 
 def simplex_grid(members: int, parts: int) -> list[Weights]:
-    """Every weighting in steps of 1 / parts."""
+    """All weights in steps of 1 / parts."""
     steps = itertools.product(range(parts + 1), repeat=members - 1)
     return [np.array([*s, parts - sum(s)]) / parts for s in steps if sum(s) <= parts]
 
@@ -62,8 +62,8 @@ def test_exact_is_never_worse_than_opt_corners_or_equal_weights(
     found = loss.value(best.fit(evidence, pool))
     opt = Opt(shrinkage=shrinkage, prior=prior, early_stop=early_stop).fit(evidence, pool)
     points = [equal(evidence.members), *np.eye(evidence.members)]
-    for rival in [opt, *(best.shrink(point, evidence) for point in points)]:
-        assert found <= loss.value(rival) + exact.GAP
+    for other in [opt, *(best.shrink(point, evidence) for point in points)]:
+        assert found <= loss.value(other) + exact.GAP
 
 
 @every_pool
@@ -92,7 +92,7 @@ def test_exact_beats_every_point_of_a_fine_grid(
     seed: int,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(exact, "GAP", np.inf)  # the solver alone, without its safeguards
+    monkeypatch.setattr(exact, "GAP", np.inf)  # the solver alone, without the other searches
     evidence = random_evidence(seed, members, positions=15, candidates=6)
     loss = loss_of(evidence, pool)
     best = Exact(shrinkage=shrinkage)
@@ -100,33 +100,33 @@ def test_exact_beats_every_point_of_a_fine_grid(
     grid = [best.shrink(point, evidence) for point in simplex_grid(members, parts)]
     losses = [loss.value(point) for point in grid]
     assert loss.value(weights) <= min(losses) + ROUNDING
-    # and the grid's best is next to it: the loss is convex
+    # the loss is convex, so the best point of the grid is near
     assert np.abs(grid[int(np.argmin(losses))] - weights).max() < 3 / parts
 
 
 @every_pool
 @pytest.mark.parametrize("seed", range(3))
 def test_the_fallback_alone_is_never_worse(pool: str, seed: int, monkeypatch: pytest.MonkeyPatch):
-    """A solver that goes nowhere leaves the corners, equal weights and the greedy search."""
+    """If the solver does not move, corners, equal weights and the greedy search remain."""
     monkeypatch.setattr(exact._Simplex, "descend", lambda self, start: start)
     evidence = random_evidence(seed, members=3)
     loss = loss_of(evidence, pool)
     found = loss.value(Exact(shrinkage=0).fit(evidence, pool))
     opt = Opt(shrinkage=0).fit(evidence, pool)
-    for rival in [opt, equal(3), *np.eye(3)]:
-        assert found <= loss.value(rival) + ROUNDING
+    for other in [opt, equal(3), *np.eye(3)]:
+        assert found <= loss.value(other) + ROUNDING
 
 
 @every_pool
-def test_a_useless_member_gets_exactly_nothing(pool: str):
-    doubtful = random_evidence(1)
-    assert doubtful.scores is not None
-    assert doubtful.labels is not None
-    # members in doubt: in a logit pool, even nonsense can be of use to tame two that are too sure
-    evidence = from_scores((0.3 * doubtful.scores).log_softmax(-1), doubtful.labels)
+def test_a_useless_member_gets_weight_zero(pool: str):
+    unsure = random_evidence(1)
+    assert unsure.scores is not None
+    assert unsure.labels is not None
+    # unsure members: in a logit pool, even a wrong member can help against two that are too sure
+    evidence = from_scores((0.3 * unsure.scores).log_softmax(-1), unsure.labels)
     assert evidence.scores is not None
     assert evidence.labels is not None
-    # the third is sure of something else, always
+    # the third is always sure of another candidate
     wrong = torch.full_like(evidence.scores[:1], -20.0)
     wrong.scatter_(-1, ((evidence.labels + 1) % wrong.shape[-1]).view(1, -1, 1), -1e-8)
     worse = from_scores(torch.cat([evidence.scores, wrong]), evidence.labels)
@@ -136,8 +136,8 @@ def test_a_useless_member_gets_exactly_nothing(pool: str):
 
 
 @every_pool
-def test_shares_are_nothing_or_something(pool: str):
-    """Solvers end a rounding error away from the edge of the simplex; weights do not."""
+def test_weights_are_zero_or_above_rounding(pool: str):
+    """A solver ends a rounding error away from 0; the weights are exactly 0."""
     for seed in [*range(10), 1289, 1340, 1360, 1416]:
         weights = Exact(shrinkage=0).fit(random_evidence(seed, members=4), pool)
         assert all(weight == 0 or weight > 1e-9 for weight in weights)
@@ -167,10 +167,10 @@ def test_losses_are_those_of_the_twins(seed: int):
 
 @every_pool
 @pytest.mark.parametrize("seed", range(4))
-def test_gradients_are_slopes(pool: str, seed: int):
+def test_gradients_are_numeric_derivatives(pool: str, seed: int):
     loss = loss_of(random_evidence(seed, members=3), pool)
     weights = np.random.default_rng(seed).dirichlet([2, 2, 2])
-    value, gradient = loss.slope(weights)
+    value, gradient = loss.value_and_gradient(weights)
     assert value == pytest.approx(loss.value(weights), abs=1e-12)
     np.testing.assert_allclose(gradient, approx_fprime(weights, loss.value), atol=1e-5)
 
@@ -185,27 +185,27 @@ def test_impossible_scores_count_as_the_floor():
         assert np.isfinite(found)
 
 
-def test_columns_that_nobody_allows_count_for_nothing():
+def test_candidates_impossible_for_all_members_have_no_effect():
     evidence = random_evidence(0)
     assert evidence.scores is not None
     assert evidence.labels is not None
     padded = torch.nn.functional.pad(evidence.scores, (0, 50), value=-torch.inf)
     weights = np.array([0.4, 0.6])
-    expected = LogitLoss(evidence.scores, evidence.labels).slope(weights)
-    found = LogitLoss(padded, evidence.labels).slope(weights)
+    expected = LogitLoss(evidence.scores, evidence.labels).value_and_gradient(weights)
+    found = LogitLoss(padded, evidence.labels).value_and_gradient(weights)
     assert found[0] == pytest.approx(expected[0], abs=1e-12)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-12)
 
 
-def test_columns_that_somebody_forbids_count_for_nothing():
+def test_candidates_impossible_for_one_member_have_no_effect():
     evidence = random_evidence(0)
     assert evidence.scores is not None
     assert evidence.labels is not None
     more = torch.nn.functional.pad(evidence.scores, (0, 50), value=-1.0)
     more[1, :, -50:] = -torch.inf
     weights = np.array([0.4, 0.6])
-    expected = LogitLoss(evidence.scores, evidence.labels).slope(weights)
-    found = LogitLoss(more, evidence.labels).slope(weights)
+    expected = LogitLoss(evidence.scores, evidence.labels).value_and_gradient(weights)
+    found = LogitLoss(more, evidence.labels).value_and_gradient(weights)
     assert found[0] == pytest.approx(expected[0], abs=1e-12)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-12)
 
@@ -224,13 +224,13 @@ def test_scores_of_any_precision_are_fitted(dtype: torch.dtype):
 def test_em_finds_the_optimum_that_scipy_finds(seed: int, members: int, pieces: int):
     rng = np.random.default_rng(seed)
     loss = LinearLoss(-rng.exponential(3, size=(members, pieces)))
-    found = em(loss.odds, equal(members), steps=20_000, settled=1e-12)
+    found = em(loss.probs, equal(members), steps=20_000, tolerance=1e-12)
 
-    # an independent way: free parameters through a softmax, numeric gradient
-    def freely(free: Weights) -> float:
-        return loss.value(softmax(free))
+    # independently: parameters through a softmax, numeric gradient
+    def loss_of_logits(logits: Weights) -> float:
+        return loss.value(softmax(logits))
 
-    other = minimize(freely, np.zeros(members), tol=1e-10)
+    other = minimize(loss_of_logits, np.zeros(members), tol=1e-10)
     assert loss.value(found) <= other.fun + 1e-7
     assert found.sum() == pytest.approx(1)
 
@@ -242,11 +242,11 @@ def test_every_step_of_em_lowers_the_loss_and_zeros_stay(seed: int, members: int
     start = np.append(rng.dirichlet(np.ones(members - 1)), 0.0)
     weights = start
     for _ in range(5):
-        moved = em(loss.odds, weights, steps=1)
+        moved = em(loss.probs, weights, steps=1)
         assert loss.value(moved) <= loss.value(weights) + 1e-12
         assert moved[-1] == 0
         weights = moved
-    np.testing.assert_allclose(em(loss.odds, start, steps=5), weights)
+    np.testing.assert_allclose(em(loss.probs, start, steps=5), weights)
 
 
 def test_long_pieces_do_not_underflow():
@@ -255,5 +255,5 @@ def test_long_pieces_do_not_underflow():
     shifted = pieces - pieces.max(0)
     again = Exact(shrinkage=0).fit(Evidence(-shifted.mean(1), 50, shifted), "linear")
     np.testing.assert_allclose(found, again)
-    # each member is the better one once, the second by far
+    # each member is better on one piece, the second by far
     assert 0 < found[0] < 0.5

@@ -1,4 +1,4 @@
-"""Weightings against their formulas and the twin of the paper's greedy search."""
+"""Weightings against their formulas, and the greedy search against a twin of the paper's."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_one_member_has_all_the_weight(weighting: Weighting, pool: str):
 @every_pool
 @every_weighting
 def test_a_prompt_without_tokens_gives_equal_weights(weighting: Weighting, pool: str):
-    silent = Evidence(np.zeros(4), 0, np.zeros((4, 0)))
-    assert weighting.fit(silent, pool).tolist() == [0.25] * 4
+    empty = Evidence(np.zeros(4), 0, np.zeros((4, 0)))
+    assert weighting.fit(empty, pool).tolist() == [0.25] * 4
 
 
 @pytest.mark.parametrize("weighting", [Opt(shrinkage=0), Exact(shrinkage=0)], ids=repr)
 def test_a_prompt_without_positions_to_fit_gives_equal_weights(weighting: Weighting):
-    """Text whose boundaries never meet: tokens were scored, but nothing can be compared."""
+    """Text without shared boundaries: tokens were scored, but there is nothing to compare."""
     apart = from_scores(torch.zeros(2, 0, 5), torch.zeros(0, dtype=torch.long), tokens=7)
     assert weighting.fit(apart, "logit").tolist() == [0.5, 0.5]
     assert weighting.fit(apart, "linear").tolist() == [0.5, 0.5]
@@ -96,7 +96,7 @@ def test_sim_is_the_papers_formula(losses: list[float], tau: float):
         ([1000.0, 1000.0], [0.5, 0.5]),
     ],
 )
-def test_sim_outlives_impossible_and_huge_losses(losses: list[float], expected: list[float]):
+def test_sim_handles_infinite_and_huge_losses(losses: list[float], expected: list[float]):
     evidence = Evidence(np.array(losses), 5, np.zeros((len(losses), 0)))
     weights = Sim(tau=1e-9, shrinkage=0).fit(evidence, "linear")
     np.testing.assert_allclose(weights, expected)
@@ -104,7 +104,7 @@ def test_sim_outlives_impossible_and_huge_losses(losses: list[float], expected: 
 
 @pytest.mark.parametrize("weighting", [Opt, Exact])
 def test_short_prompts_shrink_towards_equal_weights(weighting: type[Fitted]):
-    """A member that is certain and right beside one that is certain and wrong."""
+    """Two members: one is certain and right, the other certain and wrong."""
     scores = torch.tensor([[[-1e-9, -20.0]], [[-20.0, -1e-9]]], dtype=torch.float64)
     evidence = from_scores(scores, torch.tensor([0]))
     shrunk = weighting(shrinkage=8, prior="equal")
@@ -117,7 +117,7 @@ def test_short_prompts_shrink_towards_equal_weights(weighting: type[Fitted]):
 
 
 @pytest.mark.parametrize("weighting", [Opt, Exact])
-def test_short_prompts_shrink_towards_what_the_losses_say(weighting: type[Fitted]):
+def test_short_prompts_shrink_towards_the_softmax_of_the_losses(weighting: type[Fitted]):
     evidence = random_evidence(3, members=3)
     evidence = replace(evidence, losses=np.array([2.5, 3.1, 11.4]), tokens=5)
     for pool in POOLS:
@@ -130,8 +130,8 @@ def test_short_prompts_shrink_towards_what_the_losses_say(weighting: type[Fitted
         np.testing.assert_allclose(found, odds / odds.sum(), atol=1e-7)
 
 
-def test_a_member_that_makes_nothing_of_a_few_words_has_no_say_by_default():
-    """Five words that two members know and the third finds impossible."""
+def test_a_member_to_which_a_few_words_are_impossible_gets_almost_no_weight():
+    """Five words to which two members give a high probability, and the third nearly none."""
     evidence = random_evidence(3, members=3, positions=5)
     evidence = replace(evidence, losses=np.array([2.5, 3.1, 11.4]))
     assert evidence.scores is not None
@@ -163,7 +163,7 @@ def test_opt_is_the_papers_search(members: int, seed: int, early_stop: bool):
 
 
 def three_members() -> Evidence:
-    """One that is mostly right, one that only adds to its errors, and one that corrects them."""
+    """One that is mostly right, one with the same errors and more, and one without these errors."""
     good, bad = math.log(0.8), math.log(0.2)
     best = [[good, bad], [good, bad], [bad, good]]
     worse = [[good, bad], [good, bad], [-3.0, math.log1p(-math.exp(-3))]]
@@ -172,7 +172,7 @@ def three_members() -> Evidence:
     return from_scores(scores, torch.tensor([0, 0, 0]))
 
 
-def test_the_early_stop_leaves_out_all_who_come_later():
+def test_the_early_stop_leaves_out_all_later_members():
     order = replace(three_members(), losses=np.array([1.0, 2.0, 3.0]))
     stopped = Opt(shrinkage=0).fit(order, "logit")
     assert stopped.tolist() == [1, 0, 0] == twin_of_opt(order, early_stop=True)
@@ -185,9 +185,9 @@ def test_members_join_by_prompt_loss():
     evidence = random_evidence(3, members=3)
     order = np.array([2.0, 1.0, 3.0])
     for losses in (order, order[::-1].copy(), np.roll(order, 1)):
-        told = replace(evidence, losses=losses)
-        found = Opt(shrinkage=0, early_stop=False).fit(told, "logit")
-        np.testing.assert_allclose(found, twin_of_opt(told, early_stop=False), atol=1e-12)
+        ordered = replace(evidence, losses=losses)
+        found = Opt(shrinkage=0, early_stop=False).fit(ordered, "logit")
+        np.testing.assert_allclose(found, twin_of_opt(ordered, early_stop=False), atol=1e-12)
 
 
 @pytest.mark.parametrize(("step", "shares"), [(0.05, 20), (0.25, 4), (1.0, 1), (0.1, 10)])
@@ -219,7 +219,7 @@ def test_opt_searches_probabilities_for_a_linear_pool(seed: int):
 
 
 @pytest.mark.parametrize("weighting", [Opt(), Exact()], ids=repr)
-def test_scores_are_asked_for_only_where_they_are_read(weighting: Weighting):
+def test_scores_are_needed_for_logit_pools_only(weighting: Weighting):
     assert weighting.needs_scores("logit")
     assert not weighting.needs_scores("linear")
     unscored = replace(random_evidence(0), scores=None, labels=None)
@@ -261,7 +261,7 @@ def test_fixed_weights_go_by_name_or_by_order():
 
 
 @pytest.mark.parametrize(
-    ("weights", "says"),
+    ("weights", "message"),
     [
         ({"a": 0.5, "smol": 0.5}, r"'smol'.*known: a, smoll; did you mean 'smoll'\?"),
         ({"a": 1.5, "smoll": -0.5}, "the weight of 'smoll' is -0.5"),
@@ -275,8 +275,8 @@ def test_fixed_weights_go_by_name_or_by_order():
         ((1.5, -0.5), "the weight of 'smoll' is -0.5"),
     ],
 )
-def test_fixed_weights_that_are_no_weights_are_refused(weights, says: str):
-    with pytest.raises(WeightsError, match=says):
+def test_invalid_fixed_weights_are_refused(weights, message: str):
+    with pytest.raises(WeightsError, match=message):
         Fixed(weights=weights).for_members(["a", "smoll"])
 
 

@@ -1,4 +1,4 @@
-"""The interface of an alignment: how a member's distribution reaches the reference vocabulary."""
+"""The interface of an alignment, and the pairings that need no arithmetic over several tokens."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from packfuse.alignment.lexicon import Lexicon, writable
-from packfuse.alignment.straddle import Straddle
+from packfuse.alignment.straddle import StraddleFilter
 from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 
 class Pairing(ABC):
-    """One member, seen from the reference.
+    """One member and the reference, ready to carry distributions from the first to the second.
 
     Attributes:
-        same_ids: Whether the member reads the reference's ids (through `map_ids`), not its text.
-        lookahead: Whether it reads white space at the end of the text as it would before a word.
-        exact: Whether tokens that it does not `reads` never matter.
+        same_ids: Whether the member is fed the reference's ids, mapped by `map_ids`. If not, the
+            member is fed the text in its own tokens.
+        lookahead: Whether white space at the end of the text is tokenized as if a word followed.
+        exact: Whether the tokens outside `used_ids` have no effect on the result.
     """
 
     same_ids: bool = False
@@ -33,30 +34,30 @@ class Pairing(ABC):
     exact: bool = True
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
-        """The member's ids for reference ids; only for verbatim pairings."""
+        """The member's ids for reference ids; only for pairings with `same_ids`."""
         raise NotImplementedError
 
     def map_control(self, index: int) -> list[int]:
-        """The member's ids for a control token of the reference; only for verbatim pairings."""
+        """The member's ids for a control token of the reference; only with `same_ids`."""
         return self.map_ids([index])
 
     def translate(self, logps: Tensor) -> Tensor:
-        """What the member says of reference ids; only for verbatim pairings.
+        """The member's log-probabilities of the reference's ids; only with `same_ids`.
 
         Args:
             logps: `[N, member columns]`, nats.
 
         Returns:
-            Log-probabilities `[N, reference columns]`.
+            Log-probabilities `[N, reference columns]`, nats.
         """
         raise NotImplementedError
 
-    def reads(self) -> Tensor | None:
-        """The member's tokens whose probabilities matter here, `[n]`; None for all."""
+    def used_ids(self) -> Tensor | None:
+        """The member's ids whose probabilities are used, `[n]`; None for all."""
         return None
 
-    def straddle(self) -> Straddle | None:
-        """A filter for one row, if the alignment looks inside tokens."""
+    def straddle(self) -> StraddleFilter | None:
+        """A new filter for one sequence; None for alignments without one."""
         return None
 
     @abstractmethod
@@ -64,15 +65,15 @@ class Pairing(ABC):
         self,
         member: Sequence[Tensor | None],
         reference: Tensor,
-        straddles: Sequence[Straddle | None],
+        filters: Sequence[StraddleFilter | None],
     ) -> Tensor:
-        """Carry N distributions into the reference vocabulary.
+        """Carry N distributions into the reference's vocabulary.
 
         Args:
-            member: The member's log-probabilities `[member columns]` by row; None where it has none
-                (the text stands inside one of its characters).
-            reference: The reference's own, `[N, reference columns]`.
-            straddles: The rows' filters.
+            member: The member's log-probabilities of each row, `[member columns]`, nats; None for a
+                row whose text ends inside a character of the member.
+            reference: The reference's own log-probabilities, `[N, reference columns]`, nats.
+            filters: The filter of each row, from `straddle`.
 
         Returns:
             Log-probabilities `[N, reference columns]`, nats.
@@ -95,37 +96,48 @@ class ReferenceView:
 
 
 class Alignment(BaseModel, ABC):
-    """How vocabularies are compared.
+    """How two vocabularies are compared.
 
-    An alignment is one file in this folder: a frozen pydantic model whose fields are its
-    parameters. It registers itself by its `name`.
+    Each alignment is one file in this folder: a frozen pydantic model whose fields are its
+    parameters. The registry finds it by its `name`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
+    """The name in settings: `alignment="<name>"`."""
     source: ClassVar[str]
+    """The paper and section of the method."""
 
     @abstractmethod
     def pair(
         self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
     ) -> Pairing:
-        """Prepare to carry from `member` to `reference`; may take seconds and be cached on disk."""
+        """Prepare to carry from `member` to `reference`.
+
+        This takes up to minutes for two large vocabularies. The result is cached on disk.
+
+        Args:
+            member: The member's vocabulary.
+            reference: The reference's vocabulary.
+            progress: Called with (done, total), in tokens.
+        """
 
     @property
     def reading(self) -> Alignment:
-        """The same with every member reading the text in its own tokens, to compare losses."""
+        """The alignment for prompt losses, which are computed in the members' own tokens."""
         return self
 
     def lexicon(self, vocabularies: Sequence[Vocabulary]) -> Lexicon | None:
-        """For rules that compare words, not distributions; None leaves them the carried ones."""
+        """For rules that compare words; None for alignments that only carry distributions."""
         return None
 
 
 class Same(Pairing):
-    """The member writes every text in the reference's ids: nothing is carried, nothing is lost.
+    """A member that encodes every text to the reference's ids: nothing has to be carried.
 
-    Control tokens may differ: those of the reference that the member does not have get no mass.
+    The control tokens of the two may differ. Those of the reference that the member does not have
+    get probability 0.
     """
 
     same_ids = True
@@ -133,45 +145,50 @@ class Same(Pairing):
     def __init__(self, member: Vocabulary, reference: Vocabulary) -> None:
         """Compare the control tokens of two vocabularies with one `text_digest`."""
         self.columns = reference.columns
-        strange = [
+        absent = [
             index
             for name, index in reference.controls.items()
             if index < self.columns and member.controls.get(name) != index
         ]
-        # What the member lacks is read as the end of its turns if that is its role, or as text.
+        # The member is fed its own end of turn for an end of the reference that it does not have,
+        # and the spelling for any other control token that it does not have.
         ends = {index: [member.end_ids[0]] for index in reference.end_ids if member.end_ids}
-        self._controls = {i: ends.get(i) or member.encode(reference.spell(i)) for i in strange}
-        self._strange = torch.tensor([*strange, *range(reference.size, self.columns)]).long()
+        self._controls = {i: ends.get(i) or member.encode(reference.spell(i)) for i in absent}
+        self._absent = torch.tensor([*absent, *range(reference.size, self.columns)]).long()
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
         """The same ids."""
         return list(ids)
 
     def map_control(self, index: int) -> list[int]:
-        """The same id if the member has it."""
+        """The same id if the member has that control token."""
         return self._controls.get(index, [index])
 
     def translate(self, logps: Tensor) -> Tensor:
-        """The same, as wide as the reference's."""
+        """The same log-probabilities, padded to the reference's columns."""
         extra = self.columns - logps.shape[-1]
         if extra:
             logps = nn.functional.pad(logps, (0, extra), value=float("-inf"))
-        if len(self._strange):
-            logps = logps.index_fill(-1, self._strange.to(logps.device), float("-inf"))
+        if len(self._absent):
+            logps = logps.index_fill(-1, self._absent.to(logps.device), float("-inf"))
         return logps
 
     def carry(
         self,
         member: Sequence[Tensor | None],
         reference: Tensor,
-        straddles: Sequence[Straddle | None],
+        filters: Sequence[StraddleFilter | None],
     ) -> Tensor:
         """The member's own log-probabilities."""
         return self.translate(stack(member, reference))
 
 
 class Mapped(Pairing):
-    """Every reference token takes the log-probability of one member token, whoever shares it."""
+    """Each reference token has the log-probability of one member token.
+
+    Several reference tokens may share one member token. Each has its whole probability, and the
+    result is normalized.
+    """
 
     def __init__(
         self,
@@ -184,42 +201,44 @@ class Mapped(Pairing):
         """Carry through `table`.
 
         Args:
-            table: The member's id by reference id, `[reference columns]`; -1 for none. Only text
-                and ends are carried: a member's text must not turn into control tokens.
+            table: The member's id by reference id, `[reference columns]`; -1 for none. Only the
+                reference's text tokens and ends get a probability, so that no text of a member
+                becomes a control token.
             reference: The reference's vocabulary.
             same_ids: See `Pairing`.
-            lookahead: Likewise.
+            lookahead: See `Pairing`.
         """
         self.same_ids, self.lookahead = same_ids, lookahead
         carried = (table >= 0) & writable(reference)
         self._table = table
         self._tokens = torch.from_numpy(np.where(carried, table, 0))
-        self._silent = torch.from_numpy(~carried)
+        self._excluded = torch.from_numpy(~carried)
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
-        """The member's ids, one for one."""
+        """The member's ids, one for each reference id."""
         mapped: list[int] = self._table[list(ids)].clip(min=0).tolist()
         return mapped
 
-    def reads(self) -> Tensor:
-        """The tokens in the table: exact, as `translate` normalizes over them."""
-        carried: Tensor = self._tokens[~self._silent].unique()
+    def used_ids(self) -> Tensor:
+        """The ids in the table. The others have no effect, as `translate` normalizes over these."""
+        carried: Tensor = self._tokens[~self._excluded].unique()
         return carried.cpu()
 
     def translate(self, logps: Tensor) -> Tensor:
-        """Normalized over the reference's ids."""
+        """Log-probabilities `[N, reference columns]`, normalized."""
         if self._tokens.device != logps.device:
-            self._tokens, self._silent = (t.to(logps.device) for t in (self._tokens, self._silent))
-        said = logps.index_select(-1, self._tokens).masked_fill_(self._silent, -torch.inf)
-        return said.log_softmax(-1)
+            self._tokens = self._tokens.to(logps.device)
+            self._excluded = self._excluded.to(logps.device)
+        mapped = logps.index_select(-1, self._tokens).masked_fill_(self._excluded, -torch.inf)
+        return mapped.log_softmax(-1)
 
     def carry(
         self,
         member: Sequence[Tensor | None],
         reference: Tensor,
-        straddles: Sequence[Straddle | None],
+        filters: Sequence[StraddleFilter | None],
     ) -> Tensor:
-        """See `translate`; where the member has nothing to say it echoes the reference."""
+        """See `translate`; a row without a member's distribution is the reference's."""
         if all(row is None for row in member):
             return reference.clone()
         carried = self.translate(stack(member, reference))
@@ -230,7 +249,18 @@ class Mapped(Pairing):
 
 
 def stack(rows: Sequence[Tensor | None], reference: Tensor) -> Tensor:
-    """Rows `[N, columns]` on the reference's device; rows of None repeat a present one."""
+    """Rows as one tensor `[N, columns]` on the reference's device.
+
+    A row that is None is filled with the first row that is not. The caller replaces it.
+
+    Raises:
+        ValueError: if all rows are None.
+
+    Example:
+        >>> stack([None, torch.tensor([0.5, 0.5])], torch.zeros(2, 3))
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
+    """
     present = next((row for row in rows if row is not None), None)
     if present is None:
         raise ValueError("no row has a distribution")

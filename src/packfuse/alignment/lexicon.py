@@ -1,4 +1,7 @@
-"""Tokens looked up in other vocabularies by what they stand for."""
+"""Tokens of one vocabulary, found in another by their bytes or by their role.
+
+A *word* is what a token stands for: its bytes, or the end of a turn or text.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,23 @@ from numpy.typing import NDArray
 from packfuse.text.vocabulary import Vocabulary
 
 Word = bytes
-"""What a token stands for: its bytes; nothing at all for the end of a turn or text."""
+"""The bytes of a token; `END` for a token that ends a turn or a text."""
 
 END: Word = b""
 
 
 class Lexicon:
-    """Finds every member's token for words that some member proposes.
+    """Finds the token of every member for each word that some member proposes.
 
-    A member's token for a word is the one with the word's bytes, or else the first that it writes
-    for them. Ends are found by role. Other control tokens are words of nobody.
+    A member's token for a word is the one with exactly these bytes, or else the first token of the
+    member's encoding of the word. Ends are found by their role. Other control tokens are not words.
 
     Attributes:
-        writable: By member `[columns]`, which tokens stand for words; of several tokens with the
-            same bytes, the one that its tokenizer writes.
+        writable: One mask per member, bool `[columns]`: see `writable`.
     """
 
     def __init__(self, vocabularies: Sequence[Vocabulary]) -> None:
-        """Nothing has been looked up yet."""
+        """One vocabulary per member; nothing is looked up yet."""
         self.vocabularies = list(vocabularies)
         self.writable = [torch.from_numpy(writable(vocabulary)) for vocabulary in vocabularies]
         self._known: list[dict[Word, int]] = [{} for _ in vocabularies]
@@ -37,22 +39,22 @@ class Lexicon:
         """Every member's tokens for all proposed words, each word once.
 
         Args:
-            proposals: By member, the writable ids that it proposes, best first.
+            proposals: By member, the ids that it proposes, best first; all `writable`.
 
         Returns:
-            By member, one id a word; -1 where it has no token for it.
+            By member, one id for each word; -1 for a word without a token.
         """
-        own: list[dict[Word, int]] = []
+        proposed: list[dict[Word, int]] = []
         for vocabulary, ids in zip(self.vocabularies, proposals, strict=True):
-            said: dict[Word, int] = {}
+            id_of: dict[Word, int] = {}
             for index in ids:
                 word = END if index in vocabulary.end_ids else vocabulary.token_bytes[index] or END
-                said.setdefault(word, index)
-            own.append(said)
-        words = dict.fromkeys(word for said in own for word in said)
+                id_of.setdefault(word, index)
+            proposed.append(id_of)
+        words = dict.fromkeys(word for id_of in proposed for word in id_of)
         return [
-            [said[word] if word in said else self._find(k, word) for word in words]
-            for k, said in enumerate(own)
+            [id_of[word] if word in id_of else self._find(k, word) for word in words]
+            for k, id_of in enumerate(proposed)
         ]
 
     def _find(self, k: int, word: Word) -> int:
@@ -72,15 +74,18 @@ def _look_up(vocabulary: Vocabulary, word: Word) -> int:
 
 
 def writable(vocabulary: Vocabulary) -> NDArray[np.bool_]:
-    """Which ids stand for words, `[columns]`: text, once for each byte string, and ends."""
+    """The ids that stand for words, bool `[columns]`: text tokens and ends.
+
+    Of several ids with the same bytes, only the one that the tokenizer itself produces.
+    """
     mask = np.zeros(vocabulary.columns, dtype=np.bool_)
     mask[[ids[0] for ids in vocabulary.ids_of.values()]] = True
     mask[list(vocabulary.end_ids)] = True
     return mask
 
 
-def twins(member: Vocabulary, reference: Vocabulary) -> NDArray[np.int64]:
-    """The member's token with the same bytes, or the same role, for every reference id.
+def equal_tokens(member: Vocabulary, reference: Vocabulary) -> NDArray[np.int64]:
+    """The member's token with the same bytes as each reference token; ends by their role.
 
     Returns:
         Member ids `[reference columns]`; -1 where there is none.

@@ -1,4 +1,4 @@
-"""Alignment by minimum edit distance (MinED): PackLLM's."""
+"""Alignment by minimum edit distance (MinED), the method of PackLLM."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packfuse.alignment.base import Alignment, Mapped, Pairing, Same
-from packfuse.alignment.lexicon import twins
+from packfuse.alignment.lexicon import equal_tokens
 from packfuse.alignment.map_cache import cached_map
 from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 VERSION = 1
-"""Changes whenever `mine` would give another map; part of the cache key."""
+"""Increased whenever `mine` returns a different map; part of the cache key."""
 
 _CELLS = 2**24
-"""Distances worked out at a time: 32 MiB."""
+"""Edit distances computed at a time: 32 MiB."""
 
 
 class Mined(Alignment):
-    """A reference token has the probability of the member token that is spelled most like it.
+    """Each reference token has the probability of the member token with the nearest spelling.
 
-    The paper's code has members read the reference's ids through the same map, one for one, even
-    where no like token exists; "text" lets them read the text in their own tokens.
+    In the paper's code, members are also fed the reference's ids through the same map, one id for
+    each, even where no similar token exists. With `inputs="text"` they are fed the text in their
+    own tokens.
+
+    Example:
+        >>> Mined(inputs="text")
+        Mined(inputs='text')
     """
 
     name: ClassVar[str] = "mined"
     source: ClassVar[str] = "PackLLM, arXiv 2404.11531, section 3; MinED is FuseLLM's, 2401.10491"
 
     inputs: Literal["map", "text"] = "map"
-    """What members read: mapped ids (the paper's), or the text in their own tokens."""
+    """What members are fed: mapped ids (as in the paper), or the text in their own tokens."""
 
     def pair(
         self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
     ) -> Pairing:
-        """Mine the map, which takes up to minutes, or take it from the cache."""
+        """Compute the map, which takes up to minutes, or load it from the cache."""
         if member.text_digest == reference.text_digest:
             return Same(member, reference)
         table = cached_map(
@@ -48,45 +53,51 @@ class Mined(Alignment):
 
     @property
     def reading(self) -> Mined:
-        """The paper, too, picks the reference by what members make of the text itself."""
+        """With `inputs="text"`: the paper, too, computes prompt losses in the members' tokens."""
         return self if self.inputs == "text" else self.model_copy(update={"inputs": "text"})
 
 
 def mine(
     member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
 ) -> NDArray[np.int64]:
-    """The member's most alike token for every reference id.
+    """The nearest member token for every reference id.
 
-    Strings are compared as the text that tokens stand for, character by character, a stray byte
-    being one character: how a family marks spaces or spells bytes does not count. Twins come first,
-    then the smallest edit distance, of equals the lowest id. Control tokens map to control tokens
-    of the same spelling or role; those without are likened to text, for reading only. No text maps
-    to a control token.
+    The strings that are compared are the texts that tokens stand for, so that it does not matter
+    how a tokenizer spells spaces and bytes. A byte that is not UTF-8 counts as one character.
+
+    A token with the same bytes is taken first, then the smallest Levenshtein distance, and of equal
+    distances the lowest id. A control token maps to the control token with the same spelling or
+    role; if there is none, its spelling is compared with text tokens (this is used only for the
+    ids that a member is fed). No text token maps to a control token.
 
     Args:
-        member: Whose tokens.
-        reference: For whose tokens.
-        progress: Called with (done, total) in strings without a twin.
+        member: The vocabulary whose tokens are searched.
+        reference: The vocabulary whose tokens are mapped.
+        progress: Called with (done, total), in strings without an equal token.
 
     Returns:
         Member ids `[reference columns]`; -1 for padding.
     """
-    table = twins(member, reference)
+    table = equal_tokens(member, reference)
     for index in sorted(reference.control_ids - set(np.flatnonzero(table >= 0).tolist())):
         table[index] = _control(member, reference, index)
-    named = {index: _string(reference, index) for index in np.flatnonzero(table < 0).tolist()}
-    wanted = {index: name for index, name in named.items() if name}
+    unmapped = {index: _string(reference, index) for index in np.flatnonzero(table < 0).tolist()}
+    wanted = {index: text for index, text in unmapped.items() if text}
     choices = sorted((ids[0], token) for token, ids in member.ids_of.items())
     strings = list(dict.fromkeys(wanted.values()))
     best = nearest(strings, [_text(token) for _, token in choices], progress)
-    likest = {name: choices[at][0] for name, at in zip(strings, best.tolist(), strict=True)}
-    for index, name in wanted.items():
-        table[index] = likest[name]
+    nearest_id = {text: choices[at][0] for text, at in zip(strings, best.tolist(), strict=True)}
+    for index, text in wanted.items():
+        table[index] = nearest_id[text]
     return table
 
 
 def _control(member: Vocabulary, reference: Vocabulary, index: int) -> int:
-    """The member's control token of the same spelling, or that begins a text likewise; or -1."""
+    """The member's control token with the same spelling, or at the same place of `prefix_ids`.
+
+    Returns:
+        The id; -1 if there is none.
+    """
     if index not in reference.prefix_ids:
         return member.controls.get(reference.spell(index), -1)
     place = reference.prefix_ids.index(index)
@@ -95,6 +106,7 @@ def _control(member: Vocabulary, reference: Vocabulary, index: int) -> int:
 
 
 def _string(vocabulary: Vocabulary, index: int) -> str:
+    """The string of a token that is compared; empty for padding."""
     token = vocabulary.token_bytes[index]
     if token is not None:
         return _text(token)
@@ -108,12 +120,24 @@ def _text(token: bytes) -> str:
 def nearest(
     strings: Sequence[str], choices: Sequence[str], progress: ProgressCallback | None = None
 ) -> NDArray[np.int64]:
-    """Which of `choices` has the smallest edit distance to each string; of equals, the first.
+    """Which of `choices` has the smallest Levenshtein distance to each string.
 
-    Characters that no choice has are alike in that they have to be replaced or deleted, so strings
-    that differ in nothing else are compared once.
+    Characters that occur in no choice all have the same effect: they are replaced or deleted. So
+    strings that differ only in these are compared once.
+
+    Args:
+        strings: The strings to find, `n` of them.
+        choices: The strings to choose from.
+        progress: Called with (done, total), in distinct strings.
+
+    Returns:
+        Indices into `choices`, `[n]`; of equal distances, the first.
+
+    Example:
+        >>> nearest(["cat", "zz"], ["cut", "cot", "x"]).tolist()
+        [0, 2]
     """
-    # Every pack loads this file; few mine.
+    # Imported here because every pack imports this module, and few use it.
     from rapidfuzz import process
     from rapidfuzz.distance import Levenshtein
 

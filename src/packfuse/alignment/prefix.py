@@ -1,4 +1,4 @@
-"""Alignment by the first sub-token: UniTE's."""
+"""Alignment by the first token of a token's encoding, the method of UniTE."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packfuse.alignment.base import Alignment, Mapped, Pairing, Same
-from packfuse.alignment.lexicon import Lexicon, twins
+from packfuse.alignment.lexicon import Lexicon, equal_tokens
 from packfuse.alignment.map_cache import cached_map
 from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 VERSION = 1
-"""Changes whenever `first_tokens` would give another map; part of the cache key."""
+"""Increased whenever `first_tokens` returns a different map; part of the cache key."""
 
 _CHUNK = 16_384
 
 
 class Prefix(Alignment):
-    """A reference token has the probability of its twin, or of the first token that begins it.
+    """Each reference token has the probability of the member token with the same bytes.
 
-    Members read the text in their own tokens, as it stands at every step. A token that begins
-    several reference tokens lends its probability to each of them: the paper's way, which counts
-    it more than once; "bytes" does not.
+    If there is none, it has that of the first token of the member's encoding of its bytes. One
+    member token may so be the first token for several reference tokens, and its probability counts
+    for each of them, as in the paper. The alignment "bytes" splits it instead.
+
+    Members are fed the text in their own tokens, tokenized as it is at every step (no lookahead).
+
+    Example:
+        >>> Prefix()
+        Prefix()
     """
 
     name: ClassVar[str] = "prefix"
@@ -34,7 +40,7 @@ class Prefix(Alignment):
     def pair(
         self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
     ) -> Pairing:
-        """Look up every reference token, or take the map from the cache."""
+        """Look up every reference token, or load the map from the cache."""
         if member.text_digest == reference.text_digest:
             return Same(member, reference)
         table = cached_map(
@@ -43,26 +49,26 @@ class Prefix(Alignment):
         return Mapped(table, reference, lookahead=False)
 
     def lexicon(self, vocabularies: Sequence[Vocabulary]) -> Lexicon | None:
-        """Words are looked up where vocabularies differ."""
-        kinds = {vocabulary.fingerprint for vocabulary in vocabularies}
-        return Lexicon(vocabularies) if len(kinds) > 1 else None
+        """A lexicon if the vocabularies differ."""
+        distinct = {vocabulary.fingerprint for vocabulary in vocabularies}
+        return Lexicon(vocabularies) if len(distinct) > 1 else None
 
 
 def first_tokens(
     member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
 ) -> NDArray[np.int64]:
-    """The member's twin of every reference token, or the first token that it writes for it.
+    """The member's equal token for every reference token, or the first token of its encoding.
 
     Args:
-        member: Whose tokens.
-        reference: For whose tokens.
-        progress: Called with (done, total) in tokens without a twin.
+        member: The vocabulary whose tokens are searched.
+        reference: The vocabulary whose tokens are mapped.
+        progress: Called with (done, total), in tokens without an equal token.
 
     Returns:
         Member ids `[reference columns]`; -1 for control tokens, padding, and bytes that the member
-        cannot write.
+        cannot encode.
     """
-    table = twins(member, reference)
+    table = equal_tokens(member, reference)
     missing = [token for token in reference.ids_of if token not in member.ids_of]
     for start in range(0, len(missing), _CHUNK):
         chunk = missing[start : start + _CHUNK]
@@ -77,8 +83,8 @@ def first_tokens(
 def _first(vocabulary: Vocabulary, tokens: Sequence[bytes]) -> list[int]:
     """`Vocabulary.first_token` of many tokens; -1 for none."""
     texts = [token.decode(errors="replace") for token in tokens]
-    written = [ids[0] if ids else None for ids in vocabulary.encode_batch(texts)]
+    found = [ids[0] if ids else None for ids in vocabulary.encode_batch(texts)]
     for at, (token, text) in enumerate(zip(tokens, texts, strict=True)):
         if token != text.encode():
-            written[at] = vocabulary.first_token(token)
-    return [-1 if first is None else first for first in written]
+            found[at] = vocabulary.first_token(token)
+    return [-1 if first is None else first for first in found]

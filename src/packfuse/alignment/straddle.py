@@ -1,37 +1,137 @@
-"""What a member believes when the reference has cut one of its tokens in two.
+"""A member's distribution where the reference's tokens end inside the member's tokens.
 
-The reference's tokens end where the member may not have wanted an end. Two kinds of hypotheses
-explain the text so far: the member's own tokens end here too (the *cut*), or it is inside a longer
-token that the reference writes in several pieces (a *straddle*, known by the bytes that remain).
-This is exact filtering over those hypotheses: every reference token that is read either moves mass
-on inside a straddle, ends one, or begins new ones, and the next distribution is their mixture.
+A *straddle* is a member's token that goes on past the end of the last reference token. Example:
+
+    reference:  | the | quick |
+    member:     | the quick   |    after the reference's "the", the straddle is " quick"
+
+Two kinds of hypotheses explain the text so far. Either the member's own token ends where the
+reference's token ends (the *cut*), or the member is inside a straddle, which is known by the bytes
+that remain of it. The filter keeps the exact probability of every hypothesis: each new reference
+token moves a straddle on, ends it, or begins new ones. The member's next distribution is the
+mixture over the hypotheses.
 """
 
 from __future__ import annotations
 
+import bisect
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from packfuse.alignment.joints import InnerBoundaries, InnerBoundary
+from packfuse.alignment.token_pairs import TokenPairs
+from packfuse.text.vocabulary import Vocabulary
 
 WINDOW = 8
-"""Reference tokens that the filter looks back; makes its state a function of the last tokens."""
+"""Number of last reference tokens that decide the state of a filter."""
+
+MAX_STRADDLES = 256
+"""Most straddles that begin with one reference token, and at each boundary inside it."""
+
+MIN_SHARE = 1e-5
+"""Share of a reference token's mass below which a straddle is dropped."""
 
 Masses = dict[bytes, float]
-"""Mass of straddles by the bytes that remain of them."""
+"""Mass of straddles, by the bytes that remain of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class InnerBoundary:
+    """The end of a member's token inside a reference token.
+
+    Attributes:
+        pending: Bytes from this boundary to the end of the reference token.
+        logps: The member's log-probabilities here, `[member columns]`, nats.
+        token: The member's next token in its own tokenization of the text.
+    """
+
+    pending: bytes
+    logps: Tensor
+    token: int
+
+
+class StraddleIndex:
+    """Finds straddles of a member and their continuations in the reference; shared by filters."""
+
+    def __init__(self, pairs: TokenPairs, member: Vocabulary, reference: Vocabulary) -> None:
+        """Nothing is computed yet; results are cached."""
+        self.pairs, self.member, self.reference = pairs, member, reference
+        self.continuations = lru_cache(maxsize=8192)(self._continuations)
+        self.consistent = lru_cache(maxsize=65536)(self._consistent)
+        self._remainders = lru_cache(maxsize=1024)(self._find_remainders)
+
+    def _continuations(self, rest: bytes) -> Tensor:
+        """Reference ids that can come next if the text continues with `rest`, `[n]`."""
+        low, high = _prefix_range(self.reference.sorted_bytes, rest)
+        ids = self.reference.sorted_ids[low:high]
+        first = self.reference.first_token(rest)
+        if first is None or self.reference.token_bytes[first] == rest:
+            return ids
+        return torch.cat([ids, torch.tensor([first])])
+
+    def _consistent(self, target: int, rest: bytes) -> bool:
+        """Whether the reference's encoding begins with `target` if `rest` follows it."""
+        text = (self.reference.token_bytes[target] or b"") + rest
+        firsts = {self.reference.first_token(text), self.reference.first_token(text + b"a")}
+        return target in firsts
+
+    def _find_remainders(self, target: int) -> tuple[list[bytes], Tensor]:
+        """By partner of `target`: its bytes beyond those of `target`, and whether it has any."""
+        token = self.reference.token_bytes[target] or b""
+        partners = (self.member.token_bytes[i] or b"" for i in self.pairs.partners(target).tolist())
+        rests = [other[len(token) :] if other.startswith(token) else b"" for other in partners]
+        return rests, torch.tensor([bool(rest) for rest in rests], dtype=torch.bool)
+
+    def from_cut(
+        self, target: int, member_logps: Tensor, reference_logps: Tensor
+    ) -> tuple[list[tuple[bytes, float]], float]:
+        """Split the mass that the member sends to `target` at a cut before it.
+
+        Args:
+            target: The reference token.
+            member_logps: The member's log-probabilities at the cut, `[member columns]`, nats.
+            reference_logps: The reference's, `[reference columns]`, nats.
+
+        Returns:
+            (remaining bytes, probability) of the member tokens that go on past the end of the
+            target, and the probability of all other partners of the target.
+        """
+        mass = self.pairs.flow(target, member_logps, reference_logps)[1].cpu()
+        rests, longer = self._remainders(target)
+        least = MIN_SHARE * float(mass.sum())
+        values, places = (mass * longer).topk(min(MAX_STRADDLES, len(mass)))
+        found = [
+            (rests[place], value)
+            for value, place in zip(values.tolist(), places.tolist(), strict=True)
+            if value > least and rests[place]
+        ]
+        return found, float(mass[~longer].sum())
+
+    def from_boundary(self, inner: InnerBoundary, target: int) -> list[tuple[bytes, float]]:
+        """(remaining bytes, probability) of the straddles that begin at a boundary in `target`."""
+        low, high = _prefix_range(self.member.sorted_bytes, inner.pending)
+        probs = inner.logps[self.member.sorted_ids[low:high]].exp()
+        values, places = probs.topk(min(MAX_STRADDLES, len(probs)))
+        least = MIN_SHARE * float(inner.logps[inner.token].exp())
+        found: list[tuple[bytes, float]] = []
+        for value, place in zip(values.tolist(), places.tolist(), strict=True):
+            rest = self.member.sorted_bytes[low + place][len(inner.pending) :]
+            if value > least and rest and self.consistent(target, rest):
+                found.append((rest, value))
+        return found
 
 
 @dataclass(slots=True)
 class _Source:
-    """Everything that began at one reference token, per unit of cut mass before it.
+    """The hypotheses that began at one reference token, per unit of cut mass before it.
 
     Attributes:
-        closed: Mass that ended with the token.
-        alive: Mass that went on past it and still does.
+        closed: Mass that ended with the token: the member's token ends there, too.
+        alive: Mass of the straddles that began with the token and have not ended since.
         ended: Mass of its straddles that ended with each later token.
     """
 
@@ -40,17 +140,22 @@ class _Source:
     ended: list[float] = field(default_factory=list)
 
 
-class Straddle:
-    """The filter for one member in one row."""
+class StraddleFilter:
+    """The probabilities of the cut and of all straddles, for one member in one sequence.
 
-    def __init__(self, joints: InnerBoundaries) -> None:
-        """Start with the cut alone."""
-        self.joints = joints
+    Attributes:
+        cut: Probability that a token of the member ends at the end of the text.
+        alive: Probability of each straddle, by the bytes that remain of it.
+    """
+
+    def __init__(self, index: StraddleIndex) -> None:
+        """Start at the beginning of a text, where the cut has probability 1."""
+        self.index = index
         self._sources: list[_Source] = []
         self._open = True
         self._update()
 
-    def copy(self) -> Straddle:
+    def copy(self) -> StraddleFilter:
         """An independent copy."""
         twin = copy.copy(self)
         twin._sources = [_Source(s.closed, dict(s.alive), list(s.ended)) for s in self._sources]
@@ -59,51 +164,52 @@ class Straddle:
     def advance(
         self,
         target: int,
-        member: Tensor | None,
-        reference: Tensor,
+        member_logps: Tensor | None,
+        reference_logps: Tensor,
         inner: Sequence[InnerBoundary],
         open_end: bool,
     ) -> None:
-        """Read one reference token.
+        """Update for one more reference token. A control token resets the filter.
 
         Args:
             target: The reference token.
-            member: The member's log-probabilities at the cut before it, `[member columns]`; None if
-                there was no cut (the text stood inside a character).
-            reference: The reference's log-probabilities before it, `[reference columns]`.
+            member_logps: The member's log-probabilities at the cut before it, `[member columns]`,
+                nats; None if there is no cut, because the text ended inside a character.
+            reference_logps: The reference's log-probabilities before it, `[reference columns]`.
             inner: The member's own boundaries inside the token, in order.
-            open_end: Whether the member's tokens can end after it (not inside a character).
+            open_end: Whether a token of the member can end after it. Not inside a character.
         """
         self._open = open_end
-        token = self.joints.reference.token_bytes[target]
+        token = self.index.reference.token_bytes[target]
         if token is None:
             self._sources = []
             self._update()
             return
         for source in self._sources:
-            source.ended.append(self._move(source, target, token, reference))
-        rests, closed = (
-            self.joints.begin(target, member, reference) if member is not None else ([], 0.0)
-        )
+            source.ended.append(self._move(source, target, token, reference_logps))
+        rests: list[tuple[bytes, float]] = []
+        closed = 0.0
+        if member_logps is not None:
+            rests, closed = self.index.from_cut(target, member_logps, reference_logps)
         alive: Masses = {}
         _add(alive, rests, 1.0)
         self._sources.append(_Source(closed, alive))
-        self._chain(target, inner)
+        self._cross(target, inner)
         self._sources = self._sources[-WINDOW:]
         self._update()
 
-    def _move(self, source: _Source, target: int, token: bytes, reference: Tensor) -> float:
-        """Move a source's straddles over `token`; the mass of those that it ends."""
+    def _move(self, source: _Source, target: int, token: bytes, reference_logps: Tensor) -> float:
+        """Move a source's straddles over `token`; returns the mass of those that it ends."""
         ended, alive = 0.0, Masses()
         for rest, mass in source.alive.items():
             longer = len(rest) > len(token) and rest.startswith(token)
             if not longer and not token.startswith(rest):
                 continue
-            follow = self.joints.continuations(rest)
-            if not bool((follow == target).any()):
+            options = self.index.continuations(rest)
+            if not bool((options == target).any()):
                 continue
-            total = float(reference[follow].exp().sum())
-            share = mass * float(reference[target].exp()) / total if total > 0 else 0.0
+            total = float(reference_logps[options].exp().sum())
+            share = mass * float(reference_logps[target].exp()) / total if total > 0 else 0.0
             if longer:
                 alive[rest[len(token) :]] = share
             else:
@@ -111,26 +217,26 @@ class Straddle:
         source.alive = alive
         return ended
 
-    def _chain(self, target: int, inner: Sequence[InnerBoundary]) -> None:
-        """Let the mass that ends here run over the member's boundaries inside the token."""
-        keep, births = 1.0, Masses()
+    def _cross(self, target: int, inner: Sequence[InnerBoundary]) -> None:
+        """Move the mass that ended in this token over the member's boundaries inside it."""
+        kept, begun = 1.0, Masses()
         for place in inner:
-            longer = self.joints.longer(place, target)
+            longer = self.index.from_boundary(place, target)
             own = float(place.logps[place.token].exp())
             total = own + sum(value for _, value in longer)
-            _add(births, longer, keep / total if total else 0.0)
-            keep = keep * own / total if total else 0.0
+            _add(begun, longer, kept / total if total else 0.0)
+            kept = kept * own / total if total else 0.0
         if not self._open:
-            keep = 0.0
+            kept = 0.0
         for source in self._sources[:-1]:
-            _add(source.alive, births.items(), source.ended[-1])
-            source.ended[-1] *= keep
+            _add(source.alive, begun.items(), source.ended[-1])
+            source.ended[-1] *= kept
         last = self._sources[-1]
-        _add(last.alive, births.items(), last.closed)
-        last.closed *= keep
+        _add(last.alive, begun.items(), last.closed)
+        last.closed *= kept
 
     def _update(self) -> None:
-        """The present mixture: mass of the cut and of every straddle."""
+        """Compute `cut` and `alive` from the sources."""
         count = len(self._sources)
         cut = [1.0] + [0.0] * count
         for step in range(count):
@@ -149,36 +255,47 @@ class Straddle:
 
     @property
     def trivial(self) -> bool:
-        """Whether the cut explains everything."""
+        """Whether the cut has probability 1."""
         return self.cut == 1.0 and not self.alive
 
-    def mix(self, carried: Tensor | None, reference: Tensor) -> Tensor | None:
-        """The member's next distribution in the reference vocabulary.
+    def mix(self, carried: Tensor | None, reference_probs: Tensor) -> Tensor | None:
+        """The member's next distribution in the reference's vocabulary.
 
         Args:
-            carried: Its distribution at the cut, carried, `[reference columns]`; None without one.
-            reference: The reference's own probabilities.
+            carried: The member's distribution at the cut, carried: probabilities
+                `[reference columns]`; None if there is no cut.
+            reference_probs: The reference's own probabilities, `[reference columns]`.
 
         Returns:
-            Probabilities summing to one, or None if the member has nothing to say.
+            Probabilities that sum to one; None if no hypothesis has any mass.
         """
-        mixed = torch.zeros_like(reference)
+        mixed = torch.zeros_like(reference_probs)
         if carried is not None and self.cut > 0:
             mixed += carried * (self.cut / carried.sum().clamp_min(1e-30))
         if self.alive:
-            parts = [self.joints.continuations(rest) for rest in self.alive]
-            sizes = torch.tensor([len(part) for part in parts])
-            ids = torch.cat(parts).to(reference.device)
-            group = torch.repeat_interleave(sizes).to(reference.device)
-            reference_logps = reference[ids]
-            share = reference_logps.new_zeros(len(parts)).index_add_(0, group, reference_logps)
-            mass = reference_logps.new_tensor(list(self.alive.values()))
-            scale = torch.where(share > 0, mass / share, 0.0)
-            mixed.index_add_(0, ids, reference_logps * scale[group])
+            self._add_straddles(mixed, reference_probs)
         total = mixed.sum()
         return mixed / total if float(total) > 0 else None
+
+    def _add_straddles(self, mixed: Tensor, reference_probs: Tensor) -> None:
+        """Add the mass of each straddle, split by the reference among its continuations."""
+        options = [self.index.continuations(rest) for rest in self.alive]
+        sizes = torch.tensor([len(ids) for ids in options])
+        ids = torch.cat(options).to(reference_probs.device)
+        group = torch.repeat_interleave(sizes).to(reference_probs.device)
+        probs = reference_probs[ids]
+        total = probs.new_zeros(len(options)).index_add_(0, group, probs)
+        mass = probs.new_tensor(list(self.alive.values()))
+        scale = torch.where(total > 0, mass / total, 0.0)
+        mixed.index_add_(0, ids, probs * scale[group])
 
 
 def _add(into: Masses, masses: Iterable[tuple[bytes, float]], factor: float) -> None:
     for rest, mass in masses:
         into[rest] = into.get(rest, 0.0) + mass * factor
+
+
+def _prefix_range(words: Sequence[bytes], prefix: bytes) -> tuple[int, int]:
+    """The range of the sorted `words` that begin with `prefix`: first index, last plus one."""
+    low = bisect.bisect_left(words, prefix)
+    return low, bisect.bisect_right(words, prefix, lo=low, key=lambda word: word[: len(prefix)])

@@ -1,9 +1,14 @@
-"""Which tokens of two vocabularies can begin the same text."""
+"""Pairs of tokens of two vocabularies that can begin the same text, and how mass flows along them.
+
+A pair holds if one of the two tokenizers encodes the bytes of one token, and the other token is the
+first of that encoding.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -14,28 +19,30 @@ from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 Pairs = NDArray[np.int64]
+"""Token ids `[P, 2]`."""
 
 VERSION = 1
-"""Changes whenever `relate_tokens` would give other pairs; part of the cache key."""
+"""Increased whenever `relate_tokens` returns different pairs; part of the cache key."""
 
-# What may follow a token decides how it is written (pre-tokenizers look ahead), but only after
-# a token that does not end in a letter or a digit.
 CONTEXTS = ("", "a", " ", "1", "\n", ".", " a", "\n\n")
+"""Texts that may follow a token. Pre-tokenizers look ahead, so the encoding of a token depends on
+the text after it, except where the token ends in a letter or a digit."""
+
 _CHUNK = 16_384
 
 
 def relate_tokens(
     one: Vocabulary, other: Vocabulary, progress: ProgressCallback | None = None
 ) -> Pairs:
-    """All pairs (token of `one`, token of `other`) that begin some text in both tokenizations.
+    """All pairs (token of `one`, token of `other`) that can begin the same text.
 
-    Every token's bytes are written by the other tokenizer, alone and before a letter, a space, a
-    digit, a newline and so on; the first token written is its partner. End tokens pair by role.
+    The bytes of every token are encoded by the other tokenizer, alone and before each of
+    `CONTEXTS`; the first token of each encoding is a partner. End tokens are paired by role.
 
     Args:
         one: First vocabulary.
-        other: Second vocabulary; swapping the two swaps the columns of the result.
-        progress: Called with (done, total) in tokens.
+        other: Second vocabulary. Swapping the two swaps the columns of the result.
+        progress: Called with (done, total), in tokens.
 
     Returns:
         Ids `[P, 2]`, sorted, each pair once.
@@ -48,27 +55,27 @@ def relate_tokens(
         for start in range(0, len(tokens), _CHUNK):
             chunk = tokens[start : start + _CHUNK]
             for token, partners in zip(chunk, _first_tokens(target, chunk), strict=True):
-                for mine in source.ids_of[token]:
-                    pairs.update((p, mine) if swap else (mine, p) for p in partners)
+                for index in source.ids_of[token]:
+                    pairs.update((p, index) if swap else (index, p) for p in partners)
             done += len(chunk)
             if progress:
                 progress(done, total)
-    pairs.update((mine, twin) for mine in _ends(one) for twin in _ends(other))
-    # The same bytes under several ids: whoever begins with one begins with each of them.
+    pairs.update(product(_ends(one), _ends(other)))
+    # An encoding has one id only of several with the same bytes, so the other ids are added here.
     for token, ids in one.ids_of.items():
-        twins = other.ids_of.get(token, ())
-        if len(ids) > 1 or len(twins) > 1:
-            pairs.update((mine, twin) for mine in ids for twin in twins)
+        equal = other.ids_of.get(token, ())
+        if len(ids) > 1 or len(equal) > 1:
+            pairs.update(product(ids, equal))
     return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
 
 
 def _ends(vocabulary: Vocabulary) -> list[int]:
-    """End ids that are no text; one that is text (a newline) pairs as text."""
+    """End ids without bytes. An end that is text, such as a newline, is paired as text."""
     return [index for index in vocabulary.end_ids if vocabulary.token_bytes[index] is None]
 
 
 def _first_tokens(vocabulary: Vocabulary, tokens: Sequence[bytes]) -> list[set[int]]:
-    """What `vocabulary` writes first for each token's bytes, over all contexts."""
+    """The first tokens of the encodings of each token's bytes, over all contexts."""
     found: list[set[int]] = [set() for _ in tokens]
     texts: list[str] = []
     owners: list[int] = []
@@ -90,14 +97,23 @@ def _first_tokens(vocabulary: Vocabulary, tokens: Sequence[bytes]) -> list[set[i
 
 
 class TokenPairs:
-    """The pairs of a member with the reference, ready to carry distributions.
+    """The pairs of a member and the reference, ready to carry distributions.
 
-    The member decides how much mass goes to each of its tokens; where one member token has several
-    partners in the reference, the reference's own belief splits that mass.
+    Each member token sends its probability to its partners among the reference's tokens. Several
+    partners share it in proportion to the reference's own probabilities of them.
+
+    Example:
+        Member token 1 has the partners 1 and 2, which have 0.1 and 0.4 in the reference:
+
+        >>> from types import SimpleNamespace
+        >>> member, reference = SimpleNamespace(columns=2), SimpleNamespace(columns=3)
+        >>> pairs = TokenPairs(np.array([[0, 0], [1, 1], [1, 2]]), member, reference)
+        >>> pairs.carry(torch.tensor([[0.4, 0.6]]), torch.tensor([[0.5, 0.1, 0.4]]))
+        tensor([[0.4000, 0.1200, 0.4800]])
     """
 
     def __init__(self, pairs: Pairs, member: Vocabulary, reference: Vocabulary) -> None:
-        """`pairs` are `[P, 2]` (member id, reference id)."""
+        """`pairs` has rows of (member id, reference id), `[P, 2]`."""
         by_reference = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
         tokens, targets = by_reference[:, 0], by_reference[:, 1]
         single = np.bincount(tokens, minlength=member.columns)[tokens] == 1
@@ -105,7 +121,8 @@ class TokenPairs:
         self._tokens = _tensor(tokens)
         self._single = _tensor(tokens[single]), _tensor(targets[single])
         self._split = _tensor(tokens[~single]), _tensor(targets[~single])
-        # Member tokens that are split, numbered densely: normalizers need no vocabulary-wide array.
+        # Member tokens with several partners are numbered 0, 1, 2, ..., so that their normalizers
+        # need no array as wide as the vocabulary.
         split_tokens, self._group = torch.unique(self._split[0], return_inverse=True)
         self._groups = len(split_tokens)
         self._group_of = torch.full((member.columns,), -1)
@@ -113,7 +130,7 @@ class TokenPairs:
         self._moved: dict[torch.device, TokenPairs] = {}
 
     def on(self, device: torch.device) -> TokenPairs:
-        """This relation with its tensors on a device, copied there once."""
+        """These pairs with their tensors on a device; copied there once."""
         if device == self._tokens.device:
             return self
         if device not in self._moved:
@@ -126,54 +143,57 @@ class TokenPairs:
         return self._moved[device]
 
     def partners(self, target: int) -> Tensor:
-        """The member tokens that can begin what reference token `target` begins, `[n]`."""
+        """The member tokens that are paired with reference token `target`, `[n]`."""
         return self._tokens[self._starts[target] : self._starts[target + 1]]
 
-    def carry(self, member: Tensor, reference: Tensor) -> Tensor:
-        """Carry distributions into the reference vocabulary.
+    def carry(self, member_probs: Tensor, reference_probs: Tensor) -> Tensor:
+        """Carry distributions into the reference's vocabulary.
 
         Args:
-            member: Probabilities `[N, member columns]`, on the reference's device.
-            reference: The reference's own probabilities `[N, reference columns]`.
+            member_probs: Probabilities `[N, member columns]`, on the reference's device.
+            reference_probs: The reference's own probabilities, `[N, reference columns]`.
 
         Returns:
-            Probabilities `[N, reference columns]`; rows sum to the mass of the paired tokens.
+            Probabilities `[N, reference columns]`; each row sums to the mass of the paired tokens.
         """
-        here = self.on(reference.device)
-        carried = torch.zeros_like(reference)
+        here = self.on(reference_probs.device)
+        carried = torch.zeros_like(reference_probs)
         tokens, targets = here._single
-        carried.index_add_(1, targets, member.index_select(1, tokens))
+        carried.index_add_(1, targets, member_probs.index_select(1, tokens))
         tokens, targets = here._split
-        reference_logps = reference.index_select(1, targets)
-        share = here._normalizers(reference_logps).index_select(1, here._group)
-        reference_logps.div_(share.clamp_min_(torch.finfo(reference_logps.dtype).tiny))
-        carried.index_add_(1, targets, reference_logps.mul_(member.index_select(1, tokens)))
+        shares = reference_probs.index_select(1, targets)
+        totals = here._normalizers(shares).index_select(1, here._group)
+        shares.div_(totals.clamp_min_(torch.finfo(shares.dtype).tiny))
+        carried.index_add_(1, targets, shares.mul_(member_probs.index_select(1, tokens)))
         return carried
 
-    def _normalizers(self, reference_logps: Tensor) -> Tensor:
-        total = reference_logps.new_zeros((len(reference_logps), self._groups))
-        return total.index_add_(1, self._group, reference_logps)
+    def _normalizers(self, probs: Tensor) -> Tensor:
+        """Sums of the partners' probabilities, `[N, groups]`, from `[N, split pairs]`."""
+        total = probs.new_zeros((len(probs), self._groups))
+        return total.index_add_(1, self._group, probs)
 
-    def flow(self, target: int, member: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    def flow(
+        self, target: int, member_logps: Tensor, reference_logps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The parts of `carry` that arrive at one reference token.
 
         Args:
             target: Reference token id.
-            member: Log-probabilities `[member columns]`.
-            reference: Log-probabilities `[reference columns]`.
+            member_logps: Log-probabilities `[member columns]`, nats.
+            reference_logps: Log-probabilities `[reference columns]`, nats.
 
         Returns:
             Member token ids and the mass that each sends, both `[n]`, on the reference's device.
         """
-        here = self.on(reference.device)
+        here = self.on(reference_logps.device)
         tokens = here.partners(target)
-        mass = member.to(reference.device)[tokens].exp()
+        mass = member_logps.to(reference_logps.device)[tokens].exp()
         groups = here._group_of[tokens]
         split = groups >= 0
         if bool(split.any()):
-            total = here._normalizers(reference[here._split[1]].exp()[None])[0]
-            share = total[groups.clamp_min(0)].clamp_min(torch.finfo(total.dtype).tiny)
-            mass = torch.where(split, mass * (reference[target].exp() / share), mass)
+            totals = here._normalizers(reference_logps[here._split[1]].exp()[None])[0]
+            total = totals[groups.clamp_min(0)].clamp_min(torch.finfo(totals.dtype).tiny)
+            mass = torch.where(split, mass * (reference_logps[target].exp() / total), mass)
         return tokens, mass
 
 

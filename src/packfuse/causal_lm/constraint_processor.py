@@ -87,7 +87,7 @@ class _Tokens:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        marks = vocabulary.marks
+        marks = vocabulary.answer_tags
         table = [marks.get(i, token) for i, token in enumerate(vocabulary.token_bytes)]
         self.eos_token_id = vocabulary.end_ids[0]
         self.bos_token_id = None
@@ -98,7 +98,7 @@ class _Tokens:
 
     def __call__(self, text: bytes) -> Sequence[int]:
         vocabulary = self._vocabulary()
-        return vocabulary.written(text) if vocabulary else []
+        return vocabulary.encode_answer(text) if vocabulary else []
 
 
 def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:

@@ -271,7 +271,7 @@ class Engine:
 
 def read_subset(pairing: Pairing, vocabulary: Vocabulary) -> VocabSubset | None:
     """The member's tokens that an alignment reads; None where that is nearly all of them."""
-    ids = pairing.reads()
+    ids = pairing.used_ids()
     if ids is None:
         return None
     # Whether a turn ends is read from the member, too.

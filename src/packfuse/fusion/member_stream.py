@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from packfuse.alignment.base import Pairing
-from packfuse.alignment.joints import InnerBoundary
+from packfuse.alignment.straddle import InnerBoundary
 from packfuse.models.member import Member, Read, ReadCallback, Session
 from packfuse.models.vocab_subset import VocabSubset
 from packfuse.text.incremental import IncrementalTokenizer

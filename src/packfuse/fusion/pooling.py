@@ -15,7 +15,7 @@ from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every
 from packfuse.fusion.read_plan import ReadPlan
 from packfuse.fusion.rules.base import Rule
-from packfuse.fusion.rules.pools import backed
+from packfuse.fusion.rules.pools import with_full_support
 from packfuse.fusion.sequence import PackSequence
 
 
@@ -86,7 +86,7 @@ class FusionSettings:
         if not bool(is_open.all()):
             fused = torch.where(is_open[:, None], fused, carried.reference_logps)
         if self.full_support:
-            fused = backed(fused, carried.logps, weights)
+            fused = with_full_support(fused, carried.logps, weights)
         return fused, is_open
 
 

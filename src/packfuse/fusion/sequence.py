@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from packfuse.alignment.straddle import Straddle
+from packfuse.alignment.straddle import StraddleFilter
 from packfuse.fusion.member_stream import Boundary, MemberStream
 from packfuse.text.prompt import PackPrompt
 from packfuse.text.vocabulary import Vocabulary
 
-StreamState = tuple[Boundary, Straddle | None]
+StreamState = tuple[Boundary, StraddleFilter | None]
 """A member stream's last boundary, and its straddle filter there."""
 
 FixedPrefix = tuple[list[int], bytes]

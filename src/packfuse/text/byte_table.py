@@ -1,4 +1,4 @@
-"""The bytes that a tokenizer's tokens stand for, read off its whole vocabulary at once."""
+"""The bytes of every token of a tokenizer, computed for the whole vocabulary at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from packfuse.text.tokenizer_json import METASPACE
 
 _BYTE_OF_CHAR = {ord(char): byte for byte, char in bytes_to_unicode().items()}
-_BYTE_TOKENS = {
+_BYTE_FALLBACK = {
     f"<0x{high}{low}>": bytes.fromhex(high + low) for high, low in product(hexdigits, repeat=2)
 }
 
@@ -23,38 +23,43 @@ def byte_table(
     added: Mapping[int, str],
     controls: Collection[int],
     *,
-    marked: bool,
+    metaspace: bool,
 ) -> list[bytes | None]:
-    r"""Bytes by id; None for control tokens and for ids without a token.
+    r"""The bytes of every token id.
 
-    In a SentencePiece-style vocabulary a mark is a space and `<0x0A>` a byte; in a byte-level one
-    every character is a byte, and tokens with other characters stand for none.
+    A SentencePiece-style vocabulary spells a space as `▁` and a single byte as, for example,
+    `<0x0A>`. In a byte-level vocabulary each character stands for one byte, and a token with any
+    other character has no bytes.
 
     Args:
-        tokens: Tokens by id, as the vocabulary spells them; None for ids without one.
-        added: Added tokens by id, which a byte-level vocabulary spells as they are.
-        controls: Ids that stand for no bytes.
-        marked: Whether the vocabulary is SentencePiece-style.
+        tokens: Tokens by id, `[columns]`, as the vocabulary spells them; None for ids without one.
+        added: Added tokens by id; a byte-level vocabulary spells these as plain text.
+        controls: Ids of control tokens.
+        metaspace: Whether the vocabulary is SentencePiece-style.
+
+    Returns:
+        Bytes by id, `[columns]`; None for control tokens and for tokens without bytes.
 
     Example:
-        >>> byte_table(["▁the", "<0x0A>", "<s>", None], {}, [2], marked=True)
+        >>> byte_table(["▁the", "<0x0A>", "<s>", None], {}, [2], metaspace=True)
         [b' the', b'\n', None, None]
-        >>> byte_table(["Ġthe", "中", "中"], {2: "中"}, [], marked=False)
+        >>> byte_table(["Ġthe", "中", "中"], {2: "中"}, [], metaspace=False)
         [b' the', None, b'\xe4\xb8\xad']
     """
-    table = [(_marked if marked else _level)(token) if token else None for token in tokens]
-    spelled = {} if marked else {index: token.encode() or None for index, token in added.items()}
+    read = _sentencepiece_bytes if metaspace else _byte_level_bytes
+    table = [read(token) if token else None for token in tokens]
+    spelled = {} if metaspace else {index: text.encode() or None for index, text in added.items()}
     for index, token in {**spelled, **dict.fromkeys(controls)}.items():
         if index < len(table):
             table[index] = token
     return table
 
 
-def _marked(token: str) -> bytes:
-    return _BYTE_TOKENS.get(token) or token.replace(METASPACE, " ").encode()
+def _sentencepiece_bytes(token: str) -> bytes:
+    return _BYTE_FALLBACK.get(token) or token.replace(METASPACE, " ").encode()
 
 
-def _level(token: str) -> bytes | None:
+def _byte_level_bytes(token: str) -> bytes | None:
     try:
         return codecs.charmap_encode(token, "strict", _BYTE_OF_CHAR)[0]
     except UnicodeEncodeError:
@@ -70,7 +75,8 @@ def ids_by_bytes(table: Sequence[bytes | None]) -> dict[bytes, tuple[int, ...]]:
     """
     used = [index for index, token in enumerate(table) if token is not None]
     tokens = [token for token in table if token is not None]
-    # Nearly every byte string has one id: those with several are put right afterwards.
+    # Nearly every byte string has one id. The few with several keep the last id here, and the
+    # loop below adds the earlier ones.
     found: dict[bytes, tuple[int, ...]] = dict(zip(tokens, zip(used, strict=True), strict=True))
     last = np.fromiter((ids[0] for ids in found.values()), np.int64, len(found))
     for index in np.setdiff1d(used, last, assume_unique=True)[::-1].tolist():

@@ -1,4 +1,4 @@
-"""Chat messages, as each member's own template writes them."""
+"""Chat messages as token ids, under each member's own chat template."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ Message = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 
 PLAIN_STOP = "\n\nUser:"
-"""Where the plain rendering's next turn would begin."""
+"""The text with which the next turn of a plain rendering begins: a stop string."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
-    """A chat for the whole pack.
+class RenderedChat:
+    """A chat as a prompt for the whole pack.
 
     Attributes:
-        prompt: By member.
-        ids: The reference's ids.
-        stop: Stop strings that the rendering needs (a reference that cannot end a turn).
+        prompt: The prompt of every member.
+        ids: The reference's token ids.
+        stop: Stop strings that the rendering needs, if the reference has no chat template and so
+            cannot end a turn.
     """
 
     prompt: PackPrompt
@@ -36,10 +37,15 @@ class Rendered:
 
 
 def check_messages(messages: Sequence[Any]) -> list[Message]:
-    """Messages with a known role and text content.
+    """Copies of the messages, checked: each has a known role and text content.
 
     Raises:
-        PromptError: naming the message and what is wrong with it.
+        PromptError: for an empty list, a missing or unknown role, content that is not text, or
+            messages that are all empty.
+
+    Example:
+        >>> check_messages([{"role": "user", "content": "Hello!"}])
+        [{'role': 'user', 'content': 'Hello!'}]
     """
     if not messages:
         raise PromptError("the list of messages is empty", hint="give at least one message")
@@ -66,53 +72,56 @@ def render_chat(
     vocabularies: Sequence[Vocabulary],
     reference: int,
     template_arguments: dict[str, Any] | None = None,
-) -> Rendered:
+) -> RenderedChat:
     """Messages under every member's own chat template.
 
-    A member without a template reads a plain rendering, one paragraph a message
-    ("User: ..."), and leaves the end of the turn to the reference.
+    A member without a template gets `plain_chat`; for the end of a turn, the reference's
+    probability is used in place of that member's.
 
     Args:
         messages: `[{"role": ..., "content": ...}]`.
-        vocabularies: By member.
-        reference: Which member is the reference.
-        template_arguments: Passed on to the templates (`tools`, `enable_thinking`, ...).
+        vocabularies: One per member.
+        reference: Index of the reference among the members.
+        template_arguments: Passed to the templates (`tools`, `enable_thinking`, ...).
 
     Raises:
-        PromptError: for malformed messages, or a template that refuses them.
+        PromptError: for malformed messages, or messages that a template refuses.
     """
     checked = check_messages(messages)
     notes: list[str] = []
-    sides = [
+    prompts = [
         _render(checked, vocabulary, template_arguments or {}, notes) for vocabulary in vocabularies
     ]
-    own = sides[reference]
+    own = prompts[reference]
     stop: tuple[str, ...] = ()
     if not own.ends_turns:
-        # The reference reads ids, so its plain text becomes fixed ids.
+        # The reference is fed ids, so its plain text becomes fixed ids.
         ids = [*own.fixed, *vocabularies[reference].encode_bytes(own.text)]
-        sides[reference] = own = MemberPrompt(tuple(ids))
+        prompts[reference] = own = MemberPrompt(tuple(ids))
         stop = (PLAIN_STOP,)
         notes.append(f"the reference has no chat template; the answer stops at {PLAIN_STOP!r}")
     texts = [str(message.get("content") or "").strip().encode() for message in checked]
     prompt = PackPrompt(
-        tuple(sides), texts=tuple(text for text in texts if text), notes=tuple(dict.fromkeys(notes))
+        tuple(prompts),
+        texts=tuple(text for text in texts if text),
+        notes=tuple(dict.fromkeys(notes)),
     )
-    return Rendered(prompt, list(own.fixed), stop)
+    return RenderedChat(prompt, list(own.fixed), stop)
 
 
 def _render(
     messages: list[Message], vocabulary: Vocabulary, arguments: dict[str, Any], notes: list[str]
 ) -> MemberPrompt:
+    """The prompt of one member; what had to be changed is added to `notes`."""
     name = str(vocabulary.tokenizer.name_or_path).rstrip("/").split("/")[-1]
     if not vocabulary.tokenizer.chat_template:
         notes.append(f"{name} has no chat template and reads a plain rendering")
-        text = vocabulary.text_prefix + plain(messages).encode()
+        text = vocabulary.text_prefix + plain_chat(messages).encode()
         return MemberPrompt(vocabulary.prefix_ids, text, ends_turns=False)
     try:
         return MemberPrompt(tuple(_apply(vocabulary, messages, arguments)))
     except (TemplateError, ValueError) as error:
-        folded = fold(messages)
+        folded = fold_roles(messages)
         if folded == messages:
             raise PromptError(
                 f"the chat template of {name} refuses the messages: {error}"
@@ -126,7 +135,7 @@ def _render(
 
 
 def _apply(vocabulary: Vocabulary, messages: list[Message], arguments: dict[str, Any]) -> list[int]:
-    # Fast tokenizers change their settings while they encode.
+    # Fast tokenizers change their settings while they encode, so threads take turns.
     with vocabulary.lock:
         encoded: Any = vocabulary.tokenizer.apply_chat_template(
             messages,
@@ -139,8 +148,16 @@ def _apply(vocabulary: Vocabulary, messages: list[Message], arguments: dict[str,
     return list(encoded["input_ids"])
 
 
-def fold(messages: Sequence[Message]) -> list[Message]:
-    """System text moved into the first user turn, and neighbors of one role joined."""
+def fold_roles(messages: Sequence[Message]) -> list[Message]:
+    r"""Messages with the system text in the first user turn, and turns of one role joined.
+
+    For chat templates that allow neither a system role nor two turns of one role in a row.
+
+    Example:
+        >>> system, user = [{"role": r, "content": c} for r, c in (("system", "A"), ("user", "B"))]
+        >>> fold_roles([system, user])
+        [{'role': 'user', 'content': 'A\n\nB'}]
+    """
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
     folded: list[Message] = []
     for message in (m for m in messages if m["role"] != "system"):
@@ -156,11 +173,11 @@ def fold(messages: Sequence[Message]) -> list[Message]:
     return folded
 
 
-def plain(messages: Sequence[Message]) -> str:
-    r"""The rendering for members without a chat template.
+def plain_chat(messages: Sequence[Message]) -> str:
+    r"""The text for a member without a chat template: one paragraph per message.
 
     Example:
-        >>> plain([{"role": "user", "content": "Hello!"}])
+        >>> plain_chat([{"role": "user", "content": "Hello!"}])
         'User: Hello!\n\nAssistant: '
     """
     turns = [f"{m['role'].capitalize()}: {(m.get('content') or '').strip()}" for m in messages]

@@ -1,4 +1,4 @@
-"""A text and what follows it, in one member's tokens: what exactly is scored."""
+"""A context and the text that follows it, in one member's tokens: which tokens are scored."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from packfuse.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What is scored when a text is asked to follow another.
+    """The tokens that are scored for a text after a context.
 
-    lm-eval's definition, so that figures compare. White space at the end of the context goes to
-    what follows. The context is tokenized by itself; context and text are tokenized together, and
-    the tokens beyond as many as the context has are scored after the context's own. Where the last
-    token of the context and the first of the text merge, other bytes are scored than those of the
-    text; `exact` tells.
+    This is the definition of lm-eval (`TemplateLM._encode_pair`), so that results are comparable:
+
+    1. White space at the end of the context is moved to the text.
+    2. The context is tokenized alone. Its n tokens are not scored.
+    3. Context and text are tokenized together; all tokens after the first n are scored.
+
+    If the last token of the context and the first token of the text merge in step 3, the scored
+    tokens do not spell exactly the text, and `exact` is False.
 
     Attributes:
-        head: The tokens that are given, beginning of sequence included.
+        head: The tokens of the context, which are not scored, with the beginning of sequence.
         new: The tokens that are scored.
-        size: Bytes that the new tokens spell.
-        exact: Whether these are the bytes after the context and no others.
+        size: Length of the new tokens, in bytes.
+        exact: Whether the new tokens spell exactly the bytes after the context.
     """
 
     head: tuple[int, ...]
@@ -35,7 +38,7 @@ class Continuation:
         """Tokenize `context` and `text`.
 
         Raises:
-            PromptError: for an empty context, or a text that adds no token to it.
+            PromptError: for an empty context, or a text that adds no token to the context.
             ConfigError: for an empty text.
         """
         if not context:
@@ -49,14 +52,17 @@ class Continuation:
         whole = vocabulary.encode_bytes(start + rest.encode())
         new = whole[len(head) :]
         if not new:
-            raise PromptError(
-                f"{text!r} adds no token to what it follows", hint="give more of the text"
-            )
+            raise PromptError(f"{text!r} adds no token to its context", hint="make the text longer")
         size = int(vocabulary.lengths[new].sum())
         exact = vocabulary.decode(new) == rest.encode()
         return cls((*vocabulary.prefix_ids, *head), tuple(new), size, exact)
 
 
 def bare(context: str) -> str:
-    """A context without trailing white space, which is scored with what follows it."""
+    """A context without trailing white space, unless it is nothing else.
+
+    Example:
+        >>> bare("The capital of "), bare("  ")
+        ('The capital of', '  ')
+    """
     return context.rstrip() or context

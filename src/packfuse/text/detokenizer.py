@@ -1,4 +1,4 @@
-"""Token ids in, text out: piece by piece, never half a character, never part of a stop string."""
+"""Generated token ids as text, while they are generated and up to a stop string."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from packfuse.text.vocabulary import Vocabulary
 
 
 class StreamDetokenizer:
-    """Turns generated ids into text as they come.
+    """Decodes generated ids step by step.
 
-    A piece of text is held back while it may still become a stop string; what follows a stop string
-    is never emitted. The pieces joined are the whole text.
+    Text is held back while it is an incomplete character or may become a stop string. Nothing from
+    a stop string on is ever returned. All returned strings joined are the whole text.
 
     Attributes:
-        stopped: The stop string that ended the text, once one has.
+        stopped: The stop string that ended the text; None as long as none has.
     """
 
     def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = ()) -> None:
@@ -26,11 +26,11 @@ class StreamDetokenizer:
         self._held = ""
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that is certain after these ids."""
-        return self._emit(self._decoder.decode(self.vocabulary.spoken(ids)))
+        """Add ids, and return the new text that no later id can change."""
+        return self._emit(self._decoder.decode(self.vocabulary.decode_answer(ids)))
 
     def finish(self) -> str:
-        """What was held back."""
+        """Return the text that was held back; no more ids follow."""
         tail = self._emit(self._decoder.decode(b"", final=True))
         if self.stopped is None:
             tail, self._held = tail + self._held, ""
@@ -42,7 +42,7 @@ class StreamDetokenizer:
         text = self._held + text
         found = [(text.find(s) + len(s), i, s) for i, s in enumerate(self.stop) if s in text]
         if found:
-            # The stop string that is complete first; among several, the first in the list.
+            # The stop string that is complete first; if several are, the first of `stop`.
             end, _, self.stopped = min(found)
             self._held = ""
             return text[: end - len(self.stopped)]
@@ -52,7 +52,12 @@ class StreamDetokenizer:
 
 
 def overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
+    """Length of the longest suffix of `text` that is a prefix of `stop`, but not all of `stop`.
+
+    Example:
+        >>> overlap("one two EN", "END")
+        2
+    """
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size
@@ -62,7 +67,7 @@ def overlap(text: str, stop: str) -> int:
 def detokenize(
     ids: Sequence[int], vocabulary: Vocabulary, stop: Sequence[str]
 ) -> tuple[str, str | None]:
-    """All of the text, and the stop string that ended it."""
-    emitter = StreamDetokenizer(vocabulary, stop)
-    text = emitter.push(ids) + emitter.finish()
-    return text, emitter.stopped
+    """The text of `ids` up to a stop string, and that stop string or None."""
+    detokenizer = StreamDetokenizer(vocabulary, stop)
+    text = detokenizer.push(ids) + detokenizer.finish()
+    return text, detokenizer.stopped

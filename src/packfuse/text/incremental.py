@@ -1,4 +1,4 @@
-"""A growing text in a member's own tokens."""
+"""The tokens of a text that grows: only its end is tokenized again."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ import bisect
 from packfuse.text.vocabulary import Vocabulary
 
 _TAIL = 24
-"""Tokens at the end that are written anew when text is appended."""
+"""Number of tokens at the end that are computed again when text is appended."""
 
 _OVERLAP = 8
-"""Tokens that must come out as before for the rewritten tail to be trusted."""
+"""Number of tokens at the start of the new tail that must equal the old ones."""
 
 
 class IncrementalTokenizer:
-    """The member's tokenization of a text that grows and sometimes shrinks.
+    """A member's tokenization of a text that is extended, and sometimes cut.
 
-    The path is a function of the text alone. Only the tail is written anew, as long as it joins
-    what was there; trailing white space is written as it would be before a word, because that is
-    what pre-tokenizers that look ahead will do to it, or else (`ahead=False`) as it stands.
+    The tokens are a function of the text, whatever the steps that led to it. To extend the text,
+    its last tokens are computed again; if the first of them differ from the old ones, more are.
 
     Attributes:
-        ids: The member's tokens.
-        ends: Where each token ends, in bytes.
-        whole: Whether the text ends on a character boundary; if not, `ids` stop before it.
+        ids: The member's token ids.
+        ends: Where each token ends in the text, in bytes.
+        whole: Whether the text ends at a character boundary; if not, `ids` leave out the last,
+            incomplete character.
     """
 
     def __init__(self, vocabulary: Vocabulary, lookahead: bool = True) -> None:
-        """Start with the empty text."""
+        """Start with the empty text.
+
+        Args:
+            vocabulary: The member's vocabulary.
+            lookahead: Tokenize trailing white space as if a word followed. Many pre-tokenizers
+                look ahead, so that these are the tokens that white space will have later.
+        """
         self.vocabulary, self.lookahead = vocabulary, lookahead
         self.text = b""
         self.ids: list[int] = []
@@ -42,18 +48,18 @@ class IncrementalTokenizer:
         return twin
 
     def update(self, text: bytes) -> None:
-        """Move to `text`."""
+        """Replace the text by `text`, and update the attributes."""
         body = text[: len(text) - _incomplete(text)]
         self.whole = len(body) == len(text)
         if body == self.text:
             return
-        kept = bisect.bisect_right(self.ends, _shared(self.text, body))
+        kept = bisect.bisect_right(self.ends, _common_length(self.text, body))
         del self.ids[kept:], self.ends[kept:]
         tail = _TAIL
         while True:
-            keep = self._joint(len(self.ids) - tail, body)
+            keep = self._restart_at(len(self.ids) - tail, body)
             start = self.ends[keep - 1] if keep else 0
-            fresh, ends = self._write(body[start:])
+            fresh, ends = self._encode(body[start:])
             if keep == 0 or self.ids[keep : keep + _OVERLAP] == fresh[:_OVERLAP]:
                 break
             tail *= 4
@@ -61,17 +67,17 @@ class IncrementalTokenizer:
         self.ends[keep:] = [start + end for end in ends]
         self.text = body
 
-    def _joint(self, index: int, body: bytes) -> int:
-        """The last boundary at or before token `index` from which text is written as before."""
+    def _restart_at(self, index: int, body: bytes) -> int:
+        """The most tokens to keep, up to `index`, after which the text can be tokenized alone."""
         for keep in range(min(index, len(self.ids) - _OVERLAP), 0, -1):
-            if _separate(body, self.ends[keep - 1]):
+            if _word_begins(body, self.ends[keep - 1]):
                 return keep
         return 0
 
-    def _write(self, data: bytes) -> tuple[list[int], list[int]]:
-        """Tokens, and where they end; white space at the end as it is written before a word."""
-        hidden = self.lookahead and data[-1:].isspace()
-        ids, ends = self.vocabulary.encode_spans(data + b"a" if hidden else data)
+    def _encode(self, data: bytes) -> tuple[list[int], list[int]]:
+        """Token ids of `data` and where they end, in bytes, with `lookahead`."""
+        as_before_word = self.lookahead and data[-1:].isspace()
+        ids, ends = self.vocabulary.encode_spans(data + b"a" if as_before_word else data)
         kept = bisect.bisect_right(ends, len(data))
         if kept == len(ids):
             return ids, ends
@@ -80,16 +86,20 @@ class IncrementalTokenizer:
         return ids[:kept] + rest, ends[:kept] + [start + end for end in rest_ends]
 
 
-def _shared(one: bytes, other: bytes) -> int:
-    """Length of the common beginning."""
+def _common_length(one: bytes, other: bytes) -> int:
+    """Length of the common prefix."""
     if other.startswith(one):
         return len(one)
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (left, right) in pairs if left != right), len(other))
 
 
-def _separate(text: bytes, at: int) -> bool:
-    """Whether a word begins at `at`, or one long character follows another (no spaces there)."""
+def _word_begins(text: bytes, at: int) -> bool:
+    """Whether a run of white space begins at `at`.
+
+    In scripts without spaces: whether a character of three or more bytes begins there, after a
+    character that is not ASCII.
+    """
     before, after = text[at - 1], text[at : at + 1]
     if after.isspace():
         return not text[at - 1 : at].isspace()
@@ -97,7 +107,7 @@ def _separate(text: bytes, at: int) -> bool:
 
 
 def _incomplete(data: bytes) -> int:
-    """How many bytes at the end belong to a character that is not there yet."""
+    """Number of bytes at the end that are the start of an incomplete UTF-8 character."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]
         if byte >= 0xC0:

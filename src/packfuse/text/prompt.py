@@ -1,4 +1,4 @@
-"""A prompt, as every member will read it."""
+"""A prompt in the tokens of every member."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from packfuse.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class MemberPrompt:
-    """One member's side of a prompt.
+    """The prompt of one member.
 
     Attributes:
-        fixed: Ids that are read as they are (templates, beginning of sequence).
-        text: Bytes after them that join with what is generated (a plain prompt).
-        ends_turns: Whether the member knows how a turn ends here; one that does not (a base model
-            in a chat) leaves that to the reference.
+        fixed: Token ids that never change (chat template, beginning of sequence).
+        text: Bytes after `fixed`; they are tokenized together with the text that follows.
+        ends_turns: Whether the member can predict the end of a turn. For a member that cannot (a
+            base model in a chat), the reference's probability of an end is used.
     """
 
     fixed: tuple[int, ...]
@@ -26,9 +26,9 @@ class MemberPrompt:
     ends_turns: bool = True
 
     def as_ids(self, vocabulary: Vocabulary) -> MemberPrompt:
-        """The same for a member that reads the reference's ids one for one.
+        """This prompt for a member that is fed the reference's ids (`Pairing.same_ids`).
 
-        What a plain prompt begins with is among those ids already; other text becomes fixed ids.
+        Those ids already contain what a plain prompt begins with. Any other text becomes fixed ids.
         """
         if (self.fixed, self.text) == (vocabulary.prefix_ids, vocabulary.text_prefix):
             return replace(self, fixed=(), text=b"")
@@ -40,13 +40,13 @@ class PackPrompt:
     """One prompt for the whole pack.
 
     Attributes:
-        members: By member, in the pack's order.
-        stream: Reference ids that follow every member's own part: text that each reads in its own
-            tokens, control tokens by role.
-        texts: The words on which the members' losses are taken (not templates).
-        notes: What was done to the prompt that the user should know.
-        fresh: Whether nothing precedes the stream, so that it begins as the reference's tokenizer
-            begins a text: with its beginning of sequence, with its dummy space.
+        members: Each member's own part, in the pack's order.
+        stream: Reference ids that follow the own part of every member. Each member tokenizes the
+            text of these ids itself; control tokens are mapped by role.
+        texts: The parts of the prompt on which the members' losses are computed (not templates).
+        notes: Changes to the prompt that the user should know about.
+        fresh: Whether the stream is the beginning of the sequence, so that it begins with the
+            reference's beginning-of-sequence token and dummy space, if it has these.
     """
 
     members: tuple[MemberPrompt, ...]
@@ -57,7 +57,7 @@ class PackPrompt:
 
 
 def blank(vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
-    """The beginning of a row of which nothing but reference ids will be known."""
+    """An empty prompt for a sequence that is given as reference ids."""
     members = [
         MemberPrompt(() if k == reference else vocabulary.prefix_ids, vocabulary.text_prefix)
         for k, vocabulary in enumerate(vocabularies)
@@ -67,10 +67,15 @@ def blank(vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
 
 
 def from_ids(ids: Sequence[int], vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
-    """A plain prompt from reference ids.
+    """A plain prompt (no chat template) from reference ids.
+
+    Args:
+        ids: Token ids of the reference.
+        vocabularies: One per member.
+        reference: Index of the reference among the members.
 
     Raises:
-        PromptError: for no ids, or ids outside the vocabulary.
+        PromptError: for an empty list of ids, or ids outside the reference's vocabulary.
     """
     own = vocabularies[reference]
     if not ids:
@@ -85,7 +90,7 @@ def from_ids(ids: Sequence[int], vocabularies: Sequence[Vocabulary], reference: 
 
 
 def _texts(ids: Sequence[int], own: Vocabulary) -> Iterator[bytes]:
-    """The words between control tokens, without the dummy space at the front."""
+    """The text between control tokens, without the dummy space at the beginning."""
     prefix = own.text_prefix
     for control, run in groupby(ids, key=lambda index: index in own.control_ids):
         if not control:
@@ -96,10 +101,15 @@ def _texts(ids: Sequence[int], own: Vocabulary) -> Iterator[bytes]:
 
 
 def from_text(text: str, vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
-    """A plain prompt; what spells a control token stays text.
+    """A plain prompt (no chat template) from text, in which no control token is recognized.
+
+    Args:
+        text: The prompt.
+        vocabularies: One per member.
+        reference: Index of the reference among the members.
 
     Raises:
-        PromptError: if there is nothing to read.
+        PromptError: for an empty text.
     """
     if not text:
         raise PromptError("the prompt is empty", hint="give at least one character")

@@ -1,4 +1,4 @@
-"""A tokenizer's specification (the content of tokenizer.json), and how to make it faithful."""
+"""The parts of tokenizer.json, and a copy of a tokenizer that encodes text without changes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 
 _REWRITES = {"NFC", "NFKC", "NFD", "NFKD", "Precompiled", "Lowercase", "StripAccents", "Strip"}
-"""Normalizers that change the text, and so lose bytes."""
+"""Normalizers that change the text, so that its bytes are lost."""
 
 METASPACE = "▁"
-"""What SentencePiece-style vocabularies write for a space."""
+"""How SentencePiece-style vocabularies spell a space."""
 
 
-def steps_around(backend: Tokenizer) -> dict[str, Any]:
-    """The specification of what comes before and after a tokenizer's model, and of that alone.
+def pipeline(backend: Tokenizer) -> dict[str, Any]:
+    """The normalizer, pre-tokenizer and decoder as tokenizer.json has them, without the model.
 
-    The model's words and merges are nearly all of tokenizer.json, and slow to parse. Padding,
-    truncation and templates are settings of single calls: they play no part.
+    The model's vocabulary and merges are nearly all of tokenizer.json and slow to parse. Padding,
+    truncation and templates are settings of single calls, so they are left out.
     """
     shell = Tokenizer(BPE())
     shell.normalizer = backend.normalizer
@@ -31,18 +31,23 @@ def steps_around(backend: Tokenizer) -> dict[str, Any]:
     return spec
 
 
-def kinds(node: Any) -> set[str]:
-    """Every `type` in a part of a specification."""
+def component_types(node: Any) -> set[str]:
+    """Every `type` in a part of tokenizer.json.
+
+    Example:
+        >>> sorted(component_types({"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}))
+        ['ByteLevel', 'Sequence']
+    """
     if isinstance(node, list):
-        return set().union(*map(kinds, node)) if node else set()
+        return set().union(*map(component_types, node)) if node else set()
     if not isinstance(node, dict):
         return set()
     here = {node["type"]} if isinstance(node.get("type"), str) else set()
-    return here.union(*map(kinds, node.values()))
+    return here.union(*map(component_types, node.values()))
 
 
 def dummy_prefix(spec: dict[str, Any]) -> bytes:
-    """The bytes that the tokenizer puts before a text (the dummy space of Llama 2)."""
+    """The bytes that the tokenizer puts before a text (the dummy space of Llama 2), often none."""
     steps = _steps(spec["normalizer"], "normalizers")
     prepends = any(step["type"] == "Prepend" for step in steps)
     pre = _steps(spec["pre_tokenizer"], "pretokenizers")
@@ -55,30 +60,31 @@ def dummy_prefix(spec: dict[str, Any]) -> bytes:
 
 
 def added_tokens(backend: Tokenizer) -> dict[int, AddedToken]:
-    """Tokens beside the model's, by id, ascending."""
+    """The tokens that were added to the model's own, by id, ascending."""
     return dict(sorted(backend.get_added_tokens_decoder().items(), key=lambda item: item[0]))
 
 
-def plain(backend: Tokenizer, control_ids: Collection[int]) -> Tokenizer:
-    """A tokenizer that writes text only: no templates, no rewriting, nothing before it.
+def text_tokenizer(backend: Tokenizer, control_ids: Collection[int]) -> Tokenizer:
+    """A copy that encodes text only: no templates, no rewriting, no dummy space.
 
-    Every control token is marked special, so that `encode_special_tokens` makes its spelling text;
-    none is left out, since that would renumber the others. The model is shared, not copied.
+    Every control token is flagged as special, so that `encode_special_tokens` encodes its spelling
+    as text. No control token is left out, because that would renumber the others. The model is
+    shared, not copied.
 
     Args:
-        backend: The tokenizer itself.
-        control_ids: Its tokens that are no text.
+        backend: The tokenizer.
+        control_ids: Ids of its tokens that are not text.
     """
-    steps = steps_around(backend)
-    faithful = {
-        "normalizer": _faithful(steps["normalizer"]),
-        "pre_tokenizer": _without_prefix(steps["pre_tokenizer"]),
+    spec = pipeline(backend)
+    changed = {
+        "normalizer": _without_rewrites(spec["normalizer"]),
+        "pre_tokenizer": _without_dummy_space(spec["pre_tokenizer"]),
     }
-    made = Tokenizer.from_str(json.dumps({**steps, **faithful}))
+    made = Tokenizer.from_str(json.dumps({**spec, **changed}))
     made.model = backend.model
     made.add_tokens(
         [
-            _bare(token, special=index in control_ids)
+            _without_stripping(token, special=index in control_ids)
             for index, token in added_tokens(backend).items()
         ]
     )
@@ -87,23 +93,23 @@ def plain(backend: Tokenizer, control_ids: Collection[int]) -> Tokenizer:
 
 
 def model_digest(backend: Tokenizer) -> str:
-    """Of a tokenizer's model alone: its words, merges and settings."""
+    """Digest of a tokenizer's model: its vocabulary, merges and settings."""
     return hashlib.sha256(Tokenizer(backend.model).to_str().encode()).hexdigest()
 
 
 def added_digest(added: Mapping[int, AddedToken]) -> str:
-    """Of added tokens and of how each is found in a text."""
+    """Digest of the added tokens and of how each is matched in a text."""
     names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     return digest(*([i, *(getattr(token, name) for name in names)] for i, token in added.items()))
 
 
 def digest(*parts: Any) -> str:
-    """Of what can be written as JSON."""
+    """SHA-256 of values that JSON can hold, in hexadecimal."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _bare(token: AddedToken, *, special: bool) -> AddedToken:
-    """The token without the white space that it would take from the text around it."""
+def _without_stripping(token: AddedToken, *, special: bool) -> AddedToken:
+    """The token without `lstrip` and `rstrip`, which remove white space from the text around it."""
     return AddedToken(
         token.content, single_word=token.single_word, normalized=token.normalized, special=special
     )
@@ -115,14 +121,15 @@ def _steps(node: Any, key: str) -> list[dict[str, Any]]:
     return list(node[key]) if node["type"] == "Sequence" else [node]
 
 
-def _faithful(node: Any) -> Any:
+def _without_rewrites(node: Any) -> Any:
+    """The normalizer without the steps that change the text."""
     drop = _REWRITES | {"Prepend"}
     steps = [step for step in _steps(node, "normalizers") if step["type"] not in drop]
     return {"type": "Sequence", "normalizers": steps} if steps else None
 
 
-def _without_prefix(node: Any) -> Any:
-    """The pre-tokenizer without a dummy space at the front."""
+def _without_dummy_space(node: Any) -> Any:
+    """The pre-tokenizer without a dummy space before the text."""
     changes: dict[str, dict[str, Any]] = {
         "Metaspace": {"prepend_scheme": "never"},
         "ByteLevel": {"add_prefix_space": False},

@@ -1,4 +1,4 @@
-"""The interface of a gate: which positions are fused, and which are left to the reference."""
+"""The interface of a gate: at which positions the members are fused."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ from torch import Tensor
 
 
 class Gate(BaseModel, ABC):
-    """Where the members are fused.
+    """The positions at which the members are fused.
 
-    A gate is one file in this folder: a frozen pydantic model whose fields are its parameters. It
-    registers itself by its `name`. Together with drafts by the reference, what it leaves to the
-    reference costs the other members next to nothing.
+    At all other positions the reference's own distribution is used. Together with drafts by the
+    reference, such positions cost the other members little time.
+
+    Each gate is one file in this folder: a frozen pydantic model whose fields are its parameters.
+    The registry finds it by its `name`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
+    """The name in settings: `gate="<name>"`."""
     source: ClassVar[str]
+    """The paper and section of the method."""
 
     @abstractmethod
-    def opens(self, logps: Tensor, weights: Tensor, own: Tensor, together: Tensor) -> Tensor:
-        """At which of N positions the members are fused; elsewhere the reference speaks alone.
+    def opens(
+        self, logps: Tensor, weights: Tensor, reference_logps: Tensor, at_boundary: Tensor
+    ) -> Tensor:
+        """At which of N positions the members are fused.
 
         Args:
-            logps: What the members say, `[K, N, V]`, nats.
-            weights: `[N, K]`; a member with weight 0 has no say.
-            own: What the reference says, `[N, V]`, nats.
-            together: Whether tokens of all members with a say end here, `[N]`.
+            logps: The members' log-probabilities, carried to the reference, `[K, N, V]`, nats.
+            weights: `[N, K]`; a member with weight 0 has no effect.
+            reference_logps: The reference's own log-probabilities, `[N, V]`, nats.
+            at_boundary: Whether a token of every member with a weight ends here, bool `[N]`.
 
         Returns:
-            `[N]`, booleans.
+            Bool `[N]`.
         """

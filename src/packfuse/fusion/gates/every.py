@@ -1,4 +1,4 @@
-"""Every position is fused."""
+"""The gate that fuses every position."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from packfuse.fusion.gates.base import Gate
 
 
 class Every(Gate):
-    """Open everywhere, as in the papers on fusing tokens."""
+    """Open at every position, as in the papers on token-level fusion."""
 
     name: ClassVar[str] = "every"
     source: ClassVar[str] = "PackLLM, arXiv 2404.11531; UniTE, arXiv 2410.03777"
 
-    def opens(self, logps: Tensor, weights: Tensor, own: Tensor, together: Tensor) -> Tensor:
-        """See `Gate`."""
-        return together | True
+    def opens(
+        self, logps: Tensor, weights: Tensor, reference_logps: Tensor, at_boundary: Tensor
+    ) -> Tensor:
+        """See `Gate.opens`."""
+        return at_boundary | True

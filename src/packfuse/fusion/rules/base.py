@@ -1,4 +1,4 @@
-"""The interface of a fusion rule: K distributions in, one out."""
+"""The interface of a fusion rule: K distributions become one."""
 
 from __future__ import annotations
 
@@ -15,48 +15,63 @@ from packfuse.alignment.lexicon import Lexicon
 class Rule(BaseModel, ABC):
     """How the members' next-token distributions are combined.
 
-    A rule is one file in this folder: a frozen pydantic model whose fields are its parameters.
-    It registers itself by its `name` and so appears in the configuration and on the command line.
+    Each rule is one file in this folder: a frozen pydantic model whose fields are its parameters.
+    The registry finds it by its `name`, so that it is available in settings and on the command
+    line.
+
+    Example:
+        A rule that takes the most confident member at each position:
+
+        >>> class Confident(Rule):
+        ...     pool = "linear"
+        ...     def fuse(self, logps, weights):
+        ...         best = logps.amax(-1).masked_fill(weights.T == 0, -float("inf")).argmax(0)
+        ...         return logps[best, range(len(best))].log_softmax(-1)
+        >>> import torch
+        >>> logps = torch.tensor([[[0.6, 0.4]], [[0.1, 0.9]]]).log()
+        >>> Confident().fuse(logps, torch.tensor([[0.5, 0.5]])).exp()
+        tensor([[0.1000, 0.9000]])
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
-    """What users write: `fusion="<name>"`."""
+    """The name in settings: `fusion="<name>"`."""
     source: ClassVar[str]
-    """The paper and section that the rule comes from."""
+    """The paper and section of the method."""
     pool: ClassVar[str]
-    """`"logit"` (geometric) or `"linear"` (arithmetic): which weights are optimal for it."""
+    """`"logit"` (geometric mean) or `"linear"` (arithmetic mean): weights are fitted to this."""
     uses_words: ClassVar[bool] = False
-    """Whether `fuse_words` takes the place of `fuse` where the alignment offers a lexicon."""
+    """Whether `fuse_words` replaces `fuse` if the alignment has a lexicon."""
 
     @abstractmethod
     def fuse(self, logps: Tensor, weights: Tensor) -> Tensor:
         """Combine the members at N positions.
 
         Args:
-            logps: Log-probabilities in the reference vocabulary, `[K, N, V]`, nats. They may be
-                -inf, and a member's may sum to less than one (it is up to the rule to normalize).
-            weights: `[N, K]`, non-negative, rows summing to one. A member with weight 0 has no say,
-                whatever its distribution is.
+            logps: Log-probabilities in the reference's vocabulary, `[K, N, V]`, nats. They may be
+                -inf. A member's row may sum to less than one; the rule normalizes it if necessary.
+                A member whose row is -inf everywhere abstains.
+            weights: `[N, K]`, non-negative; each row sums to one. The distribution of a member with
+                weight 0 has no effect, whatever it is.
 
         Returns:
-            Normalized fused log-probabilities `[N, V]`: finite or -inf, never NaN.
+            Normalized fused log-probabilities `[N, V]`, nats: finite or -inf, never NaN.
         """
 
     def fuse_words(
-        self, own: Sequence[Tensor], weights: Tensor, lexicon: Lexicon, reference: int
+        self, member_logps: Sequence[Tensor], weights: Tensor, lexicon: Lexicon, reference: int
     ) -> Tensor:
         """Combine the members in their own vocabularies; only for rules with `uses_words`.
 
         Args:
-            own: By member, log-probabilities over its own vocabulary, `[N, columns]`, nats. A row
-                of -inf abstains.
-            weights: As in `fuse`.
-            lexicon: Finds one member's tokens in another's vocabulary.
-            reference: Which member is the reference.
+            member_logps: By member, log-probabilities over its own vocabulary, `[N, columns]`,
+                nats. A member whose row is -inf everywhere abstains.
+            weights: `[N, K]`, as in `fuse`.
+            lexicon: Finds the tokens of one member in the vocabularies of the others.
+            reference: Index of the reference among the members.
 
         Returns:
-            As `fuse`.
+            Normalized fused log-probabilities in the reference's vocabulary, `[N, V]`, nats.
         """
         raise NotImplementedError

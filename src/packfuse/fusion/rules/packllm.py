@@ -1,4 +1,4 @@
-"""PackLLM's fusion: a weighted sum of logits."""
+"""The fusion rule of PackLLM: a weighted sum of logits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from packfuse.fusion.rules.pools import geometric
 
 
 class PackLLM(Rule):
-    """`softmax(Σ w_k s_k)`: the members' logits, and so a geometric mean of their beliefs.
+    """`softmax(Σ w_k s_k)` of the members' logits s_k: a geometric mean of their distributions.
 
-    A token needs some support from every member. Adding a constant to a member's logits changes
-    nothing, so log-probabilities serve as logits.
+    A token needs some probability from every member. A constant added to a member's logits has no
+    effect, so log-probabilities are used in place of logits.
+
+    Example:
+        >>> import torch
+        >>> logps = torch.tensor([[[0.8, 0.2, 0.0]], [[0.2, 0.4, 0.4]]]).log()
+        >>> PackLLM().fuse(logps, torch.tensor([[0.5, 0.5]])).exp()
+        tensor([[0.5858, 0.4142, 0.0000]])
     """
 
     name: ClassVar[str] = "packllm"
@@ -22,5 +28,5 @@ class PackLLM(Rule):
     pool: ClassVar[str] = "logit"
 
     def fuse(self, logps: Tensor, weights: Tensor) -> Tensor:
-        """Combine the members at N positions; see `Rule.fuse`."""
+        """See `Rule.fuse`."""
         return geometric(logps, weights)

@@ -1,4 +1,4 @@
-"""The two ways to pool distributions that the fusion rules are made of."""
+"""The arithmetic and the geometric mean of distributions, from which the rules are built."""
 
 from __future__ import annotations
 
@@ -6,45 +6,55 @@ import torch
 from torch import Tensor
 
 LAST_RESORT = -1e4
-"""Nats: so much less likely that it counts only where nothing else is left."""
+"""Nats that are added to the log-probabilities of tokens outside a rule's support."""
 
 
 def arithmetic(logps: Tensor, weights: Tensor) -> Tensor:
     """Log of the weighted arithmetic mean of K distributions.
 
-    Every member is normalized first, so only the shape of its row counts. A member whose whole row
-    is -inf abstains and leaves its weight to the others.
+    Every row is normalized first. A member whose row is -inf everywhere abstains: the mean is that
+    of the others, with their weights scaled to sum to one.
 
     Args:
-        logps: `[K, N, V]` log-probabilities in nats, up to a constant in each row.
-        weights: `[N, K]`, non-negative; a member with weight 0 is not looked at.
+        logps: `[K, N, V]` log-probabilities, nats, up to a constant in each row.
+        weights: `[N, K]`, non-negative. A member with weight 0 has no effect.
 
     Returns:
-        Normalized log-probabilities `[N, V]`; all -inf where no member allows anything.
+        Normalized log-probabilities `[N, V]`, nats; -inf everywhere if all members abstain.
+
+    Example:
+        >>> logps = torch.tensor([[[0.5, 0.5]], [[0.0, 0.0]]]).log()  # the second abstains
+        >>> arithmetic(logps, torch.tensor([[0.1, 0.9]])).exp()
+        tensor([[0.5000, 0.5000]])
     """
     total = logps.new_full(logps.shape[1:], -torch.inf)
-    heard = logps.new_zeros(logps.shape[1], 1)
+    counted = logps.new_zeros(logps.shape[1], 1)
     for member, weight in zip(logps, weights.to(logps).T.unsqueeze(-1), strict=True):
         mass = torch.logsumexp(member, -1, keepdim=True)
-        silent = (weight == 0) | torch.isneginf(mass)
-        share = (member + (weight.log() - mass)).masked_fill_(silent, -torch.inf)
+        ignored = (weight == 0) | torch.isneginf(mass)
+        share = (member + (weight.log() - mass)).masked_fill_(ignored, -torch.inf)
         total = torch.logaddexp(total, share)
-        heard += weight.masked_fill(silent, 0)
-    return total - heard.log().masked_fill_(heard == 0, 0)
+        counted += weight.masked_fill(ignored, 0)
+    return total - counted.log().masked_fill_(counted == 0, 0)
 
 
 def geometric(logps: Tensor, weights: Tensor) -> Tensor:
-    """Log of the weighted geometric mean of K distributions, renormalized.
+    """Log of the weighted geometric mean of K distributions, normalized.
 
-    A token that any weighted member forbids (-inf) is forbidden. Where that leaves nothing at all,
-    the members contradict each other and the row takes their arithmetic mean instead.
+    A token to which any member with a weight gives -inf has -inf. If no token is left at a
+    position, the row is the members' arithmetic mean instead.
 
     Args:
-        logps: `[K, N, V]` log-probabilities in nats, up to a constant in each row.
-        weights: `[N, K]`, non-negative; a member with weight 0 is not looked at.
+        logps: `[K, N, V]` log-probabilities, nats, up to a constant in each row.
+        weights: `[N, K]`, non-negative. A member with weight 0 has no effect.
 
     Returns:
-        Normalized log-probabilities `[N, V]`; all -inf where no member allows anything.
+        Normalized log-probabilities `[N, V]`, nats; -inf everywhere if all members abstain.
+
+    Example:
+        >>> logps = torch.tensor([[[0.8, 0.2]], [[0.2, 0.8]]]).log()
+        >>> geometric(logps, torch.tensor([[0.5, 0.5]])).exp()
+        tensor([[0.5000, 0.5000]])
     """
     pooled = logps.new_zeros(logps.shape[1:])
     for member, weight in zip(logps, weights.to(logps).T.unsqueeze(-1), strict=True):
@@ -58,19 +68,19 @@ def geometric(logps: Tensor, weights: Tensor) -> Tensor:
     return pooled
 
 
-def backed(fused: Tensor, logps: Tensor, weights: Tensor) -> Tensor:
-    """A fused distribution that leaves nothing out: last come the tokens that a rule dropped.
+def with_full_support(fused: Tensor, logps: Tensor, weights: Tensor) -> Tensor:
+    """The fused distribution with a fallback for tokens outside the rule's support.
 
-    A rule may give all its mass to a few tokens (UniTE: to the union of the members' best), and a
-    constraint may forbid just those. Then the members' arithmetic mean decides among the rest.
+    A rule may give -inf to most tokens (UniTE: to all outside the union of the members' top-k), and
+    a constraint may forbid all that is left. Then the members' arithmetic mean ranks the others.
 
     Args:
-        fused: `[N, V]` log-probabilities of the rule, nats.
-        logps: `[K, N, V]` what the members said, as in `arithmetic`.
+        fused: `[N, V]` fused log-probabilities, nats.
+        logps: `[K, N, V]` the members' log-probabilities, as in `arithmetic`.
         weights: `[N, K]`, as in `arithmetic`.
 
     Returns:
-        `[N, V]`: `fused` where it is finite, and `LAST_RESORT` lower the mean of the members.
+        `[N, V]`: `fused` where it is finite, elsewhere the mean plus `LAST_RESORT`.
     """
     dropped = torch.isneginf(fused)
     if not dropped.any():

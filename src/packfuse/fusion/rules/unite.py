@@ -1,4 +1,4 @@
-"""UniTE's fusion: a mean of probabilities over the union of the members' best tokens."""
+"""The fusion rule of UniTE: a mean of probabilities over the union of the members' top-k tokens."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from packfuse.fusion.rules.pools import arithmetic
 
 
 class UniTE(Rule):
-    """Mean of the members' probabilities, each renormalized on the union of all top-k tokens.
+    """Mean of the members' probabilities, each normalized over the union of all top-k tokens.
 
-    Tokens outside the union get -inf. Only members with a weight, and only tokens that they allow,
-    enter the union; a member without mass on the union abstains.
+    Tokens outside the union get -inf. Members with weight 0 and tokens with probability 0 do not
+    enter the union. A member without mass on the union abstains.
 
-    With the alignment "prefix" this is the paper's own arithmetic: the union is one of words, which
-    every member looks up in its own vocabulary, so that a word may win that the reference lacks and
-    begins to write with its first token.
+    With the alignment "prefix" this is exactly the method of the paper: the union consists of
+    words, and every member's probabilities of them are those of its own tokens. If the most
+    probable word is not a token of the reference, the reference's first token for it is generated.
+
+    Example:
+        >>> logps = torch.tensor([[[0.6, 0.4, 0.0, 0.0]], [[0.1, 0.2, 0.3, 0.4]]]).log()
+        >>> UniTE(k=1).fuse(logps, torch.tensor([[0.5, 0.5]])).exp()  # the union is {0, 3}
+        tensor([[0.6000, 0.0000, 0.0000, 0.4000]])
     """
 
     name: ClassVar[str] = "unite"
@@ -31,60 +36,61 @@ class UniTE(Rule):
     uses_words: ClassVar[bool] = True
 
     k: int = Field(default=10, ge=1)
-    """How many tokens each member proposes."""
+    """Number of tokens that each member proposes."""
 
     def fuse(self, logps: Tensor, weights: Tensor) -> Tensor:
-        """Combine the members at N positions; see `Rule.fuse`."""
+        """See `Rule.fuse`."""
         ids, repeated = self._union(logps, weights)
         proposed = logps.gather(-1, ids.expand(len(logps), -1, -1))
         pooled = arithmetic(proposed.masked_fill_(repeated, -torch.inf), weights)
         fused = logps.new_full(logps.shape[1:], -torch.inf)
-        # the maximum drops the -inf of repetitions
+        # the maximum ignores the -inf of repetitions
         return fused.scatter_reduce_(-1, ids, pooled, "amax")
 
     def _union(self, logps: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids `[N, K·k]` in rising order, and which of them do not count."""
+        """Token ids `[N, K·k]`, ascending, and which of them are repeated or not proposed."""
         size = logps.shape[-1]
         best = logps.topk(min(self.k, size), -1)
-        unheard = torch.isneginf(best.values) | (weights.T.unsqueeze(-1) == 0)
-        ids = best.indices.masked_fill(unheard, size).transpose(0, 1).flatten(1).sort(-1).values
+        ignored = torch.isneginf(best.values) | (weights.T.unsqueeze(-1) == 0)
+        ids = best.indices.masked_fill(ignored, size).transpose(0, 1).flatten(1).sort(-1).values
         repeated = ids == size
         repeated[:, 1:] |= ids[:, 1:] == ids[:, :-1]
         return ids.clamp(max=size - 1), repeated
 
     def fuse_words(
-        self, own: Sequence[Tensor], weights: Tensor, lexicon: Lexicon, reference: int
+        self, member_logps: Sequence[Tensor], weights: Tensor, lexicon: Lexicon, reference: int
     ) -> Tensor:
         """Combine the members over the words that they propose; see `Rule.fuse_words`.
 
-        Several words may begin with the same reference token. It gets the probability of the
-        likeliest: so the most probable token begins the most probable word, which is what the
-        paper picks, and mass that a first token lends to several words is not counted twice.
+        Several words may have the same first token in the reference. That token gets the
+        probability of the most probable of these words. So the most probable token is the first of
+        the most probable word, which is the choice of the paper, and the probability that a member
+        gives to one first token is not counted once for each of its words.
         """
         best = [
-            member.masked_fill(~mask.to(member.device), -torch.inf).topk(min(self.k, len(mask)))
-            for member, mask in zip(own, lexicon.writable, strict=True)
+            logps.masked_fill(~mask.to(logps.device), -torch.inf).topk(min(self.k, len(mask)))
+            for logps, mask in zip(member_logps, lexicon.writable, strict=True)
         ]
         rows = [self._proposals(k, *top, weights) for k, top in enumerate(best)]
-        fused = own[reference].new_full(own[reference].shape, -torch.inf)
+        fused = torch.full_like(member_logps[reference], -torch.inf)
         for n, proposals in enumerate(zip(*rows, strict=True)):
             ids = torch.tensor(lexicon.union(proposals), device=fused.device)
-            scores = torch.stack([_pick(own[k][n], ids[k]) for k in range(len(own))])
+            scores = torch.stack([_pick(logps[n], ids[k]) for k, logps in enumerate(member_logps)])
             pooled = arithmetic(scores[:, None], weights[n : n + 1])[0]
             here = ids[reference] >= 0
             fused[n].scatter_reduce_(0, ids[reference][here], pooled[here], "amax")
         return fused - torch.logsumexp(fused, -1, keepdim=True).nan_to_num(neginf=0)
 
     def _proposals(self, k: int, values: Tensor, ids: Tensor, weights: Tensor) -> list[list[int]]:
-        """The ids that member k proposes in each row: none without a weight or a say."""
-        heard = ~torch.isneginf(values) & (weights[:, k] > 0).to(values.device)[:, None]
+        """The ids that member k proposes in each row; none where its weight is 0 or it abstains."""
+        proposed = ~torch.isneginf(values) & (weights[:, k] > 0).to(values.device)[:, None]
         return [
-            [index for index, said in zip(row, said_row, strict=True) if said]
-            for row, said_row in zip(ids.tolist(), heard.tolist(), strict=True)
+            [index for index, keep in zip(row, mask, strict=True) if keep]
+            for row, mask in zip(ids.tolist(), proposed.tolist(), strict=True)
         ]
 
 
 def _pick(member: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities of `ids`, on their device; -inf for -1."""
+    """The log-probabilities of `ids`, on the device of `ids`; -inf for the id -1."""
     found = member[ids.clamp(min=0).to(member.device)].to(ids.device)
     return found.masked_fill(ids < 0, -torch.inf)

@@ -1,4 +1,4 @@
-"""The interface of a weighting: what the members made of the prompt in, who is trusted out."""
+"""The interface of a weighting: from the members' log-probabilities of a prompt to weights."""
 
 from __future__ import annotations
 
@@ -16,22 +16,31 @@ from torch import Tensor
 from packfuse.errors import WeightsError
 
 Weights = NDArray[np.float64]
+"""One number per member, `[K]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What K members made of one prompt.
+    """The scores of K members on one prompt.
 
     Attributes:
-        losses: `[K]` prompt loss, nats per reference token of the prompt's text (or per own token,
-            if the weighting asks for the paper's normalization).
-        tokens: How many reference tokens were scored; 0 for a prompt that says nothing.
-        pieces: `[K, M]` log-probability in nats of each piece of text between neighboring
-            boundaries that all members share; every member in its own tokens.
-        scores: `[K, T, C]` log-probabilities at T fitting positions over C candidates of the
-            reference vocabulary (the last may stand for all others together); None unless
-            the weighting sets `needs_scores`.
-        labels: `[T]` which candidate came next.
+        losses: Prompt losses `[K]`, in nats per reference token of the prompt's text; per token of
+            the member if the weighting has `normalize="own"`.
+        tokens: Number of reference tokens that were scored; 0 for a prompt without text.
+        pieces: Log-probabilities `[K, M]`, nats. A piece is the text between two neighboring token
+            boundaries that all members share; each member scores it in its own tokens.
+        scores: Log-probabilities `[K, T, C]`, nats, at T positions over C candidates, which are
+            tokens of the reference; the last candidate may stand for all other tokens together.
+            None unless the weighting has `needs_scores`.
+        labels: Index of the candidate that came next, `[T]`.
+
+    Raises:
+        WeightsError: for a loss that is NaN.
+
+    Example:
+        >>> evidence = Evidence(np.array([2.0, 3.0]), tokens=5, pieces=np.array([[-10.0], [-15.0]]))
+        >>> evidence.members
+        2
     """
 
     losses: Weights
@@ -41,27 +50,27 @@ class Evidence:
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse losses that are not numbers: every comparison with them would be false."""
+        # Every comparison with NaN is false, so it would go unnoticed.
         if np.isnan(self.losses).any():
             at = int(np.isnan(self.losses).argmax())
             raise WeightsError(
                 f"the prompt loss of member {at} (counted from 0) is not a number",
-                hint="its logits hold NaN: try another dtype",
+                hint="its logits contain NaN: try another dtype",
             )
 
     @property
     def members(self) -> int:
-        """K."""
+        """Number of members, K."""
         return len(self.losses)
 
 
 class FitLimits(NamedTuple):
-    """How much of a prompt's distributions to keep for fitting; None keeps everything.
+    """How much of a prompt is kept for fitting; None keeps everything.
 
     Attributes:
-        positions: Most positions; memory may allow fewer.
-        candidates: Tokens of each member at a position; all others together count as one.
-        pieces: Most pieces of the text to take losses on.
+        positions: Maximum number of positions; memory may allow fewer.
+        candidates: Number of tokens of each member at a position; all others are one candidate.
+        pieces: Maximum number of pieces of the text on which losses are computed.
     """
 
     positions: int | None = 128
@@ -70,55 +79,78 @@ class FitLimits(NamedTuple):
 
 
 class Weighting(BaseModel, ABC):
-    """How much to trust each member on a prompt.
+    """How weights are computed from the members' scores on a prompt.
 
-    A weighting is one file in this folder: a frozen pydantic model whose fields are its parameters.
-    It registers itself by its `name`.
+    Each weighting is one file in this folder: a frozen pydantic model whose fields are its
+    parameters. The registry finds it by its `name`.
+
+    Example:
+        A weighting by inverse loss:
+
+        >>> class Inverse(Weighting):
+        ...     def fit(self, evidence, pool):
+        ...         return (1 / evidence.losses) / (1 / evidence.losses).sum()
+        >>> Inverse().fit(Evidence(np.array([1.0, 3.0]), 5, np.zeros((2, 0))), "logit")
+        array([0.75, 0.25])
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
-    """What users write: `weighting="<name>"`."""
+    """The name in settings: `weighting="<name>"`."""
     source: ClassVar[str]
-    """The paper and section that the weighting comes from."""
+    """The paper and section of the method."""
     needs_losses: ClassVar[bool] = True
-    """Whether the prompt has to be scored at all."""
+    """Whether the prompt has to be scored."""
 
     normalize: Literal["reference", "own"] = "reference"
-    """Prompt loss in nats per `"reference"` token (comparable) or per `"own"` token (the paper)."""
+    """Unit of the prompt loss: nats per `"reference"` token, which members can be compared by, or
+    nats per `"own"` token of the member, as in the paper."""
     pieces: int | None = Field(default=FitLimits().pieces, ge=1)
-    """Most pieces of the prompt to take losses on, evenly spread; None for all (the papers)."""
+    """Maximum number of pieces of the prompt on which losses are computed, evenly spread; None for
+    all, as in the papers."""
 
     def needs_scores(self, pool: str) -> bool:
-        """Whether `Evidence.scores` is needed to fit a rule of this `pool`."""
+        """Whether `Evidence.scores` is needed for rules with this `Rule.pool`."""
         return False
 
     @property
     def limits(self) -> FitLimits:
-        """How many scores are wanted."""
+        """How much of the prompt is needed."""
         return FitLimits(pieces=self.pieces)
 
     def for_members(self, names: Sequence[str]) -> Weights | None:
-        """Weights `[K]` that no prompt can change, or None where the prompt decides."""
+        """Weights `[K]` that do not depend on the prompt; None if they do.
+
+        Args:
+            names: The members' names, in order.
+        """
         return None
 
     @abstractmethod
     def fit(self, evidence: Evidence, pool: str) -> Weights:
-        """Weights `[K]`, non-negative, summing to one, for a rule of `pool` "logit" or "linear"."""
+        """Compute the weights for a prompt.
+
+        Args:
+            evidence: The members' scores.
+            pool: `Rule.pool` of the fusion rule: "logit" or "linear".
+
+        Returns:
+            Weights `[K]`, non-negative, with sum one.
+        """
 
 
 class Shrinking(Weighting):
-    """A weighting that trusts short prompts less: weights move towards those of a prior."""
+    """A weighting that is shrunk towards prior weights: the shorter the prompt, the more."""
 
     shrinkage: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """How many tokens' worth of the prior to add to the prompt; 0 for the papers' own."""
+    """Weight of the prior, in tokens of a prompt; 0 for none, as in the papers."""
 
     def shrink(self, weights: Weights, evidence: Evidence) -> Weights:
-        """`weights`, `[K]` or rows of them, blended with the prior by the prompt's length."""
-        return blend(weights, self.towards(evidence), evidence.tokens, self.shrinkage)
+        """`weights`, `[K]` or rows of them, blended with the prior; see `blend`."""
+        return blend(weights, self.prior_weights(evidence), evidence.tokens, self.shrinkage)
 
-    def towards(self, evidence: Evidence) -> Weights:
+    def prior_weights(self, evidence: Evidence) -> Weights:
         """The prior `[K]`: equal weights."""
         return equal(evidence.members)
 
@@ -126,42 +158,49 @@ class Shrinking(Weighting):
 class Fitted(Shrinking):
     """A weighting that is fitted to the members' distributions at positions of the prompt."""
 
-    # docs/evidence.md, "Short prompts": as good as 8 tokens of equal weights where members are of
-    # like quality, and better where they are not.
+    # 32 with the prior "sim" measured as good as 8 with equal weights for members of similar
+    # quality, and better for others.
     shrinkage: float = Field(default=32.0, ge=0, allow_inf_nan=False)
-    """How many tokens' worth of the prior to add to the prompt; 0 for the papers' own."""
+    """Weight of the prior, in tokens of a prompt; 0 for none, as in the paper."""
     prior: Literal["equal", "sim"] = "sim"
-    """What a short prompt falls back to: equal weights, or `softmax(-loss)`, which has no use for a
-    member that finds even a few words impossible."""
+    """Prior weights: "equal", or "sim" for `softmax(-loss)`, which gives almost no weight to a
+    member that finds even a few words of the prompt nearly impossible."""
     positions: int | None = Field(default=FitLimits().positions, ge=1)
-    """Most positions to fit to, evenly spread; memory may allow fewer. None for all (the paper)."""
+    """Maximum number of positions to fit to, evenly spread; memory may allow fewer. None for all,
+    as in the paper."""
     candidates: int | None = Field(default=FitLimits().candidates, ge=1)
-    """Tokens of each member to tell apart at a position; None for all of them (the paper)."""
+    """Number of tokens of each member that are distinguished at a position; None for all, as in the
+    paper."""
 
     def needs_scores(self, pool: str) -> bool:
-        """Only logits have to be pooled over candidates."""
+        """True for a logit pool; a linear pool is fitted to pieces of text."""
         return pool == "logit"
 
-    def towards(self, evidence: Evidence) -> Weights:
-        """The prior `[K]`, as the parameter says."""
-        return equal(evidence.members) if self.prior == "equal" else likely(evidence.losses)
+    def prior_weights(self, evidence: Evidence) -> Weights:
+        """The prior `[K]`; see `prior`."""
+        return equal(evidence.members) if self.prior == "equal" else loss_softmax(evidence.losses)
 
     @property
     def limits(self) -> FitLimits:
-        """As the parameters say."""
+        """The limits that the parameters set."""
         return FitLimits(self.positions, self.candidates, self.pieces)
 
 
 def equal(members: int) -> Weights:
-    """The same weight for every member."""
+    """Equal weights `[K]`.
+
+    Example:
+        >>> equal(2)
+        array([0.5, 0.5])
+    """
     return np.full(members, 1.0 / members)
 
 
-def likely(losses: Weights, tau: float = 1.0) -> Weights:
-    """`softmax(-loss / τ)`; members with infinite loss get nothing, unless all have.
+def loss_softmax(losses: Weights, tau: float = 1.0) -> Weights:
+    """`softmax(-loss / τ)` `[K]`. Members with infinite loss get 0, unless all have infinite loss.
 
     Example:
-        >>> likely(np.array([1.0, 1.0, np.inf]))
+        >>> loss_softmax(np.array([1.0, 1.0, np.inf]))
         array([0.5, 0.5, 0. ])
     """
     if np.isinf(losses).all():
@@ -172,9 +211,16 @@ def likely(losses: Weights, tau: float = 1.0) -> Weights:
 
 
 def blend(weights: Weights, prior: Weights, tokens: int, shrinkage: float) -> Weights:
-    """`(n w + c u) / (n + c)`: n tokens speak for the weights w, c for the prior u.
+    """`(n w + c u) / (n + c)`: weights w from n tokens, and a prior u that counts as c tokens.
 
-    As a Dirichlet prior worth c tokens would; no tokens at all give equal weights.
+    This is the posterior mean under a Dirichlet prior worth c tokens. Without any tokens the
+    weights are equal.
+
+    Args:
+        weights: Weights w, `[K]` or rows of them.
+        prior: Prior weights u, `[K]`.
+        tokens: Number of tokens n.
+        shrinkage: The weight c of the prior, in tokens.
 
     Example:
         >>> blend(np.array([1.0, 0.0]), equal(2), tokens=8, shrinkage=8.0)

@@ -1,4 +1,4 @@
-"""Weights given by the user."""
+"""Weights that the user gives."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from packfuse.registry import suggest
 from packfuse.weighting.methods.base import Evidence, Weighting, Weights
 
 TOLERANCE = 1e-6
-"""How far from one the weights may sum."""
+"""How much the sum of the weights may differ from one."""
 
 
 class Fixed(Weighting):
     """The same weights on every prompt, by member name or in the members' order.
 
     Members that are not named get 0.
+
+    Example:
+        >>> Fixed(weights={"b": 0.75, "a": 0.25}).for_members(["a", "b", "c"])
+        array([0.25, 0.75, 0.  ])
     """
 
     name: ClassVar[str] = "fixed"
@@ -26,14 +30,14 @@ class Fixed(Weighting):
     needs_losses: ClassVar[bool] = False
 
     weights: dict[str, float] | tuple[float, ...]
-    """`{member: weight}`, or one weight a member in order; they sum to one."""
+    """`{name: weight}`, or one weight per member, in order; with sum one."""
 
     def for_members(self, names: Sequence[str]) -> Weights:
-        """The weights in the order of `names`.
+        """The weights `[K]` in the order of `names`.
 
         Raises:
-            WeightsError: for a weight that is negative or names no member, a wrong number of
-                weights, or a sum other than one.
+            WeightsError: for a weight that is negative or not finite, a name that is not a
+                member's, a wrong number of weights, or a sum other than one.
         """
         given = self._by_name(names)
         for name, weight in given.items():
@@ -47,13 +51,13 @@ class Fixed(Weighting):
         return np.array([given.get(name, 0.0) for name in names]) / total
 
     def fit(self, evidence: Evidence, pool: str) -> Weights:
-        """Refused: a prompt has no say here, see `for_members`.
+        """Not available, because fixed weights do not depend on the prompt; see `for_members`.
 
         Raises:
             WeightsError: always.
         """
         raise WeightsError(
-            "fixed weights are not fitted to a prompt", hint="ask for_members(names) for them"
+            "fixed weights are not fitted to a prompt", hint="use for_members(names)"
         )
 
     def _by_name(self, names: Sequence[str]) -> dict[str, float]:
@@ -61,19 +65,20 @@ class Fixed(Weighting):
             if len(self.weights) != len(names):
                 raise WeightsError(
                     f"{len(self.weights)} weights for {len(names)} members",
-                    hint=f"one each for {', '.join(names)}",
+                    hint=f"give one weight for each of {', '.join(names)}",
                 )
             return dict(zip(names, self.weights, strict=True))
         for name in self.weights:
             if name not in names:
                 raise WeightsError(
-                    f"a weight is given for {name!r}, which is no member", hint=suggest(name, names)
+                    f"a weight is given for {name!r}, which is not a member",
+                    hint=suggest(name, names),
                 )
         return self.weights
 
 
 def _scaled(given: dict[str, float]) -> str:
-    """The same proportions as weights that sum to one."""
+    """The hint that writes out the same proportions with the sum one."""
     total = sum(given.values())
     if total <= 0:
         return "give at least one member a weight above 0"

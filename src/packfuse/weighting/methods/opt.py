@@ -1,4 +1,4 @@
-"""PackLLM-opt: the paper's greedy search for weights."""
+"""PackLLM-opt: the greedy search for weights of the paper."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from packfuse.weighting.methods.losses import PromptLoss, prompt_loss
 
 
 class Opt(Fitted):
-    """Members join by rising prompt loss, each by one search over a grid of shares.
+    """Adds members in the order of their prompt loss; a grid search finds the share of each.
 
-    The paper's own is `Opt(shrinkage=0, normalize="own", positions=None, candidates=None,
-    pieces=None)`, which keeps the whole prompt's distributions over the whole vocabulary. For a
-    linear pool the same search runs on probabilities of pieces of text, in place of logits.
+    `Opt(shrinkage=0, normalize="own", positions=None, candidates=None, pieces=None)` is exactly the
+    method of the paper, which needs the distributions over the whole vocabulary at every position
+    of the prompt. For a linear pool the same search uses the probabilities of pieces of text
+    instead of logits.
+
+    Example:
+        >>> pieces = np.log([[0.9, 0.8, 0.1], [0.1, 0.2, 0.9]])
+        >>> evidence = Evidence(-pieces.mean(1), tokens=3, pieces=pieces)
+        >>> Opt(shrinkage=0).fit(evidence, "linear").round(2)
+        array([0.7, 0.3])
     """
 
     name: ClassVar[str] = "opt"
@@ -26,10 +33,10 @@ class Opt(Fitted):
     step: float = Field(default=0.05, gt=0, le=1)
     """Distance between neighboring shares of the grid, which runs from 0 to 1."""
     early_stop: bool = True
-    """Leave out the remaining members once one has been given nothing."""
+    """End the search when the best share of a new member is 0."""
 
     def fit(self, evidence: Evidence, pool: str) -> Weights:
-        """The weights that the greedy search ends with."""
+        """The weights that the greedy search finds, shrunk; see `Weighting.fit`."""
         loss = prompt_loss(evidence, pool)
         if loss is None:
             return equal(evidence.members)
@@ -42,13 +49,17 @@ def greedy(
 ) -> Weights:
     """K - 1 line searches over `λ · current + (1 - λ) · next`.
 
-    Pools are linear in the weights, so mixing weights is mixing logits (or probabilities).
+    A pool is linear in the weights, so that to mix weights is to mix logits (or probabilities).
 
     Args:
-        loss: What to make small.
-        losses: `[K]` each member's own prompt loss, which sets the order.
-        step: Distance between trial values of λ = 0, step, … 1; of equals, the smallest wins.
+        loss: The loss to minimize.
+        losses: Each member's own prompt loss `[K]`; members are added in this order.
+        step: Distance between the values of λ that are tried: 0, step, ..., 1. Of equal losses,
+            the smallest λ is taken.
         early_stop: Whether the first λ = 1 ends the search.
+
+    Returns:
+        Weights `[K]`.
     """
     shares = np.minimum(np.arange(math.ceil(1 / step - 1e-9) + 1) * step, 1.0)
     members = np.eye(len(losses))

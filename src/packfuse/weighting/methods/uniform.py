@@ -9,16 +9,21 @@ from packfuse.weighting.methods.base import Evidence, Weighting, Weights, equal
 
 
 class Uniform(Weighting):
-    """Every member counts the same, on every prompt."""
+    """Equal weights on every prompt.
+
+    Example:
+        >>> Uniform().for_members(["a", "b"])
+        array([0.5, 0.5])
+    """
 
     name: ClassVar[str] = "uniform"
     source: ClassVar[str] = "UniTE, arXiv 2410.03777, section 4"
     needs_losses: ClassVar[bool] = False
 
     def for_members(self, names: Sequence[str]) -> Weights:
-        """The same weight for every name."""
+        """Equal weights `[K]`."""
         return equal(len(names))
 
     def fit(self, evidence: Evidence, pool: str) -> Weights:
-        """The same weight for every member."""
+        """Equal weights; see `Weighting.fit`."""
         return equal(evidence.members)
