@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Cache
 
+from packfuse.hf_compat import RowsCache
 from packfuse.row import Row
 
 
-class FusedCache(Cache):
+class FusedCache(RowsCache):
     """A cache of rows. Lengths count reference tokens, left padding included.
 
     `generate` crops, reorders and measures it like any other cache; what it holds is one `Row` per
@@ -23,12 +23,9 @@ class FusedCache(Cache):
         endings: Ids after which a row of the running `generate` has nothing more to say.
     """
 
-    is_compileable = False
-    is_croppable = True
-
     def __init__(self) -> None:
         """An empty cache; the first forward pass fills it."""
-        super().__init__(layers=[])
+        super().__init__()
         self.rows: list[Row] = []
         self.seen = 0
         self.endings: frozenset[int] = frozenset()
@@ -82,9 +79,6 @@ class FusedCache(Cache):
     def batch_size(self) -> int:
         """How many rows there are; -1 before the first forward pass."""
         return len(self.rows) or -1
-
-    def activate_past_recording(self) -> None:
-        """Nothing to do: every member's session can always be rolled back."""
 
     def reset(self) -> None:
         """Forget everything."""

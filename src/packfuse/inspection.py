@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from packfuse.config import MemberConfig
 from packfuse.errors import LoadError, PackError
+from packfuse.hf_compat import causal_architectures
 from packfuse.loading import is_causal, short_name, split_gguf, unique_names
 from packfuse.local import context_window
 from packfuse.stored import stored
@@ -131,7 +131,7 @@ def look(member: MemberConfig, dtype: str = "auto", trust_remote_code: bool = Fa
 def _architecture(config: Any, problems: list[str]) -> dict[str, Any]:
     causal = is_causal(config)
     # A GGUF file names its kind of model alone.
-    usual = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, type(config).__name__)
+    usual = causal_architectures().get(config.model_type, type(config).__name__)
     own = str((config.architectures or [usual])[0])
     if not causal:
         problems.append(f"it is a {own}, not a causal language model")

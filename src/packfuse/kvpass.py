@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicLayer,
-    LinearAttentionAndFullAttentionLayer,
-)
+from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
+from packfuse.hf_compat import is_dummy
 from packfuse.kvcache import Past, Store, has_states
 from packfuse.states import as_kind, joined, parted
 
@@ -46,7 +43,7 @@ class Running(ABC):
     def inputs(
         self, ids: Sequence[Sequence[int]], device: torch.device, *, positions: bool
     ) -> dict[str, Any]:
-        """What the model is called with to read the new `ids` of each past.
+        """What the model is called with, besides `cache`, to read the new `ids` of each past.
 
         Args:
             ids: By past.
@@ -117,7 +114,6 @@ class Pass(Running):
             padded[row][self.width - len(new) :] = new
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor(padded, device=device),
-            "past_key_values": self.cache,
             "use_cache": True,
         }
         starts = torch.tensor(self.starts, device=device)[:, None]
@@ -130,7 +126,7 @@ class Pass(Running):
 
     def _layer(self, index: int) -> Any:
         held = [past.states[index] for past in self.pasts]
-        if isinstance(self._empty.layers[index], DummyLayer):
+        if is_dummy(self._empty.layers[index]):
             return self._empty.layers[index]
         if held[0] is None:
             layer = as_kind(_Aligned, self._empty.layers[index])

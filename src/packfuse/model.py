@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse.cache import FusedCache
@@ -18,7 +18,16 @@ from packfuse.engine import Engine
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fitting import prefill
 from packfuse.fusedconfig import FusedConfig, fused_config, fused_generation_config
-from packfuse.inputs import checked_cache, endings, unpadded
+from packfuse.hf_compat import (
+    CACHE,
+    GenerationHooks,
+    causal_output,
+    end_and_pad_ids,
+    generation_mask,
+    generation_settings,
+    name_cache,
+)
+from packfuse.inputs import checked_cache, unpadded
 from packfuse.local import LocalMember
 from packfuse.pooling import Position, Watch
 from packfuse.prefills import Key, Prefills
@@ -30,7 +39,7 @@ from packfuse.weightings.base import Weighting
 _GENERATE = inspect.signature(GenerationMixin.generate)
 
 
-class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
+class FusedForCausalLM(Refusals, GenerationHooks, PreTrainedModel, GenerationMixin):
     """Several causal language models that answer as one, over the reference's vocabulary.
 
     `generate`, pipelines and lm-eval use it like any other model. `forward` returns fused
@@ -76,11 +85,12 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: FusedCache | None = None,
+        cache: FusedCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
         labels: Tensor | None = None,
+        past_key_values: FusedCache | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Fused next-token log-probabilities.
@@ -89,11 +99,12 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             input_ids: Reference ids `[B, n]`, only the new ones when a cache is given.
             attention_mask: `[B, past + n]`; zeros may stand on the left of a row, or of what is new
                 in it, only.
-            past_key_values: What has been read before.
+            cache: What has been read before.
             use_cache: False to return no cache.
             logits_to_keep: How many last positions are wanted; 0 for all.
             return_dict: False for a tuple.
             labels: Refused; a pack is not trained.
+            past_key_values: `cache`, by its name in transformers before 5.24.
 
         Returns:
             `logits` `[B, kept, V]`: normalized log-probabilities, nats, float32. Positions of
@@ -105,7 +116,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         """
         if labels is not None:
             raise UnsupportedError("a pack has no loss to train on", hint="leave `labels` out")
-        cache = checked_cache(past_key_values)
+        cache = checked_cache(past_key_values if cache is None else cache)
         columns = input_ids.shape[1]
         texts = unpadded(input_ids, attention_mask)
         keep = min(logits_to_keep or columns, columns)
@@ -118,7 +129,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             logits = logits + self._levels(cache, keep)
         cache.seen += columns
         returned = None if use_cache is False else cache
-        output = CausalLMOutputWithPast(logits=logits, past_key_values=returned)
+        output = causal_output(logits, returned)
         return output.to_tuple() if return_dict is False else output
 
     def _begin(
@@ -192,6 +203,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         ids = arguments.pop("input_ids", None) if ids is None else ids
         if ids is None:
             raise PromptError("there is nothing to generate from", hint="pass `input_ids`")
+        name_cache(arguments)
         settings = self._settings(arguments, ids)
         check_decoding(settings, arguments, self.config.vocab_size)
         added: list[Key] = []
@@ -199,19 +211,19 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         # A penalty multiplies logits, and log-probabilities of near certainty are near 0.
         self._unnormalized = settings.repetition_penalty not in (None, 1.0)
         try:
-            cache = arguments.get("past_key_values")
+            cache = arguments.get(CACHE)
             if cache is None:
                 mask = arguments.get("attention_mask")
                 if mask is None:
-                    mask = self._prepare_attention_mask_for_generation(ids, settings, {})
+                    mask = generation_mask(self, ids, settings)
                 self._fit_prompts(unpadded(ids, mask), added)
                 self.prefills.width = ids.shape[1]
                 if settings.use_cache is not False:
-                    arguments["past_key_values"] = cache = FusedCache()
+                    arguments[CACHE] = cache = FusedCache()
                     if settings.cache_implementation is not None:
                         arguments["cache_implementation"] = None
             if isinstance(cache, FusedCache):
-                cache.endings = endings(settings)
+                cache.endings = end_and_pad_ids(settings)
             generate: Any = GenerationMixin.generate
             return generate(self, ids, **arguments)
         finally:
@@ -220,39 +232,22 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
 
     def _settings(self, arguments: dict[str, Any], ids: Tensor) -> GenerationConfig:
         """The generation settings in force, as `generate` will find them."""
-        mixin: Any = GenerationMixin
         given = {key: value for key, value in arguments.items() if key != "generation_config"}
-        config: GenerationConfig
-        config, _ = mixin._prepare_generation_config(
-            self, arguments.get("generation_config"), **given
-        )
-        masked = arguments.get("attention_mask") is not None
-        mixin._prepare_special_tokens(self, config, masked, device=ids.device, batch_size=len(ids))
-        return config
+        return generation_settings(self, arguments.get("generation_config"), given, ids)
 
-    def _get_candidate_generator(self, *_: Any, **given: Any) -> Any:
-        """What `generate` drafts with: the pack's own way if one is set."""
+    def own_candidate_generator(
+        self, cache: FusedCache, settings: GenerationConfig, processors: Any
+    ) -> CandidateGenerator | None:
+        """The pack's own way to draft, if one is set."""
         if self.draft is None:
-            mixin: Any = super()
-            return mixin._get_candidate_generator(**given)
-        drafting = Drafting(
-            engine=self.engine,
-            cache=given["model_kwargs"]["past_key_values"],
-            settings=given["generation_config"],
-            processors=given["logits_processor"],
-            device=self.device.type,
-        )
+            return None
+        drafting = Drafting(self.engine, cache, settings, processors, self.device.type)
         self.tally = drafting.tally
         return self.draft.drafter(drafting)
 
-    @contextmanager
-    def _optimize_model_for_decode(self) -> Iterator[None]:
-        """What transformers does around its decoding loop, for each member: faster experts."""
-        with ExitStack() as stack:
-            for member in self.members:
-                optimized: Any = getattr(member, "_optimize_model_for_decode", nullcontext)
-                stack.enter_context(optimized())
-            yield
+    def decoding_models(self) -> Sequence[nn.Module]:
+        """The members' models."""
+        return list(self.members)
 
     def _fit_prompts(self, texts: list[list[int]], added: list[Key]) -> None:
         """Read and weigh the prompts that are not here yet; their keys go to `added`."""
