@@ -21,6 +21,7 @@ from packfuse.gates.base import Gate
 from packfuse.gates.every import Every
 from packfuse.gates.safe import Safe
 from packfuse.gates.threshold import Threshold
+from packfuse.hf_compat import output_cache
 from packfuse.pooling import Position
 from packfuse.registry import gates
 from packfuse.row import Row
@@ -65,7 +66,7 @@ def positions(
         cache, written = None, []
         for step in range(len(forced.new) if forced else NEW):
             output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, ids = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
+            cache, ids = output_cache(output), output.logits[:, -1].argmax(-1, keepdim=True)
             if forced:
                 ids = torch.tensor([[forced.new[step]]])
             written.append(int(ids))

@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse.head import Heads
+from packfuse.hf_compat import output_cache
 from tests import small
 from tests.heads import COLUMNS, FAMILIES, family
 from tests.scripted import Scripted
@@ -67,7 +68,7 @@ def test_what_is_done_between_body_and_head_keeps_them_together() -> None:
     class Asking(LlamaForCausalLM):
         def forward(self, *arguments: Any, **given: Any) -> Any:
             said = self.model(*arguments, **given)
-            return CausalLMOutputWithPast(logits=self.lm_head(said[0]) + len(said.past_key_values))
+            return CausalLMOutputWithPast(logits=self.lm_head(said[0]) + len(output_cache(said)))
 
     config: Any = family("llama").config
     assert not Heads(Between(config).eval()).apart

@@ -27,12 +27,13 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache whose attention layers keep everything, so that any suffix can be forgotten.
 
     Raises:
-        TypeError: for a layer that keeps its past in some other way.
+        TypeError: for a layer that keeps its past in some other way, or none that has attention.
     """
     cache = DynamicCache(config=config)
     cache.layers = [unbounded(layer) for layer in cache.layers]
     for layer in cache.layers:
-        if not is_supported(layer):
+        # What has no attention at all (Mamba) works with its output head in ways of its own.
+        if not is_supported(layer) or all(cache.is_linear):
             raise TypeError(type(layer).__name__)
     return cache
 
