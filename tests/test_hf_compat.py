@@ -13,7 +13,9 @@ from packfuse.cache import FusedCache
 from packfuse.hf_compat import (
     CACHE,
     cache_argument,
+    compile_hindrance,
     grouped_attention,
+    isolates_graphs,
     name_cache,
     output_cache,
 )
@@ -77,3 +79,8 @@ def test_grouped_attention_ends_with_its_last_user() -> None:
         assert sdpa_attention.use_gqa_in_sdpa(mask, key, key)
         assert sdpa_attention.use_gqa_in_sdpa(mask, key.to("meta"), key.to("meta")) == before
     assert sdpa_attention.use_gqa_in_sdpa is own
+
+
+def test_steps_are_compiled_where_torch_keeps_graphs_apart() -> None:
+    hindrance = compile_hindrance(pico.tiny_model(pico.real_tokenizer("mistral")))
+    assert (hindrance is None) == isolates_graphs()

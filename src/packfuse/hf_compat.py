@@ -311,10 +311,15 @@ COMPILE_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
 """What is raised where a graph cannot be made or there are too many of them."""
 
 
+def isolates_graphs() -> bool:
+    """Whether torch.compile can count a function's graphs apart from all others'."""
+    return "isolate_recompiles" in inspect.signature(torch.compile).parameters
+
+
 def compile_hindrance(model: Any) -> str | None:
     """Why a model's forward pass cannot be one graph of its own; None if it can."""
     quantizer = getattr(model, "hf_quantizer", None)
-    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+    if not isolates_graphs():
         return f"torch {torch.__version__} lets all members share a few graphs; 2.13 does not"
     if not model._can_compile_fullgraph:
         return f"transformers does not compile {type(model).__name__}"
