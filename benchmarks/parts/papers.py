@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from packfuse.alignment.lexicon import writable
 from packfuse.alignment.mined import Mined
+from packfuse.hf_compat import output_cache
 from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
 
@@ -111,7 +112,7 @@ class PapersWay:
         new, cache, written = ids, None, list[int]()
         for _ in range(tokens):
             out = self.model(torch.tensor([new]), past_key_values=cache, logits_to_keep=1)
-            cache = out.past_key_values
+            cache = output_cache(out)
             total = weights[self.first] * out.logits[0, -1, : self.size]
             for other, weight in zip(self.others, weights, strict=True):
                 if other and weight:

@@ -30,6 +30,7 @@ from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import MemberError, PackError, PromptError, UnsupportedError
 from packfuse.fusion.sequence import PackSequence
+from packfuse.hf_compat import CACHE, output_cache
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Session
 from packfuse.text.incremental import IncrementalTokenizer
@@ -55,7 +56,7 @@ def steps(model: FusedForCausalLM, ids: Tensor, count: int) -> Iterator[Tensor]:
     cache, new = None, ids
     for _ in range(count):
         output = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
+        cache = output_cache(output)
         new = output.logits[:, -1].argmax(-1, keepdim=True)
         yield output.logits[0, -1]
 
@@ -300,7 +301,7 @@ def test_a_custom_loop() -> None:
     """`custom_generate` hands over the prepared inputs."""
 
     def loop(model: Any, input_ids: Tensor, **settings: Any) -> Tensor:
-        cache = settings["past_key_values"]
+        cache = settings[CACHE]
         assert isinstance(cache, FusedCache)
         new = model(input_ids, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
         return torch.cat([input_ids, new], 1)
@@ -512,7 +513,7 @@ def test_a_member_that_breaks_while_generating_is_named(reference: int) -> None:
 def test_a_rolling_cache_is_measured_and_cut_like_any_other() -> None:
     model = fusing.fused(PAIR)
     ids = fusing.prompt(model)
-    cache = model(ids, use_cache=True).past_key_values
+    cache = output_cache(model(ids, use_cache=True))
     assert cache.get_seq_length() == ids.shape[1]
     assert not cache.is_compileable
     assert cache.is_croppable

@@ -13,6 +13,7 @@ from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.rules import rules
+from packfuse.hf_compat import output_cache
 from packfuse.models.hf_member import HFMember
 from packfuse.weighting.methods import weightings
 from tests.support import fusing, pico
@@ -163,7 +164,7 @@ def test_generation_is_the_loop_that_anyone_would_write(reference: int) -> None:
     written, cache, new = [], None, ids
     for _ in range(NEW):
         output = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        new, cache = output.logits[:, -1].argmax(-1, keepdim=True), output.past_key_values
+        new, cache = output.logits[:, -1].argmax(-1, keepdim=True), output_cache(output)
         written.append(int(new))
     assert greedy(model, ids) == written
     whole = ids
@@ -212,7 +213,7 @@ def test_all_positions_at_once_are_one_by_one(specs: tuple[Spec, ...], reference
     steps, cache = [], None
     for index in ids:
         output = model(torch.tensor([[index]]), past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        cache = output_cache(output)
         steps.append(output.logits[0, -1])
     recurrent = any(spec[1] == "qwen3_next" for spec in specs)
     assert gap(at_once, torch.stack(steps)) < (RECURRENT if recurrent else EXACT)
@@ -289,7 +290,7 @@ def test_going_on_behind_an_end(reference: int) -> None:
     whole = {"attention_mask": torch.ones_like(forced)}
     uncached = greedy(model, forced, **whole, use_cache=False)
     assert greedy(model, forced, **whole) == uncached
-    cache = model(ids, use_cache=True).past_key_values
+    cache = output_cache(model(ids, use_cache=True))
     stepwise = model(torch.tensor([[end]]), past_key_values=cache).logits[0, -1]
     assert gap(stepwise, model(forced).logits[0, -1]) < EXACT
 
@@ -326,10 +327,10 @@ def test_restarting_from_a_returned_cache() -> None:
     ids = fusing.prompt(model)
     whole = model.generate(ids, max_new_tokens=12, do_sample=False)
     half = model.generate(ids, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
-    assert isinstance(half.past_key_values, FusedCache)
-    assert half.past_key_values.get_seq_length() == half.sequences.shape[1] - 1
+    assert isinstance(output_cache(half), FusedCache)
+    assert output_cache(half).get_seq_length() == half.sequences.shape[1] - 1
     again = model.generate(
-        half.sequences, past_key_values=half.past_key_values, max_new_tokens=6, do_sample=False
+        half.sequences, past_key_values=output_cache(half), max_new_tokens=6, do_sample=False
     )
     assert again.equal(whole)
 
@@ -349,12 +350,10 @@ def test_a_conversation_goes_on_from_its_cache() -> None:
     assert first.sequences.shape[1] == ids.shape[1] + 4
     more = torch.cat([first.sequences, fusing.prompt(model, "And then")], 1)
     from_cache = model.generate(
-        more, past_key_values=first.past_key_values, max_new_tokens=6, do_sample=False
+        more, past_key_values=output_cache(first), max_new_tokens=6, do_sample=False
     )
-    cache = model(more, use_cache=True).past_key_values
-    assert (
-        gap(cache.rows[0].fused_logps, first.past_key_values.rows[0].fused_logps) > 0
-    )  # it went on
+    cache = output_cache(model(more, use_cache=True))
+    assert gap(cache.rows[0].fused_logps, output_cache(first).rows[0].fused_logps) > 0  # it went on
     written, new = [], model(more).logits[:, -1:].argmax(-1)
     for _ in range(6):
         written.append(int(new))
@@ -365,7 +364,7 @@ def test_a_conversation_goes_on_from_its_cache() -> None:
 def test_a_batch_goes_on_from_its_cache_with_new_padding() -> None:
     model = fusing.fused(PAIR)
     first, second = [fusing.batch(model, texts) for texts in ([PROMPT, SHORT], ["more of it", "b"])]
-    cache = model(**first, use_cache=True).past_key_values
+    cache = output_cache(model(**first, use_cache=True))
     mask = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
     together = model(second["input_ids"], attention_mask=mask, past_key_values=cache).logits
     for index, texts in enumerate([(PROMPT, "more of it"), (SHORT, "b")]):
@@ -426,7 +425,7 @@ def test_outputs_as_asked_for() -> None:
     model = fusing.fused(PAIR)
     ids = fusing.prompt(model)
     assert model(ids, logits_to_keep=2).logits.shape == (1, 2, model.config.vocab_size)
-    assert model(ids, use_cache=False).past_key_values is None
+    assert output_cache(model(ids, use_cache=False)) is None
     logits, cache = model(ids, return_dict=False)
     assert logits.shape == (1, ids.shape[1], model.config.vocab_size)
     assert isinstance(cache, FusedCache)

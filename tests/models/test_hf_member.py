@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from packfuse.errors import LoadError, MemberError, PromptError
+from packfuse.hf_compat import CACHE
 from packfuse.models import hf_member as local
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Read, ReadCallback, Session
@@ -418,7 +419,9 @@ def test_logits_of_another_width_are_refused() -> None:
 def test_a_model_with_a_cache_of_its_own_kind_is_refused() -> None:
     config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
     model = MambaForCausalLM(config)
-    with pytest.raises(LoadError, match=r"'m': MambaForCausalLM does not take `past_key_values`"):
+    with pytest.raises(
+        LoadError, match=r"'m'(: MambaForCausalLM does not take `| keeps its past in a Lin)"
+    ):
         HFMember("m", model, fusing.vocabulary("mistral"))
 
 
@@ -476,7 +479,7 @@ def test_reading_changes_no_member() -> None:
     assert one.model.config.to_dict() == config
     assert not one.model.training
     cache = DynamicCache(config=one.model.config)
-    assert one.model(torch.tensor([IDS[:3]]), past_key_values=cache).logits.shape[1] == 3
+    assert one.model(torch.tensor([IDS[:3]]), **{CACHE: cache}).logits.shape[1] == 3
 
 
 def test_the_window_is_the_models_or_else_the_tokenizers() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from packfuse.hf_compat import output_cache
 from packfuse.models.lm_head import LMHead
 from tests.support import small
 from tests.support.heads import COLUMNS, FAMILIES, family
@@ -67,7 +68,7 @@ def test_what_is_done_between_body_and_head_keeps_them_together() -> None:
     class Asking(LlamaForCausalLM):
         def forward(self, *arguments: Any, **given: Any) -> Any:
             said = self.model(*arguments, **given)
-            return CausalLMOutputWithPast(logits=self.lm_head(said[0]) + len(said.past_key_values))
+            return CausalLMOutputWithPast(logits=self.lm_head(said[0]) + len(output_cache(said)))
 
     config: Any = family("llama").config
     assert not LMHead(Between(config).eval()).apart

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Cache
 
 from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.drafts.base import DraftStats
 from packfuse.fusion.sequence import PackSequence
+from packfuse.hf_compat import RowsCache
 
 
-class FusedCache(Cache):
+class FusedCache(RowsCache):
     """What one call has read. Lengths count reference tokens, left padding included.
 
     `generate` crops, reorders and measures it like any other cache. It holds one `PackSequence` a
@@ -32,9 +32,6 @@ class FusedCache(Cache):
         draft_stats: Counts of the drafts; None if nothing was drafted.
     """
 
-    is_compileable = False
-    is_croppable = True
-
     def __init__(
         self,
         call: CallSettings | None = None,
@@ -43,7 +40,7 @@ class FusedCache(Cache):
         keep: bool = True,
     ) -> None:
         """An empty cache; the first forward pass fills it."""
-        super().__init__(layers=[])
+        super().__init__()
         self.call, self.keep = call, keep
         self.prompts = list(prompts)
         self.rows: list[PackSequence] = []
@@ -120,9 +117,6 @@ class FusedCache(Cache):
     def batch_size(self) -> int:
         """How many rows there are; -1 before the first forward pass."""
         return len(self.rows) or -1
-
-    def activate_past_recording(self) -> None:
-        """Nothing to do: every member's session can be rolled back at any time."""
 
     def reset(self) -> None:
         """Forget everything."""

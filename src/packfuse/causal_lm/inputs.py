@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig
 
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.errors import PromptError, UnsupportedError
@@ -25,12 +24,6 @@ def checked_cache(given: Any) -> FusedCache:
             hint="pass no cache, or one that the pack returned",
         )
     return given
-
-
-def endings(settings: GenerationConfig) -> frozenset[int]:
-    """Ids after which a row is over, and those that fill it up."""
-    tensors = (settings._eos_token_tensor, settings._pad_token_tensor)
-    return frozenset(i for ids in tensors if ids is not None for i in ids.flatten().tolist())
 
 
 def unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:

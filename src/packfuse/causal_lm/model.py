@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse.causal_lm.cache import FusedCache
@@ -18,11 +18,20 @@ from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.checks import Refusals, check_decoding
 from packfuse.causal_lm.config import FusedConfig, fused_config, fused_generation_config
 from packfuse.causal_lm.drafts.base import DraftContext
-from packfuse.causal_lm.inputs import checked_cache, endings, unpadded
+from packfuse.causal_lm.inputs import checked_cache, unpadded
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
+from packfuse.hf_compat import (
+    CACHE,
+    GenerationHooks,
+    causal_output,
+    end_and_pad_ids,
+    generation_mask,
+    generation_settings,
+    name_cache,
+)
 from packfuse.models.hf_member import HFMember
 from packfuse.text.prompt import blank, from_ids
 from packfuse.weighting.prefill import prefill
@@ -31,7 +40,7 @@ from packfuse.weighting.prefix_cache import PrefixCache
 _GENERATE = inspect.signature(GenerationMixin.generate)
 
 
-class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
+class FusedForCausalLM(Refusals, GenerationHooks, PreTrainedModel, GenerationMixin):
     """A pack as one causal language model, over the reference's vocabulary.
 
     `generate`, pipelines and lm-eval use it like any other model. `forward` returns fused
@@ -41,7 +50,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
     Attributes:
         engine: The members, paired with the reference.
         call: Settings of calls that bring none of their own; a call that does brings a
-            `FusedCache` with them as `past_key_values`.
+            `FusedCache` with them as `cache`.
         prefixes: The prefix cache; None for none.
     """
 
@@ -70,11 +79,12 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: FusedCache | None = None,
+        cache: FusedCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
         labels: Tensor | None = None,
+        past_key_values: FusedCache | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Fused next-token log-probabilities.
@@ -83,11 +93,12 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             input_ids: Reference ids `[B, n]`, only the new ones when a cache is given.
             attention_mask: `[B, past + n]`; zeros may stand on the left of a row, or of what is new
                 in it, only.
-            past_key_values: What has been read before, and the settings of the call.
+            cache: What has been read before, and the settings of the call.
             use_cache: False to return no cache.
             logits_to_keep: How many last positions are wanted; 0 for all.
             return_dict: False for a tuple.
             labels: Refused; a pack is not trained.
+            past_key_values: `cache`, by its name in transformers before 5.24.
 
         Returns:
             `logits` `[B, kept, V]`: normalized log-probabilities, nats, float32. Positions of
@@ -99,7 +110,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         """
         if labels is not None:
             raise UnsupportedError("a pack has no loss to train on", hint="leave `labels` out")
-        cache = checked_cache(past_key_values)
+        cache = checked_cache(past_key_values if cache is None else cache)
         call = cache.call or self.call
         columns = input_ids.shape[1]
         texts = unpadded(input_ids, attention_mask)
@@ -115,7 +126,7 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
             cache.rows = rows
             cache.seen += columns
         returned = None if use_cache is False else cache
-        output = CausalLMOutputWithPast(logits=logits, past_key_values=returned)
+        output = causal_output(logits, returned)
         return output.to_tuple() if return_dict is False else output
 
     def _begin(
@@ -201,18 +212,19 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
         ids = arguments.pop("input_ids", None) if ids is None else ids
         if ids is None:
             raise PromptError("there is nothing to generate from", hint="pass `input_ids`")
+        name_cache(arguments)
         settings = self._settings(arguments, ids)
         check_decoding(settings, arguments, self.config.vocab_size)
-        cache = arguments.get("past_key_values")
+        cache = arguments.get(CACHE)
         if cache is None:
             mask = arguments.get("attention_mask")
             if mask is None:
-                mask = self._prepare_attention_mask_for_generation(ids, settings, {})
+                mask = generation_mask(self, ids, settings)
             prompts = self._read_prompts(unpadded(ids, mask))
             cache = FusedCache(self.call, prompts, keep=settings.use_cache is not False)
-            arguments["past_key_values"] = cache
+            arguments[CACHE] = cache
         if isinstance(cache, FusedCache):
-            cache.endings = endings(settings)
+            cache.endings = end_and_pad_ids(settings)
             # A penalty multiplies logits, and log-probabilities near certainty are near 0.
             cache.normalizers = settings.repetition_penalty not in (None, 1.0)
             if settings.cache_implementation is not None:
@@ -222,42 +234,30 @@ class FusedForCausalLM(Refusals, PreTrainedModel, GenerationMixin):
 
     def _settings(self, arguments: dict[str, Any], ids: Tensor) -> GenerationConfig:
         """The generation settings in force, as `generate` will find them."""
-        mixin: Any = GenerationMixin
         given = {key: value for key, value in arguments.items() if key != "generation_config"}
-        config: GenerationConfig
-        config, _ = mixin._prepare_generation_config(
-            self, arguments.get("generation_config"), **given
-        )
-        masked = arguments.get("attention_mask") is not None
-        mixin._prepare_special_tokens(self, config, masked, device=ids.device, batch_size=len(ids))
-        return config
+        return generation_settings(self, arguments.get("generation_config"), given, ids)
 
-    def _get_candidate_generator(self, *_: Any, **given: Any) -> Any:
-        """What `generate` drafts with: the call's own way if it has one."""
-        cache = given["model_kwargs"]["past_key_values"]
+    def own_candidate_generator(
+        self, cache: FusedCache, settings: GenerationConfig, processors: Any
+    ) -> CandidateGenerator | None:
+        """The call's own way to draft, if it has one."""
         call = cache.call or self.call
         if call.draft is None:
-            mixin: Any = super()
-            return mixin._get_candidate_generator(**given)
+            return None
         context = DraftContext(
             engine=self.engine,
             cache=cache,
             fusion=replace(call, observer=None),
-            settings=given["generation_config"],
-            processors=given["logits_processor"],
+            settings=settings,
+            processors=processors,
             device=self.device.type,
         )
         cache.draft_stats = context.stats
         return call.draft.drafter(context)
 
-    @contextmanager
-    def _optimize_model_for_decode(self) -> Iterator[None]:
-        """What transformers does around its decoding loop, for each member: faster experts."""
-        with ExitStack() as stack:
-            for member in self.members:
-                optimized: Any = getattr(member, "_optimize_model_for_decode", nullcontext)
-                stack.enter_context(optimized())
-            yield
+    def decoding_models(self) -> Sequence[nn.Module]:
+        """The members' models."""
+        return list(self.members)
 
     def _read_prompts(self, texts: list[list[int]]) -> list[PackSequence]:
         """Read prompts and fit their weights; equal ones are read once."""

@@ -207,7 +207,7 @@ class Runner:
             streamer.begin(StreamDetokenizer(model.engine.reference, items[0].stop))
         started = time.perf_counter()
         sequences = model.generate(
-            ids, attention_mask=mask, past_key_values=cache, streamer=streamer, **arguments
+            ids, attention_mask=mask, cache=cache, streamer=streamer, **arguments
         )
         seconds = time.perf_counter() - started
         if not isinstance(sequences, Tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,9 +10,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from packfuse.errors import MemberError
+from packfuse.hf_compat import COMPILE_ERRORS, OWN_GRAPHS, compile_hindrance, compiled_call
 from packfuse.models.batching import ReadChunk
 from packfuse.models.hf_member import HFMember
 from packfuse.models.kv.fixed_shape import (
@@ -29,7 +28,7 @@ from packfuse.models.vocab_subset import VocabSubset
 MAX_GRAPHS = 32
 """Most graphs of one head: one or several rows, tokens, places."""
 
-_OWN_GRAPHS: dict[str, Any] = {"recompile_limit": MAX_GRAPHS, "isolate_recompiles": True}
+_OWN_GRAPHS: dict[str, Any] = {"recompile_limit": MAX_GRAPHS, **OWN_GRAPHS}
 
 MAX_FULL_LOGITS = 16
 """Places up to which logits are made at all of them."""
@@ -114,7 +113,7 @@ class Compiled(HFMember):
             twin.get_output_embeddings().places = asked
             try:
                 logits = self._run(call, inputs)[0]
-            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            except COMPILE_ERRORS as error:
                 self.refused = " ".join(str(error).split("\n")[:2])
                 raise MemberError(
                     f"member {self.name!r} cannot be compiled: {self.refused}",
@@ -128,19 +127,8 @@ class Compiled(HFMember):
         if key not in self._calls:
             twin = self._heads.pick(torch.zeros(1, dtype=torch.long), columns)
             # No CUDA graphs: there would be one for each store, size of it, and thread.
-            call = torch.compile(
-                twin.__call__,
-                fullgraph=True,
-                options={"guard_filter_fn": _guards},
-                **_OWN_GRAPHS,
-            )
-            self._calls[key] = twin, call
+            self._calls[key] = twin, compiled_call(twin, **_OWN_GRAPHS)
         return self._calls[key]
-
-
-def _guards(entries: Sequence[Any]) -> list[bool]:
-    """Which conditions of a graph count: not how many model classes transformers has seen."""
-    return ["_CAN_RECORD_REGISTRY" not in entry.name for entry in entries]
 
 
 def compile_steps(member: HFMember) -> HFMember:
@@ -167,15 +155,10 @@ def _unsupported_reason(member: HFMember) -> str | None:
     """Why a member's steps cannot be compiled; None if they can."""
     model: Any = member.model
     devices = {str(parameter.device) for parameter in model.parameters()}
-    quantizer = getattr(model, "hf_quantizer", None)
-    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-        return f"torch {torch.__version__} lets all members share a few graphs; 2.13 does not"
-    if not model._can_compile_fullgraph:
-        return f"transformers does not compile {type(model).__name__}"
+    if reason := compile_hindrance(model):
+        return reason
     if len(devices) > 1:
         return f"its model is spread over {', '.join(sorted(devices))}"
-    if quantizer is not None and not quantizer.is_compileable:
-        return f"{type(quantizer).__name__} cannot be compiled"
     if not member._heads.replaceable:
         return "its output head is out of reach"
     if not member._positions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from packfuse.errors import LoadError, MemberError, PromptError
+from packfuse.hf_compat import CACHE, cache_argument, grouped_attention
 from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks
 from packfuse.models.kv.ragged import ForwardBatch, RaggedBatch
 from packfuse.models.kv.store import RowCache, has_states, new_cache
@@ -48,9 +49,10 @@ class HFMember(Member):
         """
         parameters = inspect.signature(model.forward).parameters
         hint = "models with a cache of their own kind (pure Mamba, RWKV) cannot join a pack"
-        if "past_key_values" not in parameters:
+        cache = cache_argument(model)
+        if cache is None:
             kind = type(model).__name__
-            raise LoadError(f"member {name!r}: {kind} does not take `past_key_values`", hint=hint)
+            raise LoadError(f"member {name!r}: {kind} does not take `{CACHE}`", hint=hint)
         try:
             self._empty = new_cache(model.config)
         except (TypeError, KeyError) as error:
@@ -58,6 +60,7 @@ class HFMember(Member):
         model.eval()
         self.name, self.model, self.vocabulary = name, model, vocabulary
         self.context_window = context_window(model.config, vocabulary.tokenizer)
+        self._cache_name = cache
         self._keeps_logits = "logits_to_keep" in parameters
         self._positions = "position_ids" in parameters
         self._heads = LMHead(model)
@@ -210,6 +213,7 @@ class HFMember(Member):
         """The logits wanted, one piece after the other, in blocks `[P, columns]`."""
         ids = [list(piece.ids) for piece in pieces]
         inputs = running.inputs(ids, self.device, positions=self._positions)
+        inputs[self._cache_name] = running.cache
         flat = [at for k, piece in enumerate(pieces) for at in running.places(k, piece.places)]
         observed = any(piece.request.callback for piece in pieces)
         if observed and len(flat) > self._most and self._heads.apart:
@@ -249,9 +253,14 @@ class HFMember(Member):
         with self._computing():
             return self._heads.after(hidden)
 
-    def _computing(self) -> AbstractContextManager[object]:
-        """How products are computed meanwhile."""
-        return OneDNNLinear() if self._linear and self.device.type == "cpu" else nullcontext()
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Products by oneDNN and attention without copies, on processors."""
+        if self.device.type != "cpu":
+            yield
+            return
+        with grouped_attention(), OneDNNLinear() if self._linear else nullcontext():
+            yield
 
     @property
     def _chooses(self) -> bool:

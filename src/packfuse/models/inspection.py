@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from packfuse.errors import LoadError, PackError
+from packfuse.hf_compat import causal_architectures
 from packfuse.models.checkpoint import checkpoint_size
 from packfuse.models.hf_member import context_window
 from packfuse.models.loading import is_causal, short_name, split_gguf, unique_names
@@ -133,7 +133,7 @@ def inspect_model(
 def _architecture(config: Any, problems: list[str]) -> dict[str, Any]:
     causal = is_causal(config)
     # A GGUF file names its kind of model alone.
-    usual = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, type(config).__name__)
+    usual = causal_architectures().get(config.model_type, type(config).__name__)
     own = str((config.architectures or [usual])[0])
     if not causal:
         problems.append(f"it is a {own}, not a causal language model")

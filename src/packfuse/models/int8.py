@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from packfuse.hf_compat import has_int8_linear, int8_linear
 from packfuse.models.compiled import Compiled, compile_steps
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Member
@@ -33,18 +34,14 @@ class Int8Linear(nn.Module):
     def forward(self, given: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, in the type that was given."""
         flat = given.to(torch.bfloat16).reshape(-1, given.shape[-1])
-        out: Tensor = torch._weight_int8pack_mm(flat, self._weight, self._scales)
+        out = int8_linear(flat, self._weight, self._scales)
         out = out.reshape(*given.shape[:-1], -1).to(given.dtype)
         return out if self._bias is None else out + self._bias
 
 
 def can_copy(member: Member) -> bool:
     """Whether a quantized copy of this member would be faster."""
-    return (
-        isinstance(member, HFMember)
-        and member.model.device.type == "cpu"
-        and hasattr(torch, "_weight_int8pack_mm")
-    )
+    return isinstance(member, HFMember) and member.model.device.type == "cpu" and has_int8_linear()
 
 
 def int8_copy(member: Member) -> HFMember:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from packfuse.hf_compat import children_of, has_hooks, with_child
 from packfuse.models.vocab_subset import VocabSubset
 
 _PROBE = 1e-2
@@ -79,7 +79,7 @@ class LMHead:
         """Find the model's output head."""
         self.model = model
         head = model.get_output_embeddings()
-        children = model._modules.items()
+        children = children_of(model).items()
         self._name = next((n for n, child in children if child is head and head is not None), None)
         self._pruned: WeakKeyDictionary[VocabSubset, nn.Linear | None] = WeakKeyDictionary()
 
@@ -109,12 +109,11 @@ class LMHead:
         They cannot where the model does something between the two, which is tried once; and they
         are not where the model has hooks, which would see halves.
         """
-        hooked = self.model._forward_hooks or self.model._forward_pre_hooks
-        return not hooked and self.replaceable and self._apart
+        return not has_hooks(self.model) and self.replaceable and self._apart
 
     @cached_property
     def _apart(self) -> bool:
-        if self.model.base_model_prefix not in self.model._modules:
+        if self.model.base_model_prefix not in children_of(self.model):
             return False
         probe, places = self.probe, torch.arange(2)
         with torch.no_grad():
@@ -134,7 +133,7 @@ class LMHead:
 
     def after(self, hidden: Tensor) -> Tensor:
         """The logits `[P, columns]` of hidden states `[P, H]`; only if `apart`."""
-        twin = self._twin(self.model.base_model_prefix, _ReplayBody(hidden))
+        twin = with_child(self.model, self.model.base_model_prefix, _ReplayBody(hidden))
         blank = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         logits: Tensor = twin(input_ids=blank).logits[0]
         return logits
@@ -153,7 +152,7 @@ class LMHead:
 
     @property
     def _own(self) -> nn.Module | None:
-        return self.model._modules[self._name] if self._name else None
+        return children_of(self.model)[self._name] if self._name else None
 
     @property
     def probe(self) -> Tensor:
@@ -163,18 +162,12 @@ class LMHead:
         return torch.tensor([[len(weight) // 2, len(weight) // 3]], device=weight.device)
 
     def _headed(self, head: SelectiveHead) -> PreTrainedModel:
-        return self._twin(str(self._name), head)
-
-    def _twin(self, name: str, other: nn.Module) -> PreTrainedModel:
-        """The model with another module under this name."""
-        twin = copy.copy(self.model)
-        twin._modules = {**self.model._modules, name: other}
-        return twin
+        return with_child(self.model, str(self._name), head)
 
     @torch.no_grad()
     def _prune(self, columns: VocabSubset) -> nn.Linear | None:
         own: Any = self._own
-        hooked = bool(own._forward_hooks or own._forward_pre_hooks or "forward" in vars(own))
+        hooked = has_hooks(own) or "forward" in vars(own)
         if type(own) is not nn.Linear or hooked or not own.weight.is_floating_point():
             return None
         ids = columns.ids.to(own.weight.device)

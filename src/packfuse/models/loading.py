@@ -17,10 +17,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.quantizers.auto import AutoQuantizationConfig
 
 from packfuse.errors import ConfigError, LoadError
+from packfuse.hf_compat import causal_architectures, quantization_config
 from packfuse.models.hf_member import HFMember
 from packfuse.settings import LoadSettings, MemberSettings, PackConfig
 from packfuse.text.vocabulary import Vocabulary
@@ -179,7 +178,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 def is_causal(config: Any) -> bool:
     """Whether a model's configuration is that of a causal language model, as far as it says so."""
     own = list(config.architectures or [])
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    known = set(causal_architectures().values())
     return not own or bool(known.intersection(own)) or hasattr(config, "auto_map")
 
 
@@ -199,7 +198,7 @@ def _quantization(settings: dict[str, Any] | Any | None) -> Any:
         raise ConfigError(
             "quantization has no `quant_method`", hint="for example bitsandbytes_4bit"
         )
-    return AutoQuantizationConfig.from_dict(dict(settings))
+    return quantization_config(settings)
 
 
 def _next_step(error: BaseException) -> str:

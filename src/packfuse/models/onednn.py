@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-if torch.__version__ >= "2.9" and not torch.accelerator.is_available():
-    # Transformers copies keys and values for every group of heads where rows of a batch are masked,
-    # for the sake of CUDA's kernels. Those of processors need no copies, and say the same.
-    os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
+from packfuse.hf_compat import onednn_linear
 
 ENABLED = torch.backends.mkldnn.is_available()
 """Whether torch comes with oneDNN; False leaves all products to torch's own linear layer."""
@@ -39,8 +35,7 @@ def product(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         padded = functional.pad(given, (0, 0, 0, _FOUR - count))
         found = torch.mm(weight, padded.t()).t()[:count].contiguous()
         return found if bias is None else found + bias
-    whole: Tensor = torch.ops.mkldnn._linear_pointwise(given, weight, bias, "none", [], "")
-    return whole
+    return onednn_linear(given, weight, bias)
 
 
 # The compiler takes oneDNN's operation only with weights in an order of its own: a copy.

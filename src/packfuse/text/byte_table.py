@@ -8,11 +8,11 @@ from itertools import product
 from string import hexdigits
 
 import numpy as np
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from packfuse.hf_compat import byte_characters
 from packfuse.text.tokenizer_json import METASPACE
 
-_BYTE_OF_CHAR = {ord(char): byte for byte, char in bytes_to_unicode().items()}
+_BYTE_OF_CHAR = {ord(char): byte for byte, char in byte_characters().items()}
 _BYTE_FALLBACK = {
     f"<0x{high}{low}>": bytes.fromhex(high + low) for high, low in product(hexdigits, repeat=2)
 }

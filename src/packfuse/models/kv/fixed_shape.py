@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from packfuse.hf_compat import attention_of
 from packfuse.models.kv.ragged import MAX_IDLE_SHARE, ForwardBatch
 from packfuse.models.kv.recurrent import as_kind
 from packfuse.models.kv.store import RowCache
@@ -94,7 +95,7 @@ class FixedShapeBatch(ForwardBatch):
         for given in (slots, padding, *inputs.values()):
             for tensor in given.values() if isinstance(given, dict) else [given]:
                 mark_dynamic(tensor, 0, -2, -1)
-        return {**inputs, "past_key_values": self.cache, "use_cache": True}
+        return {**inputs, "use_cache": True}
 
     def _masks(self, slots: Tensor, starts: Tensor) -> Any:
         """What each new token sees, as the model's attention takes it.
@@ -114,7 +115,7 @@ class FixedShapeBatch(ForwardBatch):
         masks = {FULL: seen}
         if window is not None:
             masks[SLIDING] = seen & (shown > last - window)
-        if self._config._attn_implementation == "eager":
+        if attention_of(self._config) == "eager":
             keys = self._store.layer(0)[0]
             least = torch.finfo(keys.dtype).min
             for kind, mask in masks.items():
@@ -142,8 +143,8 @@ def unsupported_reason(empty: DynamicCache, config: PreTrainedConfig) -> str | N
     windows = {getattr(layer, "sliding_window", None) for layer in empty.layers}
     if not windows <= {None, getattr(text, "sliding_window", None)}:
         return "its layers have windows of their own"
-    if text._attn_implementation not in ("sdpa", "eager"):
-        return f"its attention is {text._attn_implementation!r}, neither 'sdpa' nor 'eager'"
+    if (attention := attention_of(text)) not in ("sdpa", "eager"):
+        return f"its attention is {attention!r}, neither 'sdpa' nor 'eager'"
     return None
 
 
@@ -171,7 +172,7 @@ def mark_dynamic(tensor: Tensor, *dims: int) -> None:
     """Tell the compiler that some sizes will be others; it knows one from several by itself."""
     for dim in {range(tensor.dim())[dim] for dim in dims}:
         if tensor.shape[dim] > 1:
-            torch._dynamo.maybe_mark_dynamic(tensor, dim)
+            mark_dynamic(tensor, dim)
 
 
 class _Shown(DynamicLayer):

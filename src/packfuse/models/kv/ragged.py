@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicLayer,
-    LinearAttentionAndFullAttentionLayer,
-)
+from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
+from packfuse.hf_compat import is_dummy
 from packfuse.models.kv.recurrent import as_kind, joined, parted
 from packfuse.models.kv.store import KVStore, RowCache, has_states
 
@@ -46,7 +43,7 @@ class ForwardBatch(ABC):
     def inputs(
         self, ids: Sequence[Sequence[int]], device: torch.device, *, positions: bool
     ) -> dict[str, Any]:
-        """What the model is called with to read the new `ids` of each past.
+        """What the model is called with, besides `cache`, to read the new `ids` of each past.
 
         Args:
             ids: By past.
@@ -125,7 +122,6 @@ class RaggedBatch(ForwardBatch):
             padded[row][self.width - len(new) :] = new
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor(padded, device=device),
-            "past_key_values": self.cache,
             "use_cache": True,
         }
         starts = torch.tensor(self.starts, device=device)[:, None]
@@ -138,7 +134,7 @@ class RaggedBatch(ForwardBatch):
 
     def _layer(self, index: int) -> Any:
         held = [row_cache.states[index] for row_cache in self.row_caches]
-        if isinstance(self._empty.layers[index], DummyLayer):
+        if is_dummy(self._empty.layers[index]):
             return self._empty.layers[index]
         if held[0] is None:
             layer = as_kind(_Aligned, self._empty.layers[index])

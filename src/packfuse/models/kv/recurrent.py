@@ -9,18 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
 
-STATES = ("conv_states", "recurrent_states")
-_FLAGS = (
-    "is_conv_states_initialized",
-    "is_recurrent_states_initialized",
-    "has_previous_state",
-    "conv_kernel_size",
-)
-
-
-def stateful(layer: Any) -> bool:
-    """Whether a layer keeps such states."""
-    return hasattr(layer, "conv_states")
+from packfuse.hf_compat import STATE_FLAGS, STATES, is_stateful
 
 
 def as_kind(kind: type, layer: Any) -> Any:
@@ -32,13 +21,13 @@ def as_kind(kind: type, layer: Any) -> Any:
 
 def states_of(layer: Any) -> Any:
     """A copy of a layer's states, without keys and values; None if it has none."""
-    if not stateful(layer):
+    if not is_stateful(layer):
         return None
     fresh = copy.copy(layer)
     for name in STATES:
         held = getattr(layer, name).items()
         setattr(fresh, name, {i: None if t is None else t.clone() for i, t in held})
-    for name in _FLAGS:
+    for name in STATE_FLAGS:
         setattr(fresh, name, dict(getattr(layer, name)))
     return fresh
 
@@ -55,7 +44,7 @@ def joined(rows: Sequence[Any]) -> Any:
 
 def parted(batch: Any, rows: int) -> list[Any] | None:
     """The inverse of `joined`; None for a layer without states."""
-    if not stateful(batch):
+    if not is_stateful(batch):
         return None
     parts: list[Any] = []
     for row in range(rows):
@@ -68,7 +57,7 @@ def parted(batch: Any, rows: int) -> list[Any] | None:
             held = getattr(batch, name).items()
             own = {i: None if t is None else t[row : row + 1].clone() for i, t in held}
             setattr(single, name, own)
-        for name in _FLAGS:
+        for name in STATE_FLAGS:
             setattr(single, name, dict(getattr(batch, name)))
         parts.append(single)
     return parts

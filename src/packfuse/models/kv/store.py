@@ -15,18 +15,10 @@ from weakref import WeakSet
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionAndFullAttentionLayer,
-    LinearAttentionAndSlidingWindowAttentionLayer,
-    LinearAttentionLayer,
-)
 
-from packfuse.models.kv.recurrent import STATES, stateful, states_of
+from packfuse.hf_compat import STATES, is_stateful, is_supported, unbounded
+from packfuse.models.kv.recurrent import states_of
 
-_KNOWN = (DynamicLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, DummyLayer)
 _SPARE = 32
 """Slots that a store has at least for what comes next; an eighth of its size is more."""
 
@@ -35,31 +27,20 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache whose attention layers keep everything, so that any suffix can be forgotten.
 
     Raises:
-        TypeError: for a layer that keeps its past in some other way.
+        TypeError: for a layer that keeps its past in some other way, or none that has attention.
     """
     cache = DynamicCache(config=config)
-    cache.layers = [_unbounded(layer) for layer in cache.layers]
+    cache.layers = [unbounded(layer) for layer in cache.layers]
     for layer in cache.layers:
-        if type(layer) not in _KNOWN:
+        # What has no attention at all (Mamba) works with its output head in ways of its own.
+        if not is_supported(layer) or all(cache.is_linear):
             raise TypeError(type(layer).__name__)
     return cache
 
 
-def _unbounded(layer: Any) -> Any:
-    """A layer that slides, as one that shows no more of its past, but forgets nothing."""
-    whole: Any = layer
-    if type(layer) is DynamicSlidingWindowLayer:
-        whole = DynamicLayer()
-    elif type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
-        whole = LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
-    if whole is not layer:
-        whole.is_sliding, whole.sliding_window = True, layer.sliding_window
-    return whole
-
-
 def has_states(cache: DynamicCache) -> bool:
     """Whether some layer keeps states without a time axis (convolutional, recurrent)."""
-    return any(stateful(layer) for layer in cache.layers)
+    return any(is_stateful(layer) for layer in cache.layers)
 
 
 class KVStore:

@@ -1,0 +1,368 @@
+"""Every private or version-dependent name of transformers and torch that is used.
+
+Tested with transformers 5.20 (oldest) to 5.24 (newest), torch 2.9 (oldest) to 2.14 (newest). What
+a minor version has is looked up by name, not by its number. Differences within this range:
+
+- 5.23 added `DummyLayer`, for layers without a KV cache. Before, `moe` and `mlp` layers had an
+  empty `LinearAttentionLayer`, and layers that share keys and values had none.
+- 5.24 renamed `past_key_values` to `cache`: in `forward`, in outputs and in `generate`. Its
+  `generate` asks caches for `is_linear`, and assisted decoding asks them for `is_croppable`.
+- 5.23 added an environment variable that makes sdpa attention use grouped kernels, 5.24 stopped
+  copying keys and values for single tokens. `grouped_attention` needs neither.
+- torch 2.13 added `isolate_recompiles`, without which steps are not compiled.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel, cache_utils
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.integrations import sdpa_attention
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.quantizers.auto import AutoQuantizationConfig
+
+# The KV cache of a call, by name.
+
+_OLD_CACHE = "past_key_values"
+CACHE = "cache" if any(f.name == "cache" for f in fields(CausalLMOutputWithPast)) else _OLD_CACHE
+"""What `generate`, models of transformers and their outputs call the KV cache."""
+
+
+def cache_argument(model: nn.Module) -> str | None:
+    """What a model's `forward` calls the KV cache; None if it takes none under a known name.
+
+    Code that comes with a model may have the old name on any version.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in (CACHE, _OLD_CACHE) if name in parameters), None)
+
+
+def name_cache(arguments: dict[str, Any]) -> None:
+    """Put a KV cache among arguments for `generate` under the name of this version, in place.
+
+    Raises:
+        TypeError: if both names have one.
+    """
+    other = _OLD_CACHE if CACHE != _OLD_CACHE else "cache"
+    given = arguments.pop(other, None)
+    if given is None:
+        return
+    if arguments.get(CACHE) is not None:
+        raise TypeError(f"`{CACHE}` and `{other}` are one argument; pass one of them")
+    arguments[CACHE] = given
+
+
+def causal_output(logits: Tensor, cache: Any) -> CausalLMOutputWithPast:
+    """A causal language model's output."""
+    return CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
+
+
+def output_cache(output: Any) -> Any:
+    """The KV cache in an output of a model or of `generate`."""
+    return getattr(output, CACHE)
+
+
+# Layers of KV caches.
+
+STATES = ("conv_states", "recurrent_states")
+"""Attributes of a layer that map a state's number to its tensor or None."""
+
+STATE_FLAGS = (
+    "is_conv_states_initialized",
+    "is_recurrent_states_initialized",
+    "has_previous_state",
+    "conv_kernel_size",
+)
+"""Attributes of a layer that map a state's number to what is known of it."""
+
+_DUMMY: Any = getattr(cache_utils, "DummyLayer", None)
+_SUPPORTED = (
+    DynamicLayer,
+    LinearAttentionLayer,
+    LinearAttentionAndFullAttentionLayer,
+    *([_DUMMY] if _DUMMY else []),
+)
+
+
+def is_supported(layer: Any) -> bool:
+    """Whether rows of a cache layer can be stacked, copied and rolled back."""
+    return type(layer) in _SUPPORTED
+
+
+def is_dummy(layer: Any) -> bool:
+    """Whether a cache layer stands for a model layer that caches nothing."""
+    return _DUMMY is not None and isinstance(layer, _DUMMY)
+
+
+def is_stateful(layer: Any) -> bool:
+    """Whether a cache layer has convolutional or recurrent states."""
+    return hasattr(layer, STATES[0])
+
+
+def unbounded(layer: Any) -> Any:
+    """A sliding-window layer as one that keeps every token; any other layer itself."""
+    if type(layer) is DynamicSlidingWindowLayer:
+        whole: Any = DynamicLayer()
+    elif type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
+        whole = LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
+    else:
+        return layer
+    whole.is_sliding, whole.sliding_window = True, layer.sliding_window
+    return whole
+
+
+class RowsCache(Cache):
+    """A cache without layers of tensors, as `generate` sees it.
+
+    It can be cropped to any length at any time, and it is not a linear-attention cache: `generate`
+    takes a cache all of whose layers are linear, and so one without layers, for one that has no
+    length.
+    """
+
+    is_compileable = False
+    is_croppable = True
+
+    def __init__(self) -> None:
+        """No layers."""
+        super().__init__(layers=[])
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """One layer with a length, as far as `generate` can tell."""
+        return [False]
+
+    def activate_past_recording(self) -> None:
+        """Nothing to do: it can always be cropped."""
+
+
+# Steps of `generate`.
+
+
+def generation_settings(
+    model: Any, config: GenerationConfig | None, arguments: Mapping[str, Any], ids: Tensor
+) -> GenerationConfig:
+    """The settings that `generate` derives from a configuration and its other arguments."""
+    mixin: Any = GenerationMixin
+    settings: GenerationConfig
+    settings, _ = mixin._prepare_generation_config(model, config, **arguments)
+    masked = arguments.get("attention_mask") is not None
+    mixin._prepare_special_tokens(model, settings, masked, device=ids.device, batch_size=len(ids))
+    return settings
+
+
+def generation_mask(model: Any, ids: Tensor, settings: GenerationConfig) -> Tensor:
+    """The attention mask that `generate` makes for ids that come without one."""
+    mask: Tensor = model._prepare_attention_mask_for_generation(ids, settings, {})
+    return mask
+
+
+def end_and_pad_ids(settings: GenerationConfig) -> frozenset[int]:
+    """End-of-sequence and padding ids of settings from `generation_settings`."""
+    tensors = (settings._eos_token_tensor, settings._pad_token_tensor)
+    return frozenset(i for ids in tensors if ids is not None for i in ids.flatten().tolist())
+
+
+def decoding_optimized(model: nn.Module) -> AbstractContextManager[Any]:
+    """What `generate` puts around a model's decoding steps (kernels for experts)."""
+    optimized: Callable[[], AbstractContextManager[Any]]
+    optimized = getattr(model, "_optimize_model_for_decode", nullcontext)
+    return optimized()
+
+
+class GenerationHooks:
+    """Private steps of `generate` that a fused model has its own way of.
+
+    To be put before `GenerationMixin` among a class's bases.
+    """
+
+    def own_candidate_generator(
+        self, cache: Any, settings: GenerationConfig, processors: Any
+    ) -> CandidateGenerator | None:
+        """What drafts in assisted decoding; None for what `generate` would take.
+
+        Args:
+            cache: The KV cache of the call.
+            settings: The settings in force.
+            processors: Logits processors of the call.
+        """
+        raise NotImplementedError
+
+    def decoding_models(self) -> Sequence[nn.Module]:
+        """The models that run at every decoding step."""
+        raise NotImplementedError
+
+    def _get_candidate_generator(self, *_: Any, **given: Any) -> Any:
+        own = self.own_candidate_generator(
+            given["model_kwargs"][CACHE], given["generation_config"], given["logits_processor"]
+        )
+        mixin: Any = super()
+        return mixin._get_candidate_generator(**given) if own is None else own
+
+    @contextmanager
+    def _optimize_model_for_decode(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for model in self.decoding_models():
+                stack.enter_context(decoding_optimized(model))
+            yield
+
+
+# Facts about models.
+
+
+def causal_architectures() -> Mapping[str, str]:
+    """Class names of causal language models in transformers, by model type."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def attention_of(config: Any) -> str | None:
+    """The attention implementation that a text configuration names."""
+    name: str | None = config._attn_implementation
+    return name
+
+
+def quantization_config(settings: Mapping[str, Any]) -> Any:
+    """A quantization configuration of the kind that `quant_method` names."""
+    return AutoQuantizationConfig.from_dict(dict(settings))
+
+
+def byte_characters() -> Mapping[int, str]:
+    """The character that byte-level tokenizers write for each byte."""
+    found: Mapping[int, str] = bytes_to_unicode()
+    return found
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something runs before or after a module's `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """A module's own children by name, a module that is there twice under both names."""
+    return module._modules
+
+
+def with_child(model: PreTrainedModel, name: str, child: nn.Module) -> PreTrainedModel:
+    """A shallow copy of a model with another child; the model and all else are shared."""
+    twin = copy.copy(model)
+    twin._modules = {**model._modules, name: child}
+    return twin
+
+
+# Attention.
+
+_own_choice: Callable[..., bool] = sdpa_attention.use_gqa_in_sdpa
+
+
+def _grouped_on_cpu(attention_mask: Tensor | None, key: Tensor, value: Tensor) -> bool:
+    """In the place of `use_gqa_in_sdpa`: whether kernels share keys and values among heads."""
+    return key.device.type == "cpu" or _own_choice(attention_mask, key, value)
+
+
+class _Users:
+    """How many threads are in `grouped_attention`."""
+
+    count = 0
+    lock = threading.Lock()
+
+    @classmethod
+    def add(cls, change: int) -> None:
+        with cls.lock:
+            cls.count += change
+            sdpa_attention.use_gqa_in_sdpa = _grouped_on_cpu if cls.count else _own_choice
+
+
+@contextmanager
+def grouped_attention() -> Iterator[None]:
+    """While it is on, masked attention on processors copies no keys and values.
+
+    Transformers repeats them for every head of a group where there is a mask, since kernels of
+    CUDA are slow otherwise. Those of processors give the same results without. Other threads that
+    run models meanwhile get the same.
+    """
+    _Users.add(1)
+    try:
+        yield
+    finally:
+        _Users.add(-1)
+
+
+# torch.compile.
+
+COMPILE_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
+"""What is raised where a graph cannot be made or there are too many of them."""
+
+
+def isolates_graphs() -> bool:
+    """Whether torch.compile can count a function's graphs apart from all others'."""
+    return "isolate_recompiles" in inspect.signature(torch.compile).parameters
+
+
+def compile_hindrance(model: Any) -> str | None:
+    """Why a model's forward pass cannot be one graph of its own; None if it can."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if not isolates_graphs():
+        return f"torch {torch.__version__} lets all members share a few graphs; 2.13 does not"
+    if not model._can_compile_fullgraph:
+        return f"transformers does not compile {type(model).__name__}"
+    if quantizer is not None and not quantizer.is_compileable:
+        return f"{type(quantizer).__name__} cannot be compiled"
+    return None
+
+
+OWN_GRAPHS: dict[str, Any] = {"isolate_recompiles": True}
+"""Options of torch.compile for graphs that no other function's count against."""
+
+
+def compiled_call(model: nn.Module, **options: Any) -> Callable[..., Any]:
+    """A model's call as one graph for every kind of input, with options of torch.compile."""
+    inner: dict[str, Any] = {"guard_filter_fn": _guards}
+    return torch.compile(model.__call__, fullgraph=True, options=inner, **options)
+
+
+def _guards(entries: Sequence[Any]) -> list[bool]:
+    """Which conditions of a graph count: not how many model classes transformers has seen."""
+    return ["_CAN_RECORD_REGISTRY" not in entry.name for entry in entries]
+
+
+def mark_dynamic(tensor: Tensor, dim: int) -> None:
+    """Let a size of a graph's input vary, if the graph allows it."""
+    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
+# Operations of torch.
+
+
+def onednn_linear(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer by oneDNN, float32 on processors: `[P, in]` to `[P, out]`."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(given, weight, bias, "none", [], "")
+    return found
+
+
+def has_int8_linear() -> bool:
+    """Whether there is `int8_linear`."""
+    return hasattr(torch, "_weight_int8pack_mm")
+
+
+def int8_linear(given: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """`[P, in]` bfloat16 times int8 weights `[out, in]`, scaled by output: `[P, out]`."""
+    found: Tensor = torch._weight_int8pack_mm(given, weight, scales)
+    return found
