@@ -12,13 +12,13 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
 # Those that need no files; benchmarks/evidence.py needs a folder of questions for most of its runs.
 BENCH ?= benchmarks/speed.py benchmarks/alignment.py benchmarks/memory.py
 # Tests, lint and benchmarks need the dev extra; the demo does without.
-STAMP := $(VENV)/.installed$(if $(filter test lint format bench,$(MAKECMDGOALS)),-dev)
+STAMP := $(VENV)/.installed$(if $(filter test lint format api bench test-range,$(MAKECMDGOALS)),-dev)
 PROMPT ?= The capital of France is
 export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format starter bench clean distclean
+.PHONY: help demo test lint format api starter bench test-range clean distclean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,12 +37,22 @@ test: lint starter ## Install, lint, type-check and run every test
 	@echo "== Running the tests"
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-lint: $(STAMP) ## Check style and types
+lint: $(STAMP) ## Check style, types, imports between rooms, and the public API
 	@echo "== Checking style (ruff)"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@echo "== Checking types (mypy)"
 	@$(BIN)/mypy
+	@echo "== Checking imports (import-linter, .importlinter)"
+	@$(BIN)/lint-imports
+	@echo "== Comparing the public API with dev/api.txt"
+	@$(BIN)/python dev/api.py --check
+
+api: $(STAMP) ## Write the public API to dev/api.txt
+	@$(BIN)/python dev/api.py
+
+test-range: $(STAMP) ## Run the core tests on the oldest, pinned and newest transformers and torch
+	@$(BIN)/python dev/test_range.py --save $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 format: $(STAMP) ## Put the code into its style
 	@$(BIN)/ruff check --fix .

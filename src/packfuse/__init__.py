@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from packfuse.generation.result import Answer, Chunk, FusionRecord
     from packfuse.generation.weigh import Weighing
     from packfuse.pack import Pack
-    from packfuse.settings import MemberSettings, PackConfig
+    from packfuse.settings import MemberSettings, PackConfig, PackSettings
 
 __all__ = [
     "Answer",
@@ -22,6 +23,7 @@ __all__ = [
     "Pack",
     "PackConfig",
     "PackError",
+    "PackSettings",
     "Weighing",
 ]
 __version__ = "0.1.0"
@@ -35,12 +37,18 @@ _HOMES = {
     "Pack": "pack",
     "PackConfig": "settings",
     "PackError": "errors",
+    "PackSettings": "settings",
     "Weighing": "generation.weigh",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `packfuse --help` needs no torch."""
+    """Import a public name when it is first used: `packfuse --help` needs no torch."""
+    if name == "MemberConfig":
+        warnings.warn(
+            "packfuse.MemberConfig is now packfuse.MemberSettings", DeprecationWarning, stacklevel=2
+        )
+        name = "MemberSettings"
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

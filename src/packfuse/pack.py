@@ -229,6 +229,10 @@ class Pack:
         """Index of the reference where no prompt decides."""
         return self.runtime.default_reference
 
+    def fused(self, reference: int) -> FusedForCausalLM:
+        """The pack as a transformers model over the vocabulary of member number `reference`."""
+        return self.runtime.model(reference)
+
     @property
     def model(self) -> FusedForCausalLM:
         """The pack as a transformers model, in the default reference's tokens."""
