@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import packfuse.fusion.rules
+from packfuse.cli import app
 from packfuse.errors import ConfigError
 from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.base import Rule
 from packfuse.fusion.rules.unite import UniTE
 from packfuse.registry import Registry
+from packfuse.settings import PackConfig
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.fixed import Fixed
 
@@ -124,3 +128,72 @@ def test_a_new_rule_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     finally:
         sys.modules.pop("packfuse.fusion.rules.loudest", None)
         vars(packfuse.fusion.rules).pop("loudest", None)
+
+
+PLUGIN = """
+from typing import ClassVar
+
+from packfuse.fusion.rules.mixture import Mixture
+
+
+class Own(Mixture):
+    name: ClassVar[str] = "own"
+
+
+class Plain:
+    name = "plain"
+
+
+class Misnamed(Mixture):
+    name: ClassVar[str] = "other"
+"""
+
+
+def installed(folder: Path, **entries: str) -> None:
+    """A distribution with entry points for rules, as pip would have installed it."""
+    (folder / "other_package.py").write_text(PLUGIN)
+    info = folder / "other_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, value in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[packfuse.rules]", *lines]))
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rules.cache_clear()
+    yield tmp_path
+    rules.cache_clear()
+    sys.modules.pop("other_package", None)
+
+
+def test_a_rule_of_another_package_is_named_like_any_other(plugins: Path) -> None:
+    installed(plugins, own="other_package:Own")
+    assert rules().make("own").name == "own"
+    assert rules().dump(rules().make("own")) == {"name": "own"}
+    config = PackConfig.check({"members": ["a"], "fusion": "own"})
+    config.write(plugins / "pack.yaml")
+    read = PackConfig.read(plugins / "pack.yaml")
+    assert type(rules().make(read.fusion)).__name__ == "Own"
+    result = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "400"})
+    assert "Known: mixture, own, packllm, unite." in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("mixture", "other_package:Own", "packfuse has a fusion rule of that name"),
+        ("gone", "other_package:Gone", "AttributeError"),
+        ("absent", "no_such_package:Rule", "ModuleNotFoundError"),
+        ("plain", "other_package:Plain", "no subclass of packfuse.fusion.rules.base.Rule"),
+        ("mine", "other_package:Misnamed", "with name = 'mine'"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_left_out_with_the_reason(
+    plugins: Path, name: str, value: str, reason: str
+) -> None:
+    installed(plugins, **{name: value})
+    with pytest.warns(RuntimeWarning, match=f"{name!r}.*{reason}"):
+        known = rules().parts
+    assert sorted(known) == ["mixture", "packllm", "unite"]

@@ -30,7 +30,7 @@ class DraftLength:
         chance: The chance of a token before anything was drafted; what is learned fades back to it.
 
     Example:
-        >>> pace = Pace(price=0.1, most=8)
+        >>> pace = DraftLength(price=0.1, most=8)
         >>> first = pace.length()
         >>> for _ in range(20): pace.learn(drafted=first, accepted=0)
         >>> first > 0, pace.length()
