@@ -2,7 +2,7 @@
 
 One alignment a file; `alignments()` finds them, and those of installed plugins. An alignment is a
 subclass of `packfuse.alignment.base.Alignment`, and makes a `Pairing` for each member. This room
-may use `models`, `text` and the root modules.
+may use `text` and the root modules.
 """
 
 from __future__ import annotations
