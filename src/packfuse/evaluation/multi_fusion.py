@@ -69,14 +69,13 @@ class MultiFusion:
         """Name the tokens to look at in the next positions; earlier findings are dropped."""
         self._wanted, self.found = list(tokens), []
 
-    def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, list[bool]]:
         """See `Fusion`. The findings are kept in `found`; the distribution itself is empty."""
         self._last = carried
         if self._wanted:
             self.found.append(self.at_last_position(self._wanted.pop(0)))
         count = len(weights)
-        is_open = torch.ones(count, dtype=torch.bool, device=carried.logps.device)
-        return carried.logps.new_empty(count, 0), is_open
+        return carried.logps.new_empty(count, 0), [True] * count
 
     def at_last_position(self, tokens: Sequence[int]) -> FusedTokens:
         """The settings' distributions at these tokens, at the position that was read last.

@@ -28,7 +28,7 @@ class CarriedLogps:
     Attributes:
         logps: Log-probabilities carried to the reference vocabulary, `[K, N, V]`, nats.
         reference_logps: The reference's own, `[N, V]`, nats.
-        at_boundary: Whether a token of each member ends there, `[N, K]`.
+        at_boundary: Whether a token of each member ends there, N times K, on the host.
         own: By member, log-probabilities over its own vocabulary, `[N, columns]`, for rules that
             compare words; None where they are not needed.
         lexicon: Finds a member's words in another vocabulary; None unless `own` is there.
@@ -37,7 +37,7 @@ class CarriedLogps:
 
     logps: Tensor
     reference_logps: Tensor
-    at_boundary: Tensor
+    at_boundary: list[list[bool]]
     own: list[Tensor] | None = None
     lexicon: Lexicon | None = None
     reference: int = 0
@@ -74,7 +74,7 @@ class Carrier:
         return CarriedLogps(
             logps=torch.stack([self._carry(k, at, reference_logps) for k in members]),
             reference_logps=reference_logps,
-            at_boundary=torch.tensor(_at_boundary(at), device=reference_logps.device),
+            at_boundary=_at_boundary(at),
             own=[self._own_logps(k, at, reference_logps) for k in members] if words else None,
             lexicon=self.lexicon if words else None,
             reference=self.reference,

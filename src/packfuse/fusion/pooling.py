@@ -50,11 +50,11 @@ class Fusion(Protocol):
     def uses_lexicon(self, lexicon: Lexicon | None) -> bool:
         """Whether distributions over the members' own vocabularies are needed."""
 
-    def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, list[bool]]:
         """Fuse N positions under weights `[N, K]`.
 
         Returns:
-            Log-probabilities `[N, V]` in nats, and where the gate was open, `[N]`.
+            Log-probabilities `[N, V]` in nats, and whether the gate was open at each position.
         """
 
 
@@ -79,20 +79,25 @@ class FusionSettings:
         """See `Fusion`."""
         return self.rule.uses_words and lexicon is not None
 
-    def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, list[bool]]:
         """See `Fusion`."""
-        is_open = gate_open(self.gate, carried, weights)
         fused = combine(self.rule, carried, weights)
-        if not bool(is_open.all()):
-            fused = torch.where(is_open[:, None], fused, carried.reference_logps)
+        is_fused = [True] * len(weights)
+        # The usual gate costs nothing: no operation, and no wait for the device.
+        if not isinstance(self.gate, Every):
+            is_open = gate_open(self.gate, carried, weights)
+            is_fused = is_open.tolist()
+            if not all(is_fused):
+                fused = torch.where(is_open[:, None], fused, carried.reference_logps)
         if self.full_support:
             fused = with_full_support(fused, carried.logps, weights)
-        return fused, is_open
+        return fused, is_fused
 
 
 def gate_open(gate: Gate, carried: CarriedLogps, weights: Tensor) -> Tensor:
     """Where a gate is open under weights `[N, K]`: `[N]`, booleans."""
-    together = (carried.at_boundary | (weights == 0)).all(1)
+    at_boundary = torch.tensor(carried.at_boundary, device=weights.device)
+    together = (at_boundary | (weights == 0)).all(1)
     return gate.opens(carried.logps, weights, carried.reference_logps, together)
 
 
@@ -108,8 +113,8 @@ def pool(carrier: Carrier, fusion: Fusion, plans: Sequence[ReadPlan], steps: Seq
     carried = carrier.carry_all(plans, steps, words=fusion.uses_lexicon(carrier.lexicon))
     sequences = [plan.sequence for plan in plans]
     weights = torch.stack([_weights(sequence) for sequence in sequences]).to(carried.logps)
-    fused, is_open = fusion.fuse(carried, weights)
-    for index, (plan, is_fused) in enumerate(zip(plans, is_open.tolist(), strict=True)):
+    fused, open_at = fusion.fuse(carried, weights)
+    for index, (plan, is_fused) in enumerate(zip(plans, open_at, strict=True)):
         sequence, member_logps = plan.sequence, carried.logps[:, index]
         plan.out.append(fused[index])
         sequence.fused_logps, sequence.member_logps = fused[index], member_logps
