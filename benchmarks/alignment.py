@@ -24,8 +24,11 @@ from passages import passages, write_jsonl
 from tables import markdown
 
 from packfuse import Pack
+from packfuse.alignment import alignments
 from packfuse.evaluation import Evaluation, Journal, Setting, evaluate, every_method, read_questions
-from packfuse.registry import alignments, parse_spec, tasks, weightings
+from packfuse.evaluation.tasks import tasks
+from packfuse.registry import parse_spec
+from packfuse.weighting.methods import weightings
 
 
 def settings(pack: Pack, alignment: str, reference: str) -> list[Setting]:

@@ -26,7 +26,8 @@ from passages import LENGTH, passages, write_jsonl
 from packfuse import Pack
 from packfuse.evaluation import Evaluation, Journal, Setting, evaluate, read_questions
 from packfuse.evaluation.plot import drawing
-from packfuse.registry import parse_spec, tasks
+from packfuse.evaluation.tasks import tasks
+from packfuse.registry import parse_spec
 
 ROOT = Path(__file__).parents[1]
 DOMAINS = {"Kubernetes": 16, "Python": 10, "Documentation": 10, "License": 6, "GSM8K": 10}

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from packfuse import Pack
-from packfuse.registry import alignments
+from packfuse.alignment import alignments
 from packfuse.starter.prepare import starter_paths
 from packfuse.text.vocabulary import Vocabulary
 

@@ -49,7 +49,7 @@ def task_for(path: Path) -> Task:
             return made
     raise DataError(
         f"{first.where}: no task has the fields {', '.join(first.data)}",
-        hint=f"name one of {', '.join(tasks().parts)}; README says what each needs",
+        hint=f"name one of {', '.join(tasks().parts)}; docs/evaluation.md says what each needs",
     )
 
 
