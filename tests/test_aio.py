@@ -1,4 +1,4 @@
-"""Packs under asyncio: the loop runs on, errors arrive at once, and cancelling stops the work."""
+"""Packs under asyncio: the event loop is not blocked, errors are raised, cancelling stops work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from packfuse import Pack
-from packfuse.aio import MOST, call, iterate
+from packfuse.aio import MAX_THREADS, call, iterate
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.constraint import Regex
 from packfuse.errors import PromptError
@@ -21,8 +21,8 @@ from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack
 
 PROMPT = "The loop runs on"
-PATIENCE = 60.0
-"""Seconds after which something that should come has not."""
+TIMEOUT = 60.0
+"""Seconds after which a test fails."""
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +32,19 @@ def pack() -> Pack:
 
 
 @pytest.fixture(autouse=True)
-def nobody_waits(pack: Pack) -> Iterator[None]:
+def nothing_waits(pack: Pack) -> Iterator[None]:
     """After every test: no streams run, and no calls wait."""
     yield
     with pack.lock:
         assert pack.batcher._waiting == []
     for thread in threading.enumerate():
         if thread.name == "packfuse-stream":
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
             assert not thread.is_alive()
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
+    return asyncio.run(asyncio.wait_for(coroutine, TIMEOUT))
 
 
 class Steps:
@@ -63,7 +63,7 @@ class Steps:
 
 
 class Halt:
-    """Holds generation up at one step until the loop lets it go on."""
+    """Stops generation at one step until `go` is set."""
 
     def __init__(self, patch: pytest.MonkeyPatch, step: int) -> None:
         self.step = step
@@ -73,7 +73,7 @@ class Halt:
     def _act(self, count: int) -> None:
         if count == self.step:
             self.reached.set()
-            assert self.go.wait(PATIENCE)
+            assert self.go.wait(TIMEOUT)
 
     async def until_reached(self) -> None:
         while not self.reached.is_set():
@@ -89,18 +89,18 @@ async def collect(items: AsyncIterator[ReplyDelta]) -> list[ReplyDelta]:
     return [item async for item in items]
 
 
-def joined(pieces: list[ReplyDelta]) -> str:
-    return "".join(piece.text for piece in pieces)
+def joined(deltas: list[ReplyDelta]) -> str:
+    return "".join(delta.text for delta in deltas)
 
 
 def test_a_stream_gives_the_pieces_in_order(pack: Pack) -> None:
     turn = Turn(pack, [{"role": "user", "content": PROMPT}], max_new_tokens=12)
-    pieces = run(collect(iterate(turn.stream)))
-    assert joined(pieces) == turn.answer().text
-    assert [piece.reply is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    deltas = run(collect(iterate(turn.stream)))
+    assert joined(deltas) == turn.answer().text
+    assert [delta.reply is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
 
 
-def test_an_iterator_of_nothing_ends() -> None:
+def test_an_empty_iterator_ends() -> None:
     assert run(collect(iterate(lambda _: iter(())))) == []
 
 
@@ -113,7 +113,7 @@ def test_errors_reach_the_caller(pack: Pack) -> None:
     assert run(call(Completion(pack, PROMPT, max_new_tokens=2).answer)).text is not None
 
 
-def test_an_error_comes_after_what_came_before_it() -> None:
+def test_an_error_follows_the_items_before_it() -> None:
     def work(_: threading.Event) -> Iterator[int]:
         yield from (1, 2)
         raise ValueError("inside")
@@ -129,7 +129,7 @@ def test_an_error_comes_after_what_came_before_it() -> None:
     assert seen == [1, 2]
 
 
-def test_the_work_sees_the_callers_context() -> None:
+def test_the_work_has_the_context_variables_of_the_caller() -> None:
     variable = contextvars.ContextVar("variable", default="none")
 
     async def main() -> tuple[str, list[str]]:
@@ -145,15 +145,15 @@ def test_the_work_sees_the_callers_context() -> None:
 def test_the_loop_runs_on_while_a_pack_generates(
     pack: Pack, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
-    """Every step waits for the loop to do something; a loop that is blocked never would."""
+    """Every step waits for the event loop to run; a blocked loop would never run."""
     ticks = 0
 
     def wait_for_a_tick(_: int) -> None:
-        before, patience = ticks, threading.Event()
-        for _ in range(int(PATIENCE * 1000)):
+        before, pause = ticks, threading.Event()
+        for _ in range(int(TIMEOUT * 1000)):
             if ticks > before:
                 return
-            patience.wait(0.001)
+            pause.wait(0.001)
         raise AssertionError("the loop stands still")
 
     async def tick() -> None:
@@ -205,9 +205,9 @@ def test_leaving_a_stream_stops_generation_within_a_step(
 
     async def read() -> None:
         completion = Completion(pack, PROMPT, max_new_tokens=500, constraint=Regex("[a-z]{900}"))
-        async with aclosing(iterate(completion.stream)) as pieces:
-            async for piece in pieces:
-                seen.append(piece)
+        async with aclosing(iterate(completion.stream)) as deltas:
+            async for delta in deltas:
+                seen.append(delta)
                 if how == "close":
                     await halt.until_reached()
                     return
@@ -226,7 +226,7 @@ def test_leaving_a_stream_stops_generation_within_a_step(
     run(main())
     for thread in threading.enumerate():
         if thread.name == "packfuse-stream":
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
     with pack.lock:
         assert halt.steps.count == halt.step
     assert len(seen) < 7
@@ -260,7 +260,7 @@ def test_a_call_that_is_cancelled_while_it_waits_never_begins(
         assert steps.count == 0
 
 
-def test_a_loop_that_is_gone_leaves_no_thread_at_work(
+def test_a_closed_loop_leaves_no_running_thread(
     pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     halt = Halt(monkeypatch, step=3)
@@ -275,7 +275,7 @@ def test_a_loop_that_is_gone_leaves_no_thread_at_work(
     halt.go.set()
     for thread in threading.enumerate():
         if thread.name == "packfuse-stream":
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
     with pack.lock:
         assert halt.steps.count == halt.step
 
@@ -288,22 +288,22 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def test_many_calls_and_streams_at_once_are_each_as_if_alone(pack: Pack) -> None:
-    """As many as there are threads, and some more."""
-    count = MOST + 6
-    asked: list[Completion] = []
+def test_many_calls_and_streams_at_once_give_the_same_answers(pack: Pack) -> None:
+    """More calls than threads."""
+    count = MAX_THREADS + 6
+    completions: list[Completion] = []
     for index in range(count):
         settings, text = SETTINGS[index % 4], f"{'Word ' * (index % 3)}number {index % 11}"
         if index % 5 == 4:
-            asked.append(Turn(pack, [{"role": "user", "content": text}], **settings))
+            completions.append(Turn(pack, [{"role": "user", "content": text}], **settings))
         else:
-            asked.append(Completion(pack, text, **settings))
-    alone = [completion.answer().text for completion in asked]
+            completions.append(Completion(pack, text, **settings))
+    alone = [completion.answer().text for completion in completions]
 
     async def one(index: int) -> str:
         if index % 3 == 2:
-            return joined(await collect(iterate(asked[index].stream)))
-        return (await call(asked[index].answer)).text
+            return joined(await collect(iterate(completions[index].stream)))
+        return (await call(completions[index].answer)).text
 
     async def main() -> list[str]:
         return list(await asyncio.gather(*map(one, range(count))))

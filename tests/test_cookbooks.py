@@ -36,7 +36,7 @@ def test_langchain_rag(starter_folders: dict[str, Path], tmp_path: Path) -> None
 def test_langchain_agent(starter_folders: dict[str, Path], tmp_path: Path) -> None:
     printed = run("langchain_agent.py", "What is 17 times 23?", folder=tmp_path)
     assert 'call multiply {"a": 17, "b": 23}' in printed
-    assert "multiply says 391" in printed
+    assert "multiply returns 391" in printed
     assert "grammar" in printed
 
 

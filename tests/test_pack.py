@@ -42,7 +42,7 @@ def _member(tokenizer: str, architecture: str, seed: int) -> HFMember:
     return HFMember(tokenizer, model, vocabulary)
 
 
-def test_stream_joined_is_the_whole_text_and_the_record_is_the_same(pack: Pack) -> None:
+def test_the_stream_has_the_same_text_and_record(pack: Pack) -> None:
     pack.forget()
     whole = pack.generate(PROMPT, max_new_tokens=24)
     pack.forget()
@@ -54,7 +54,7 @@ def test_stream_joined_is_the_whole_text_and_the_record_is_the_same(pack: Pack) 
     assert record.model_dump(exclude={"timings"}) == whole.record.model_dump(exclude={"timings"})
 
 
-def test_a_batch_answers_like_single_calls(pack: Pack) -> None:
+def test_a_batch_has_the_answers_of_single_calls(pack: Pack) -> None:
     prompts = [PROMPT, "Short", "A third prompt of middling length."]
     together = pack.generate(prompts, max_new_tokens=12)
     for prompt, answer in zip(prompts, together, strict=True):
@@ -71,7 +71,7 @@ def test_auto_reference_batches_keep_the_order_of_the_prompts() -> None:
     assert together == [pack.generate(prompt, max_new_tokens=6).text for prompt in prompts]
 
 
-def test_seeds_repeat_and_leave_the_callers_random_numbers_alone(pack: Pack) -> None:
+def test_seeds_repeat_and_do_not_change_the_callers_random_numbers(pack: Pack) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -83,7 +83,7 @@ def test_seeds_repeat_and_leave_the_callers_random_numbers_alone(pack: Pack) -> 
 
 
 def test_the_record_is_plain_json_and_its_figures_agree(pack: Pack) -> None:
-    # Weights with which these random models write no control token, which has no text.
+    # With these weights the random models generate no control tokens, which have no text.
     weighting = {"name": "exact", "shrinkage": 8, "prior": "equal"}
     answer = pack.generate(PROMPT, max_new_tokens=10, trace=True, weighting=weighting)
     record = answer.record
@@ -100,7 +100,7 @@ def test_the_record_is_plain_json_and_its_figures_agree(pack: Pack) -> None:
         assert set(step.member_probabilities) == set(pack.names)
 
 
-def test_bits_per_byte_and_prompt_loss_tell_the_same(pack: Pack) -> None:
+def test_bits_per_byte_are_proportional_to_prompt_loss(pack: Pack) -> None:
     record = pack.generate(PROMPT, max_new_tokens=1).record
     assert record.prompt_loss is not None
     assert record.bits_per_byte is not None
@@ -119,16 +119,18 @@ def test_a_stop_string_ends_the_text_before_it_wherever_tokens_end(pack: Pack, c
 
 
 @given(strategies.data())
-def test_the_emitter_gives_the_same_text_however_ids_arrive(data: strategies.DataObject) -> None:
+def test_the_detokenizer_gives_the_same_text_for_any_split_of_ids(
+    data: strategies.DataObject,
+) -> None:
     vocabulary = _vocabulary()
     text = data.draw(strategies.text(max_size=40))
     stop = data.draw(strategies.lists(strategies.text(min_size=1, max_size=3), max_size=3))
     ids = vocabulary.encode(text)
     whole, stopped = detokenize(ids, vocabulary, stop)
-    emitter = StreamDetokenizer(vocabulary, stop)
-    pieces = [emitter.push([index]) for index in ids]
-    assert "".join(pieces) + emitter.finish() == whole
-    assert emitter.stopped == stopped
+    detokenizer = StreamDetokenizer(vocabulary, stop)
+    parts = [detokenizer.push([index]) for index in ids]
+    assert "".join(parts) + detokenizer.finish() == whole
+    assert detokenizer.stopped == stopped
     found = [text.find(s) + len(s) for s in stop if s in text]
     if found:
         assert stopped is not None
@@ -149,7 +151,7 @@ def test_score_is_the_sum_of_the_fused_steps(pack: Pack) -> None:
     assert answer.record.trace is not None
     steps = sum(math.log(step.probability) for step in answer.record.trace)
     whole = pack.members[0].vocabulary.encode(PROMPT + answer.text)
-    if tuple(whole[-8:]) == answer.token_ids:  # The text is written as it was generated.
+    if tuple(whole[-8:]) == answer.token_ids:  # The text is tokenized as it was generated.
         assert pack.score(PROMPT, answer.text) == pytest.approx(steps, abs=1e-3)
 
 
@@ -159,7 +161,7 @@ def test_score_of_one_member_is_its_own_likelihood() -> None:
     start = [*member.vocabulary.prefix_ids, *member.vocabulary.encode("One two")]
     with torch.no_grad():
         logits = member.model(torch.tensor([ids])).logits[0]
-    logps = logits[:, : member.vocabulary.size].log_softmax(-1)  # Padding gets no mass.
+    logps = logits[:, : member.vocabulary.size].log_softmax(-1)  # Padding has no probability.
     expected = sum(float(logps[i - 1, ids[i]]) for i in range(len(start), len(ids)))
     assert Pack([member]).score("One two", " three four") == pytest.approx(expected, abs=1e-4)
 
@@ -176,7 +178,7 @@ def test_chat_goes_through_every_members_own_template(pack: Pack) -> None:
             assert any(member.name in note or "template" in note for note in record.notes)
 
 
-def test_closing_a_stream_stops_generation_and_leaves_nothing(pack: Pack) -> None:
+def test_closing_a_stream_stops_generation_and_frees_memory(pack: Pack) -> None:
     before = _sessions()
     stream = pack.stream(PROMPT, max_new_tokens=5000)
     next(stream)
@@ -186,7 +188,7 @@ def test_closing_a_stream_stops_generation_and_leaves_nothing(pack: Pack) -> Non
     assert pack.generate("After it", max_new_tokens=2).record.finish_reason == "length"
 
 
-def test_an_exception_inside_generation_reaches_the_reader_at_once(pack: Pack) -> None:
+def test_an_exception_during_generation_is_raised_at_once(pack: Pack) -> None:
     def fail(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("inside")
 
@@ -217,10 +219,10 @@ def test_threads_wait_for_each_other(pack: Pack) -> None:
     alone = [pack.generate(prompt, max_new_tokens=6).text for prompt in prompts]
     found: dict[str, str] = {}
 
-    def ask(prompt: str) -> None:
+    def generate(prompt: str) -> None:
         found[prompt] = pack.generate(prompt, max_new_tokens=6).text
 
-    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+    threads = [threading.Thread(target=generate, args=(prompt,)) for prompt in prompts]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -228,7 +230,7 @@ def test_threads_wait_for_each_other(pack: Pack) -> None:
     assert [found[prompt] for prompt in prompts] == alone
 
 
-def test_calls_take_their_own_rule_and_weights(pack: Pack) -> None:
+def test_calls_with_their_own_rule_and_weights(pack: Pack) -> None:
     record = pack.generate(
         PROMPT, max_new_tokens=2, fusion={"name": "unite", "k": 3}, weights={"mistral": 1.0}
     ).record
@@ -262,7 +264,7 @@ def test_configuration_round_trip(tmp_path) -> None:
     assert not list(tmp_path.glob(".*part"))
 
 
-def test_a_file_names_folders_beside_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_in_a_file_are_relative_to_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     pico.save_tiny(tmp_path / "packs" / "one", "deepseek")
     file = tmp_path / "packs" / "pack.yaml"
     file.write_text("members: [one]\n")
@@ -289,17 +291,17 @@ def test_a_file_names_folders_beside_it(tmp_path, monkeypatch: pytest.MonkeyPatc
         ("x", {"weighting": "exakt"}, ConfigError, "exact"),
         ("x", {"weights": {"deepseek": -1, "mistral": 2}}, WeightsError, "deepseek"),
         ("x", {"weights": {"deepseek": 0.5}}, WeightsError, "sum"),
-        ("x", {"weights": {"nobody": 1.0}}, WeightsError, "nobody"),
+        ("x", {"weights": {"absent": 1.0}}, WeightsError, "absent"),
         ("word " * 5000, {}, PromptError, "can read"),
     ],
 )
-def test_bad_input_is_named(pack: Pack, prompt, arguments, error, words) -> None:
+def test_errors_name_the_bad_input(pack: Pack, prompt, arguments, error, words) -> None:
     with pytest.raises(error, match=words):
         pack.generate(prompt, max_new_tokens=2, **arguments)
     assert pack.generate("Fine", max_new_tokens=1).text is not None
 
 
-def test_unknown_parts_are_refused_before_anything_is_loaded(tmp_path) -> None:
+def test_unknown_parts_are_an_error_before_loading(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"bytes"):
         Pack.from_pretrained([tmp_path / "nothing"], alignment="byte")
     with pytest.raises(LoadError, match="nothing"):
@@ -318,7 +320,7 @@ def test_a_member_that_fails_to_load_frees_the_others(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_loading_leaves_the_garbage_collector_as_it_was(tmp_path, enabled: bool) -> None:
+def test_loading_does_not_change_the_garbage_collector(tmp_path, enabled: bool) -> None:
     good = bytelevel.save_small(tmp_path / "good", 300, 0)
     (tmp_path / "bad").mkdir()
     try:
@@ -333,7 +335,7 @@ def test_loading_leaves_the_garbage_collector_as_it_was(tmp_path, enabled: bool)
         gc.enable()
 
 
-def test_a_model_that_is_no_causal_lm_is_refused(tmp_path) -> None:
+def test_a_model_that_is_not_a_causal_lm_is_an_error(tmp_path) -> None:
     pico.save_tiny(tmp_path / "model", "deepseek", "llama")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     config["architectures"] = ["BertModel"]
@@ -342,14 +344,14 @@ def test_a_model_that_is_no_causal_lm_is_refused(tmp_path) -> None:
         Pack.from_pretrained([tmp_path / "model"])
 
 
-def test_a_yaml_file_with_an_unknown_field_names_it(tmp_path) -> None:
+def test_the_error_for_an_unknown_field_in_yaml_names_it(tmp_path) -> None:
     file = tmp_path / "pack.yaml"
     file.write_text(yaml.safe_dump({"members": ["a"], "fussion": "unite"}))
     with pytest.raises(ConfigError, match="fussion"):
         Pack.from_config(file)
 
 
-def test_nan_from_a_member_is_named(pack: Pack) -> None:
+def test_the_error_for_nan_names_the_member(pack: Pack) -> None:
     broken = _member("mistral", "llama", 9)
     with torch.no_grad():
         broken.model.get_output_embeddings().weight[5] = float("nan")

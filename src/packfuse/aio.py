@@ -1,4 +1,4 @@
-"""Calls and streams for asyncio: the event loop is never blocked, and cancelling stops the work."""
+"""Calls and streams for asyncio, which do not block the event loop and can be cancelled."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MOST = 64
-"""Threads that wait for answers; what waits together can be answered together."""
+MAX_THREADS = 64
+"""Number of calls that can wait at the same time; waiting calls can be answered as one batch."""
 
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MOST, thread_name_prefix="packfuse")
+    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="packfuse")
 
 
 async def call(work: Callable[[threading.Event], T]) -> T:
-    """Run `work` in a thread; cancelling the task sets the event that `work` was given."""
+    """Run `work` in a thread; cancelling the task sets the event that `work` gets."""
     cancel = threading.Event()
     context = contextvars.copy_context()
     try:
@@ -34,16 +34,16 @@ async def call(work: Callable[[threading.Event], T]) -> T:
 
 
 async def iterate(make: Callable[[threading.Event], Iterator[T]]) -> AsyncGenerator[T, None]:
-    """The items of an iterator that runs in a thread.
+    """Yield the items of an iterator that runs in a thread.
 
-    Closing this, or cancelling the task, sets the event that `make` was given, and the thread ends
-    by itself.
+    Closing the generator, or cancelling the task, sets the event that `make` gets. The thread ends
+    after its current item.
     """
     cancel, loop = threading.Event(), asyncio.get_running_loop()
     items: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
 
     def put(item: tuple[T] | BaseException | None) -> None:
-        # The loop may be gone by now, and nobody waits any more.
+        # The event loop may be closed by now.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(items.put_nowait, item)
 

@@ -1,4 +1,4 @@
-"""The exceptions that packfuse raises."""
+"""The exceptions and warnings of packfuse."""
 
 from __future__ import annotations
 
@@ -60,3 +60,7 @@ class UnsupportedError(PackError, NotImplementedError):
 
 class StarterError(PackError, RuntimeError):
     """The starter pack cannot be fetched, verified or converted, or its expert is missing."""
+
+
+class ExperimentalWarning(UserWarning):
+    """An experimental setting is used on hardware where measurements showed little or no gain."""

@@ -1,4 +1,4 @@
-"""The masks of a constraint, token by token, and what is left where a rule dropped everything."""
+"""The masks of a constraint, and constrained decoding outside the support of a fusion rule."""
 
 from __future__ import annotations
 
@@ -35,38 +35,38 @@ SEED = strategies.integers(0, 2**16)
 
 
 def allowed(constrained: ConstraintProcessor, rows: list[list[int]]) -> Tensor:
-    """What each row may go on with, `[B, V]`."""
+    """The tokens that are allowed next in each row, `[B, V]`."""
     scores = torch.zeros(len(rows), VOCABULARY.columns)
     return torch.isfinite(constrained(torch.tensor(rows), scores))
 
 
 def accepts(constraint: Constraint, text: str) -> bool:
-    """Whether a text may be written in the tokenizer's own tokens, and end there."""
+    """Whether the constraint allows a text in the tokenizer's own tokens, and its end."""
     constrained = ConstraintProcessor(VOCABULARY, constraint, 1)
-    said = [0]
+    written = [0]
     for token in [*VOCABULARY.encode(text), END]:
-        if not allowed(constrained, [said])[0, token]:
+        if not allowed(constrained, [written])[0, token]:
             return False
-        said.append(token)
+        written.append(token)
     return True
 
 
 def walk(constraint: Constraint, choices: list[int]) -> list[int]:
-    """Some text of the constraint, one token for each choice, until it ends."""
-    said: list[int] = []
+    """A text that the constraint allows, one token for each choice, until it ends."""
+    written: list[int] = []
     constrained = ConstraintProcessor(VOCABULARY, constraint, 0)
     for choice in choices:
-        mask = allowed(constrained, [said])[0]
+        mask = allowed(constrained, [written])[0]
         options = mask.nonzero().flatten().tolist()
-        said.append(options[choice % len(options)])
-        if said[-1] == END:
+        written.append(options[choice % len(options)])
+        if written[-1] == END:
             break
-    return said
+    return written
 
 
 @given(strategies.data())
 def test_any_order_of_rows_gives_the_masks_of_a_fresh_start(data: strategies.DataObject) -> None:
-    """Beams change places, drafts are taken back, batches shrink, finished rows are filled up."""
+    """Beams are reordered, drafts rejected, batches shrink, finished rows are padded."""
     constraint = data.draw(strategies.sampled_from(CONSTRAINTS))
     walks = strategies.lists(SEED, min_size=1, max_size=8)
     texts = [
@@ -90,53 +90,53 @@ def test_any_order_of_rows_gives_the_masks_of_a_fresh_start(data: strategies.Dat
 @given(strategies.lists(SEED, max_size=30))
 def test_every_walk_ends_in_a_text_of_the_constraint(choices: list[int]) -> None:
     for constraint in CONSTRAINTS:
-        said = walk(constraint, choices)
-        if said and said[-1] == END:
-            assert accepts(constraint, VOCABULARY.decode(said).decode())
+        written = walk(constraint, choices)
+        if written and written[-1] == END:
+            assert accepts(constraint, VOCABULARY.decode(written).decode())
 
 
 def test_tokens_that_the_constraint_allows_keep_their_scores() -> None:
     scores = torch.randn(2, VOCABULARY.columns, generator=torch.Generator().manual_seed(0))
     constrained = ConstraintProcessor(VOCABULARY, Regex("[a-f]+"), 0)
-    held = constrained(torch.tensor([[ord("a")], [ord("b")]]), scores)
+    masked = constrained(torch.tensor([[ord("a")], [ord("b")]]), scores)
     letters = [*range(ord("a"), ord("f") + 1), END]
-    assert held[:, letters].equal(scores[:, letters])
+    assert masked[:, letters].equal(scores[:, letters])
     others = [index for index in range(VOCABULARY.columns) if index not in letters]
-    assert torch.isneginf(held[:, others]).all()
+    assert torch.isneginf(masked[:, others]).all()
 
 
-def test_where_nothing_is_left_the_constraint_counts_and_not_the_scores() -> None:
+def test_if_no_allowed_token_has_a_score_all_allowed_tokens_are_equal() -> None:
     scores = torch.full((1, VOCABULARY.columns), -torch.inf)
-    held = ConstraintProcessor(VOCABULARY, Regex("[ab]"), 0)(
+    masked = ConstraintProcessor(VOCABULARY, Regex("[ab]"), 0)(
         torch.zeros(1, 0, dtype=torch.long), scores
     )
-    assert torch.isfinite(held[0]).nonzero().flatten().tolist() == [ord("a"), ord("b")]
+    assert torch.isfinite(masked[0]).nonzero().flatten().tolist() == [ord("a"), ord("b")]
 
 
 def test_control_tokens_and_padding_are_never_text() -> None:
     mask = allowed(ConstraintProcessor(VOCABULARY, Regex("(.|\n)*"), 0), [[]])[0]
-    silent = [i for i, token in enumerate(VOCABULARY.token_bytes) if token is None]
-    assert [index for index in silent if mask[index]] == [END]
+    special = [i for i, token in enumerate(VOCABULARY.token_bytes) if token is None]
+    assert [index for index in special if mask[index]] == [END]
 
 
-def test_marks_of_calls_may_be_control_tokens() -> None:
+def test_tags_of_calls_may_be_control_tokens() -> None:
     own = fusing.bpe("ok", controls=("<end>", "<tool_call>"))
-    held = ConstraintProcessor(own, Grammar('start: "<tool_call>" "ok"'), 0)
-    mark, word = own.controls["<tool_call>"], own.encode("ok")[0]
-    assert allowed(held, [[]])[0].nonzero().flatten().tolist() == [mark]
-    assert allowed(held, [[mark]])[0].nonzero().flatten().tolist() == [word]
-    assert allowed(held, [[mark, word]])[0].nonzero().flatten().tolist() == list(own.end_ids)
+    constrained = ConstraintProcessor(own, Grammar('start: "<tool_call>" "ok"'), 0)
+    tag, word = own.controls["<tool_call>"], own.encode("ok")[0]
+    assert allowed(constrained, [[]])[0].nonzero().flatten().tolist() == [tag]
+    assert allowed(constrained, [[tag]])[0].nonzero().flatten().tolist() == [word]
+    assert allowed(constrained, [[tag, word]])[0].nonzero().flatten().tolist() == list(own.end_ids)
 
 
-def test_a_text_that_left_its_constraint_is_an_error() -> None:
-    with pytest.raises(ConstraintError, match=r"left its constraint .*processors"):
+def test_a_text_that_does_not_fit_the_constraint_is_an_error() -> None:
+    with pytest.raises(ConstraintError, match=r"does not fit the constraint .*processors"):
         allowed(ConstraintProcessor(VOCABULARY, Regex("ab"), 0), [[ord("x")]])
 
 
-def test_a_vocabulary_without_an_end_holds_no_constraint() -> None:
+def test_a_vocabulary_without_an_end_token_is_an_error() -> None:
     endless = fusing.bpe(name="endless")
     endless.end_ids = ()
-    with pytest.raises(ConstraintError, match=r"endless.* no token to end with"):
+    with pytest.raises(ConstraintError, match=r"endless.* no end token"):
         ConstraintProcessor(endless, Regex("a"), 0)
 
 
@@ -149,7 +149,7 @@ def test_a_vocabulary_is_freed_after_its_constraints() -> None:
     assert gone() is None
 
 
-# JSON schemas: which texts they have.
+# JSON schemas: the texts that they allow.
 
 OBJECT = {"type": "object", "properties": {"a": BOOL}, "required": ["a"]}
 CLOSED: list[tuple[dict[str, Any], Any, Any]] = [
@@ -168,7 +168,7 @@ CLOSED: list[tuple[dict[str, Any], Any, Any]] = [
 
 
 @pytest.mark.parametrize(("schema", "fits", "more"), CLOSED, ids=str)
-def test_objects_hold_what_is_listed_and_nothing_else(
+def test_objects_have_the_listed_properties_only(
     schema: dict[str, Any], fits: Any, more: Any
 ) -> None:
     before = json.dumps(schema)
@@ -177,7 +177,7 @@ def test_objects_hold_what_is_listed_and_nothing_else(
     assert json.dumps(schema) == before
 
 
-def test_objects_hold_more_where_they_are_open_or_say_so() -> None:
+def test_open_objects_have_further_properties() -> None:
     more = json.dumps({"a": True, "b": 1})
     assert accepts(JsonSchema(OBJECT, closed=False), more)
     assert accepts(JsonSchema({**OBJECT, "additionalProperties": {"type": "integer"}}), more)
@@ -185,7 +185,7 @@ def test_objects_hold_more_where_they_are_open_or_say_so() -> None:
 
 
 @pytest.mark.parametrize("key", ["const", "enum"])
-def test_values_that_look_like_schemas_stay_what_they_are(key: str) -> None:
+def test_values_that_look_like_schemas_are_not_changed(key: str) -> None:
     value = {"properties": {"b": 1}}
     schema = {key: value if key == "const" else [value]}
     assert accepts(JsonSchema(schema), json.dumps(value))
@@ -210,7 +210,7 @@ def test_every_value_may_be_written_as_json_writes_it(value: Any) -> None:
         )
 
 
-# What a rule dropped comes last instead of never.
+# Tokens outside the support of a rule rank last instead of being impossible.
 
 MEMBERS = strategies.integers(1, 3)
 
@@ -236,36 +236,36 @@ def test_full_support_keeps_the_rules_distribution_and_ranks_the_rest_by_the_mea
 WORDS = ["Zebra", "Quark", "日の出", "Zero", "Quart"]
 
 
-def test_where_the_rule_dropped_every_allowed_token_the_members_mean_decides() -> None:
+def test_outside_the_rules_support_the_members_mean_decides() -> None:
     """UniTE with k = 1 proposes a token or two; none of them begins one of the words."""
     pack = small_pack(fusion={"name": "unite", "k": 1}, weighting="uniform")
     model, own = pack.model, pack.members[0].vocabulary
     answer = pack.generate(PROMPT, constraint=Regex("|".join(WORDS)), max_new_tokens=12)
     assert answer.text in WORDS
-    heard: list[tuple[Tensor, Tensor]] = []
-    ids, said, rescued = own.encode(PROMPT), b"", 0
+    recorded: list[tuple[Tensor, Tensor]] = []
+    ids, written, rescued = own.encode(PROMPT), b"", 0
     for token in answer.token_ids:
         watched = fusing.cache(
-            model, observer=lambda row, place: heard.append((place.logps, place.fused))
+            model, observer=lambda _, position: recorded.append((position.logps, position.fused))
         )
         model(torch.tensor([ids]), past_key_values=watched, logits_to_keep=1)
-        logps, fused = heard[-1]
+        logps, fused = recorded[-1]
         options = [
             index
             for index, spelled in enumerate(own.token_bytes)
-            if spelled and any(word.encode().startswith(said + spelled) for word in WORDS)
+            if spelled and any(word.encode().startswith(written + spelled) for word in WORDS)
         ] or [own.end_ids[0]]
         proposed = [index for index in options if torch.isfinite(fused[index])]
         mean = logps.exp().mean(0)
         best = max(proposed or options, key=lambda i: float(fused[i] if proposed else mean[i]))
         rescued += not proposed and len(options) > 1
         assert token == best
-        said += own.token_bytes[token] or b""
+        written += own.token_bytes[token] or b""
         ids.append(token)
     assert rescued > 0
 
 
-def test_a_pack_is_backed_for_the_time_of_a_constrained_call_only(
+def test_full_support_is_used_in_constrained_calls_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pack = small_pack(fusion="unite")

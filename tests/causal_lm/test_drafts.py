@@ -1,4 +1,4 @@
-"""Drafts change how often the members are asked, and nothing else."""
+"""Drafts change the number of the members' passes, and nothing else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ every_draft = pytest.mark.parametrize("draft", drafts().parts)
 
 
 class Scripted(Draft):
-    """Proposes a known answer, spoiled at given places."""
+    """Proposes a known answer, with wrong tokens at given places."""
 
     name: ClassVar[str] = "scripted"
     source: ClassVar[str] = "these tests"
@@ -54,27 +54,27 @@ class Scripted(Draft):
     answer: tuple[int, ...]
     prompt: int
     plan: tuple[tuple[int, int], ...]
-    """By round: how many tokens, and which of them is spoiled (none if there is no such one)."""
+    """By round: the number of tokens, and the index of the wrong one (none if out of range)."""
 
-    def drafter(self, drafting: DraftContext) -> Drafter:
-        return _Reciting(drafting, self)
+    def drafter(self, context: DraftContext) -> Drafter:
+        return _ScriptedDrafter(context, self)
 
 
-class _Reciting(Drafter):
-    def __init__(self, drafting: DraftContext, draft: Scripted) -> None:
-        super().__init__(drafting)
+class _ScriptedDrafter(Drafter):
+    def __init__(self, context: DraftContext, draft: Scripted) -> None:
+        super().__init__(context)
         self.draft, self.round = draft, 0
 
     def propose(self, ids: Tensor, room: int) -> Proposal:
         done = ids.shape[1] - self.draft.prompt
-        length, spoiled = self.draft.plan[self.round % len(self.draft.plan)]
+        length, wrong = self.draft.plan[self.round % len(self.draft.plan)]
         self.round += 1
         tokens = list(self.draft.answer[done : done + min(length, room)])
-        if spoiled < len(tokens):
-            tokens[spoiled] = self.draft.answer[0]
+        if wrong < len(tokens):
+            tokens[wrong] = self.draft.answer[0]
         return Proposal(tokens)
 
-    def learn(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int) -> None:
         assert 0 <= accepted <= drafted
 
 
@@ -103,7 +103,7 @@ def same(one: Answer, other: Answer) -> None:
 
 @functools.cache
 def plain(kind: str, reference: int) -> Answer:
-    """What such a pack answers by itself."""
+    """The answer of such a pack without drafts."""
     return pair(kind, reference).generate(PROMPT, max_new_tokens=NEW, trace=True)
 
 
@@ -129,10 +129,10 @@ def test_greedy_answers_are_those_without_drafts(kind: str, reference: int, draf
     st.sampled_from([0, 1]),
     st.sampled_from(["  x = [1, 2]\n  y", "Straße, naïve 日本", PROMPT]),
 )
-def test_wherever_drafts_go_wrong(
+def test_drafts_that_are_wrong_anywhere(
     kind: str, plan: list[tuple[int, int]], reference: int, prompt: str
 ) -> None:
-    """Rows go back to any place and on from there, filters included."""
+    """Sequences are cropped to any length and continued, straddle filters included."""
     pack = pair(kind, reference)
     usual = pack.generate(prompt, max_new_tokens=NEW, trace=True)
     script = Scripted(
@@ -140,7 +140,7 @@ def test_wherever_drafts_go_wrong(
     )
     drafted = pack.generate(prompt, max_new_tokens=NEW, trace=True, draft=script)
     same(drafted, usual)
-    right = all(spoiled >= length for length, spoiled in plan)
+    right = all(wrong >= length for length, wrong in plan)
     assert drafted.record.drafts is not None
     if right:
         assert drafted.record.drafts.accepted == drafted.record.drafts.drafted
@@ -159,15 +159,15 @@ def test_right_drafts_save_passes() -> None:
 
 @pytest.mark.parametrize("draft", ["reference", "members"])
 def test_samples_have_the_packs_distribution(draft: str) -> None:
-    """500 draws of two drafted tokens, odds of a false alarm 1 in 10,000."""
+    """500 samples of two drafted tokens; the test fails by chance once in 10,000 runs."""
     plain, drafted = _draws(None), _draws(draft)
-    # Tails together, so that every cell is well filled.
+    # Rare samples share one cell, so that every cell has enough samples.
     cells = [cell for cell, count in plain.items() if count >= 15]
     expected = [plain[cell] for cell in cells] + [sum(plain.values())]
     expected[-1] -= sum(expected[:-1])
     observed = [drafted[cell] for cell in cells]
     observed.append(sum(drafted.values()) - sum(observed))
-    # Both sides are samples, so differences are twice as wide as against known chances.
+    # Both counts are samples, so the variance is twice that against known probabilities.
     both = [(o, e) for o, e in zip(observed, expected, strict=True) if o + e]
     statistic = sum((o - e) ** 2 / (o + e) for o, e in both)
     assert len(cells) > 3
@@ -176,7 +176,7 @@ def test_samples_have_the_packs_distribution(draft: str) -> None:
 
 @functools.cache
 def _draws(draft: str | None) -> Counter[tuple[int, ...]]:
-    """Small vocabularies, and a reference that is often overruled: half its drafts are refused."""
+    """Small vocabularies, and a reference half of whose drafted tokens are rejected."""
     pack = small_pack(weighting="uniform", prefix_cache=0)
     wanted = {"do_sample": True, "top_k": 3, "temperature": 1.5, "max_new_tokens": 3}
     texts = (pack.generate(PROMPT, draft=draft, seed=seed, **wanted) for seed in range(500))
@@ -184,7 +184,7 @@ def _draws(draft: str | None) -> Counter[tuple[int, ...]]:
 
 
 @every_draft
-def test_a_seed_repeats_what_is_drawn(draft: str) -> None:
+def test_a_seed_repeats_the_sample(draft: str) -> None:
     pack = pair("sliding")
     first, second = (
         pack.generate(PROMPT, temperature=1.0, seed=5, max_new_tokens=NEW, draft=draft)
@@ -210,8 +210,8 @@ def test_a_stop_string_inside_an_accepted_draft(length: int) -> None:
 
 
 @every_draft
-def test_drafts_keep_to_a_constraint(draft: str) -> None:
-    """The prompt repeats itself, and going on like it is not allowed."""
+def test_drafts_with_a_constraint(draft: str) -> None:
+    """The prompt repeats itself, and the constraint forbids to continue like it."""
     pack = pair("sliding")
     held = {"constraint": Regex("( three four one){3} three x"), "max_new_tokens": 60}
     drafted = pack.generate(PROMPT, draft=draft, **held)
@@ -236,17 +236,17 @@ def test_an_answer_cancelled_in_the_middle_of_a_draft() -> None:
     class Cancelling(Scripted):
         name: ClassVar[str] = "cancelling"
 
-        def drafter(self, drafting: DraftContext) -> Drafter:
-            reciting = super().drafter(drafting)
-            propose = reciting.propose
+        def drafter(self, context: DraftContext) -> Drafter:
+            drafter = super().drafter(context)
+            propose = drafter.propose
 
             def cancelled(ids: Tensor, room: int) -> Proposal:
                 if ids.shape[1] > self.prompt + 6:
                     cancel.set()
                 return propose(ids, room)
 
-            reciting.propose = cancelled  # type: ignore[method-assign]
-            return reciting
+            drafter.propose = cancelled  # type: ignore[method-assign]
+            return drafter
 
     before = _sessions()
     draft = Cancelling(
@@ -269,7 +269,7 @@ def _sessions() -> int:
 
 
 @pytest.mark.parametrize("more", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
-def test_beams_and_several_sequences_go_without(more: dict[str, Any]) -> None:
+def test_no_drafts_with_beams_and_several_sequences(more: dict[str, Any]) -> None:
     pack = pair("sliding")
     found = pack.generate(PROMPT, max_new_tokens=4, seed=1, draft="auto", **more)
     plain = pack.generate(PROMPT, max_new_tokens=4, seed=1, **more)
@@ -281,7 +281,7 @@ def test_beams_and_several_sequences_go_without(more: dict[str, Any]) -> None:
         assert any(note.startswith("no drafts") for note in one.record.notes)
 
 
-def test_a_batch_goes_without() -> None:
+def test_no_drafts_in_a_batch() -> None:
     pack = pair("sliding", draft="auto")
     together = pack.generate([PROMPT, "two"], max_new_tokens=6)
     for prompt, answer in zip([PROMPT, "two"], together, strict=True):
@@ -314,25 +314,28 @@ def test_an_end_inside_a_draft_ends_the_answer() -> None:
     )
 
 
-def test_the_packs_own_way_and_the_calls(tmp_path: Path) -> None:
-    pack = pair("sliding", draft={"name": "lookup", "least": 2})
+def test_the_draft_of_the_pack_and_of_a_call(tmp_path: Path) -> None:
+    pack = pair("sliding", draft={"name": "lookup", "min_match": 2})
     assert pack.generate(PROMPT, max_new_tokens=2).record.drafts is not None
     assert pack.generate(PROMPT, max_new_tokens=2, draft=None).record.drafts is None
     assert pack.generate(PROMPT, max_new_tokens=2, draft="none").record.drafts is None
     with pytest.raises(ConfigError, match=r"unknown draft method 'look'.*did you mean 'lookup'"):
         pack.generate(PROMPT, draft="look")
-    with pytest.raises(ConfigError, match="way to draft 'lookup': least"):
-        pack.generate(PROMPT, draft={"name": "lookup", "least": 0})
+    with pytest.raises(ConfigError, match="draft method 'lookup': min_match"):
+        pack.generate(PROMPT, draft={"name": "lookup", "min_match": 0})
     folder = pico.save_tiny(tmp_path / "one", "mistral")
-    settings: dict[str, Any] = {"members": [str(folder)], "draft": {"name": "auto", "most": 5}}
+    settings: dict[str, Any] = {
+        "members": [str(folder)],
+        "draft": {"name": "auto", "max_draft_tokens": 5},
+    }
     PackConfig.check(settings).write(tmp_path / "pack.yaml")
     loaded = Pack.from_config(tmp_path / "pack.yaml", progress=False)
     loaded.save_config(tmp_path / "again.yaml")
-    assert PackConfig.read(tmp_path / "again.yaml").draft == {"name": "auto", "most": 5}
+    assert PackConfig.read(tmp_path / "again.yaml").draft == {"name": "auto", "max_draft_tokens": 5}
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "lfm2", "qwen3_next", "gpt2"])
-def test_a_quantized_copy_is_nearly_its_member_and_leaves_it_alone(arch: str) -> None:
+def test_a_quantized_copy_is_close_to_its_member_and_does_not_change_it(arch: str) -> None:
     own = pico.tiny_pair("mistral", arch, 3)[0]
     member = HFMember("one", own, vocabulary("mistral"))
     before = {name: value.clone() for name, value in own.state_dict().items()}
@@ -348,7 +351,7 @@ def test_a_quantized_copy_is_nearly_its_member_and_leaves_it_alone(arch: str) ->
     assert all(id(p) in shared for p in copied.model.parameters())
 
 
-def test_a_quantized_copy_goes_with_its_member() -> None:
+def test_a_quantized_copy_is_freed_with_its_member() -> None:
     member = HFMember("one", pico.tiny_pair("mistral", "llama", 9)[0], vocabulary("mistral"))
     gone = weakref.ref(int8_copy(member).model)
     assert gone() is not None
@@ -358,37 +361,42 @@ def test_a_quantized_copy_goes_with_its_member() -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 6))
-def test_the_longest_and_last_repetition_is_found(ids: list[int], least: int, more: int) -> None:
-    longest, count = least + more, len(ids)
+def test_the_longest_and_last_repetition_is_found(
+    ids: list[int], min_match: int, more: int
+) -> None:
+    max_match, count = min_match + more, len(ids)
     matches = [
         (size, end)
         for end in range(1, count)
-        for size in range(least, min(longest, end) + 1)
+        for size in range(min_match, min(max_match, end) + 1)
         if ids[end - size : end] == ids[count - size :]
     ]
     expected = (0, []) if not matches else (max(matches)[0], ids[max(matches)[1] :])
-    assert repetition(ids, least, longest) == expected
+    assert repetition(ids, min_match, max_match) == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=60))
-def test_the_pace_keeps_its_bounds(rounds: list[tuple[int, int]]) -> None:
-    pace = DraftLength(price=0.1, most=12)
+def test_the_draft_length_stays_within_its_limits(rounds: list[tuple[int, int]]) -> None:
+    length = DraftLength(cost=0.1, max_draft_tokens=12)
     for drafted, accepted in rounds:
-        pace.learn(drafted, min(drafted, accepted))
-        assert 0 <= pace.length() <= 12
+        length.update(drafted, min(drafted, accepted))
+        assert 0 <= length.best() <= 12
 
 
-def test_the_pace_follows_what_drafts_are_worth() -> None:
-    right, wrong = DraftLength(price=0.1, most=12), DraftLength(price=0.1, most=12)
+def test_the_draft_length_follows_the_acceptance_rate() -> None:
+    right, wrong = (
+        DraftLength(cost=0.1, max_draft_tokens=12),
+        DraftLength(cost=0.1, max_draft_tokens=12),
+    )
     for _ in range(30):
-        right.learn(12, 12)
-        wrong.learn(4, 0)
-    assert right.length() == 12
-    assert wrong.length() == 0
+        right.update(12, 12)
+        wrong.update(4, 0)
+    assert right.best() == 12
+    assert wrong.best() == 0
     lengths = []
     for _ in range(400):
-        lengths.append(wrong.length())
-        wrong.learn(lengths[-1], 0)
-    # It looks again now and then, with as little as it can.
+        lengths.append(wrong.best())
+        wrong.update(lengths[-1], 0)
+    # Now and then it drafts a single token again.
     assert 10 < sum(lengths[100:]) < 100
     assert max(lengths[100:]) == 1

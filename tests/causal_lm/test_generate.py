@@ -45,7 +45,7 @@ either_reference = pytest.mark.parametrize("reference", [0, 1])
 
 
 def run(model: Any, ids: Tensor, **settings: Any) -> list[int]:
-    """What is generated, without the prompt; greedy unless told otherwise."""
+    """The generated ids, without the prompt; greedy by default."""
     arguments = {"max_new_tokens": NEW, "do_sample": False} | settings
     found: list[int] = model.generate(ids, **arguments)[0, ids.shape[1] :].tolist()
     return found
@@ -94,11 +94,11 @@ def test_sampling(sampler: dict[str, Any], reference: int) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"prompt_lookup_num_tokens": 3}], ids=["plain", "drafts"])
 def test_a_repetition_penalty_multiplies_the_models_own_logits(settings: dict[str, Any]) -> None:
-    """Log-probabilities of near certainty would hardly change, and loops would go on."""
+    """Log-probabilities near 0 would hardly change, and the text would go on repeating itself."""
     one = fusing.member("mistral", "llama")
     ids = torch.tensor([one.vocabulary.encode(PROMPT)])
     unpunished = run(one.model, ids, attention_mask=torch.ones_like(ids))
-    # A prompt that holds what would come next.
+    # A prompt that contains the continuation.
     ids = torch.tensor([one.vocabulary.encode(PROMPT) + unpunished + ids[0].tolist()])
     mask = torch.ones_like(ids)
     for penalty in (1.3, 5.0):
@@ -149,7 +149,7 @@ def test_a_streamer_prints_the_text(reference: int) -> None:
 
 @either_reference
 def test_stop_strings(reference: int) -> None:
-    """The tokenizer comes along to the forward pass, which must not mind."""
+    """transformers passes the tokenizer to `forward`, which has to ignore it."""
     model = fusing.fused(PAIR, reference)
     tokenizer, ids = fusing.tokenizer(model), fusing.prompt(model)
     usual = run(model, ids)
@@ -162,7 +162,7 @@ def test_stop_strings(reference: int) -> None:
 
 
 class Ban(LogitsProcessor):
-    """Bans some tokens, and sees that scores are log-probabilities."""
+    """Forbids some tokens, and records the sum of the probabilities that it is given."""
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
@@ -206,7 +206,7 @@ def test_a_stopping_criterion_may_return_a_bare_bool() -> None:
 @pytest.mark.parametrize("specs", [PAIR, STATEFUL], ids=["sliding", "recurrent"])
 @either_reference
 def test_prompt_lookup_is_greedy(specs: tuple[Spec, ...], reference: int) -> None:
-    """What is proposed is mostly wrong, and sometimes right: the prompt holds the answer."""
+    """Drafts are mostly rejected, and sometimes accepted: the prompt contains the answer."""
     model = fusing.fused(specs, reference)
     ids = fusing.prompt(model)
     usual = run(model, ids, max_new_tokens=20)
@@ -229,16 +229,16 @@ def test_a_member_drafts(specs: tuple[Spec, ...], reference: int) -> None:
     assert len(drafted) == NEW
 
 
-def test_a_pack_that_agrees_with_its_drafter_takes_its_drafts() -> None:
-    """Copies of one model: every draft is right, so the pack is asked less often."""
+def test_a_pack_that_agrees_with_its_drafter_accepts_its_drafts() -> None:
+    """Copies of one model: every draft is accepted, so there are fewer passes."""
     one = fusing.member("mistral", "llama", 0)
     model = fusing.fuse([HFMember(f"m{k}", one.model, one.vocabulary) for k in range(2)])
     ids = fusing.prompt(model)
-    usual, asked = run(model, ids, max_new_tokens=20), []
-    watched = fusing.cache(model, observer=lambda row, *_: asked.append(row.length))
+    usual, lengths = run(model, ids, max_new_tokens=20), []
+    watched = fusing.cache(model, observer=lambda sequence, *_: lengths.append(sequence.length))
     settings = {"max_new_tokens": 20, "assistant_model": model.members[0]}
     assert run(model, ids, past_key_values=watched, **settings) == usual
-    assert len(set(asked)) < 20
+    assert len(set(lengths)) < 20
 
 
 def test_greedy_drafts_in_another_vocabulary() -> None:
@@ -298,7 +298,7 @@ def test_outputs_hold_scores_and_logits() -> None:
 
 
 def test_a_custom_loop() -> None:
-    """`custom_generate` hands over the prepared inputs."""
+    """`custom_generate` gets the prepared inputs."""
 
     def loop(model: Any, input_ids: Tensor, **settings: Any) -> Tensor:
         cache = settings[CACHE]
@@ -311,11 +311,11 @@ def test_a_custom_loop() -> None:
     assert run(model, ids, custom_generate=loop) == run(model, ids)[:1]
 
 
-# What a pack cannot do.
+# What a pack does not support.
 
 
 def frozen(model: FusedForCausalLM) -> list[Any]:
-    """Everything of the members that a refusal must leave alone."""
+    """The state of the members, which an unsupported call must not change."""
     return [
         (
             {name: value.clone() for name, value in member.state_dict().items()},
@@ -335,7 +335,7 @@ def same(one: list[Any], other: list[Any]) -> bool:
     )
 
 
-def refusals(model: FusedForCausalLM, ids: Tensor) -> dict[str, Any]:
+def unsupported_calls(model: FusedForCausalLM, ids: Tensor) -> dict[str, Any]:
     other = model.engine.members[1]
     assert isinstance(other, HFMember)
     tokenizers = {"tokenizer": fusing.tokenizer(model), "assistant_tokenizer": other.tokenizer}
@@ -362,23 +362,23 @@ def refusals(model: FusedForCausalLM, ids: Tensor) -> dict[str, Any]:
     }
 
 
-NAMES = list(refusals(fusing.fused(PAIR), torch.tensor([[1]])))
+NAMES = list(unsupported_calls(fusing.fused(PAIR), torch.tensor([[1]])))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_cannot_work_is_refused_and_changes_nothing(name: str) -> None:
+def test_unsupported_calls_raise_and_change_nothing(name: str) -> None:
     model = fusing.fused(PAIR)
     ids = fusing.prompt(model)
     usual, before = run(model, ids), frozen(model)
     with pytest.raises(UnsupportedError) as caught:
-        refusals(model, ids)[name]()
+        unsupported_calls(model, ids)[name]()
     assert str(caught.value)
     assert isinstance(caught.value, PackError)
     assert same(before, frozen(model))
     assert run(model, ids) == usual
 
 
-def test_an_explicit_dynamic_cache_implementation_is_what_a_pack_has() -> None:
+def test_the_dynamic_cache_implementation_is_accepted() -> None:
     model = fusing.fused(PAIR)
     ids = fusing.prompt(model)
     assert run(model, ids, cache_implementation="dynamic") == run(model, ids)
@@ -388,8 +388,8 @@ def test_an_explicit_dynamic_cache_implementation_is_what_a_pack_has() -> None:
 
 
 @pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
-    """Every row and session that is made, weakly."""
+def sequences(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
+    """Weak references to every sequence that is created."""
     made: list[weakref.ref[Any]] = []
     fork, start = PackSequence.fork, PackSequence.__init__
 
@@ -407,11 +407,11 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
     return made
 
 
-def alive(rows: list[weakref.ref[Any]]) -> int:
-    """How many of the rows that were made are still there."""
+def alive(sequences: list[weakref.ref[Any]]) -> int:
+    """Number of these sequences that are still in memory."""
     gc.collect()
-    held = [ref() for ref in rows]
-    return sum(row is not None for row in held)
+    held = [ref() for ref in sequences]
+    return sum(one is not None for one in held)
 
 
 def sessions() -> int:
@@ -424,13 +424,15 @@ def sessions() -> int:
     [{}, {"num_beams": 3}, {"use_cache": False}, {"do_sample": True, "num_return_sequences": 2}],
     ids=lambda s: next(iter(s), "greedy"),
 )
-def test_nothing_is_left_behind(settings: dict[str, Any], rows: list[weakref.ref[Any]]) -> None:
+def test_nothing_is_left_behind(
+    settings: dict[str, Any], sequences: list[weakref.ref[Any]]
+) -> None:
     model = fusing.fused(PAIR, weighting="sim")
     before = sessions()
     run(model, fusing.prompt(model), **settings)
-    assert rows
+    assert sequences
     assert sessions() == before
-    assert alive(rows) == 0
+    assert alive(sequences) == 0
 
 
 class Fail(LogitsProcessor):
@@ -446,7 +448,7 @@ class Fail(LogitsProcessor):
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_nothing_is_left_behind_by_an_interruption(
-    after: int, rows: list[weakref.ref[Any]]
+    after: int, sequences: list[weakref.ref[Any]]
 ) -> None:
     model = fusing.fused(PAIR, weighting="sim")
     ids = fusing.prompt(model)
@@ -454,20 +456,20 @@ def test_nothing_is_left_behind_by_an_interruption(
     with pytest.raises(KeyboardInterrupt):
         run(model, ids, logits_processor=LogitsProcessorList([Fail(after)]))
     assert sessions() == before
-    assert alive(rows) == 0
+    assert alive(sequences) == 0
     assert run(model, ids) == usual
 
 
-def test_a_second_prompt_that_fails_takes_the_first_with_it(rows: list[weakref.ref[Any]]) -> None:
+def test_a_second_prompt_that_fails_frees_the_first(sequences: list[weakref.ref[Any]]) -> None:
     model = fusing.fused(PAIR)
     with pytest.raises(PromptError):
         model.generate(**fusing.batch(model, [PROMPT, "word " * 600]), max_new_tokens=2)
-    assert alive(rows) == 0
+    assert alive(sequences) == 0
 
 
 @either_reference
 def test_a_prompt_longer_than_a_window(reference: int) -> None:
-    """The member is named, and by how much the prompt is too long for it."""
+    """The error names the member, and by how much the prompt is too long for it."""
     short = fusing.member("deepseek", "llama", 1, 64)
     members = [fusing.member("mistral", "gemma3", 0), short]
     model = fusing.fuse(members, reference)
@@ -510,7 +512,7 @@ def test_a_member_that_breaks_while_generating_is_named(reference: int) -> None:
         run(pack, fusing.prompt(pack))
 
 
-def test_a_rolling_cache_is_measured_and_cut_like_any_other() -> None:
+def test_the_cache_is_measured_and_cropped_like_any_other() -> None:
     model = fusing.fused(PAIR)
     ids = fusing.prompt(model)
     cache = output_cache(model(ids, use_cache=True))
@@ -536,15 +538,15 @@ def test_a_rolling_cache_is_measured_and_cut_like_any_other() -> None:
 def test_members_are_optimized_while_decoding_and_only_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """transformers switches how experts run for its loop; a pack passes that on to members."""
+    """transformers changes how experts run during decoding; a pack does so for its members."""
     model = fusing.fused(PAIR)
-    ids, inside, most = fusing.prompt(model), [], 0
+    ids, inside, largest = fusing.prompt(model), [], 0
 
     @contextmanager
     def optimized(name: str) -> Iterator[None]:
-        nonlocal most
+        nonlocal largest
         inside.append(name)
-        most = max(most, len(inside))
+        largest = max(largest, len(inside))
         try:
             yield
         finally:
@@ -553,7 +555,7 @@ def test_members_are_optimized_while_decoding_and_only_then(
     for index, member in enumerate(model.members):
         monkeypatch.setattr(member, "_optimize_model_for_decode", partial(optimized, str(index)))
     usual = run(model, ids)
-    assert (inside, most) == ([], 2)
+    assert (inside, largest) == ([], 2)
     with pytest.raises(KeyboardInterrupt):
         run(model, ids, logits_processor=LogitsProcessorList([Fail(2)]))
     assert inside == []

@@ -1,4 +1,4 @@
-"""A pack is a transformers model: alone, in copies, cached, batched, step by step."""
+"""A pack is a transformers model: one member, copies, cached, batched, step by step."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.support import fusing, pico
 from tests.support.fusing import PROMPT, SHORT, Spec, gap
 
 EXACT = 2e-4
-"""Log-probabilities that are the same but for float32 in another order; 8e-5 was measured."""
+"""Tolerance of log-probabilities for float32 sums in another order; 8e-5 was measured."""
 RECURRENT = 1e-3
-"""The same where a recurrent member reads in one chunk or token by token; 3.2e-4 was measured."""
+"""The same for a recurrent member that reads in one chunk or by token; 3.2e-4 was measured."""
 
 ARCHITECTURES = ("llama", "gemma3", "lfm2", "qwen3_next")
 PAIR: tuple[Spec, ...] = (("mistral", "gemma3", 0), ("deepseek", "llama", 1))
@@ -59,7 +59,7 @@ def copies(count: int, rule: str, weighting: str, arch: str = "llama") -> FusedF
 
 
 def alone(model: FusedForCausalLM, **settings: Any) -> tuple[Any, dict[str, Any]]:
-    """The reference on its own; columns that are no token are no choice there either."""
+    """The reference model alone, with columns that are no tokens suppressed as in the pack."""
     own = model.engine.reference
     padding = list(range(own.size, own.columns))
     usual = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": padding}
@@ -69,7 +69,9 @@ def alone(model: FusedForCausalLM, **settings: Any) -> tuple[Any, dict[str, Any]
 @pytest.mark.parametrize("weighting", sorted(weightings().parts))
 @pytest.mark.parametrize("rule", sorted(rules().parts))
 @pytest.mark.parametrize("count", [1, 3])
-def test_copies_of_one_model_say_what_it_says(count: int, rule: str, weighting: str) -> None:
+def test_copies_of_one_model_generate_what_the_model_does(
+    count: int, rule: str, weighting: str
+) -> None:
     model = copies(count, rule, weighting)
     ids = fusing.prompt(model)
     own, settings = alone(model)
@@ -78,7 +80,7 @@ def test_copies_of_one_model_say_what_it_says(count: int, rule: str, weighting: 
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("rule", sorted(rules().parts))
-def test_copies_of_one_model_sample_what_it_samples(count: int, rule: str) -> None:
+def test_copies_of_one_model_sample_what_the_model_does(count: int, rule: str) -> None:
     """UniTE considers ten tokens, so the model on its own does so as well."""
     model = copies(count, rule, "exact")
     ids = fusing.prompt(model)
@@ -93,7 +95,9 @@ def test_copies_of_one_model_sample_what_it_samples(count: int, rule: str) -> No
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("rule", ["packllm", "mixture"])
-def test_copies_of_one_model_search_what_it_finds(count: int, rule: str) -> None:
+def test_copies_of_one_model_find_what_the_model_finds_by_beam_search(
+    count: int, rule: str
+) -> None:
     model = copies(count, rule, "exact")
     ids = fusing.prompt(model)
     own, settings = alone(model, num_beams=4)
@@ -111,7 +115,7 @@ def test_every_kind_of_model_can_be_a_pack_of_one(arch: str) -> None:
 
 
 def own_logps(model: FusedForCausalLM, ids: Tensor) -> Tensor:
-    """What each member says on its own after every token, `[K, n, columns]`."""
+    """Each member's own log-probabilities after every token, `[K, n, columns]`."""
     size = model.engine.reference.size
     rows = []
     for one in model.engine.members:
@@ -127,10 +131,10 @@ def test_members_with_one_tokenizer_are_pooled_by_hand(weights: list[float] | No
     model = fusing.fused(FAMILY)
     ids = fusing.prompt(model)
     shares = torch.tensor(weights or [1 / 3] * 3)[:, None, None]
-    said = own_logps(model, ids)
+    logps = own_logps(model, ids)
     given = None if weights is None else torch.tensor(weights)
     pooled = model(ids, past_key_values=fusing.cache(model, forward_weights=given)).logits[0]
-    geometric = (shares * said).nan_to_num(neginf=-1e9).sum(0).log_softmax(-1)
+    geometric = (shares * logps).nan_to_num(neginf=-1e9).sum(0).log_softmax(-1)
     geometric[:, model.engine.reference.size :] = -torch.inf
     assert gap(pooled, geometric) < EXACT
 
@@ -142,7 +146,7 @@ def test_a_linear_pool_by_hand() -> None:
 
 
 def test_weights_come_from_the_weighting() -> None:
-    """Generation weighs the members on the prompt; a bare forward pass does not."""
+    """`generate` fits the weights to the prompt; `forward` alone does not."""
     members = [fusing.member(*spec) for spec in FAMILY]
     names = [one.name for one in members]
     fixed = {"name": "fixed", "weights": dict(zip(names, [0.7, 0.3, 0.0], strict=True))}
@@ -151,14 +155,14 @@ def test_weights_come_from_the_weighting() -> None:
     first = model.generate(
         ids, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
     ).logits[0][0]
-    said = own_logps(model, ids)[:2, -1]
-    expected = (torch.tensor([[0.7], [0.3]]) * said).nan_to_num(neginf=-1e9).sum(0).log_softmax(-1)
+    logps = own_logps(model, ids)[:2, -1]
+    expected = (torch.tensor([[0.7], [0.3]]) * logps).nan_to_num(neginf=-1e9).sum(0).log_softmax(-1)
     expected[model.engine.reference.size :] = -torch.inf
     assert gap(first, expected) < EXACT
 
 
 @either_reference
-def test_generation_is_the_loop_that_anyone_would_write(reference: int) -> None:
+def test_generate_equals_a_loop_of_forward_passes(reference: int) -> None:
     model = fusing.fused(PAIR, reference)
     ids = fusing.prompt(model)
     written, cache, new = [], None, ids
@@ -198,13 +202,13 @@ def test_cached_is_uncached(specs: tuple[Spec, ...], reference: int) -> None:
 
 @pytest.mark.parametrize("specs", ARCH_PAIRS, ids=lambda specs: "-".join(s[1] for s in specs))
 @either_reference
-def test_all_positions_at_once_are_one_by_one(specs: tuple[Spec, ...], reference: int) -> None:
+def test_all_positions_at_once_equal_one_by_one(specs: tuple[Spec, ...], reference: int) -> None:
     """More than a block of positions, with control tokens and broken characters among them."""
     model = fusing.fused(specs, reference)
     own = fusing.tokenizer(model)
     text = f"{PROMPT}\n\n    if x:  # 中文 naïve 👩\u200d👧 1234567\n\ty = 'z'" + SHORT
     ids = own(text + own.eos_token + "Next one").input_ids
-    # Bytes and pieces as no tokenizer would write them.
+    # Single bytes in a way that no tokenizer would encode them.
     ids += [
         model.engine.reference.ids_of[b][0]
         for b in (b"\xe4", b"\xb8", b"\xad", b" ", b"\xff", b"a")
@@ -221,7 +225,7 @@ def test_all_positions_at_once_are_one_by_one(specs: tuple[Spec, ...], reference
 
 
 @either_reference
-def test_what_follows_changes_nothing_before_it(reference: int) -> None:
+def test_later_tokens_change_no_earlier_distribution(reference: int) -> None:
     model = fusing.fused(PAIR, reference)
     ids = fusing.prompt(model)
     pads = torch.zeros(1, 5, dtype=torch.long)
@@ -233,7 +237,7 @@ def test_what_follows_changes_nothing_before_it(reference: int) -> None:
 
 
 def test_uneven_rows_padded_on_the_right_without_a_mask() -> None:
-    """As lm-eval does it: rows of several lengths, zeros behind them, no mask."""
+    """As in lm-eval: rows of several lengths, padded with zeros, without a mask."""
     model = fusing.fused(PAIR)
     rows = [fusing.tokenizer(model)(text).input_ids for text in (PROMPT, SHORT, "a")]
     longest = max(map(len, rows))
@@ -263,8 +267,8 @@ def test_a_batch_is_its_rows(specs: tuple[Spec, ...], reference: int) -> None:
 
 
 @either_reference
-def test_rows_that_are_over_disturb_nobody(reference: int) -> None:
-    """Ends are made likely, so that rows finish one after the other."""
+def test_finished_rows_do_not_change_the_others(reference: int) -> None:
+    """The end tokens are likely ones, so that rows finish one after the other."""
     model = fusing.fused(PAIR, reference)
     inputs = fusing.batch(model, TEXTS)
     length = inputs["input_ids"].shape[1]
@@ -281,8 +285,8 @@ def test_rows_that_are_over_disturb_nobody(reference: int) -> None:
 
 
 @either_reference
-def test_going_on_behind_an_end(reference: int) -> None:
-    """Whoever takes no end for an answer gets what a model alone would say behind it."""
+def test_generation_after_an_end_token(reference: int) -> None:
+    """A prompt that ends with an end token is continued as by a single model."""
     model = fusing.fused(PAIR, reference)
     ids = fusing.prompt(model)
     end = int(model.engine.reference.end_ids[0])
@@ -336,7 +340,7 @@ def test_restarting_from_a_returned_cache() -> None:
 
 
 def test_a_conversation_goes_on_from_its_cache() -> None:
-    """The end of the last answer is read late, together with what follows it."""
+    """The end token of the last answer is read together with the next text."""
     model = fusing.fused(PAIR)
     ids = fusing.prompt(model)
     usual = greedy(model, ids)
@@ -353,7 +357,9 @@ def test_a_conversation_goes_on_from_its_cache() -> None:
         more, past_key_values=output_cache(first), max_new_tokens=6, do_sample=False
     )
     cache = output_cache(model(more, use_cache=True))
-    assert gap(cache.rows[0].fused_logps, output_cache(first).rows[0].fused_logps) > 0  # it went on
+    assert (
+        gap(cache.sequences[0].fused_logps, output_cache(first).sequences[0].fused_logps) > 0
+    )  # the cache advanced
     written, new = [], model(more).logits[:, -1:].argmax(-1)
     for _ in range(6):
         written.append(int(new))
@@ -372,8 +378,8 @@ def test_a_batch_goes_on_from_its_cache_with_new_padding() -> None:
         assert gap(together[index, -1], model(whole).logits[0, -1]) < EXACT
 
 
-def test_a_fitted_prompt_serves_beams_and_copies() -> None:
-    """Two equal prompts in a batch do not share a row."""
+def test_equal_prompts_in_a_batch_are_sampled_independently() -> None:
+    """Two equal prompts in a batch do not share a sequence."""
     model = fusing.fused(PAIR, weighting="sim")
     inputs = fusing.batch(model, [PROMPT, PROMPT, SHORT])
     torch.manual_seed(1)
@@ -382,7 +388,7 @@ def test_a_fitted_prompt_serves_beams_and_copies() -> None:
     assert rows.equal(model.generate(**inputs, max_new_tokens=6, do_sample=True, use_cache=False))
 
 
-def test_one_prompt_may_be_the_beginning_of_another() -> None:
+def test_one_prompt_may_be_a_prefix_of_another() -> None:
     model = fusing.fused(PAIR, weighting="sim")
     short = fusing.prompt(model)
     longer = torch.cat([short, torch.tensor([greedy(model, short)[:3]])], 1)
@@ -421,7 +427,7 @@ def test_nothing_to_generate_from() -> None:
         model.generate(torch.tensor([[1, 99_999]]), max_new_tokens=2)
 
 
-def test_outputs_as_asked_for() -> None:
+def test_forms_of_the_output() -> None:
     model = fusing.fused(PAIR)
     ids = fusing.prompt(model)
     assert model(ids, logits_to_keep=2).logits.shape == (1, 2, model.config.vocab_size)
@@ -433,7 +439,7 @@ def test_outputs_as_asked_for() -> None:
         model(ids, labels=ids)
 
 
-def test_what_transformers_may_ask_of_a_model() -> None:
+def test_the_attributes_that_transformers_uses() -> None:
     model = fusing.fused(PAIR)
     own = fusing.member(*PAIR[0])
     assert model.can_generate()
@@ -449,7 +455,7 @@ def test_what_transformers_may_ask_of_a_model() -> None:
     assert all(value.equal(state[name]) for name, value in own.model.state_dict().items())
 
 
-def test_members_do_not_move_among_each_other_when_the_reference_changes() -> None:
+def test_the_reference_model_comes_first() -> None:
     first, second = (fusing.fused(PAIR, reference) for reference in (0, 1))
     for model in (first, second):
         reference = model.engine.members[model.engine.reference_index]

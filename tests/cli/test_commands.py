@@ -1,4 +1,4 @@
-"""The command line, in this process where that is enough and in its own where it is not."""
+"""The command line, in this process where possible, otherwise in a process of its own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pack(folders: list[str]) -> Pack:
-    """What the commands load, with every prompt read anew, as a command reads its first."""
+    """The pack that commands load, without a prefix cache, as for the first prompt of a command."""
     return Pack.from_pretrained(folders, prefix_cache=0, progress=False)
 
 
@@ -70,18 +70,18 @@ def launch(*arguments: str, stdin: str | None = None) -> Result:
 
 
 def passed(result: Result) -> str:
-    """Standard output of a command that ended well."""
+    """Standard output of a command that succeeded."""
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def document(result: Result) -> Any:
-    """The one JSON document on standard output of a command that ended well."""
+    """The JSON document on standard output of a command that succeeded."""
     return json.loads(passed(result))
 
 
 def timeless(record: Any) -> Any:
-    """A record as JSON, without what differs between two runs of the same."""
+    """A record as JSON, without its times, which differ between two runs."""
     plain = record.model_dump(mode="json") if isinstance(record, FusionRecord) else dict(record)
     return {name: value for name, value in plain.items() if name != "timings"}
 
@@ -113,7 +113,7 @@ def test_every_command_has_help_and_json(command: str):
 
 
 @pytest.mark.parametrize("command", ["run", "chat", "weights"])
-def test_help_lists_the_rules_weightings_and_alignments_that_there_are(command: str):
+def test_help_lists_the_known_rules_weightings_and_alignments(command: str):
     words = set(re.findall(r"[\w-]+", passed(launch(command, "--help"))))
     assert words > {
         name for registry in (rules, weightings, alignments) for name in registry().parts
@@ -177,7 +177,7 @@ def test_run_json_is_text_and_record(invoke: Invoke, pack: Pack):
     FusionRecord.model_validate(found["record"])
 
 
-def test_trace_shows_every_token_and_who_wanted_another_one(invoke: Invoke, pack: Pack):
+def test_trace_shows_every_token_and_other_choices_of_members(invoke: Invoke, pack: Pack):
     expected = pack.generate(TEXT, max_new_tokens=6, trace=True).record.trace or []
     shown = "".join(invoke("run", TEXT, "-n", "6", "--trace").stderr.split())
     assert len(expected) == 6
@@ -270,14 +270,14 @@ def test_a_pack_file_is_run_and_its_settings_can_be_overridden(
 
 
 def test_a_chat_is_read_once_unless_the_prefix_cache_is_off(invoke: Invoke):
-    for setting, spared in (("auto", True), ("1000000", True), ("0", False)):
+    for setting, cached_expected in (("auto", True), ("1000000", True), ("0", False)):
         stdin = "Hello there, who are you?\nAnd where?"
         shown = passed(
             invoke("chat", "-n", "2", "--json", "--prefix-cache", setting, stdin=stdin)
         ).splitlines()
         cached = [json.loads(line)["record"]["usage"]["cached_tokens"] for line in shown]
         assert cached[0] == 0
-        assert (cached[1] > 0) == spared
+        assert (cached[1] > 0) == cached_expected
 
 
 # --- errors
@@ -291,7 +291,7 @@ BAD_REQUESTS = {
     "no value": (["x", "--fusion", "unite:k"], "ConfigError", r"'k' in 'unite:k' has no value"),
     "bad value": (["x", "--fusion", "unite:k=["], "ConfigError", r"'\[' in .* is no value"),
     "reference": (["x", "--reference", "three"], "ConfigError", r"'three'.*one, two"),
-    "weight": (["x", "-w", "one"], "ConfigError", r"'one' is no weight"),
+    "weight": (["x", "-w", "one"], "ConfigError", r"'one' is not a weight"),
     "sum": (["x", "-w", "one=0.5"], "WeightsError", r"sum to 0\.5"),
     "stranger": (["x", "-w", "three=1"], "WeightsError", r"'three'.*one, two"),
     "two weightings": (["x", "-w", "one=1", "--weighting", "opt"], "ConfigError", "exclude"),
@@ -302,8 +302,8 @@ BAD_REQUESTS = {
 }
 
 
-def refused(result: Result, kind: str, words: str) -> None:
-    """The error is said in red on stderr, without a traceback, and as JSON on stdout."""
+def assert_error(result: Result, kind: str, words: str) -> None:
+    """The error is on stderr, without a traceback, and as JSON on stdout."""
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
     assert re.search(words, " ".join(result.stderr.split()))
@@ -314,9 +314,9 @@ def refused(result: Result, kind: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("case", BAD_REQUESTS)
-def test_bad_requests_are_refused(invoke: Invoke, case: str):
+def test_bad_requests_are_errors(invoke: Invoke, case: str):
     arguments, kind, words = BAD_REQUESTS[case]
-    refused(invoke("run", *arguments, "--json"), kind, words)
+    assert_error(invoke("run", *arguments, "--json"), kind, words)
 
 
 @pytest.mark.parametrize(
@@ -331,17 +331,17 @@ def test_bad_requests_are_refused(invoke: Invoke, case: str):
     ids=["broken", "empty", "misspelled", "no members", "missing"],
 )
 @pytest.mark.parametrize("command", [["run", "x"], ["weights", "x"], ["chat"], ["check"]])
-def test_bad_pack_files_are_refused(tmp_path: Path, command, content, words: str):
+def test_bad_pack_files_are_errors(tmp_path: Path, command, content, words: str):
     path = tmp_path / "pack.yaml"
     if content is not None:
         path.write_text(content)
-    refused(launch(*command, "--pack", str(path), "--json"), "ConfigError", words)
+    assert_error(launch(*command, "--pack", str(path), "--json"), "ConfigError", words)
 
 
 @pytest.mark.parametrize("command", [["run", "x"], ["weights", "x"], ["chat"]])
-def test_a_model_that_is_nowhere_is_named(folders: list[str], command):
+def test_the_error_for_a_missing_model_names_it(folders: list[str], command):
     models = ["--model", folders[0], "--model", "nobody/has-this-model", "--json"]
-    refused(launch(*command, *models), "LoadError", "nobody/has-this-model.*packfuse check")
+    assert_error(launch(*command, *models), "LoadError", "nobody/has-this-model.*packfuse check")
 
 
 def test_errors_are_red_where_there_is_color():
@@ -354,7 +354,7 @@ def test_errors_are_red_where_there_is_color():
 # --- chat
 
 
-def test_chat_remembers_and_forgets(invoke: Invoke, pack: Pack):
+def test_chat_keeps_and_clears_the_conversation(invoke: Invoke, pack: Pack):
     lines = ["Hello", "And then?", "/clear", "Hello", "/system Be brief.", "Hello", "/exit", "no"]
     result = invoke("chat", "-n", "6", "--json", *ANEW, stdin="\n".join(lines))
     answers = [json.loads(line) for line in passed(result).splitlines()]
@@ -383,16 +383,16 @@ def test_chat_shows_the_record_and_the_weights(invoke: Invoke, pack: Pack):
         {"role": "assistant", "content": answer["text"]},
     ]
     assert Weighing.model_validate(weighing).weights == pack.weigh(history).weights
-    said = [
-        "nothing has been answered yet",
-        "nothing has been said yet",
+    expected_notes = [
+        "there is no answer yet",
+        "there is no message yet",
         "there is no /dance",
         "/clear",
     ]
-    assert all(text in result.stderr for text in said)
+    assert all(text in result.stderr for text in expected_notes)
 
 
-def test_chat_talks_to_people_in_tables(invoke: Invoke, pack: Pack):
+def test_chat_prints_tables(invoke: Invoke, pack: Pack):
     expected = pack.generate([{"role": "user", "content": "Hello"}], max_new_tokens=4)
     output = passed(invoke("chat", "-n", "4", stdin="Hello\n/record\n/weights\n"))
     assert output.startswith(expected.text + "\n")
@@ -400,8 +400,8 @@ def test_chat_talks_to_people_in_tables(invoke: Invoke, pack: Pack):
     assert all(name in output for name in ("weighting", "exact", "uniform"))
 
 
-def test_chat_ends_with_an_error_where_nobody_can_try_again(invoke: Invoke):
-    refused(
+def test_piped_chat_ends_at_an_error(invoke: Invoke):
+    assert_error(
         invoke("chat", "--json", stdin="Hello " * 600),
         "PromptError",
         r"which can read 512",
@@ -425,7 +425,7 @@ def test_weights_show_every_weighting(invoke: Invoke, pack: Pack):
     assert all(f"{loss:.3f}" in output for loss in expected.prompt_loss.values())
 
 
-def test_weights_show_the_one_that_is_asked_for(invoke: Invoke, pack: Pack):
+def test_weights_show_the_named_weighting(invoke: Invoke, pack: Pack):
     opt = {"name": "opt", "shrinkage": 0}
     found = document(invoke("weights", TEXT, "--weighting", "opt:shrinkage=0", "--json"))
     assert found["weights"] == pack.weigh(TEXT, [opt]).weights
@@ -450,7 +450,7 @@ def test_check_reports_every_model_and_fails_for_one(folders: list[str]):
     assert report.pairs == PackReport.model_validate(found).pairs
 
 
-def test_check_is_a_table_for_people(folders: list[str]):
+def test_check_prints_a_table(folders: list[str]):
     result = launch("check", *folders, "nobody/has-this-model", "--dtype", "bfloat16")
     assert result.exit_code == 1
     output = " ".join(result.stdout.split())
@@ -474,19 +474,21 @@ def test_check_reads_pack_files(folders: list[str], tmp_path: Path):
     models = document(launch("check", "--pack", str(path), "--json"))["models"]
     assert [model["name"] for model in models] == ["first", "two"]
     assert [model["memory_bytes"] / model["parameters"] for model in models] == [8, 2]
-    refused(launch("check", folders[0], "--pack", str(path), "--json"), "ConfigError", "exclude")
+    assert_error(
+        launch("check", folders[0], "--pack", str(path), "--json"), "ConfigError", "exclude"
+    )
 
 
 def test_check_without_models_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    refused(launch("check", "--json"), "ConfigError", "packfuse starter")
+    assert_error(launch("check", "--json"), "ConfigError", "packfuse starter")
     assert not (tmp_path / "cache").exists()
 
 
 # --- starter
 
 
-def test_the_plan_says_terms_and_sizes_and_fetches_nothing(
+def test_the_plan_has_terms_and_sizes_and_downloads_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
@@ -502,20 +504,20 @@ def test_the_plan_says_terms_and_sizes_and_fetches_nothing(
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_starter_pack_is_said_to_be_ready(starter_folders: dict[str, Path]):
+def test_the_starter_pack_is_reported_as_ready(starter_folders: dict[str, Path]):
     plan = StarterPlan.model_validate(document(launch("starter", "--json")))
     assert plan.ready
     assert {model.name: model.folder for model in plan.models} == starter_folders
     assert "is ready in" in passed(launch("starter"))
 
 
-def test_check_looks_at_the_starter_pack(starter_folders: dict[str, Path]):
+def test_check_of_the_starter_pack(starter_folders: dict[str, Path]):
     report = PackReport.model_validate(document(launch("check", "--json")))
     assert report.ok
     assert [model.name for model in report.models] == list(starter_folders)
     assert [model.chat_template for model in report.models] == [True, False]
     assert report.models[0].parameters == 134_515_008
-    # The figures that were measured before this was written.
+    # Measured before.
     assert report.pairs[0].twins["SmolLM2-135M-Instruct"] == pytest.approx(0.939, abs=0.002)
 
 
@@ -525,7 +527,7 @@ def test_check_looks_at_the_starter_pack(starter_folders: dict[str, Path]):
 def python(*arguments: str) -> subprocess.Popen[str]:
     """Start Python with nothing on its standard input."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # Who runs in the background ignores Ctrl-C, and so would what he starts.
+    # A process in the background ignores Ctrl-C, and so would its child processes.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, **pipes)
@@ -553,7 +555,7 @@ def test_json_is_alone_on_both_streams(folders: list[str]):
 
 
 def endless(folder: Path) -> list[str]:
-    """A command that would write for an hour: the model has no token to end with."""
+    """A command that would generate for an hour: the model has no end token."""
     tokenizer = byte_tokenizer(300)
     tokenizer.eos_token = None
     model = pico.tiny_model(tokenizer, seed=0, context=200_000)
@@ -573,7 +575,7 @@ def test_a_pipe_that_is_closed_early_ends_it_without_a_crash(tmp_path: Path):
     assert process.returncode == 1
 
 
-def test_ctrl_c_stops_generation_quietly(tmp_path: Path):
+def test_ctrl_c_stops_generation_without_output(tmp_path: Path):
     with python(*endless(tmp_path)) as process:
         assert process.stdout is not None
         assert process.stderr is not None

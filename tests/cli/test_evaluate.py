@@ -62,7 +62,7 @@ def call(folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def failed(result: Result) -> str:
-    """What a command says that ended badly, but on purpose."""
+    """Standard error of a command that ended with an error message."""
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit)
     return " ".join(result.stderr.split())
@@ -99,14 +99,14 @@ def test_eval_writes_results_report_and_plots(call: Call, folders: list[str]) ->
     assert "## texts.jsonl" in report
     for name in ("choices", "texts"):
         assert Path(f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
-    # The same command answers from what it has.
+    # The same command resumes from its stored answers.
     before = Path("out/answers.jsonl").read_bytes()
     again = evaluations(call("eval", "choices.jsonl", "texts.jsonl", "--json", "-o", "out"))
     assert [one.rows for one in again] == [choice.rows, text.rows]
     assert Path("out/answers.jsonl").read_bytes() == before
 
 
-def test_eval_shows_a_table_with_the_verdict(call: Call) -> None:
+def test_eval_prints_a_table_and_a_conclusion(call: Call) -> None:
     arguments = ["choices.jsonl", "-s", "mixture/sim", "-s", "//prefix/two", "--grid", "2"]
     result = call("eval", *arguments, "--limit", "3", "--seed", "1")
     assert result.exit_code == 0, result.output
@@ -172,7 +172,7 @@ def test_a_member_that_fails_ends_with_status_1_and_the_others_results(
     assert call("eval", "choices.jsonl", "-s", "", "-o", "out").exit_code == 0
 
 
-def test_questions_that_nobody_can_read_are_counted(call: Call, tmp_path: Path) -> None:
+def test_questions_too_long_for_all_members_are_counted(call: Call, tmp_path: Path) -> None:
     (tmp_path / "long.jsonl").write_text(json.dumps({"text": "x" * 900 + " y" * 900}) + "\n")
     result = call("eval", "long.jsonl", "-s", "")
     assert result.exit_code == 0, result.output
@@ -193,13 +193,11 @@ def test_questions_that_nobody_can_read_are_counted(call: Call, tmp_path: Path) 
         (["choices.jsonl", "-o", "texts.jsonl"], "cannot use texts.jsonl/answers.jsonl"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said(
-    call: Call, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_errors_of_eval(call: Call, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a b"}\n{"text"\n')
     assert message in failed(call("eval", *arguments))
-    said = json.loads(call("eval", *arguments, "--json").stdout)
-    assert set(said["error"]) == {"type", "message", "hint"}
+    printed = json.loads(call("eval", *arguments, "--json").stdout)
+    assert set(printed["error"]) == {"type", "message", "hint"}
 
 
 def test_a_grid_needs_two_members(call: Call, folders: list[str]) -> None:
@@ -211,8 +209,8 @@ def test_a_grid_needs_two_members(call: Call, folders: list[str]) -> None:
 
 
 def test_determine_writes_a_pack_that_loads(call: Call) -> None:
-    everybody = ["--within", "1e9", "--json", "-o", "my/pack.yaml"]
-    result = call("determine", "texts.jsonl", *everybody)
+    options = ["--within", "1e9", "--json", "-o", "my/pack.yaml"]
+    result = call("determine", "texts.jsonl", *options)
     assert result.exit_code == 0, result.output
     found = Determination.model_validate_json(result.stdout)
     assert found.candidates[1].gain is not None
@@ -221,9 +219,9 @@ def test_determine_writes_a_pack_that_loads(call: Call) -> None:
     assert PackConfig.read("my/pack.yaml") == found.config
     names = [one.name for one in found.candidates if one.stays]
     assert Pack.from_config("my/pack.yaml", progress=False).names == names
-    # It goes on from what it knows, and writes its own file anew.
+    # It resumes from its stored answers, and overwrites its own file.
     before = Path("my/pack.answers.jsonl").read_bytes()
-    again = call("determine", "texts.jsonl", *everybody)
+    again = call("determine", "texts.jsonl", *options)
     assert Determination.model_validate_json(again.stdout) == found
     assert Path("my/pack.answers.jsonl").read_bytes() == before
     shown = call("determine", "texts.jsonl", "--within", "0")
@@ -232,7 +230,7 @@ def test_determine_writes_a_pack_that_loads(call: Call) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pack", "folder", "bytes"])
-def test_determine_overwrites_nothing_of_others(call: Call, tmp_path: Path, kind: str) -> None:
+def test_determine_does_not_overwrite_other_files(call: Call, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "pack.yaml"
     if kind == "folder":
         out.mkdir()
@@ -252,7 +250,7 @@ def test_determine_overwrites_nothing_of_others(call: Call, tmp_path: Path, kind
         (["texts.jsonl", "--fusion", "nothing"], "unknown fusion rule"),
     ],
 )
-def test_what_cannot_be_determined_is_said(
+def test_errors_of_determine(
     call: Call, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "few.jsonl").write_text(json.dumps(TEXTS[0]) + "\n")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from packfuse import Pack
 from packfuse.alignment.mined import Mined
-from packfuse.generation.prepared import Wanted
+from packfuse.generation.prepared import ScoreOptions
 from packfuse.generation.request import make_request
 from packfuse.generation.runner import Runner
 from packfuse.text.prompt import from_text
@@ -164,7 +164,7 @@ def test_the_reference_is_chosen_by_what_members_make_of_the_text():
     case = Case(("mistral", "deepseek"), 1, (0.3, 0.2))
     pack = tiny_pack(case.members, weighting="sim", alignment="mined")
     runner = Runner(pack.runtime, make_request(PROMPT, {}, pack.runtime.call))
-    item = runner._read(0, PROMPT, 0, Wanted(FitLimits(), fit_positions=False))
+    item = runner._read(0, PROMPT, 0, ScoreOptions(FitLimits(), fit_positions=False))
     found = runner._own_losses(item)
     assert found is not None
     reading = case.pack(weighting="sim").generate(PROMPT, max_new_tokens=1).record

@@ -1,4 +1,4 @@
-"""Calls from many threads: those that ask alike are answered together, each as if alone."""
+"""Calls from many threads: calls with equal settings form a batch, with the same answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROMPTS = [f"{'Word ' * (i % 4)}number {i}" for i in range(20)]
 
 @pytest.fixture(scope="module")
 def pack() -> Iterator[Pack]:
-    """Two random members; after all tests, every row and session of theirs is freed."""
+    """Two random members; after all tests, all their sequences and sessions are freed."""
     # Weights with which some of these random answers end early.
     weighting = {"name": "exact", "shrinkage": 8, "prior": "equal"}
     made = small_pack(pad=True, weighting=weighting, prefix_cache=0)
@@ -42,8 +42,8 @@ def pack() -> Iterator[Pack]:
 
 
 @pytest.fixture(autouse=True)
-def nobody_waits(pack: Pack) -> Iterator[None]:
-    """After every test: no calls and no prompts are kept."""
+def nothing_waits(pack: Pack) -> Iterator[None]:
+    """After every test: no calls are left."""
     yield
     assert pack.batcher._waiting == []
 
@@ -77,16 +77,16 @@ def call(pack: Pack, prompt: Any, cancel: threading.Event | None = None, **setti
 
 
 def at_once(pack: Pack, calls: Sequence[Call]) -> list[Any]:
-    """What calls return or raise that all wait before the first of them begins."""
+    """The results or errors of calls that all wait before the first of them begins."""
     found: list[Any] = [None] * len(calls)
 
-    def ask(index: int) -> None:
+    def run_call(index: int) -> None:
         try:
             found[index] = calls[index]()
         except BaseException as error:
             found[index] = error
 
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(calls))]
+    threads = [threading.Thread(target=run_call, args=(index,)) for index in range(len(calls))]
     with pack.lock:
         for thread in threads:
             thread.start()
@@ -123,7 +123,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], Any]
     [{}, {"fusion": "unite", "stop": "e"}, {"constraint": Regex("[a-z]*( [0-9])?")}],
     ids=lambda settings: next(iter(settings), "plain"),
 )
-def test_calls_that_ask_alike_are_answered_in_few_batches_as_if_alone(
+def test_calls_with_equal_settings_are_answered_in_few_batches(
     pack: Pack, settings: dict[str, Any], runs: list[int]
 ) -> None:
     alone = [pack.generate(prompt, max_new_tokens=NEW, **settings) for prompt in PROMPTS]
@@ -146,7 +146,7 @@ def test_a_lone_call_is_a_batch_of_one(pack: Pack, runs: list[int]) -> None:
 
 
 class Count:
-    """A processor of the caller's own, which counts the rows that it sees."""
+    """A logits processor of the caller, which counts the rows of its batches."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -156,7 +156,7 @@ class Count:
         return scores
 
 
-def test_unlike_calls_stay_apart(pack: Pack, runs: list[int]) -> None:
+def test_calls_with_different_settings_are_not_batched(pack: Pack, runs: list[int]) -> None:
     own = Count()
     different: list[dict[str, Any]] = [
         {}, {"max_new_tokens": 4}, {"fusion": "unite"}, {"weights": {"long": 0.25, "short": 0.75}},
@@ -180,12 +180,12 @@ def test_unlike_calls_stay_apart(pack: Pack, runs: list[int]) -> None:
     assert set(own.rows) == {1}
 
 
-def test_text_and_chats_of_one_batch_keep_their_own_ends(pack: Pack) -> None:
-    """Without a template a chat ends where the next turn would begin; a text may say that."""
-    held = Regex("(a|\n\nUser:)b")
+def test_text_and_chats_of_one_batch_have_their_own_stop_strings(pack: Pack) -> None:
+    """Without a template, a chat ends where the next turn would begin; a text does not."""
+    constraint = Regex("(a|\n\nUser:)b")
     chat = [{"role": "user", "content": "Hello"}]
     ban: dict[str, Any] = {
-        "constraint": held,
+        "constraint": constraint,
         "bad_words_ids": [pack.members[0].vocabulary.encode("a")],
     }
     alone = [pack.generate(prompt, max_new_tokens=20, **ban) for prompt in (PROMPTS[0], chat)]
@@ -205,7 +205,7 @@ def test_chats_are_batched_like_texts(runs: list[int]) -> None:
     assert runs == [4]
 
 
-def test_a_bad_prompt_fails_for_its_own_caller_only(pack: Pack) -> None:
+def test_only_the_call_with_a_bad_prompt_fails(pack: Pack) -> None:
     prompts = PROMPTS[:4]
     alone = [pack.generate(prompt, max_new_tokens=NEW) for prompt in prompts]
     for place in (0, 2, 4):
@@ -217,7 +217,7 @@ def test_a_bad_prompt_fails_for_its_own_caller_only(pack: Pack) -> None:
         assert ids(found) == ids(alone)
 
 
-def test_an_interrupted_leader_leaves_the_others_their_answers(
+def test_an_interrupted_call_does_not_stop_the_others(
     pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt() -> None:

@@ -24,7 +24,7 @@ def pack() -> Pack:
 @pytest.mark.parametrize(
     "prompt", [TEXT, [{"role": "user", "content": TEXT}]], ids=["text", "chat"]
 )
-def test_it_gives_what_generation_uses(pack: Pack, prompt, fusion: str):
+def test_it_has_the_weights_that_generation_uses(pack: Pack, prompt, fusion: str):
     found = pack.weigh(prompt, fusion=fusion)
     assert list(found.weights) == READY
     for name, weights in found.weights.items():
@@ -59,20 +59,20 @@ def test_weights_of_every_weighting_that_needs_no_parameters_sum_to_one(pack: Pa
     assert Weighing.model_validate_json(found.model_dump_json()) == found
 
 
-def test_it_leaves_the_pack_as_it_was(pack: Pack):
+def test_it_does_not_change_the_pack(pack: Pack):
     before = pack.generate(TEXT, max_new_tokens=8)
     pack.weigh(TEXT, fusion="mixture")
     after = pack.generate(TEXT, max_new_tokens=8)
     assert (after.text, after.record.weights) == (before.text, before.record.weights)
 
 
-def test_a_pack_of_one_trusts_its_member():
+def test_the_member_of_a_pack_of_one_has_all_the_weight():
     alone = Pack.from_pretrained([pico.tiny_pair("mistral")], progress=False)
     found = alone.weigh(TEXT)
     assert all(list(weights.values()) == [1.0] for weights in found.weights.values())
 
 
-def test_bad_requests_are_refused(pack: Pack):
+def test_bad_requests_are_errors(pack: Pack):
     with pytest.raises(PromptError, match="empty"):
         pack.weigh("")
     with pytest.raises(ConfigError, match="one prompt"):

@@ -42,7 +42,10 @@ from tests.support import fusing, pico
 from tests.support.heads import COLUMNS, FAMILIES, family
 from tests.support.packs import tiny_member
 
-pytestmark = pytest.mark.skipif(not isolates_graphs(), reason="torch before 2.13 compiles no steps")
+pytestmark = [
+    pytest.mark.skipif(not isolates_graphs(), reason="torch before 2.13 compiles no steps"),
+    pytest.mark.filterwarnings("ignore::packfuse.errors.ExperimentalWarning"),
+]
 
 EXACT = 1e-4
 IDS = [1, *range(300, 420)]

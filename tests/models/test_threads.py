@@ -27,6 +27,8 @@ from packfuse.weighting.prefill import prefill
 from tests.support import fusing
 from tests.support.packs import tiny_member
 
+pytestmark = pytest.mark.filterwarnings("ignore::packfuse.errors.ExperimentalWarning")
+
 NAMES = ("mistral", "deepseek", "tekken")
 PROMPTS = ["The capital of France is", "one two", "def f(x):\n    return"]
 

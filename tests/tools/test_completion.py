@@ -1,4 +1,4 @@
-"""Completions of texts, and what front ends ask a pack besides answers."""
+"""Completions of texts, token counts, and the identity of a pack."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.support.small import small_pack
 from tests.tools.test_turn import both
 
 
-def test_a_completion_is_all_text() -> None:
+def test_a_completion_is_text_only() -> None:
     pack = small_pack()
-    held = Regex("<think>a</think>\n<tool_call>\nb")
-    reply = both(Completion(pack, "Begin: ", constraint=held, max_new_tokens=60))
+    constraint = Regex("<think>a</think>\n<tool_call>\nb")
+    reply = both(Completion(pack, "Begin: ", constraint=constraint, max_new_tokens=60))
     assert (reply.text, reply.reasoning) == ("<think>a</think>\n<tool_call>\nb", "")
     assert (reply.calls, reply.broken, reply.finish_reason) == ((), (), "stop")
 
@@ -39,31 +39,31 @@ def test_several_completions_are_those_of_single_calls() -> None:
         complete(pack, ["One", ""])
 
 
-def test_one_cancellation_ends_all_completions_of_a_call() -> None:
-    gone = threading.Event()
-    gone.set()
+def test_one_event_cancels_all_completions_of_a_call() -> None:
+    cancelled = threading.Event()
+    cancelled.set()
     for prompts in (["One"], ["One", "Two"]):
         with pytest.raises(CancelledError):
-            complete(small_pack(), prompts, gone)
+            complete(small_pack(), prompts, cancelled)
 
 
 def test_a_stream_that_was_cancelled_before_it_began_raises() -> None:
-    gone = threading.Event()
-    gone.set()
+    cancelled = threading.Event()
+    cancelled.set()
     with pytest.raises(CancelledError):
-        list(Completion(small_pack(), "One").stream(gone))
+        list(Completion(small_pack(), "One").stream(cancelled))
 
 
 def test_a_stream_is_cancelled_from_outside_within_a_step() -> None:
-    cancel, pieces = threading.Event(), []
+    cancel, deltas = threading.Event(), []
     completion = Completion(small_pack(), "One", constraint=Regex("[a-z]{900}"), max_new_tokens=400)
-    for piece in completion.stream(cancel):
+    for delta in completion.stream(cancel):
         cancel.set()
-        pieces.append(piece)
-    reply = pieces[-1].reply
+        deltas.append(delta)
+    reply = deltas[-1].reply
     assert reply is not None
     assert reply.finish_reason == "cancelled"
-    assert reply.text == "".join(piece.text for piece in pieces)
+    assert reply.text == "".join(delta.text for delta in deltas)
     assert 0 < len(reply.text) < 400
 
 
@@ -74,7 +74,7 @@ def test_a_stream_answers_one_prompt_without_beams(settings: dict[str, Any]) -> 
         list(small_pack().stream(prompt, **settings))
 
 
-def test_a_chat_is_as_long_as_it_is_rendered() -> None:
+def test_the_length_of_a_chat_is_that_of_its_rendering() -> None:
     pack = small_pack(template=TEMPLATE)
     chat = [{"role": "user", "content": "hello there"}]
     answer = pack.generate(chat, max_new_tokens=1)
@@ -85,7 +85,7 @@ def test_a_chat_is_as_long_as_it_is_rendered() -> None:
         pack.count_tokens([{"role": "robot", "content": "x"}])
 
 
-def test_a_pack_is_told_by_what_its_answers_depend_on(tmp_path: Any) -> None:
+def test_the_identity_of_a_pack_is_what_its_answers_depend_on(tmp_path: Any) -> None:
     save_small(tmp_path / "a", 300, 0)
 
     def load(*names: str, **settings: Any) -> Pack:
@@ -99,11 +99,11 @@ def test_a_pack_is_told_by_what_its_answers_depend_on(tmp_path: Any) -> None:
         load("a", reference="a"), load("a", dtype="bfloat16"),
         load("a", "a"),
     ]  # fmt: skip
-    told = [json.dumps(pack.identity, sort_keys=True) for pack in [one, *others]]
-    assert len(set(told)) == len(told)
+    identities = [json.dumps(pack.identity, sort_keys=True) for pack in [one, *others]]
+    assert len(set(identities)) == len(identities)
 
 
-def test_packs_of_objects_are_told_apart_and_stay_who_they_are() -> None:
+def test_packs_of_objects_have_distinct_and_constant_identities() -> None:
     one, other = small_pack(), small_pack()
     first = dict(one.identity)
     assert first != other.identity

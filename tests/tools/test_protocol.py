@@ -1,4 +1,4 @@
-"""Tools, which of them may be called, and how all of it is written for the members."""
+"""Tools, the choice among them, and the text of tools and calls in prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packfuse.errors import ConfigError, ConstraintError, PromptError
 from packfuse.text.chat_template import render_chat
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.tools.protocol import constraint_of, content_text, render, write_call
-from packfuse.tools.tool import Tool, ToolChoice, choose, read_tools
+from packfuse.tools.tool import Tool, ToolChoice, parse_tool_choice, parse_tools
 from tests.support import fusing
 from tests.support.scripted import TEMPLATE
 
@@ -24,22 +24,22 @@ ADD: dict[str, Any] = {
     "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
 }
 TIME = {"name": "time"}
-TOOLS = read_tools([ADD, TIME])
+TOOLS = parse_tools([ADD, TIME])
 NONE = ToolChoice("none", (), several=False)
-AUTO = choose("auto", TOOLS)
+AUTO = parse_tool_choice("auto", TOOLS)
 
 
 @pytest.mark.parametrize(
-    "given", [ADD, {"type": "function", "function": ADD}, Tool.read(ADD), {**ADD, "strict": True}]
+    "given", [ADD, {"type": "function", "function": ADD}, Tool.parse(ADD), {**ADD, "strict": True}]
 )
-def test_a_tool_is_read_from_every_form(given: Any) -> None:
-    assert Tool.read(given) == Tool(**ADD)
+def test_a_tool_is_parsed_from_every_form(given: Any) -> None:
+    assert Tool.parse(given) == Tool(**ADD)
 
 
 def test_a_tool_needs_a_name_only_and_then_takes_no_arguments() -> None:
-    tool = Tool.read(TIME)
+    tool = Tool.parse(TIME)
     assert (tool.description, tool.parameters) == ("", {"type": "object", "properties": {}})
-    assert json.loads(tool.described()) == tool.model_dump()
+    assert json.loads(tool.to_json()) == tool.model_dump()
 
 
 @pytest.mark.parametrize(
@@ -56,22 +56,22 @@ def test_a_tool_needs_a_name_only_and_then_takes_no_arguments() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_tool_is_refused_with_the_form_to_write(given: Any) -> None:
+def test_the_error_for_other_values_shows_the_format(given: Any) -> None:
     with pytest.raises(ConfigError, match="is not a tool") as caught:
-        Tool.read(given)
+        Tool.parse(given)
     assert '"function"' in caught.value.hint
 
 
-def test_a_tool_whose_arguments_cannot_be_kept_to_is_named() -> None:
+def test_the_error_for_an_unsupported_schema_names_the_tool() -> None:
     with pytest.raises(ConstraintError, match=r"tool 'bad': .*strin"):
-        read_tools([ADD, {"name": "bad", "parameters": {"properties": {"a": {"type": "strin"}}}}])
+        parse_tools([ADD, {"name": "bad", "parameters": {"properties": {"a": {"type": "strin"}}}}])
 
 
-def test_two_tools_of_one_name_are_refused_and_the_same_one_twice_is_not() -> None:
+def test_two_different_tools_of_one_name_are_an_error() -> None:
     with pytest.raises(ConfigError, match="two tools are called 'add'"):
-        read_tools([ADD, {"name": "add"}])
-    assert read_tools([ADD, ADD, TIME]) == TOOLS
-    assert read_tools(None) == ()
+        parse_tools([ADD, {"name": "add"}])
+    assert parse_tools([ADD, ADD, TIME]) == TOOLS
+    assert parse_tools(None) == ()
 
 
 @pytest.mark.parametrize(
@@ -94,34 +94,34 @@ def test_two_tools_of_one_name_are_refused_and_the_same_one_twice_is_not() -> No
     ids=str,
 )
 def test_every_form_of_a_choice(given: Any, mode: str, names: list[str], several: bool) -> None:
-    choice = choose(given, TOOLS)
+    choice = parse_tool_choice(given, TOOLS)
     assert choice.mode == mode
     assert [tool.name for tool in choice.tools] == names
     assert choice.several == several
     for parallel in (True, False):
-        assert choose(given, TOOLS, parallel).several == parallel
+        assert parse_tool_choice(given, TOOLS, parallel).several == parallel
 
 
-def test_a_tool_may_be_called_like_a_mode() -> None:
-    tools = read_tools([{"name": "auto"}, ADD])
-    assert [tool.name for tool in choose("auto", tools).tools] == ["auto"]
+def test_a_tool_may_have_the_name_of_a_mode() -> None:
+    tools = parse_tools([{"name": "auto"}, ADD])
+    assert [tool.name for tool in parse_tool_choice("auto", tools).tools] == ["auto"]
 
 
 @pytest.mark.parametrize("given", ["sub", {"type": "function", "function": {"name": "sub"}}])
 def test_a_choice_of_an_unknown_tool_lists_the_known_ones(given: Any) -> None:
     with pytest.raises(ConfigError, match=r"no tool is called 'sub' .*auto, any, none, add, time"):
-        choose(given, TOOLS)
+        parse_tool_choice(given, TOOLS)
 
 
 @pytest.mark.parametrize("given", ["any", "required", True])
 def test_a_call_cannot_be_forced_without_tools(given: Any) -> None:
     with pytest.raises(ConfigError, match="there are no tools"):
-        choose(given, ())
+        parse_tool_choice(given, ())
 
 
 @pytest.mark.parametrize("given", [None, "auto", "none"])
 def test_without_tools_nothing_is_called(given: Any) -> None:
-    assert choose(given, ()).mode == "none"
+    assert parse_tool_choice(given, ()).mode == "none"
 
 
 # Messages.
@@ -140,12 +140,12 @@ def test_messages_without_tools_stay_as_they_are() -> None:
     assert render(messages, NONE) == [*messages[:2], {"role": "assistant", "content": ""}]
 
 
-def test_calls_are_written_as_they_are_read_after_the_text() -> None:
+def test_calls_follow_the_text_of_a_message() -> None:
     for arguments in ({"a": 1}, '{"a": 1}'):
         for content in ({}, {"content": None}, {"content": ""}):
             assert render([called(arguments, **content)], NONE)[0]["content"] == CALL
-        said = render([called(arguments, content="I add.")], NONE)
-        assert said == [{"role": "assistant", "content": f"I add.\n{CALL}"}]
+        rendered = render([called(arguments, content="I add.")], NONE)
+        assert rendered == [{"role": "assistant", "content": f"I add.\n{CALL}"}]
     flat = {"role": "assistant", "tool_calls": [{"id": "c", "name": "add", "arguments": {"a": 1}}]}
     assert render([flat], NONE)[0]["content"] == CALL
 
@@ -156,7 +156,7 @@ def test_several_calls_follow_each_other() -> None:
     assert render([twice], NONE)[0]["content"] == f"{CALL}\n{CALL}"
 
 
-def test_arguments_that_are_no_json_stay_text() -> None:
+def test_arguments_that_are_not_json_stay_text() -> None:
     assert '"arguments": "{broken"' in render([called("{broken")], NONE)[0]["content"]
     assert '"arguments": {}' in render([called("")], NONE)[0]["content"]
 
@@ -170,7 +170,7 @@ def test_a_written_call_is_one_line_of_json_between_its_tags(
     assert json.loads(line) == {"name": name, "arguments": arguments}
 
 
-def test_results_in_a_row_are_one_user_turn_and_know_their_tool_by_its_id() -> None:
+def test_consecutive_results_are_one_user_message_with_the_names_of_their_tools() -> None:
     turns = render(
         [
             called({"a": 1}),
@@ -194,31 +194,34 @@ def test_results_in_a_row_are_one_user_turn_and_know_their_tool_by_its_id() -> N
     assert '"content": "4"' in turns[3]["content"]
 
 
-def test_tools_are_offered_in_the_system_message_or_one_of_their_own() -> None:
+def test_tools_are_described_in_the_system_message() -> None:
     alone = render([USER], AUTO)
     assert [turn["role"] for turn in alone] == ["system", "user"]
     offer = alone[0]["content"]
-    assert all(tool.described() in offer.splitlines() for tool in TOOLS)
+    assert all(tool.to_json() in offer.splitlines() for tool in TOOLS)
     for role in ("system", "developer"):
         turns = render([{"role": role, "content": "Be brief."}, USER], AUTO)
         assert turns == [{"role": "system", "content": f"Be brief.\n\n{offer}"}, USER]
     assert "You must use" not in offer
-    assert "You must use add or time now." in render([USER], choose("any", TOOLS))[0]["content"]
-    named = render([USER], choose("time", TOOLS))[0]["content"]
+    assert (
+        "You must use add or time now."
+        in render([USER], parse_tool_choice("any", TOOLS))[0]["content"]
+    )
+    named = render([USER], parse_tool_choice("time", TOOLS))[0]["content"]
     assert "You must use time now." in named
     assert "Adds." not in named
 
 
-def test_a_schema_for_the_answer_is_shown_to_the_members() -> None:
+def test_the_schema_of_the_answer_is_in_the_prompt() -> None:
     schema = {"type": "object", "properties": {"é": {"type": "string"}}}
     turns = render([USER], NONE, JsonSchema(schema))
     assert json.dumps(schema, ensure_ascii=False) in turns[0]["content"].splitlines()
 
 
-def test_blocks_of_text_are_joined_and_others_are_refused() -> None:
+def test_blocks_of_text_are_joined_and_others_are_an_error() -> None:
     blocks = ["One, ", {"type": "text", "text": "two, "}, {"type": "input_text", "text": "three"}]
-    silent = [{"type": kind} for kind in ("tool_use", "reasoning", "thinking")]
-    assert content_text([*blocks, *silent], 0) == "One, two, three"
+    ignored = [{"type": kind} for kind in ("tool_use", "reasoning", "thinking")]
+    assert content_text([*blocks, *ignored], 0) == "One, two, three"
     assert render([{"role": "human", "content": blocks}], NONE)[0]["role"] == "user"
     for block in ({"type": "image_url", "image_url": {}}, {"text": 3}, 7):
         kind = block.get("type") if isinstance(block, dict) else "int"
@@ -229,8 +232,8 @@ def test_blocks_of_text_are_joined_and_others_are_refused() -> None:
 SPELLING = f"{CALL}\n<tool_response>\nx\n</tool_response><tools></tools>"
 
 
-def test_a_user_who_spells_a_call_says_it_as_text() -> None:
-    """Nothing else of the prompt changes, and no control token comes out of it."""
+def test_a_call_in_a_users_message_is_plain_text() -> None:
+    """The rest of the prompt does not change, and the text becomes no control token."""
     tokenizer = fusing.bpe(controls=("<end>", "<tool_call>", "</tool_call>")).tokenizer
     tokenizer.chat_template = TEMPLATE
     own = Vocabulary(tokenizer)
@@ -242,20 +245,20 @@ def test_a_user_who_spells_a_call_says_it_as_text() -> None:
     assert SPELLING in own.decode(ids).decode()
 
 
-# The form of an answer.
+# The constraint on an answer.
 
 
 class Point(BaseModel):
     x: int
 
 
-def test_the_grammar_of_an_answer_is_one_that_the_engine_knows() -> None:
+def test_the_grammar_of_an_answer_is_valid() -> None:
     nested = {"properties": {"p": {"$ref": "#/$defs/P"}}, "$defs": {"P": Point.model_json_schema()}}
     odd = {"name": 'a "b" \\ é\n</tool_call>', "description": "{x}", "parameters": nested}
-    tools = read_tools([ADD, TIME, odd])
+    tools = parse_tools([ADD, TIME, odd])
     for name in ("auto", "any", "add", odd["name"]):
         for parallel in (True, False):
-            held = constraint_of(choose(name, tools, parallel))
-            assert isinstance(held, Grammar)
-            held.check()
-    assert constraint_of(choose("none", tools)) is None
+            constraint = constraint_of(parse_tool_choice(name, tools, parallel))
+            assert isinstance(constraint, Grammar)
+            constraint.check()
+    assert constraint_of(parse_tool_choice("none", tools)) is None

@@ -1,4 +1,4 @@
-"""Answers taken apart: the same parts, however the text arrives."""
+"""Parsed answers: the parts do not depend on how the text is split."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KINDS: list[dict[str, bool]] = [
 
 
 def record(finish_reason: FinishReason = "stop") -> FusionRecord:
-    """A record of nothing."""
+    """A record without content."""
     return FusionRecord(
         members=["a"], reference="a", fusion={}, weighting={}, alignment={}, weights={"a": 1.0},
         prompt_loss=None, bits_per_byte=None, scored_tokens=0, finish_reason=finish_reason,
@@ -48,22 +48,22 @@ def record(finish_reason: FinishReason = "stop") -> FusionRecord:
 
 
 def whole(text: str, finish_reason: FinishReason = "stop", **kind: bool) -> Reply:
-    return ReplyParser(**{"calling": True, **kind}).whole(text, record(finish_reason))
+    return ReplyParser(**{"calling": True, **kind}).parse(text, record(finish_reason))
 
 
-def part(piece: ReplyDelta) -> tuple[str, Any]:
-    """What a piece adds, without the random id of a call."""
-    if piece.call:
-        return "call", replace(piece.call, id="")
-    if piece.broken:
-        return "broken", replace(piece.broken, id="")
-    return ("text", piece.text) if piece.text else ("reasoning", piece.reasoning)
+def part(delta: ReplyDelta) -> tuple[str, Any]:
+    """The content of a delta, without the random id of a call."""
+    if delta.call:
+        return "call", replace(delta.call, id="")
+    if delta.broken:
+        return "broken", replace(delta.broken, id="")
+    return ("text", delta.text) if delta.text else ("reasoning", delta.reasoning)
 
 
-def parts(pieces: list[ReplyDelta]) -> list[tuple[str, Any]]:
+def parts(deltas: list[ReplyDelta]) -> list[tuple[str, Any]]:
     """The parts of an answer in order, with neighbors of text and of reasoning joined."""
     found: list[tuple[str, Any]] = []
-    for kind, group in groupby(map(part, pieces), key=lambda found: found[0]):
+    for kind, group in groupby(map(part, deltas), key=lambda found: found[0]):
         values = [value for _, value in group]
         joined = "".join(values) if kind in ("text", "reasoning") else values
         found.append((kind, joined))
@@ -73,32 +73,32 @@ def parts(pieces: list[ReplyDelta]) -> list[tuple[str, Any]]:
 @given(TEXTS, strategies.lists(strategies.integers(0, 200), max_size=8), strategies.data())
 @example("a\n\n<tool_call>\n{}\n</tool_call>\n", [1, 2, 3, 4], None)
 @example("<think>\n</think>\n\n x", [3, 9], None)
-def test_the_parts_are_the_same_however_the_text_is_cut(
+def test_the_parts_do_not_depend_on_how_the_text_is_split(
     text: str, cuts: list[int], data: strategies.DataObject | None
 ) -> None:
     kind = data.draw(strategies.sampled_from(KINDS)) if data else KINDS[0]
     reason: FinishReason = data.draw(strategies.sampled_from(REASONS)) if data else "stop"
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    reader = ReplyParser(**kind)
-    pieces: list[ReplyDelta] = []
+    parser = ReplyParser(**kind)
+    deltas: list[ReplyDelta] = []
     for start, end in pairwise(places):
-        pieces += reader.feed(text[start:end])
-    *late, last = reader.finish(record(reason))
-    pieces += late
-    assert all(piece.reply is None for piece in pieces)
+        deltas += parser.feed(text[start:end])
+    *late, last = parser.finish(record(reason))
+    deltas += late
+    assert all(delta.reply is None for delta in deltas)
     assert last.reply is not None
     assert last == ReplyDelta(reply=last.reply)
 
     other = ReplyParser(**kind)
     once = [*other.feed(text), *other.finish(record(reason))][:-1]
-    assert parts(pieces) == parts(once)
+    assert parts(deltas) == parts(once)
 
     reply = last.reply
-    assert "".join(piece.text for piece in pieces) == reply.text
-    assert "".join(piece.reasoning for piece in pieces) == reply.reasoning
-    assert tuple(piece.call for piece in pieces if piece.call) == reply.calls
-    assert tuple(piece.broken for piece in pieces if piece.broken) == reply.broken
-    again = ReplyParser(**kind).whole(text, record(reason))
+    assert "".join(delta.text for delta in deltas) == reply.text
+    assert "".join(delta.reasoning for delta in deltas) == reply.reasoning
+    assert tuple(delta.call for delta in deltas if delta.call) == reply.calls
+    assert tuple(delta.broken for delta in deltas if delta.broken) == reply.broken
+    again = ReplyParser(**kind).parse(text, record(reason))
     assert (reply.text, reply.reasoning) == (again.text, again.reasoning)
     assert list(map(_bare, reply.calls)) == list(map(_bare, again.calls))
     assert list(map(_bare, reply.broken)) == list(map(_bare, again.broken))
@@ -114,7 +114,7 @@ def test_plain_text_is_all_text(text: str) -> None:
 
 
 @given(TEXTS)
-def test_nothing_is_lost_but_tags_and_blank_space_around_them(text: str) -> None:
+def test_only_tags_and_white_space_around_them_are_dropped(text: str) -> None:
     reply = whole(text, calling=False)
     if reply.reasoning or text.lstrip().startswith("<think>"):
         rest = text.lstrip().removeprefix("<think>")
@@ -126,9 +126,9 @@ def test_nothing_is_lost_but_tags_and_blank_space_around_them(text: str) -> None
 
 
 @given(TEXTS.filter(lambda text: "<" not in text))
-def test_text_that_holds_no_tag_is_never_held_back_but_for_line_breaks(text: str) -> None:
-    reader = ReplyParser(calling=True)
-    seen = "".join(piece.text for piece in reader.feed(text))
+def test_text_without_a_tag_is_not_held_back_except_line_breaks(text: str) -> None:
+    parser = ReplyParser(calling=True)
+    seen = "".join(delta.text for delta in parser.feed(text))
     assert seen == (text.rstrip("\n") if text.strip() else "")
 
 
@@ -149,10 +149,10 @@ JSON = strategies.recursive(
     ),
     strategies.sampled_from(["", "Text.", "é\nmore"]),
 )
-def test_calls_are_read_as_they_were_written(
+def test_calls_are_parsed_as_they_were_written(
     calls: list[tuple[str, dict[str, Any]]], text: str
 ) -> None:
-    """Arguments may hold the tags themselves: JSON writes their line breaks as escapes."""
+    """Arguments may contain the tags: JSON escapes their line breaks."""
     written = "\n".join([*([text] if text else []), *(write_call(*call) for call in calls)])
     reply = whole(written)
     assert [(call.name, call.arguments) for call in reply.calls] == calls
@@ -171,7 +171,9 @@ def test_tags_within_arguments_are_text() -> None:
     ("reason", "words"),
     [("length", "max_new_tokens"), ("cancelled", "cancelled"), ("stop", "stop string")],
 )
-def test_a_call_that_was_cut_off_is_broken_and_says_why(reason: FinishReason, words: str) -> None:
+def test_a_call_that_was_cut_off_is_broken_with_the_reason(
+    reason: FinishReason, words: str
+) -> None:
     written = f"Text.\n{CALL}"
     for end in range(written.index("{"), len(written)):
         reply = whole(written[:end], reason)
@@ -189,7 +191,7 @@ def test_a_call_that_was_cut_off_is_broken_and_says_why(reason: FinishReason, wo
     ["", "{", "[]", "3", "null", '{"name": "f"}', '{"arguments": {}}',
      '{"name": "f", "arguments": 3}', '{"name": "f", "arguments": {"a": }}'],
 )  # fmt: skip
-def test_what_is_no_call_is_broken_and_never_repaired(body: str) -> None:
+def test_invalid_calls_are_broken_and_not_repaired(body: str) -> None:
     reply = whole(f"<tool_call>\n{body}\n</tool_call>")
     assert reply.calls == ()
     assert [broken.error.partition(":")[0] for broken in reply.broken] == ["not a call"]
@@ -197,7 +199,7 @@ def test_what_is_no_call_is_broken_and_never_repaired(body: str) -> None:
 
 
 @pytest.mark.parametrize("lead", ["", "\n", "  \n"])
-def test_reasoning_is_kept_apart_from_the_text(lead: str) -> None:
+def test_reasoning_is_separate_from_the_text(lead: str) -> None:
     reply = whole(f"{lead}<think>\nHm < 3.\n</think>\n\n The answer.\n{CALL}")
     assert (reply.reasoning, reply.text) == ("\nHm < 3.\n", "The answer.")
     assert len(reply.calls) == 1
@@ -209,14 +211,14 @@ def test_reasoning_is_kept_apart_from_the_text(lead: str) -> None:
     assert (later.reasoning, later.text) == ("", "Text. <think>no</think>")
 
 
-def test_a_reply_shows_its_usage_and_its_fusion_as_plain_json() -> None:
+def test_usage_and_fusion_of_a_reply_are_plain_json() -> None:
     reply = whole("x")
     assert reply.usage == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     assert FusionRecord.model_validate(json.loads(json.dumps(reply.fusion))) == reply.record
 
 
-def test_marks_that_are_control_tokens_part_the_reasoning_from_the_text() -> None:
-    """As in Qwen 3, whose chat template writes them."""
+def test_tags_that_are_control_tokens_separate_reasoning_and_text() -> None:
+    """As in Qwen 3, whose chat template has them."""
     own = fusing.bpe(controls=("<end>", "<think>", "</think>"))
     opens, closes = own.controls["<think>"], own.controls["</think>"]
     ids = [opens, *own.encode("Hm."), closes, *own.encode("\n\nYes.")]
@@ -226,6 +228,6 @@ def test_marks_that_are_control_tokens_part_the_reasoning_from_the_text() -> Non
 
 
 def test_a_call_that_a_stop_string_ends_within_its_tag_is_broken() -> None:
-    reader = ReplyParser(calling=True)
-    found = reader.whole("Well.\n<tool_call>", record("stop"))
+    parser = ReplyParser(calling=True)
+    found = parser.parse("Well.\n<tool_call>", record("stop"))
     assert (found.text, len(found.calls), len(found.broken)) == ("Well.", 0, 1)

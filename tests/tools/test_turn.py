@@ -44,27 +44,27 @@ WAY = {"places": [{"city": "Köln", "at": [1, -2]}], "home": None}
 
 
 def answers(text: str, **settings: Any) -> Pack:
-    """A pack that always says so."""
+    """A pack whose answer is always `text`."""
     return scripted_small(lambda _: text, **settings)
 
 
 def both(turn: Completion) -> Reply:
-    """The reply, which is the same at once and in pieces."""
-    reply, pieces = turn.answer(), list(turn.stream())
-    last = pieces[-1].reply
+    """The reply, which is the same whole and streamed."""
+    reply, deltas = turn.answer(), list(turn.stream())
+    last = deltas[-1].reply
     assert last is not None
-    assert all(piece.reply is None for piece in pieces[:-1])
+    assert all(delta.reply is None for delta in deltas[:-1])
     assert (last.text, last.reasoning) == (reply.text, reply.reasoning)
     assert [call.arguments for call in last.calls] == [call.arguments for call in reply.calls]
     assert [part(ReplyDelta(broken=b)) for b in last.broken] == [
         part(ReplyDelta(broken=b)) for b in reply.broken
     ]
     assert last.record.usage == reply.record.usage
-    assert dict(parts(pieces[:-1])).get("text", "") == reply.text
+    assert dict(parts(deltas[:-1])).get("text", "") == reply.text
     return reply
 
 
-def said(reply: Reply) -> list[tuple[str, Any]]:
+def calls_of(reply: Reply) -> list[tuple[str, Any]]:
     return [(call.name, call.arguments) for call in reply.calls]
 
 
@@ -78,31 +78,31 @@ def said(reply: Reply) -> list[tuple[str, Any]]:
         ("日本 🎉 both:\n and more", [("find", QUERY), ("time", {})]),
     ],
 )
-def test_a_free_answer_may_hold_text_and_calls(
+def test_a_free_answer_may_have_text_and_calls(
     text: str, calls: list[tuple[str, Any]], rule: str
 ) -> None:
     written = "\n".join([*([text] if text else []), *(write_call(*call) for call in calls)])
     tools = TOOLS if "trip" in dict(calls) else FEW
     reply = both(Turn(answers(written), ASK, tools=tools, fusion=rule, max_new_tokens=400))
-    assert (reply.text, said(reply), reply.broken) == (text, calls, ())
+    assert (reply.text, calls_of(reply), reply.broken) == (text, calls, ())
     assert reply.finish_reason == ("tool_calls" if calls else "stop")
     assert reply.record.constraint == "grammar"
 
 
-def test_a_large_vocabulary_writes_the_same_calls() -> None:
+def test_a_large_vocabulary_generates_the_same_calls() -> None:
     pack = scripted_pack(lambda _: "Sure. 你好\n" + write_call("find", QUERY), "mistral")
     reply = Turn(pack, ASK, tools=FEW).answer()
-    assert (reply.text, said(reply)) == ("Sure. 你好", [("find", QUERY)])
+    assert (reply.text, calls_of(reply)) == ("Sure. 你好", [("find", QUERY)])
 
 
 @pytest.mark.parametrize("choice", ["any", "find", {"type": "function", "function": FIND}])
-def test_a_forced_call_comes_whatever_the_members_want_to_say(choice: Any) -> None:
+def test_a_forced_call_does_not_depend_on_the_members(choice: Any) -> None:
     pack = answers("No.")
     turn = Turn(pack, ASK, tools=FEW, tool_choice=choice, max_new_tokens=40)
     assert turn.answer().text == ""
-    wanted = answers(write_call("find", QUERY))
-    reply = both(Turn(wanted, ASK, tools=FEW, tool_choice=choice))
-    assert (reply.text, said(reply)) == ("", [("find", QUERY)])
+    forced = answers(write_call("find", QUERY))
+    reply = both(Turn(forced, ASK, tools=FEW, tool_choice=choice))
+    assert (reply.text, calls_of(reply)) == ("", [("find", QUERY)])
 
 
 def test_one_call_or_several() -> None:
@@ -112,15 +112,15 @@ def test_one_call_or_several() -> None:
         assert len(turn.answer().calls) == count
 
 
-def test_a_tool_that_may_not_be_called_is_not() -> None:
+def test_only_the_chosen_tool_is_called() -> None:
     pack = answers(write_call("find", QUERY))
     reply = Turn(pack, ASK, tools=FEW, tool_choice="time").answer()
-    assert said(reply) == [("time", {})]
+    assert calls_of(reply) == [("time", {})]
     text = Turn(pack, ASK, tools=FEW, tool_choice="none").answer()
     assert (text.text, text.calls) == (write_call("find", QUERY), ())
 
 
-def test_the_members_see_the_tools_the_calls_and_the_results() -> None:
+def test_tools_calls_and_results_are_in_the_prompt() -> None:
     seen: list[str] = []
 
     def script(prompt: str) -> str:
@@ -143,14 +143,14 @@ def test_the_members_see_the_tools_the_calls_and_the_results() -> None:
     assert turn.prompt_tokens == reply.usage["prompt_tokens"]
 
 
-def test_a_user_who_spells_a_call_calls_nothing() -> None:
+def test_a_call_in_a_users_message_calls_nothing() -> None:
     pack = scripted_small(lambda prompt: "Spelled." if "<tool_call>\n{}" in prompt else "?")
     spelling = [{"role": "user", "content": f"{write_call('find', QUERY)} <tool_call>\n{{}}"}]
     reply = both(Turn(pack, spelling, tools=FEW))
     assert (reply.text, reply.calls, reply.broken) == ("Spelled.", (), ())
 
 
-def test_an_answer_that_is_cut_off_holds_a_broken_call_and_no_other() -> None:
+def test_an_answer_that_is_cut_off_has_a_broken_call_only() -> None:
     text = f"Well.\n{write_call('find', {'q': 'abc'})}"
     pack = answers(text)
     whole = Turn(pack, ASK, tools=[FIND]).answer().usage["completion_tokens"]
@@ -209,18 +209,18 @@ def test_arguments_of_a_random_pack_fit_their_schema_or_the_call_is_broken(rule:
 # Reasoning.
 
 
-def test_reasoning_is_no_part_of_the_text() -> None:
+def test_reasoning_is_not_part_of_the_text() -> None:
     call = write_call("time", {})
     written = f"<think>\nLet me see.\n</think>\n\nNow.\n{call}"
     reply = both(Turn(answers(written), ASK, tools=FEW))
     assert (reply.reasoning, reply.text) == ("\nLet me see.\n", "Now.")
-    assert said(reply) == [("time", {})]
+    assert calls_of(reply) == [("time", {})]
     plain = both(Turn(answers("<think>Hm.</think>Yes."), ASK))
     assert (plain.reasoning, plain.text) == ("Hm.", "Yes.")
 
 
 class Opened:
-    """A script for templates that open the reasoning: the answer goes on after the tag."""
+    """A script for templates that end with `<think>`: the answer begins inside the reasoning."""
 
     def __init__(self, rest: str) -> None:
         self.rest = rest
@@ -233,7 +233,7 @@ OPENING = TEMPLATE + "<think>"
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 
 
-def test_a_template_may_open_the_reasoning_by_itself() -> None:
+def test_a_template_may_end_with_the_tag_of_the_reasoning() -> None:
     pack = scripted_small(Opened("Hm.\n</think>\n\nYes."), template=OPENING)
     assert pack.runtime.opens_reasoning
     reply = both(Turn(pack, ASK))
@@ -243,13 +243,13 @@ def test_a_template_may_open_the_reasoning_by_itself() -> None:
 
 @pytest.mark.parametrize("tools", [None, FEW])
 @pytest.mark.parametrize("how", ["response_format", "constraint"])
-def test_a_structured_answer_is_no_reasoning(tools: Any, how: str) -> None:
+def test_a_structured_answer_is_not_parsed_as_reasoning(tools: Any, how: str) -> None:
     pack = scripted_small(Opened('{"ok": true}'), template=OPENING)
     settings: dict[str, Any] = {how: SCHEMA}
     reply = both(Turn(pack, ASK, tools=tools, **settings))
     assert (reply.text, reply.reasoning) == ('{"ok": true}', "")
     called = scripted_small(Opened(write_call("time", {})), template=OPENING)
-    assert said(both(Turn(called, ASK, tools=FEW, tool_choice="any"))) == [("time", {})]
+    assert calls_of(both(Turn(called, ASK, tools=FEW, tool_choice="any"))) == [("time", {})]
 
 
 # Structured answers.
@@ -269,7 +269,7 @@ def test_every_form_of_a_response_format(given: dict[str, Any]) -> None:
     assert '"properties": {"ok"' in turn.messages[0]["content"]
 
 
-def test_any_object_or_any_text_may_be_asked_for() -> None:
+def test_a_response_format_of_any_object_or_any_text() -> None:
     assert answers('{"a": [1]}').generate(ASK).text == '{"a": [1]}'
     anything = Turn(answers('{"a": [1]}'), ASK, response_format={"type": "json_object"})
     assert anything.answer().text == '{"a": [1]}'
@@ -278,19 +278,19 @@ def test_any_object_or_any_text_may_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("given", [{"type": "yaml"}, {}, {"type": "json_schema"}])
-def test_an_unknown_response_format_is_refused(given: dict[str, Any]) -> None:
+def test_an_unknown_response_format_is_an_error(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is not a response format"):
         Turn(answers(""), ASK, response_format=given)
 
 
-def test_an_answer_is_held_to_one_form() -> None:
+def test_an_answer_has_one_constraint() -> None:
     pack = answers("")
     for settings in (
         {"response_format": SCHEMA, "constraint": Regex("a")},
         {"response_format": SCHEMA, "tools": FEW, "tool_choice": "any"},
         {"constraint": Regex("a"), "tools": FEW, "tool_choice": "time"},
     ):
-        with pytest.raises(ConfigError, match="one form"):
+        with pytest.raises(ConfigError, match="one constraint"):
             Turn(pack, ASK, **settings)
     with pytest.raises(ConstraintError, match="strin"):
         Turn(pack, ASK, response_format={"type": "strin", "properties": {}})

@@ -1,4 +1,4 @@
-"""A prompt that begins like an earlier one is answered as if it were read from its beginning."""
+"""A cached prefix changes no answer: it is as if the prompt were read from its beginning."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ either_reference = pytest.mark.parametrize("reference", [0, 1])
 
 
 class Counting(HFMember):
-    """Counts the tokens that it reads, and fails when told to."""
+    """Counts the tokens that it reads, and fails if it is `broken`."""
 
     tokens = 0
     broken = False
@@ -104,17 +104,17 @@ def read(own: CachedEngine, text: str, weighting: Any = LIMITED) -> tuple[PackSe
 def alike(
     one: tuple[PackSequence, Fit], other: tuple[PackSequence, Fit], tolerance: float = EXACT
 ) -> None:
-    """Both readings of a prompt say the same, and go on alike."""
-    (row, fit), (plain, expected) = one, other
+    """Both readings of a prompt give equal weights, losses and next-token distributions."""
+    (sequence, fit), (plain, expected) = one, other
     np.testing.assert_allclose(fit.weights, expected.weights, atol=tolerance)
     assert (fit.losses is None) == (expected.losses is None)
     if fit.losses is not None and expected.losses is not None:
         np.testing.assert_allclose(fit.losses, expected.losses, atol=tolerance)
     assert fit.tokens == expected.tokens
     assert fit.prompt_tokens == expected.prompt_tokens
-    assert row.fused_logps is not None
+    assert sequence.fused_logps is not None
     assert plain.fused_logps is not None
-    assert fusing.gap(row.fused_logps, plain.fused_logps) < 10 * tolerance
+    assert fusing.gap(sequence.fused_logps, plain.fused_logps) < 10 * tolerance
 
 
 def read_by(own: Engine) -> int:
@@ -175,10 +175,10 @@ def test_any_texts_with_a_common_beginning(start: str, ends: list[str], referenc
 
 
 @pytest.mark.parametrize("arch", ["lfm2", "qwen3_next"])
-def test_members_that_cannot_stand_just_anywhere(
+def test_members_that_roll_back_to_saved_states_only(
     arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Convolutional and recurrent members go back to a copy of their states, if there is one."""
+    """Convolutional and recurrent members go back to a copy of their states, if they have one."""
     columns = fusing.vocabulary("mistral").columns
     monkeypatch.setattr("packfuse.models.hf_member.LOGITS_BYTES", 4 * columns * 40)
     specs = (("mistral", arch, 0), ("deepseek", "llama", 1))
@@ -191,7 +191,7 @@ def test_members_that_cannot_stand_just_anywhere(
             assert found[1].cached_tokens[0] > 40
 
 
-def test_switching_the_reference_needs_other_scores_only() -> None:
+def test_switching_the_reference_computes_other_scores_only() -> None:
     warm = engine()
     assert warm.prefixes is not None
     other = CachedEngine(warm.members, 1, warm.alignment, warm.prefixes)
@@ -200,7 +200,7 @@ def test_switching_the_reference_needs_other_scores_only() -> None:
     read_by(warm)
     for own in (warm, other):
         read(own, SECOND)
-    # Both have their scores now, whoever came last.
+    # Both references have their scores now.
     read_by(warm)
     for reference, own in enumerate((warm, other)):
         alike(read(own, SECOND), read(engine(reference=reference, limit=None), SECOND))
@@ -209,7 +209,7 @@ def test_switching_the_reference_needs_other_scores_only() -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("text", ["FIRST", "short", "open"])
-def test_another_reference_asks_for_nothing_that_was_said_already(first: int, text: str) -> None:
+def test_another_reference_computes_nothing_again(first: int, text: str) -> None:
     prompt = {"FIRST": FIRST, "short": "Once upon a time", "open": FIRST + "  def "}[text]
     warm = engine(reference=first)
     other = CachedEngine(warm.members, 1 - first, warm.alignment, warm.prefixes)
@@ -221,50 +221,50 @@ def test_another_reference_asks_for_nothing_that_was_said_already(first: int, te
         found = prefill(own, whole, exact, FUSION, others=others, prefixes=own.prefixes)
         alike(found, read(engine(reference=own.reference_index, limit=None), prompt, "exact"))
         spent = read_by(own)
-    # The window of the filters at the end, and a token that another reference writes otherwise.
+    # What is read: the window of the straddle filters, and a last token that differs.
     assert spent < 40
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_what_was_said_is_known_where_nothing_else_could_be_kept(
+def test_scores_are_reused_where_the_sessions_could_not_be_kept(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tokens are read again, and nobody works out again what was made of them."""
-    # Keys and values of real models take far more than what was said.
-    monkeypatch.setattr("packfuse.weighting.prefix_cache.NOTED", 1.0)
+    """Tokens are read again, but their scores are not computed again."""
+    # The sessions of real models are far larger than the scores.
+    monkeypatch.setattr("packfuse.weighting.prefix_cache.MAX_SCORE_SHARE", 1.0)
     warm = engine()
     other = CachedEngine(warm.members, 1, warm.alignment, warm.prefixes)
     cache = warm.prefixes
     assert cache is not None
-    heard = 0
-    show = Read.notify
+    computed = 0
+    notify = Read.notify
 
     def counted(request: Read, counts: Sequence[int], logps: Tensor) -> None:
-        nonlocal heard
-        heard += sum(1 for count in counts if request.callback and request.callback.wants(count))
-        show(request, counts, logps)
+        nonlocal computed
+        computed += sum(1 for count in counts if request.callback and request.callback.wants(count))
+        notify(request, counts, logps)
 
     monkeypatch.setattr(Read, "notify", counted)
     vocabularies = [member.vocabulary for member in warm.members]
     prompt, weighting = from_text(FIRST, vocabularies, 0), weightings().make("exact")
     views = {1: lambda: other.view}
     prefill(warm, prompt, weighting, FUSION, others=views, prefixes=cache)
-    (kept, _), *_ = cache._kept
-    cache.limit = kept.noted + int(share * kept.held(warm.members)) + 1
+    (entry, _), *_ = cache._entries
+    cache.limit = entry.score_bytes + int(share * entry.session_bytes(warm.members)) + 1
     cache.clear()
     views = {1: lambda: other.view}
     prefill(warm, prompt, weighting, FUSION, others=views, prefixes=cache)
-    assert heard > 400
-    heard = 0
+    assert computed > 400
+    computed = 0
     found = read(other, FIRST, "exact")
-    assert heard == 0
+    assert computed == 0
     cached, size = _counts(found[1])
     assert all(abs(n / m - share) < 0.15 for n, m in zip(cached, size, strict=True))
     alike(found, read(engine(reference=1, limit=None), FIRST, "exact"))
 
 
-def test_fitting_positions_stay_as_the_text_grows() -> None:
-    """In what two texts share, the longer one has a part of the shorter one's, evenly spread."""
+def test_fit_positions_stay_as_the_text_grows() -> None:
+    """In the common prefix, the longer text has a subset of the shorter one's positions."""
     vocabularies = [fusing.vocabulary(name) for name in ("mistral", "deepseek")]
     before: set[int] = set()
     for words in (20, 40, 60, 61, 90, 200):
@@ -282,13 +282,13 @@ def test_fitting_positions_stay_as_the_text_grows() -> None:
         before = set(found)
 
 
-def test_scores_come_after_a_reading_without_any() -> None:
+def test_a_prompt_read_without_scores_is_scored_later() -> None:
     warm = engine()
     read(warm, FIRST, {"name": "fixed", "weights": {m.name: 0.5 for m in warm.members}})
     alike(read(warm, SECOND), read(engine(limit=None), SECOND))
 
 
-def test_all_candidates_are_scored_anew() -> None:
+def test_whole_distributions_are_not_cached() -> None:
     weighting = {**LIMITED, "candidates": None}
     warm = engine()
     read(warm, FIRST, weighting)
@@ -307,7 +307,7 @@ def packs(**arguments: Any) -> Iterator[tuple[Pack, Pack]]:
 
 
 def same(found: Answer, expected: Answer) -> None:
-    """Equal but for float error, times, and what came out of the cache."""
+    """Equal but for float error, times, and the number of cached tokens."""
     assert found.token_ids == expected.token_ids
     one, other = found.record, expected.record
     assert one.weights == pytest.approx(other.weights, abs=EXACT)
@@ -363,7 +363,7 @@ def test_every_way_of_generating(arguments: dict[str, Any]) -> None:
                 same(found, expected)
 
 
-def test_the_prompts_of_a_batch_share_what_they_begin_with() -> None:
+def test_the_prompts_of_a_batch_share_their_common_prefix() -> None:
     prompts = ["hello the lo " * 10 + ending for ending in ("he", "lo true", "the he")]
     with packs() as (warm, cold):
         found = warm.generate(prompts, max_new_tokens=6)
@@ -381,7 +381,7 @@ def test_likelihoods() -> None:
             assert score == pytest.approx(cold.score(text, " lo the hello"), abs=EXACT)
 
 
-def test_a_member_that_fails_leaves_what_was_kept() -> None:
+def test_a_member_that_fails_leaves_the_cache_intact() -> None:
     warm, cold = engine(), engine(limit=None)
     read(warm, FIRST)
     broken = warm.members[1]
@@ -394,7 +394,7 @@ def test_a_member_that_fails_leaves_what_was_kept() -> None:
     alike(read(warm, FIRST), read(cold, FIRST))
 
 
-def test_a_model_that_fails_halfway_spoils_its_own_session_only() -> None:
+def test_a_model_that_fails_halfway_leaves_the_cache_intact() -> None:
     warm, cold = engine(), engine(limit=None)
     read(warm, FIRST)
     model: Any = warm.members[0].model  # type: ignore[attr-defined]
@@ -408,7 +408,7 @@ def test_a_model_that_fails_halfway_spoils_its_own_session_only() -> None:
     alike(read(warm, SECOND), read(cold, SECOND))
 
 
-def test_a_cancelled_stream_leaves_what_was_kept() -> None:
+def test_a_cancelled_stream_leaves_the_cache_intact() -> None:
     with packs() as (warm, cold):
         stream = warm.stream("hello the lo " * 10 + "he", max_new_tokens=200)
         next(stream)
@@ -422,20 +422,20 @@ TOPICS = [f"Chapter {i}: " + " ".join(str(i * j * 7919) for j in range(1, 40)) f
 
 
 def held(cache: PrefixCache) -> int:
-    """Bytes of the different tensors behind everything that is kept."""
+    """Bytes of the distinct tensors behind all entries."""
     stores = {}
-    for kept, _ in cache._kept:
-        for session in kept.sessions:
-            for pair in session.state.past.store.layers:
+    for entry, _ in cache._entries:
+        for session in entry.sessions:
+            for pair in session.state.row_cache.store.layers:
                 for tensor in pair:
                     stores[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        for scores, labels in kept.scores.values():
+        for scores, labels in entry.scores.values():
             for tensor in (scores, labels):
                 stores[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(stores.values())
 
 
-def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
+def test_the_least_recently_used_is_evicted_and_the_limit_holds() -> None:
     own = engine()
     cache = own.prefixes
     assert cache is not None
@@ -445,20 +445,20 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
         read(own, text)
         assert 0 < cache.nbytes <= cache.limit
         assert held(cache) <= cache.nbytes
-    # The second was used longest ago.
+    # The second is the least recently used.
     kept = [bool(read(engine_view(own), text)[1].cached_tokens[0] > 20) for text in TOPICS]
     assert kept == [True, False, True, True, False]
 
 
 def engine_view(own: CachedEngine) -> CachedEngine:
-    """An engine that sees what is kept now, and adds nothing to it."""
+    """An engine with a copy of the cache, so that reading adds nothing to the original."""
     assert own.prefixes is not None
     seen = PrefixCache(own.members, PLENTY)
-    seen._kept = list(own.prefixes._kept)
+    seen._entries = list(own.prefixes._entries)
     return CachedEngine(own.members, own.reference_index, own.alignment, seen)
 
 
-def test_what_is_counted_is_what_is_held() -> None:
+def test_the_size_counted_is_the_memory_held() -> None:
     own = engine()
     assert own.prefixes is not None
     read(own, FIRST)
@@ -467,7 +467,7 @@ def test_what_is_counted_is_what_is_held() -> None:
     assert held(own.prefixes) <= own.prefixes.nbytes < 1.2 * held(own.prefixes)
 
 
-def test_a_prompt_that_is_repeated_or_covered_is_kept_once() -> None:
+def test_a_repeated_or_extended_prompt_is_kept_once() -> None:
     own = engine()
     cache = own.prefixes
     assert cache is not None
@@ -479,7 +479,7 @@ def test_a_prompt_that_is_repeated_or_covered_is_kept_once() -> None:
 
 
 @pytest.mark.parametrize("arch", ["llama", "lfm2"])
-def test_a_prompt_too_large_for_the_bound_is_kept_in_part(arch: str) -> None:
+def test_a_prompt_larger_than_the_limit_is_kept_in_part(arch: str) -> None:
     specs = (("mistral", arch, 0), ("deepseek", "gemma3", 1))
     own, cold = engine(specs), engine(specs, limit=None)
     cache = own.prefixes
@@ -498,15 +498,15 @@ def test_a_prompt_too_large_for_the_bound_is_kept_in_part(arch: str) -> None:
             assert 0.3 < cached / size < 0.5
 
 
-def test_forgetting_frees_the_memory() -> None:
+def test_clearing_frees_the_memory() -> None:
     pack = small_pack(prefix_cache=PLENTY)
     pack.generate("hello the lo " * 10, max_new_tokens=2)
     assert pack.runtime.prefixes is not None
     kept = [
         weakref.ref(pair[0])
-        for own, _ in pack.runtime.prefixes._kept
+        for own, _ in pack.runtime.prefixes._entries
         for session in own.sessions
-        for pair in session.state.past.store.layers
+        for pair in session.state.row_cache.store.layers
     ]
     assert kept
     assert all(tensor() is not None for tensor in kept)
@@ -517,7 +517,7 @@ def test_forgetting_frees_the_memory() -> None:
     assert pack.generate("hello the lo " * 10, max_new_tokens=2).record.usage.cached_tokens == 0
 
 
-def test_the_bound_is_a_setting(tmp_path: Any) -> None:
+def test_the_limit_is_a_setting(tmp_path: Any) -> None:
     pack = small_pack()
     sizes = [p.nbytes for member in pack.members for p in member.model.parameters()]
     assert pack.runtime.prefixes is not None

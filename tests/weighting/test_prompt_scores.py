@@ -1,4 +1,4 @@
-"""Prompt losses and fitting positions, against members asked by hand."""
+"""Prompt losses and fit positions, against the members' own log-probabilities."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def own_scores(member: HFMember, ids: list[int]) -> Tensor:
 def score(
     engine: Engine, prompt: PackPrompt, fit: bool = True
 ) -> tuple[PackSequence, PromptScores]:
-    """A prompt, read and scored but not weighed."""
-    row = engine.open(prompt, FUSION)
-    row.feed(prompt.stream)
-    ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
+    """A prompt, read and scored, without weights."""
+    sequence = engine.open(prompt, FUSION)
+    sequence.feed(prompt.stream)
+    ids = [stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream]
     vocabularies = [member.vocabulary for member in engine.members]
     scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, fit)
-    engine.read_prompt(row, scored.callbacks())
-    return row, scored
+    engine.read_prompt(sequence, scored.callbacks())
+    return sequence, scored
 
 
 def plain(engine: Engine, text: str = TEXT) -> PackPrompt:
@@ -62,12 +62,12 @@ def plain(engine: Engine, text: str = TEXT) -> PackPrompt:
 
 
 def by_hand(member: HFMember, ids: list[int]) -> dict[tuple[int, int], float]:
-    """Log-probability of every token but the first, by where it lies in what the ids spell."""
-    said, found, end = own_scores(member, ids), {}, 0
+    """Log-probability of every token but the first, by its start and end in the decoded bytes."""
+    logps, found, end = own_scores(member, ids), {}, 0
     for index, token in enumerate(ids):
         size = len(member.vocabulary.token_bytes[token] or b"")
         if index:
-            found[end, end + size] = float(said[index - 1, token])
+            found[end, end + size] = float(logps[index - 1, token])
         end += size
     return found
 
@@ -75,19 +75,19 @@ def by_hand(member: HFMember, ids: list[int]) -> dict[tuple[int, int], float]:
 @either_reference
 def test_pieces_and_losses_are_sums_over_each_members_own_tokens(reference: int) -> None:
     engine = fusing.fused(PAIR, reference).engine
-    row, scored = score(engine, plain(engine))
+    sequence, scored = score(engine, plain(engine))
     pieces = scored.pieces()
     assert pieces.shape == (2, len(scored.common) - 1)
     for k, member in enumerate(engine.members):
         assert isinstance(member, HFMember)
-        reader = row.streams[k]
-        assert reader is not None
-        ids = reader.ids(row.text_ids, row.text)
+        stream = sequence.streams[k]
+        assert stream is not None
+        ids = stream.ids(sequence.text_ids, sequence.text)
         shift = member.vocabulary.decode(ids).index(TEXT.encode())
         logps = by_hand(member, ids)
         for column, (low, high) in enumerate(pairwise(scored.common)):
             inside = [p for (a, b), p in logps.items() if low <= a - shift and b - shift <= high]
-            # Nothing sticks out of a piece: both ends are the member's own.
+            # No token crosses the end of a piece: both ends are boundaries of the member.
             assert (
                 sum(b - a for a, b in logps if low <= a - shift and b - shift <= high) == high - low
             )
@@ -98,7 +98,7 @@ def test_pieces_and_losses_are_sums_over_each_members_own_tokens(reference: int)
     assert scored.scored_bytes > 0.8 * len(TEXT.encode())
 
 
-def test_own_tokens_may_be_the_measure() -> None:
+def test_losses_per_own_token() -> None:
     engine = fusing.fused(PAIR, 0).engine
     _, scored = score(engine, plain(engine))
     shared, own = scored.losses(), scored.losses("own")
@@ -106,7 +106,7 @@ def test_own_tokens_may_be_the_measure() -> None:
     assert own[1] != pytest.approx(shared[1])
 
 
-def test_members_of_one_kind_lose_the_same() -> None:
+def test_equal_members_have_equal_losses() -> None:
     one = fusing.member("mistral", "llama", 0)
     engine = fusing.fuse([HFMember(f"m{k}", one.model, one.vocabulary) for k in range(3)]).engine
     _, scored = score(engine, plain(engine))
@@ -114,32 +114,31 @@ def test_members_of_one_kind_lose_the_same() -> None:
 
 
 @either_reference
-def test_fitting_positions_hold_what_members_say_of_the_next_token(reference: int) -> None:
+def test_fit_positions_hold_the_log_probability_of_the_next_token(reference: int) -> None:
     engine = fusing.fused(PAIR, reference).engine
-    row, scored = score(engine, plain(engine))
+    sequence, scored = score(engine, plain(engine))
     own = engine.members[reference]
     assert isinstance(own, HFMember)
     ids = list(plain(engine).stream)
-    said = own_scores(own, ids)
+    expected = own_scores(own, ids)
     evidence = scored.evidence("reference")
     assert evidence.scores is not None
     assert evidence.labels is not None
     assert evidence.scores.shape[:2] == (2, len(scored.positions))
-    side = scored.members[reference]
-    begins = {start: index for index, start, _ in side.spans}
+    begins = {start: index for index, start, _ in scored.members[reference].spans}
     for t, offset in enumerate(scored.positions):
         index = begins[offset]
         label = evidence.labels[t]
         found = float(evidence.scores[reference, t, label])
-        assert found == pytest.approx(float(said[index - 1, ids[index]]), abs=EXACT)
-    assert not scored.fits._waiting
-    assert row.streams
+        assert found == pytest.approx(float(expected[index - 1, ids[index]]), abs=EXACT)
+    assert not scored.fit_positions._pending
+    assert sequence.streams
 
 
-def test_memory_bounds_the_fitting_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_bounds_the_fit_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = fusing.fused(PAIR, 0).engine
     everything = len(score(engine, plain(engine, TEXT * 4))[1].positions)
-    # What the widest says is never held.
+    # The distributions of the largest vocabulary are never held.
     held = min(member.vocabulary.columns for member in engine.members)
     monkeypatch.setattr(scoring, "FIT_BYTES", 4 * held * 40)
     few = score(engine, plain(engine, TEXT * 4))[1].positions
@@ -148,7 +147,9 @@ def test_memory_bounds_the_fitting_positions(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_nothing_that_the_widest_says_is_held(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_distributions_of_the_largest_vocabulary_are_held(
+    order: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = fusing.fused(PAIR[::order], 0).engine
     widest = max(range(2), key=lambda k: engine.members[k].vocabulary.columns)
     held: set[int] = set()
@@ -156,7 +157,7 @@ def test_nothing_that_the_widest_says_is_held(order: int, monkeypatch: pytest.Mo
 
     def add(self: FitPositions, member: int, counts: Sequence[int], logps: Tensor) -> None:
         score_one(self, member, counts, logps)
-        held.update(k for said in self._waiting.values() for k in said)
+        held.update(k for rows in self._pending.values() for k in rows)
 
     monkeypatch.setattr(FitPositions, "add", add)
     score(engine, plain(engine))
@@ -164,34 +165,34 @@ def test_nothing_that_the_widest_says_is_held(order: int, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("reference", range(3))
-def test_scores_are_made_for_who_may_turn_out_best(reference: int) -> None:
+def test_scores_are_computed_for_members_that_may_become_the_reference(reference: int) -> None:
     trio: tuple[Spec, ...] = (*PAIR, ("tekken", "llama", 2))
     engines = [fusing.fused(trio, k).engine for k in range(3)]
     engine, widest = engines[reference], 2
-    # Long enough for the widest to be asked in parts.
+    # Long enough for the largest vocabulary to be read in several chunks.
     prompt = plain(engine, 6 * TEXT)
-    row = engine.open(prompt, FUSION)
-    row.feed(prompt.stream)
-    ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
+    sequence = engine.open(prompt, FUSION)
+    sequence.feed(prompt.stream)
+    ids = [stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream]
     vocabularies = [member.vocabulary for member in engine.members]
-    asked: list[int] = []
+    requested: list[int] = []
 
     def view(k: int) -> ReferenceView:
-        asked.append(k)
+        requested.append(k)
         return engines[k].view
 
     others = {k: partial(view, k) for k in range(3) if k != reference}
     scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, True, others=others)
-    engine.read_prompt(row, scored.callbacks())
+    engine.read_prompt(sequence, scored.callbacks())
     losses = scored.losses()
-    # Whoever has read everything by then is compared, and the one that reads last stays possible.
+    # Those that have read all the text are compared; the one that reads last is always possible.
     first = min((0, 1), key=lambda k: float(losses[k]))
-    assert set(asked) == {first, widest} - {reference}
-    assert min(range(3), key=lambda k: float(losses[k])) in {reference, *asked}
-    assert len(asked) == len(set(asked))
+    assert set(requested) == {first, widest} - {reference}
+    assert min(range(3), key=lambda k: float(losses[k])) in {reference, *requested}
+    assert len(requested) == len(set(requested))
 
 
-def test_only_the_words_of_a_chat_count() -> None:
+def test_only_the_messages_of_a_chat_are_scored() -> None:
     engine = fusing.fused(PAIR, 0).engine
     mistral, deepseek = (member.vocabulary for member in engine.members)
     words = (b"Hello there, who are you?", b"A model, I suppose.")
@@ -203,29 +204,27 @@ def test_only_the_words_of_a_chat_count() -> None:
     )
     _, scored = score(engine, PackPrompt(sides, texts=words))
     assert scored.common
-    for side, vocabulary in zip(scored.members, (mistral, deepseek), strict=True):
-        spelled = b"".join(vocabulary.token_bytes[side.ids[i]] or b"" for i, _, _ in side.spans)
+    for own, vocabulary in zip(scored.members, (mistral, deepseek), strict=True):
+        spelled = b"".join(vocabulary.token_bytes[own.ids[i]] or b"" for i, _, _ in own.spans)
         assert all(part in spelled for part in (b"ello there", b" model, I suppose"))
         assert b"[" not in spelled
         assert b"another" not in spelled
     # A piece never reaches from one text into the next.
     edge = len(words[0])
-    assert not any(low < edge < high for low, high in scored._edges)
+    assert not any(low < edge < high for low, high in scored._bounds)
 
 
-@pytest.mark.parametrize("most", [1, 5, 11])
+@pytest.mark.parametrize("limit", [1, 5, 11])
 @either_reference
-def test_losses_on_some_of_the_text_and_nothing_else_is_worked_out(
-    most: int, reference: int
-) -> None:
+def test_losses_on_some_pieces_and_nothing_else_is_computed(limit: int, reference: int) -> None:
     engine = fusing.fused(PAIR, reference).engine
     whole = 4 * TEXT
     prompt, text = plain(engine, whole), whole.encode()
-    row = engine.open(prompt, FUSION)
-    row.feed(prompt.stream)
-    ids = [reader.ids(row.text_ids, row.text) for reader in row.streams if reader]
+    sequence = engine.open(prompt, FUSION)
+    sequence.feed(prompt.stream)
+    ids = [stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream]
     vocabularies = [member.vocabulary for member in engine.members]
-    limits = FitLimits(positions=2, pieces=most)
+    limits = FitLimits(positions=2, pieces=limit)
     scored = PromptScores(vocabularies, engine.view, ids, prompt.texts, True, limits)
     shown: list[list[int]] = [[], []]
 
@@ -236,44 +235,44 @@ def test_losses_on_some_of_the_text_and_nothing_else_is_worked_out(
     callbacks = [
         ReadCallback(partial(counted, k, v), v.counts) for k, v in enumerate(scored.callbacks())
     ]
-    engine.read_prompt(row, callbacks)
-    edges = scored._edges
-    assert len(edges) == most
-    assert set(edges) <= set(pairwise(scored.common))
+    engine.read_prompt(sequence, callbacks)
+    bounds = scored._bounds
+    assert len(bounds) == limit
+    assert set(bounds) <= set(pairwise(scored.common))
     pieces = scored.pieces()
     for k, member in enumerate(engine.members):
         assert isinstance(member, HFMember)
         own, shift = by_hand(member, ids[k]), member.vocabulary.decode(ids[k]).find(text)
         inside = [
             [value for (low, high), value in own.items() if a <= low - shift and high - shift <= b]
-            for a, b in edges
+            for a, b in bounds
         ]
         assert pieces[k] == pytest.approx([sum(values) for values in inside], abs=EXACT)
         total = -sum(map(sum, inside))
         assert scored.losses("own")[k] == pytest.approx(total / sum(map(len, inside)), abs=EXACT)
         places = {scored.members[k].boundaries[offset] for offset in scored.positions}
-        asked = places | set(scored.scored[k])
-        assert asked <= set(shown[k])
-        # What the answer goes on from is worked out anyway.
-        assert all(count > len(ids[k]) - 16 for count in set(shown[k]) - asked)
-    assert scored.scored_bytes == sum(high - low for low, high in edges)
+        requested = places | set(scored.scored[k])
+        assert requested <= set(shown[k])
+        # The distributions at the end of the prompt are computed anyway, for generation.
+        assert all(count > len(ids[k]) - 16 for count in set(shown[k]) - requested)
+    assert scored.scored_bytes == sum(high - low for low, high in bounds)
 
 
 @given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 200))
-def test_what_is_scored_stays_as_the_text_grows(most: int, count: int, more: int) -> None:
-    before, after = scoring._spread(count, most), scoring._spread(count + more, most)
+def test_the_spread_stays_as_the_text_grows(limit: int, count: int, more: int) -> None:
+    before, after = scoring._spread(count, limit), scoring._spread(count + more, limit)
     assert before == sorted(set(before))
-    assert len(before) == min(count, most)
+    assert len(before) == min(count, limit)
     assert {index for index in after if index < count} <= set(before)
     gaps = np.diff([-1, *before, count])
-    assert gaps.max() <= 3 * count / most + 1
+    assert gaps.max() <= 3 * count / limit + 1
 
 
 def bare(engine: Engine, prompt: PackPrompt, weighting: str) -> Fit:
     return prefill(engine, prompt, weightings().make(weighting), FUSION)[1]
 
 
-def test_what_a_prompt_said() -> None:
+def test_the_fit_of_a_prompt() -> None:
     engine = fusing.fused(PAIR, 0).engine
     fit = bare(engine, plain(engine), "sim")
     assert fit.losses is not None
@@ -284,17 +283,17 @@ def test_what_a_prompt_said() -> None:
     assert fit.weights.sum() == pytest.approx(1.0)
     assert fit.weights.argmax() == fit.losses.argmin()
     assert fit.tokens == scored.tokens
-    assert fit.prompt_tokens == tuple(len(side.ids) for side in scored.members)
+    assert fit.prompt_tokens == tuple(len(one.ids) for one in scored.members)
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "sim", "exact", "opt", "top1"])
-def test_a_prompt_that_says_nothing_trusts_all_alike(weighting: str) -> None:
+def test_a_prompt_without_text_gives_equal_weights(weighting: str) -> None:
     engine = fusing.fused(PAIR, 0).engine
     vocabularies = [member.vocabulary for member in engine.members]
-    silent = PackPrompt(
+    empty = PackPrompt(
         tuple(MemberPrompt((*v.prefix_ids, *v.encode("a"))) for v in vocabularies), texts=()
     )
-    fit = bare(engine, silent, weighting)
+    fit = bare(engine, empty, weighting)
     assert fit.weights == pytest.approx([0.5, 0.5])
     assert fit.losses is None
     assert fit.tokens == 0

@@ -1,4 +1,4 @@
-"""A pack of local models, fused into one, as a LangChain chat model and LLM."""
+"""LangChain chat model and LLM over a pack: local language models, fused into one."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""Collects the fusion records of all calls in a chain or an agent."""
+"""Callback that collects the fusion records of all calls in a chain or an agent."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from langchain_core.tracers.context import register_configure_hook
 
 
 class FusionCallbackHandler(BaseCallbackHandler):
-    """Keeps the fusion record of every answer, in the order in which they ended.
+    """Collects the fusion record of every answer, in the order in which the answers ended.
 
     Attributes:
-        records: Plain JSON, one for each answer.
+        records: The fusion records, as plain JSON types.
     """
 
     def __init__(self) -> None:
-        """Nothing has been collected yet."""
+        """Start without records."""
         super().__init__()
         self._lock = threading.Lock()
         self.records: list[dict[str, Any]] = []
 
     def __repr__(self) -> str:
-        """How many records there are."""
+        """The number of records."""
         return f"FusionCallbackHandler({len(self.records)} records)"
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        """Take the records out of an answer."""
+        """Collect the records of an answer."""
         for generations in response.generations:
             for generation in generations:
                 info = generation.generation_info or {}

@@ -1,4 +1,4 @@
-"""The pack as a chat model."""
+"""The chat model over a pack."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from langchain_packfuse.fields import PackFuseFields
 from langchain_packfuse.messages import chunks_of, message_of, turn_of
-from langchain_packfuse.settings import PackSettings
 from langchain_packfuse.structured import parser_for, response_format, with_raw
 from packfuse.aio import call, iterate
 from packfuse.tools import Reply, Turn
-from packfuse.tools.tool import Tool, choose
+from packfuse.tools.tool import Tool, parse_tool_choice
 
 _THREADS = 64
-"""Threads of a `batch`: prompts that wait together are answered together."""
+"""Number of threads of `batch`: prompts that wait at the same time form one batch of the pack."""
 
 
-class ChatPackFuse(PackSettings, BaseChatModel):
-    """A pack of local models that answers chats as one.
+class ChatPackFuse(PackFuseFields, BaseChatModel):
+    """A pack of local language models as one chat model.
 
-    Every answer carries its fusion record in `response_metadata["fusion"]`: who was trusted, how
-    much, and why. Calls from many threads and tasks are safe; those that wait together for the
-    pack are answered as one batch.
+    Every answer has its fusion record in `response_metadata["fusion"]`: the members' weights, their
+    prompt losses, and more. It can be called from many threads and tasks; calls that wait for the
+    pack at the same time are answered as one batch.
 
     Example:
         >>> from packfuse import Pack
@@ -96,9 +96,9 @@ class ChatPackFuse(PackSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         calls = itertools.count()
-        # The caller reports the tokens to its callbacks by itself.
-        for piece in self._turn(messages, stop, kwargs).stream():
-            yield ChatGenerationChunk(message=chunks_of(piece, self.model_name, calls))
+        # LangChain calls the callbacks for new tokens itself.
+        for delta in self._turn(messages, stop, kwargs).stream():
+            yield ChatGenerationChunk(message=chunks_of(delta, self.model_name, calls))
 
     async def _astream(
         self,
@@ -108,8 +108,8 @@ class ChatPackFuse(PackSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         calls = itertools.count()
-        async for piece in iterate(self._turn(messages, stop, kwargs).stream):
-            yield ChatGenerationChunk(message=chunks_of(piece, self.model_name, calls))
+        async for delta in iterate(self._turn(messages, stop, kwargs).stream):
+            yield ChatGenerationChunk(message=chunks_of(delta, self.model_name, calls))
 
     def batch(
         self,
@@ -117,12 +117,12 @@ class ChatPackFuse(PackSettings, BaseChatModel):
         config: RunnableConfig | list[RunnableConfig] | None = None,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """Answer many chats; unless `max_concurrency` says otherwise, as few large batches."""
-        most = RunnableConfig(max_concurrency=min(_THREADS, max(1, len(inputs))))
+        """Answer many chats in few large batches, unless `max_concurrency` is set."""
+        defaults = RunnableConfig(max_concurrency=min(_THREADS, max(1, len(inputs))))
         if isinstance(config, list):
-            config = [merge_configs(most, each) for each in config]
+            config = [merge_configs(defaults, each) for each in config]
         else:
-            config = merge_configs(most, config)
+            config = merge_configs(defaults, config)
         return super().batch(inputs, config, **kwargs)
 
     def bind_tools(
@@ -133,27 +133,27 @@ class ChatPackFuse(PackSettings, BaseChatModel):
         parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Offer tools.
+        """Bind tools that the model may call.
 
         Args:
-            tools: Anything that LangChain makes a tool of.
+            tools: Anything that LangChain can convert to a tool.
             tool_choice: "auto", "any" (or "required", True), "none", or the name of a tool. A
-                forced call cannot come out malformed.
-            parallel_tool_calls: Whether an answer may hold several calls. By default a free answer
-                may, and a forced one holds one.
+                forced call is constrained, so that it is always valid.
+            parallel_tool_calls: Whether an answer may have several calls. By default, a free answer
+                may, and a forced answer has one call.
             **kwargs: Settings of the calls.
 
         Raises:
-            ConfigError: for a tool that is not on offer.
-            ConstraintError: for a schema that answers cannot be held to.
+            ConfigError: for an unknown tool.
+            ConstraintError: for a schema that llguidance does not support.
         """
-        offered = [convert_to_openai_tool(tool) for tool in tools]
-        choose(tool_choice, [Tool.read(tool) for tool in offered], parallel_tool_calls)
+        plain = [convert_to_openai_tool(tool) for tool in tools]
+        parse_tool_choice(tool_choice, [Tool.parse(tool) for tool in plain], parallel_tool_calls)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
         if parallel_tool_calls is not None:
             kwargs["parallel_tool_calls"] = parallel_tool_calls
-        return self.bind(tools=offered, **kwargs)
+        return self.bind(tools=plain, **kwargs)
 
     def with_structured_output(
         self,
@@ -164,14 +164,14 @@ class ChatPackFuse(PackSettings, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Answers that fit a schema.
+        """Constrain answers to a schema, and parse them.
 
         Args:
             schema: A pydantic model, a TypedDict, a JSON schema or an OpenAI tool.
-            include_raw: Give `{"raw", "parsed", "parsing_error"}`.
-            method: "json_schema" and "json_mode" hold the whole answer to the schema;
+            include_raw: Whether to return `{"raw", "parsed", "parsing_error"}`.
+            method: "json_schema" and "json_mode" constrain the whole answer to the schema;
                 "function_calling" forces a call.
-            strict: Accepted and not needed: all answers are strict.
+            strict: Ignored: all answers fit the schema.
             **kwargs: Settings of the calls.
         """
         if method == "function_calling":

@@ -1,4 +1,4 @@
-"""The pack as a text-completion model."""
+"""The text-completion model over a pack."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from langchain_core.callbacks import (
 from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
-from langchain_packfuse.settings import PackSettings
+from langchain_packfuse.fields import PackFuseFields
 from packfuse.aio import call, iterate
 from packfuse.tools import Completion, Reply, ReplyDelta, complete
 
 
-class PackFuseLLM(PackSettings, BaseLLM):
-    """A pack of local models that continues texts as one.
+class PackFuseLLM(PackFuseFields, BaseLLM):
+    """A pack of local language models as one text-completion model.
 
-    Every generation carries its fusion record in `generation_info["fusion"]`.
+    Every generation has its fusion record in `generation_info["fusion"]`.
 
     Example:
         >>> from packfuse import Pack
@@ -38,19 +38,19 @@ class PackFuseLLM(PackSettings, BaseLLM):
     def generate(
         self, prompts: list[str], stop: Any = None, *args: Any, **kwargs: Any
     ) -> LLMResult:
-        """See `BaseLLM.generate`; what a call sets is part of its cache key."""
+        """See `BaseLLM.generate`; the settings of the call are part of its cache key."""
         bound, rest = self._bound(kwargs)
         return super(PackFuseLLM, bound).generate(prompts, stop, *args, **rest)
 
     async def agenerate(
         self, prompts: list[str], stop: Any = None, *args: Any, **kwargs: Any
     ) -> LLMResult:
-        """See `BaseLLM.agenerate`; what a call sets is part of its cache key."""
+        """See `BaseLLM.agenerate`; the settings of the call are part of its cache key."""
         bound, rest = self._bound(kwargs)
         return await super(PackFuseLLM, bound).agenerate(prompts, stop, *args, **rest)
 
     def _bound(self, kwargs: dict[str, Any]) -> tuple[PackFuseLLM, dict[str, Any]]:
-        """A copy that is configured as the call asks, and what is not configuration."""
+        """A copy with the settings of a call, and the arguments that are not settings."""
         own = {"callbacks", "tags", "metadata", "run_name", "run_id"}
         settings = {k: v for k, v in kwargs.items() if k not in own}
         rest = {k: v for k, v in kwargs.items() if k in own}
@@ -99,8 +99,8 @@ class PackFuseLLM(PackSettings, BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         completion = Completion(self.pack, prompt, **self._arguments(stop, kwargs))
-        for piece in completion.stream():
-            chunk = _chunk(piece)
+        for delta in completion.stream():
+            chunk = _chunk(delta)
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -113,8 +113,8 @@ class PackFuseLLM(PackSettings, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         completion = Completion(self.pack, prompt, **self._arguments(stop, kwargs))
-        async for piece in iterate(completion.stream):
-            chunk = _chunk(piece)
+        async for delta in iterate(completion.stream):
+            chunk = _chunk(delta)
             if run_manager:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -124,6 +124,6 @@ def _info(reply: Reply) -> dict[str, Any]:
     return {"finish_reason": reply.finish_reason, "fusion": reply.fusion}
 
 
-def _chunk(piece: ReplyDelta) -> GenerationChunk:
-    info = _info(piece.reply) if piece.reply else None
-    return GenerationChunk(text=piece.text, generation_info=info)
+def _chunk(delta: ReplyDelta) -> GenerationChunk:
+    info = _info(delta.reply) if delta.reply else None
+    return GenerationChunk(text=delta.text, generation_info=info)

@@ -1,4 +1,4 @@
-"""Between LangChain's messages and packfuse's turns."""
+"""Converts LangChain's messages to turns, and replies to messages."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def turn_of(
     tools: Sequence[Any] | None = None,
     **arguments: Any,
 ) -> Turn:
-    """A turn of a chat.
+    """The turn of a chat that answers messages.
 
     Raises:
-        PromptError: for messages that are not text, or none at all.
+        PromptError: for messages that are not text, or no messages.
         ConfigError: for unusable tools or arguments.
     """
     chat: Any = convert_to_openai_messages(list(messages))
-    offered = [convert_to_openai_tool(tool) for tool in tools or ()]
-    return Turn(pack, chat, tools=offered, **arguments)
+    plain = [convert_to_openai_tool(tool) for tool in tools or ()]
+    return Turn(pack, chat, tools=plain, **arguments)
 
 
 def metadata(reply: Reply, model_name: str) -> dict[str, Any]:
-    """`response_metadata` of a finished answer."""
+    """The `response_metadata` of an answer."""
     found = {
         "model_name": model_name,
         "finish_reason": reply.finish_reason,
@@ -51,13 +51,13 @@ def metadata(reply: Reply, model_name: str) -> dict[str, Any]:
 
 
 def message_of(reply: Reply, model_name: str) -> AIMessage:
-    """The whole answer."""
+    """A reply as a message."""
     return AIMessage(
         content=reply.text,
         additional_kwargs={"reasoning_content": reply.reasoning} if reply.reasoning else {},
         tool_calls=[tool_call(name=c.name, args=c.arguments, id=c.id) for c in reply.calls],
         invalid_tool_calls=[
-            invalid_tool_call(name=b.name, args=_unreadable(b), id=b.id, error=None)
+            invalid_tool_call(name=b.name, args=_as_json_string(b), id=b.id, error=None)
             for b in reply.broken
         ],
         usage_metadata=_usage(reply),
@@ -65,34 +65,34 @@ def message_of(reply: Reply, model_name: str) -> AIMessage:
     )
 
 
-def chunks_of(piece: ReplyDelta, model_name: str, calls: Iterator[int]) -> AIMessageChunk:
-    """One piece of a streamed answer; `calls` counts the calls."""
-    if piece.reply is not None:
+def chunks_of(delta: ReplyDelta, model_name: str, calls: Iterator[int]) -> AIMessageChunk:
+    """A delta of a reply as a chunk; `calls` counts the tool calls."""
+    if delta.reply is not None:
         return AIMessageChunk(
             content="",
-            usage_metadata=_usage(piece.reply),
-            response_metadata=metadata(piece.reply, model_name),
+            usage_metadata=_usage(delta.reply),
+            response_metadata=metadata(delta.reply, model_name),
             chunk_position="last",
         )
-    if piece.call is not None:
-        arguments = json.dumps(piece.call.arguments, ensure_ascii=False)
+    if delta.call is not None:
+        arguments = json.dumps(delta.call.arguments, ensure_ascii=False)
         chunk = tool_call_chunk(
-            name=piece.call.name, args=arguments, id=piece.call.id, index=next(calls)
+            name=delta.call.name, args=arguments, id=delta.call.id, index=next(calls)
         )
         return AIMessageChunk(content="", tool_call_chunks=[chunk])
-    if piece.broken is not None:
-        broken = piece.broken
+    if delta.broken is not None:
+        broken = delta.broken
         chunk = tool_call_chunk(
-            name=broken.name, args=_unreadable(broken), id=broken.id, index=next(calls)
+            name=broken.name, args=_as_json_string(broken), id=broken.id, index=next(calls)
         )
         return AIMessageChunk(content="", tool_call_chunks=[chunk])
-    if piece.reasoning:
-        return AIMessageChunk(content="", additional_kwargs={"reasoning_content": piece.reasoning})
-    return AIMessageChunk(content=piece.text)
+    if delta.reasoning:
+        return AIMessageChunk(content="", additional_kwargs={"reasoning_content": delta.reasoning})
+    return AIMessageChunk(content=delta.text)
 
 
-def _unreadable(broken: InvalidCall) -> str:
-    """The arguments as a JSON string: merged chunks would be mended into a valid call otherwise."""
+def _as_json_string(broken: InvalidCall) -> str:
+    """The arguments as a JSON string, which LangChain cannot repair into a valid call."""
     return json.dumps(broken.arguments, ensure_ascii=False)
 
 

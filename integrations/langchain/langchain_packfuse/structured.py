@@ -1,4 +1,4 @@
-"""Structured answers: the form to hold them to, and how to read them."""
+"""Structured answers: response formats from schemas, and a parser."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from langchain_core.utils.pydantic import TypeBaseModel, is_basemodel_subclass
 
 
 def response_format(schema: dict[str, Any] | type) -> dict[str, Any]:
-    """OpenAI's form of a schema in any of LangChain's forms."""
+    """The response format in OpenAI's form, for a schema in any of LangChain's forms."""
     function = convert_to_openai_tool(schema)["function"]
     inner = {"name": function["name"], "schema": function["parameters"]}
     return {"type": "json_schema", "json_schema": inner}
 
 
 class StrictParser(BaseGenerationOutputParser[Any]):
-    """Reads an answer that is JSON. One that was cut off is an error; it is not repaired."""
+    """Parses an answer as JSON. An incomplete answer is an error; it is not repaired."""
 
     model: Any = None
-    """A pydantic model to make of it; None for plain data."""
+    """A pydantic model of the result; None for plain data."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        """The data of an answer.
+        """Parse an answer.
 
         Raises:
-            OutputParserException: if it is not complete, or does not fit the model.
+            OutputParserException: if the answer is not complete, or does not fit the model.
         """
         text = result[0].text
         try:
@@ -46,7 +46,7 @@ class StrictParser(BaseGenerationOutputParser[Any]):
 
 
 def _validated(model: Any, data: Any) -> Any:
-    """An instance of a pydantic model, of version 2 or 1."""
+    """An instance of a model of pydantic 2 or 1."""
     return model.model_validate(data) if hasattr(model, "model_validate") else model.parse_obj(data)
 
 
@@ -57,13 +57,13 @@ def _finish_reason(generation: Generation) -> Any:
 
 
 def parser_for(schema: dict[str, Any] | type | TypeBaseModel) -> StrictParser:
-    """The parser that makes what the schema describes."""
+    """The parser for a schema."""
     is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
     return StrictParser(model=schema if is_model else None)
 
 
 def with_raw(model: Runnable[Any, Any], parser: StrictParser) -> Runnable[Any, Any]:
-    """The answer beside what was made of it, or why nothing was."""
+    """A runnable that returns the answer, the parsed result, and the error of parsing."""
     parsed = RunnablePassthrough.assign(
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
     )

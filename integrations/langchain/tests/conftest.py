@@ -10,7 +10,7 @@ from tests.support import packs
 
 @pytest.fixture(scope="session")
 def tiny() -> Pack:
-    """Random models with real tokenizers: quick, and no wiser than dice.
+    """Random models with real tokenizers: fast, with random answers.
 
     Without a prefix cache, so that a repeated call has the same usage.
     """

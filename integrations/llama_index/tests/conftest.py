@@ -1,4 +1,4 @@
-"""What the tests share: tiny packs over real tokenizers, and LlamaIndex's own state."""
+"""Fixtures: tiny packs over real tokenizers, and LlamaIndex's global state."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def events() -> Iterator[Events]:
 
 @pytest.fixture
 def settings(llm: PackFuse) -> Iterator[type[Settings]]:
-    """LlamaIndex's global settings on the tiny pack, put back afterwards."""
+    """LlamaIndex's global settings with the tiny pack, reset afterwards."""
     kept = {name: getattr(Settings, name) for name in ("_llm", "_embed_model", "_tokenizer")}
     import llama_index.core
 
@@ -84,23 +84,23 @@ def settings(llm: PackFuse) -> Iterator[type[Settings]]:
 
 @pytest.fixture
 def swept() -> Iterator[None]:
-    """Collects garbage while the test's own filters hold: LlamaIndex's memory leaves files open."""
+    """Collects garbage while the test's filters are active: LlamaIndex leaves files open."""
     yield
     gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_loop_unasked() -> None:
-    """Runs a loop once; until one has run, LlamaIndex makes one by asking, and never closes it."""
+    """Runs an event loop once. Otherwise LlamaIndex creates one, and never closes it."""
     asyncio.run(asyncio.sleep(0))
 
 
-# LlamaIndex imports LangChain wherever it is installed, whatever that has to say.
+# LlamaIndex imports LangChain if it is installed, with a warning of LangChain.
 SUNSET = pytest.mark.filterwarnings("ignore:`langchain-community` is being sunset")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let that pass in every test here."""
+    """Ignore that warning in every test here."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(SUNSET)

@@ -1,4 +1,4 @@
-"""LlamaIndex's agents over a pack: scripted members for what is decided, real ones for the rest."""
+"""LlamaIndex's agents over a pack: scripted members, and the starter pack."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ TWO = ONE + '\n<tool_call>\n{"name": "multiply", "arguments": {"a": 2, "b": 3}}\
 
 
 def calling(prompt: str) -> str:
-    """What a function-calling model would say."""
+    """The answers of a function-calling model."""
     if '"content": "42"' in prompt:
         return "It is 42."
     return TWO if "both" in prompt else ONE
 
 
 def reasoning(prompt: str) -> str:
-    """What a model would say that writes down its reasoning."""
+    """The answers of a model that reasons in text."""
     if "Observation: 42" in prompt:
         return "Thought: I can answer without using any more tools.\nAnswer: It is 42."
     return 'Thought: I need a tool.\nAction: multiply\nAction Input: {"a": 6, "b": 7}\n'
@@ -80,7 +80,7 @@ def run(agent, message: str, **arguments):
 
 
 def results(events) -> list[tuple]:
-    """Tools that were called, with what they were called with and gave back."""
+    """The tools that were called, with arguments and results."""
     return [
         (event.tool_name, event.tool_kwargs, event.tool_output.content)
         for event in events
@@ -114,7 +114,7 @@ def test_function_agent_makes_parallel_calls(caller):
     assert results(events) == [("multiply", {"a": 6, "b": 7}, "42")]
 
 
-def test_function_agent_remembers_its_calls(caller):
+def test_function_agent_keeps_its_calls_in_memory(caller):
     agent = FunctionAgent(tools=TOOLS, llm=PackFuse(pack=caller))
 
     async def go():

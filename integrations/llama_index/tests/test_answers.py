@@ -1,4 +1,4 @@
-"""Answers: the same as the pack's own, whole or streamed, with every argument of the call."""
+"""Answers equal the pack's own, whole or streamed, with every argument of a call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLAIN = [{"role": "system", "content": "Be brief."}, {"role": "user", "content":
 
 
 def comparable(record: dict) -> dict:
-    """A fusion record without its clock."""
+    """A fusion record without its times."""
     return {name: value for name, value in record.items() if name != "timings"}
 
 
@@ -68,7 +68,7 @@ def test_the_same_answer_as_the_packs_own_in_every_way(llm, pack, arguments):
         assert comparable(response.raw["fusion"]) == comparable(own.record.model_dump(mode="json"))
 
 
-def test_streams_carry_the_text_so_far_and_what_is_new(llm):
+def test_streams_have_the_text_so_far_and_its_last_part(llm):
     for items, text in (
         (list(llm.stream_complete(PROMPT)), lambda item: item.text),
         (list(llm.stream_chat(CHAT)), lambda item: item.message.content),
@@ -94,7 +94,7 @@ def test_raw_is_plain_json_with_usage_and_record(llm):
         assert response.additional_kwargs["prompt_tokens"] == usage["prompt_tokens"]
 
 
-def test_a_calls_arguments_count_before_the_settings(pack):
+def test_arguments_of_a_call_take_precedence(pack):
     llm = PackFuse(
         pack=pack,
         max_new_tokens=3,
@@ -123,7 +123,7 @@ def test_lengths_under_any_name(pack):
         llm.complete(PROMPT, max_tokens=2, max_new_tokens=3)
 
 
-def test_stop_strings_end_answers_and_are_never_seen(llm):
+def test_stop_strings_end_answers_and_are_not_in_the_text(llm):
     text = llm.complete(PROMPT).text
     stop = text[len(text) // 2 :][:3]
     for response in all_completions(llm, PROMPT, stop=[stop]):
@@ -144,12 +144,12 @@ def test_a_trace_gives_the_probability_of_every_token(llm):
     assert len(llm.chat(CHAT, trace=True).logprobs) == 8
 
 
-def test_a_constraint_holds_an_answer_to_its_form(llm):
+def test_constrained_answers(llm):
     response = llm.complete("Pick one:", constraint={"enum": ["red", "blue"]}, max_tokens=16)
     assert json.loads(response.text) in ("red", "blue")
 
 
-def test_completion_to_prompt_counts_whole_or_streamed_unless_formatted(pack):
+def test_completion_to_prompt_is_used_unless_formatted(pack):
     llm = PackFuse(pack=pack, max_new_tokens=6, completion_to_prompt="Question: {}\nAnswer:".format)
     own = pack.generate(f"Question: {PROMPT}\nAnswer:", max_new_tokens=6).text
     assert [response.text for response in all_completions(llm, PROMPT)] == [own] * 4
@@ -157,7 +157,7 @@ def test_completion_to_prompt_counts_whole_or_streamed_unless_formatted(pack):
     assert [response.text for response in all_completions(llm, PROMPT, formatted=True)] == [own] * 4
 
 
-def test_completions_can_be_asked_in_a_chat(pack):
+def test_completions_can_be_sent_as_a_chat(pack):
     llm = PackFuse(pack=pack, max_new_tokens=6, chat_completions=True)
     own = pack.generate([{"role": "user", "content": PROMPT}], max_new_tokens=6).text
     assert [response.text for response in all_completions(llm, PROMPT)] == [own] * 4
@@ -175,14 +175,14 @@ def test_messages_to_prompt_renders_chats_instead_of_the_templates(pack):
         assert response.message.content == own.text
         assert response.raw["usage"]["prompt_tokens"] == own.record.usage.prompt_tokens
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    with pytest.raises(ConfigError, match="cannot show tools"):
+    with pytest.raises(ConfigError, match="cannot write tools into the prompt"):
         llm.chat(CHAT, tools=[tool])
 
 
 def test_an_answer_may_have_a_response_format(llm):
     schema = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
-    wanted = {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}
-    response = llm.chat(CHAT, response_format=wanted, max_tokens=24)
+    given = {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}
+    response = llm.chat(CHAT, response_format=given, max_tokens=24)
     assert json.loads(response.message.content) in ({"yes": True}, {"yes": False})
 
 
@@ -191,7 +191,7 @@ def test_an_answer_may_have_a_response_format(llm):
     [
         ({"stop": [""]}, ConfigError, "stop string"),
         ({"fusion": "packlm"}, ConfigError, "did you mean 'packllm'"),
-        ({"weights": {"nobody": 1.0}}, WeightsError, "nobody"),
+        ({"weights": {"absent": 1.0}}, WeightsError, "absent"),
     ],
 )
 def test_bad_arguments(llm, arguments, error, words):

@@ -1,4 +1,4 @@
-"""Many callers at once: the event loop runs on, leaving stops the work, errors arrive at once."""
+"""Many calls at the same time: the event loop runs, cancelling stops work, errors are raised."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import LogitsProcessor
 
 CHAT = [ChatMessage("Who is there?")]
 PATIENCE = 60
-"""Seconds until a test that waits in vain fails; nothing is ever waited for that long."""
+"""Seconds until a test that waits fails; a test that passes never waits that long."""
 
 
 class Gate(LogitsProcessor):
-    """Stops every step until it is let through, and counts the steps."""
+    """Stops every step until it is released, and counts the steps."""
 
     def __init__(self, steps: int = 0) -> None:
         """Let some steps through from the start."""
@@ -63,7 +63,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_loop_runs_on_during_a_call(llm, way):
+def test_the_loop_runs_during_a_call(llm, way):
     async def run():
         gate = Gate()
         task = asyncio.ensure_future(WAYS[way](llm, logits_processor=[gate]))
@@ -76,7 +76,7 @@ def test_the_loop_runs_on_during_a_call(llm, way):
     assert asyncio.run(run()) == 8
 
 
-def test_the_loop_runs_on_between_the_pieces_of_a_stream(llm):
+def test_the_loop_runs_between_the_items_of_a_stream(llm):
     async def run():
         gate = Gate()
         task = asyncio.ensure_future(drain(llm.astream_chat(CHAT, logits_processor=[gate])))
@@ -100,7 +100,7 @@ def test_cancelling_a_task_stops_the_work(llm, way):
         with pytest.raises(asyncio.CancelledError):
             await task
         gate.open()
-        # One pack answers one call after the other: when this is done, so is the cancelled one.
+        # A pack answers one call after the other: after this call, the cancelled one is done.
         await llm.acomplete("Once")
         return gate.steps
 
@@ -143,7 +143,7 @@ def test_closing_a_stream_stops_the_work(llm, events, kind):
     assert gate.steps == steps < 50
 
 
-def test_a_stream_that_nobody_reads_costs_nothing(llm):
+def test_a_stream_that_is_not_read_runs_nothing(llm):
     gate = Gate()
     stream = llm.stream_chat(CHAT, logits_processor=[gate])
     stream.close()
@@ -165,7 +165,7 @@ def test_errors_inside_generation_reach_the_caller(llm, way):
     assert llm.complete("Once").text
 
 
-def test_many_callers_get_the_answers_they_would_get_alone(llm):
+def test_many_calls_have_the_answers_of_single_calls(llm):
     def arguments(number):
         return [
             {"max_tokens": 4 + number % 3},
@@ -191,7 +191,7 @@ def test_many_callers_get_the_answers_they_would_get_alone(llm):
         assert list(texts) == alone
 
 
-def test_leaving_a_stream_early_leaves_the_pack_to_others(llm):
+def test_a_stream_that_is_closed_early_releases_the_pack(llm):
     for item in llm.stream_chat(CHAT, max_tokens=500):
         if item.delta:
             break

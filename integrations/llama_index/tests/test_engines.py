@@ -31,14 +31,14 @@ def llm(starter) -> PackFuse:
 
 @pytest.fixture
 def index(settings) -> VectorStoreIndex:
-    """Two documents; every one of them is always found."""
+    """Two documents, both of which are always retrieved."""
     Settings.embed_model = MockEmbedding(embed_dim=4)
     return VectorStoreIndex.from_documents(DOCUMENTS)
 
 
 @pytest.fixture
 def tools(index) -> list[QueryEngineTool]:
-    """Two ways to ask."""
+    """Two query engines as tools."""
     return [
         QueryEngineTool.from_defaults(index.as_query_engine(), name=name, description=description)
         for name, description in (("club", "About the club."), ("weather", "About the weather."))

@@ -1,4 +1,4 @@
-"""Events, token counts and fusion records: each call once, whatever it is called through."""
+"""Events, token counts and fusion records: one for each call, in every way of calling."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_call_is_announced_once(llm, events, way):
+def test_a_call_has_its_events_once(llm, events, way):
     kind, ask = WAYS[way]
     answer = ask(llm)
     items = len(answer) if isinstance(answer, list) else 0
@@ -68,7 +68,7 @@ def test_tokens_are_counted_as_the_pack_counts_them(pack, way):
     assert counter.completion_llm_token_count == usage["completion_tokens"] == 5
 
 
-def test_an_error_is_announced_and_raised(llm, events):
+def test_an_error_is_an_event_and_is_raised(llm, events):
     with pytest.raises(ValueError, match="stop string"):
         llm.chat(CHAT, stop=[""])
     assert "LLMChatEndEvent" not in events.names()
@@ -86,7 +86,7 @@ def test_a_collector_gets_each_record_once(llm, way):
     assert call.span_id.startswith(f"PackFuse.{way}-")
 
 
-def test_a_collector_hears_its_own_block_only(llm):
+def test_a_collector_collects_its_own_block_only(llm):
     llm.complete("Before")
     with collect_fusion() as outer:
         llm.complete("One")
@@ -115,7 +115,7 @@ def test_collectors_of_tasks_do_not_mix(llm):
     assert asyncio.run(both()) == [[3], [4], [5]]
 
 
-def test_a_collector_can_listen_to_everything(llm):
+def test_a_collector_can_collect_all_calls(llm):
     root, everything = llama_index_instrumentation.get_dispatcher(), FusionCollector()
     before = list(root.event_handlers)
     root.add_event_handler(everything)

@@ -1,7 +1,7 @@
-"""What goes wrong with LlamaIndex's own LLM for local models must not go wrong here.
+"""Known faults of LlamaIndex's own LLM for local models, which `PackFuse` must not have.
 
-Beside the tests below: arguments of a call, the same prompt whole and streamed, raw data and stop
-strings are in `test_answers.py`; errors and the event loop in `test_async.py`; tools in
+Other tests of such faults: arguments of a call, the same prompt whole and streamed, raw data and
+stop strings are in `test_answers.py`; errors and the event loop in `test_async.py`; tools in
 `test_tools.py` and `test_agents.py`; token counts of streams in `test_events.py`.
 """
 
@@ -42,7 +42,7 @@ def test_a_prompt_begins_with_one_bos(kind):
     assert prompt.ids.count(bos) == 1
 
 
-def test_no_model_is_loaded_that_nobody_named():
+def test_no_model_is_loaded_that_was_not_named():
     with pytest.raises(ConfigError, match=r"Pack\.starter"):
         PackFuse()
 

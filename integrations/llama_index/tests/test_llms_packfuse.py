@@ -1,4 +1,4 @@
-"""The class itself: what it is, its settings, its copies, and what it refuses to be made of."""
+"""The class: its metadata, settings and copies, and errors of its arguments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_class():
     assert PackFuse.class_name() == "PackFuse"
 
 
-def test_nothing_of_custom_llm_is_left_that_blocks_the_loop():
+def test_no_method_of_custom_llm_blocks_the_loop():
     for name in ("chat", "complete", "stream_chat", "stream_complete"):
         for method in (name, f"a{name}"):
             assert getattr(PackFuse, method).__module__.startswith("llama_index.llms.packfuse")
@@ -166,7 +166,7 @@ def test_pickles_hold_no_pack(llm):
         pickle.loads(data).complete("Once")  # noqa: S301
 
 
-def test_payload_is_plain_and_tells_no_secrets(pack):
+def test_payload_is_plain_and_has_metadata_only(pack):
     llm = PackFuse(pack=pack, generate_kwargs={"seed": 1})
     payload = json.loads(json.dumps(llm.to_payload()))
     assert payload["class_name"] == "PackFuse"
@@ -202,7 +202,7 @@ def test_bad_settings(settings, error, words):
         ({"alignment": "prefix"}, ConfigError, "takes no alignment"),
         ({"reference": "mistral"}, ConfigError, "takes no reference"),
         ({"load_kwargs": {"dtype": "auto"}}, ConfigError, "takes no dtype"),
-        ({"weighting": {"nobody": 1.0}}, WeightsError, "nobody"),
+        ({"weighting": {"absent": 1.0}}, WeightsError, "absent"),
         ({"generate_kwargs": {"stop": [""]}}, ConfigError, "stop string"),
         ({"generate_kwargs": {"fusion": "packlm"}}, ConfigError, "did you mean 'packllm'"),
     ],

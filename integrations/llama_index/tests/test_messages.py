@@ -1,4 +1,4 @@
-"""Messages on their way to the pack: copied, in plain form, text only."""
+"""Conversion of messages: copied, as plain data, text only."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_calls_and_results():
     ]
 
 
-def test_calls_are_not_told_twice():
+def test_calls_are_not_repeated():
     call = ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs={})
     old = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
     both = ChatMessage(role="assistant", blocks=[call], additional_kwargs={"tool_calls": [old]})
@@ -83,7 +83,7 @@ def test_only_text_is_read(llm, block, kind):
         llm.chat([ChatMessage(blocks=[TextBlock(text="What is this?"), block])])
 
 
-def test_the_callers_messages_stay_as_they_are(llm):
+def test_the_callers_messages_are_not_changed(llm):
     messages = [
         ChatMessage("Be brief.", role="system"),
         ChatMessage(blocks=[TextBlock(text="Who"), TextBlock(text="is there?")]),
@@ -94,7 +94,7 @@ def test_the_callers_messages_stay_as_they_are(llm):
     assert messages == before
 
 
-def test_tools_in_plain_form_stay_as_they_are():
+def test_plain_tools_are_not_changed():
     def add(a: int, b: int = 2) -> int:
         """Add two numbers."""
         return a + b

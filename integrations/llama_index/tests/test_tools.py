@@ -1,4 +1,4 @@
-"""Tool calls and structured output, forced on random models: the form holds, whoever decides."""
+"""Forced tool calls and structured output of random models are valid."""
 
 import asyncio
 import copy
@@ -105,7 +105,7 @@ def test_without_a_choice_the_answer_is_free(llm):
         assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
 
 
-def test_only_tools_on_offer_can_be_named(llm):
+def test_only_known_tools_can_be_named(llm):
     with pytest.raises(ConfigError, match=r"no tool is called 'fly'.*paint, wash"):
         llm.chat_with_tools(TOOLS, user_msg="Go.", tool_choice="fly")
     with pytest.raises(ConfigError, match="no tools"):
@@ -131,7 +131,7 @@ def test_what_is_prepared(llm):
     assert llm._prepare_chat_with_tools(TOOLS, user_msg=message)["messages"] == [message]
 
 
-def test_the_callers_history_stays_as_it_is(llm):
+def test_the_callers_history_is_not_changed(llm):
     history = [ChatMessage("Be brief.", role="system"), ChatMessage("Hello!")]
     before = copy.deepcopy(history)
     all_ways(llm, chat_history=history, tool_required=True, max_tokens=40)
@@ -157,7 +157,7 @@ def test_parallel_calls(llm):
         assert len(calls(response)) == 1
 
 
-def test_a_call_that_was_cut_off_is_none(llm):
+def test_a_call_that_was_cut_off_is_not_a_call(llm):
     whole = llm.chat_with_tools(TOOLS, "Go.", tool_required=True)
     used = whole.raw["usage"]["completion_tokens"]
     for length in range(used - 6, used - 1):
@@ -173,7 +173,7 @@ def test_a_call_that_was_cut_off_is_none(llm):
                 llm.get_tool_calls_from_response(response)
 
 
-def test_no_call_where_one_was_wanted(llm):
+def test_an_answer_without_a_call_is_an_error(llm):
     response = llm.chat([ChatMessage("Hello!")], max_tokens=4)
     with pytest.raises(ValueError, match="tool_required=True"):
         llm.get_tool_calls_from_response(response)
@@ -247,7 +247,7 @@ def test_structured_llm(llm):
     assert Wall.model_validate_json(last.message.content) == response.raw
 
 
-def test_without_the_flag_structured_output_is_read_from_text(pack):
+def test_without_the_flag_structured_output_is_parsed_from_text(pack):
     llm = PackFuse(pack=pack, is_function_calling_model=False, max_new_tokens=32)
     found = llm.structured_predict(
         Wall, PROMPT, {"constraint": Wall.model_json_schema()}, thing="wall"

@@ -1,4 +1,4 @@
-"""The cache of a running call: sequences and settings, behind transformers' interface."""
+"""The cache of a call: its sequences and settings, with the interface of transformers' caches."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from packfuse.hf_compat import RowsCache
 
 
 class FusedCache(RowsCache):
-    """What one call has read. Lengths count reference tokens, left padding included.
+    """The sequences of one call, and the settings of the call.
 
-    `generate` crops, reorders and measures it like any other cache. It holds one `PackSequence` a
-    row, which in turn holds one session a member. The settings of the call travel with it.
+    `generate` measures, crops and reorders it like any other cache. Each `PackSequence` in turn has
+    one session (KV cache) per member. Lengths are numbers of reference tokens, left padding
+    included.
 
     Attributes:
         call: The settings of the call; None for the model's own.
-        prompts: Prompts that have been read already: the first forward pass begins with them. Each
-            serves as many rows as there are rows for a prompt (beams, return sequences).
-        keep: Whether rows are kept from pass to pass; without, each pass reads all but the prompts.
-        rows: One a sequence.
-        seen: Reference positions read so far, left padding included.
+        prompts: Prompts that have been read already. The first forward pass starts from their ends;
+            each starts as many sequences as there are per prompt (beams, return sequences).
+        use_cache: Whether sequences stay between forward passes. If not, each pass reads everything
+            after the prompts again.
+        sequences: The sequences of the batch; empty before the first forward pass.
+        length: Number of positions read so far.
         endings: Ids that end an answer.
-        normalizers: Whether logits are wanted whose height is that of the members' logits, not
-            normalized log-probabilities.
-        draft_stats: Counts of the drafts; None if nothing was drafted.
+        add_log_normalizers: Whether `forward` adds the log normalizers of the members' logits to
+            the log-probabilities, so that these have the level of logits.
+        draft_stats: Counts of drafted tokens; None if nothing was drafted.
     """
 
     def __init__(
@@ -37,101 +39,101 @@ class FusedCache(RowsCache):
         call: CallSettings | None = None,
         prompts: Sequence[PackSequence] = (),
         *,
-        keep: bool = True,
+        use_cache: bool = True,
     ) -> None:
-        """An empty cache; the first forward pass fills it."""
+        """A cache without sequences; the first forward pass starts them."""
         super().__init__()
-        self.call, self.keep = call, keep
+        self.call, self.use_cache = call, use_cache
         self.prompts = list(prompts)
-        self.rows: list[PackSequence] = []
-        self.seen = 0
+        self.sequences: list[PackSequence] = []
+        self.length = 0
         self.endings: frozenset[int] = frozenset()
-        self.normalizers = False
+        self.add_log_normalizers = False
         self.draft_stats: DraftStats | None = None
 
-    def begin(self, count: int) -> list[PackSequence]:
-        """Sequences for `count` rows that are at the end of their prompts; empty without prompts.
+    def start(self, count: int) -> list[PackSequence]:
+        """`count` sequences at the ends of their prompts; none if there are no prompts.
 
-        The prompts themselves are given away unless every pass needs them anew.
+        With `use_cache`, the prompts themselves are handed out once; otherwise copies of them.
         """
         if not self.prompts or count % len(self.prompts):
             return []
         each = count // len(self.prompts)
-        rows = [
-            prompt if self.keep and not number else prompt.fork()
+        sequences = [
+            prompt if self.use_cache and not number else prompt.fork()
             for prompt in self.prompts
             for number in range(each)
         ]
-        if self.keep:
+        if self.use_cache:
             self.prompts = []
-        return rows
+        return sequences
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Reference positions read so far, left padding included."""
-        return self.seen
+        """Number of positions read so far."""
+        return self.length
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """No maximum of its own; the members' context windows are checked as they read."""
+        """-1: no maximum. The members check their context windows when they read."""
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens of every row.
+        """Remove the last tokens of every sequence.
 
         Args:
-            tokens_to_remove: Zero or a negative number, as transformers 5 asks for.
+            tokens_to_remove: Zero or a negative number, as in transformers 5.
 
         Raises:
-            ValueError: for a positive number (the absolute lengths of transformers 4).
+            ValueError: for a positive number (transformers 4 passed the length to keep).
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes zero or a negative number, got {tokens_to_remove}")
-        for row in self.rows:
-            row.crop(-tokens_to_remove)
-        self.seen += tokens_to_remove
+        for sequence in self.sequences:
+            sequence.crop(-tokens_to_remove)
+        self.length += tokens_to_remove
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Rows follow their beams."""
+        """Reorder the sequences with their beams."""
         self._select(beam_idx.tolist())
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the given rows."""
+        """Keep the sequences at these indices."""
         self._select(indices.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row."""
-        self._select([index for index in range(len(self.rows)) for _ in range(repeats)])
+        """Repeat every sequence."""
+        self._select([index for index in range(len(self.sequences)) for _ in range(repeats)])
 
     def _select(self, order: Sequence[int]) -> None:
-        """Put rows in a new order; a row that is wanted twice is forked."""
-        if not self.keep:
+        """Set the sequences to those at these indices; a repeated one is forked."""
+        if not self.use_cache:
             return
         taken: set[int] = set()
-        rows: list[PackSequence] = []
+        selected: list[PackSequence] = []
         for index in order:
-            row = self.rows[index]
-            rows.append(row.fork() if index in taken else row)
+            sequence = self.sequences[index]
+            selected.append(sequence.fork() if index in taken else sequence)
             taken.add(index)
-        self.rows = rows
+        self.sequences = selected
 
     @property
     def batch_size(self) -> int:
-        """How many rows there are; -1 before the first forward pass."""
-        return len(self.rows) or -1
+        """Number of sequences; -1 before the first forward pass."""
+        return len(self.sequences) or -1
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.rows, self.seen = [], 0
+        """Remove all sequences."""
+        self.sequences, self.length = [], 0
 
     def __len__(self) -> int:
-        """One layer, as far as others can tell."""
+        """1: the number of layers that transformers sees."""
         return 1
 
     def __repr__(self) -> str:
-        """For people."""
-        return f"FusedCache(rows={len(self.rows)}, length={self.seen})"
+        """Number of sequences and length."""
+        return f"FusedCache(sequences={len(self.sequences)}, length={self.length})"
 
     def __iter__(self) -> Any:
-        """Refused: there are no tensors to iterate over.
+        """Not supported: there are no key and value tensors to iterate over.
 
         Raises:
             TypeError: always.

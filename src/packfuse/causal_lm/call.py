@@ -1,4 +1,4 @@
-"""The settings of one call. They are handed to whatever needs them, and never stored elsewhere."""
+"""The settings of one call, which are passed to the functions that need them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from packfuse.weighting.methods.base import Weighting
 
 @dataclass(frozen=True, kw_only=True)
 class CallSettings(FusionSettings):
-    """How one call of `generate` or `forward` is fused, weighted and drafted.
+    """How the members are fused and weighted in one call of `generate` or `forward`.
 
     Attributes:
         weighting: How the members are weighted on a prompt.
-        draft: How tokens are drafted (speculative decoding); None for token by token.
-        forward_weights: `[K]`, the weights of a bare `forward`, which fits none; None for equal
-            weights.
+        draft: How tokens are drafted (speculative decoding); None to decode token by token.
+        forward_weights: Weights `[K]` of a `forward` without a prepared prompt, which fits no
+            weights; None for equal weights.
     """
 
     weighting: Weighting

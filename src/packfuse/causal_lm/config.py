@@ -1,4 +1,4 @@
-"""What transformers wants to know of a pack."""
+"""The configuration of a pack as a transformers model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from packfuse.models.hf_member import HFMember
 
 
 class FusedConfig(PreTrainedConfig):
-    """The reference's vocabulary and the pack's context window."""
+    """Configuration with the reference's vocabulary and the pack's context window."""
 
     model_type = "packfuse"
     vocab_size: int = 0
@@ -22,29 +22,29 @@ class FusedConfig(PreTrainedConfig):
 
 
 def fused_config(engine: Engine, reference: HFMember) -> FusedConfig:
-    """The configuration of a pack; the smallest context window is the pack's."""
+    """The configuration of a pack; its context window is the smallest of its members'."""
     own = reference.model.config.get_text_config()
     config = FusedConfig(
         vocab_size=engine.reference.columns,
         max_position_embeddings=min(member.context_window for member in engine.members),
         bos_token_id=getattr(own, "bos_token_id", None),
         eos_token_id=list(engine.reference.end_ids) or None,
-        pad_token_id=_pad(reference),
+        pad_token_id=_pad_id(reference),
     )
     config.architectures = ["FusedForCausalLM"]
     return config
 
 
 def fused_generation_config(reference: HFMember) -> GenerationConfig:
-    """The reference's special ids; its sampling habits are not the pack's."""
+    """The reference's special token ids, without its sampling defaults."""
     return GenerationConfig(
         bos_token_id=reference.tokenizer.bos_token_id,
         eos_token_id=list(reference.vocabulary.end_ids) or None,
-        pad_token_id=_pad(reference),
+        pad_token_id=_pad_id(reference),
     )
 
 
-def _pad(reference: HFMember) -> int | None:
+def _pad_id(reference: HFMember) -> int | None:
     ends = reference.vocabulary.end_ids
     own = reference.tokenizer.pad_token_id
     return own if own is not None else (ends[0] if ends else None)

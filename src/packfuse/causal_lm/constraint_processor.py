@@ -1,4 +1,4 @@
-"""Holds generation to a constraint: what it forbids gets no score, the rest keeps its own."""
+"""Constrained decoding: a logits processor that masks the tokens a constraint forbids."""
 
 from __future__ import annotations
 
@@ -20,25 +20,37 @@ _tokenizers: WeakKeyDictionary[Vocabulary, LLTokenizer] = WeakKeyDictionary()
 
 
 class ConstraintProcessor(LogitsProcessor):
-    """Masks what the constraint forbids, in every row.
+    """Masks forbidden tokens in every sequence of a batch.
 
-    Rows are known by what they hold, not by their place: each step looks for the longest prefix
-    whose state is known and reads on from there, so that beams may change places, drafts be taken
-    back, and batches shrink.
+    The state of the grammar is stored by the tokens generated so far, not by the index in the
+    batch. Each step starts from the longest prefix with a stored state. So beams may be reordered,
+    drafts rejected, and sequences removed.
     """
 
     def __init__(self, vocabulary: Vocabulary, constraint: Constraint, prompt_length: int) -> None:
-        """`prompt_length` counts left padding; the prompt is not part of the text."""
+        """Start before the answer.
+
+        Args:
+            vocabulary: The reference's.
+            constraint: The constraint on the answer.
+            prompt_length: Number of tokens before the answer, left padding included.
+
+        Raises:
+            ConstraintError: for a constraint that llguidance rejects, or a vocabulary without an
+                end token.
+        """
         self.start = prompt_length
-        # Rows that a stop string ended are filled up with padding.
+        # Sequences that ended at a stop string continue with padding.
         self._ends = frozenset([*vocabulary.end_ids, vocabulary.tokenizer.pad_token_id])
         self._first = LLMatcher(_tokenizer(vocabulary), constraint.grammar())
         if self._first.is_error():
-            raise ConstraintError(f"this {constraint.kind} fails: {self._first.get_error()}")
+            raise ConstraintError(
+                f"this {constraint.kind} cannot be used: {self._first.get_error()}"
+            )
         self._states: dict[tuple[int, ...], LLMatcher] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[B, V]` with -inf where a token would break the constraint."""
+        """Scores `[B, V]` with -inf for tokens that the constraint forbids."""
         states: dict[tuple[int, ...], LLMatcher] = {}
         masks = []
         for ids in input_ids[:, self.start :].tolist():
@@ -47,17 +59,21 @@ class ConstraintProcessor(LogitsProcessor):
                 masks.append(np.ones(scores.shape[-1], dtype=bool))
                 continue
             if key not in states:
-                states[key] = self._reach(key)
+                states[key] = self._state_after(key)
             masks.append(_allowed(states[key], scores.shape[-1]))
         self._states = states
         allowed = torch.from_numpy(np.stack(masks)).to(scores.device)
-        held = scores.masked_fill(~allowed, -torch.inf)
-        # Other processors may have ruled out all that is left; the constraint counts more.
-        empty = torch.isneginf(held).all(-1, keepdim=True)
-        return torch.where(empty & allowed, torch.zeros_like(held), held)
+        masked = scores.masked_fill(~allowed, -torch.inf)
+        # If other processors forbid every allowed token, all allowed tokens are equally likely.
+        empty = torch.isneginf(masked).all(-1, keepdim=True)
+        return torch.where(empty & allowed, torch.zeros_like(masked), masked)
 
-    def _reach(self, ids: tuple[int, ...]) -> LLMatcher:
-        """The state after `ids`."""
+    def _state_after(self, ids: tuple[int, ...]) -> LLMatcher:
+        """The state after `ids`.
+
+        Raises:
+            ConstraintError: if the constraint does not allow `ids`.
+        """
         for known in range(len(ids), -1, -1):
             if ids[:known] in self._states:
                 matcher = self._states[ids[:known]].deep_copy()
@@ -67,33 +83,36 @@ class ConstraintProcessor(LogitsProcessor):
         rest = list(ids[known:])
         if rest and matcher.try_consume_tokens(rest) < len(rest):
             raise ConstraintError(
-                "the text left its constraint",
+                "the generated text does not fit the constraint",
                 hint="leave out logits processors that force tokens",
             )
         return matcher
 
 
 def _allowed(matcher: LLMatcher, columns: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which tokens are allowed next, `[columns]`."""
     packed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
     if matcher.is_error():
-        raise ConstraintError(f"the constraint cannot go on: {matcher.get_error().splitlines()[0]}")
+        reason = matcher.get_error().splitlines()[0]
+        raise ConstraintError(f"the constraint allows no next token: {reason}")
     return np.unpackbits(packed, count=columns, bitorder="little").view(np.bool_)
 
 
 class _Tokens:
-    """A vocabulary as llguidance takes it: tokens are their bytes, control tokens are special.
+    """A vocabulary in the form that llguidance takes: text tokens as bytes, others as special.
 
-    Marks of calls are both: where a grammar spells one, a model that has a token writes the token.
+    Tags of reasoning and tool calls that are single control tokens have bytes as well: where a
+    grammar has such a tag, the control token is allowed.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        marks = vocabulary.answer_tags
-        table = [marks.get(i, token) for i, token in enumerate(vocabulary.token_bytes)]
+        tags = vocabulary.answer_tags
+        table = [tags.get(i, token) for i, token in enumerate(vocabulary.token_bytes)]
         self.eos_token_id = vocabulary.end_ids[0]
         self.bos_token_id = None
         self.tokens = [token or b"" for token in table]
         self.special_token_ids = [index for index, token in enumerate(table) if token is None]
-        # What is made here lives as long as the vocabulary, and must not keep it alive.
+        # This object is cached for the vocabulary and must not keep it in memory.
         self._vocabulary = ref(vocabulary)
 
     def __call__(self, text: bytes) -> Sequence[int]:
@@ -102,15 +121,15 @@ class _Tokens:
 
 
 def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
-    """Made once for each vocabulary.
+    """The tokenizer of llguidance for a vocabulary, created once.
 
     Raises:
-        ConstraintError: for a vocabulary without a token that ends an answer.
+        ConstraintError: for a vocabulary without an end token.
     """
     if vocabulary not in _tokenizers:
         if not vocabulary.end_ids:
             raise ConstraintError(
-                f"{vocabulary!r} has no token to end with, so a constraint has no end"
+                f"{vocabulary!r} has no end token, so a constrained answer could not end"
             )
         wrapped = TokenizerWrapper(_Tokens(vocabulary))
         ends = list(vocabulary.end_ids)

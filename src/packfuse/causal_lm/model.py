@@ -15,10 +15,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.call import CallSettings
-from packfuse.causal_lm.checks import Refusals, check_decoding
+from packfuse.causal_lm.checks import (
+    UnsupportedMethods,
+    check_decoding,
+    checked_cache,
+    unpadded,
+)
 from packfuse.causal_lm.config import FusedConfig, fused_config, fused_generation_config
 from packfuse.causal_lm.drafts.base import DraftContext
-from packfuse.causal_lm.inputs import checked_cache, unpadded
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition
@@ -40,17 +44,18 @@ from packfuse.weighting.prefix_cache import PrefixCache
 _GENERATE = inspect.signature(GenerationMixin.generate)
 
 
-class FusedForCausalLM(Refusals, GenerationHooks, PreTrainedModel, GenerationMixin):
+class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, GenerationMixin):
     """A pack as one causal language model, over the reference's vocabulary.
 
     `generate`, pipelines and lm-eval use it like any other model. `forward` returns fused
-    log-probabilities as its logits. `generate` fits the weights to each prompt; a bare `forward`
-    fits none, since a likelihood must not depend on the tokens that follow.
+    log-probabilities as its logits. `generate` fits the weights to each prompt. `forward` alone
+    fits no weights, because a likelihood must not depend on the tokens that follow.
 
     Attributes:
+        members: The members' models; the reference's comes first.
         engine: The members, paired with the reference.
-        call: Settings of calls that bring none of their own; a call that does brings a
-            `FusedCache` with them as `cache`.
+        call: The settings of a call without settings. A call passes its settings in a `FusedCache`,
+            as the argument `cache`.
         prefixes: The prefix cache; None for none.
     """
 
@@ -61,17 +66,17 @@ class FusedForCausalLM(Refusals, GenerationHooks, PreTrainedModel, GenerationMix
     def __init__(
         self, engine: Engine, call: CallSettings, prefixes: PrefixCache | None = None
     ) -> None:
-        """Wrap an engine whose members are all local."""
+        """Wrap an engine whose members are all `HFMember`s."""
         own = [member for member in engine.members if isinstance(member, HFMember)]
         reference = own[engine.reference_index]
         super().__init__(fused_config(engine, reference))
-        # The reference comes first: transformers takes a model's device from its parameters.
+        # The reference comes first: transformers takes a model's device from its first parameter.
         self.members = nn.ModuleList(
             [reference.model, *(m.model for m in own if m is not reference)]
         )
         self.engine, self.call, self.prefixes = engine, call, prefixes
         self.generation_config = fused_generation_config(reference)
-        # Pipelines move a model to a device of their own unless it says that it is placed.
+        # Pipelines do not move a model that has a device map.
         self.hf_device_map = {"": self.device}
         self.training = False
 
@@ -90,120 +95,140 @@ class FusedForCausalLM(Refusals, GenerationHooks, PreTrainedModel, GenerationMix
         """Fused next-token log-probabilities.
 
         Args:
-            input_ids: Reference ids `[B, n]`, only the new ones when a cache is given.
-            attention_mask: `[B, past + n]`; zeros may stand on the left of a row, or of what is new
-                in it, only.
-            cache: What has been read before, and the settings of the call.
+            input_ids: Reference ids `[B, n]`; with a cache, only those that have not been read.
+            attention_mask: `[B, past + n]`; zeros are allowed on the left of a row, or of the new
+                part of a row, only.
+            cache: The sequences read so far, and the settings of the call.
             use_cache: False to return no cache.
-            logits_to_keep: How many last positions are wanted; 0 for all.
+            logits_to_keep: Number of last positions to return; 0 for all.
             return_dict: False for a tuple.
-            labels: Refused; a pack is not trained.
-            past_key_values: `cache`, by its name in transformers before 5.24.
+            labels: Not supported: a pack cannot be trained.
+            past_key_values: The name of `cache` in transformers before 5.24.
 
         Returns:
-            `logits` `[B, kept, V]`: normalized log-probabilities, nats, float32. Positions of
-            padding hold zeros.
+            `logits` `[B, kept, V]`: normalized log-probabilities, nats, float32; zeros at positions
+            of padding.
 
         Raises:
             UnsupportedError: for labels, or another kind of cache.
-            PromptError: for holes in the mask, or a context that is too long.
+            PromptError: for a mask with zeros elsewhere, or a context that is too long.
         """
         if labels is not None:
-            raise UnsupportedError("a pack has no loss to train on", hint="leave `labels` out")
+            raise UnsupportedError("a pack has no loss to train on", hint="leave out `labels`")
         cache = checked_cache(past_key_values if cache is None else cache)
         call = cache.call or self.call
         columns = input_ids.shape[1]
         texts = unpadded(input_ids, attention_mask)
         keep = min(logits_to_keep or columns, columns)
-        rows = cache.rows
-        if rows:
-            logits = self._advance(rows, texts, keep, call, cache)
+        sequences = cache.sequences
+        if sequences:
+            logits = self._advance(sequences, texts, keep, call, cache)
         else:
-            rows, logits = self._begin(texts, keep, call, cache)
-        if cache.normalizers:
-            logits = logits + self._log_normalizers(rows, keep)
-        if cache.keep:
-            cache.rows = rows
-            cache.seen += columns
+            sequences, logits = self._start(texts, keep, call, cache)
+        if cache.add_log_normalizers:
+            logits = logits + self._log_normalizers(sequences, keep)
+        if cache.use_cache:
+            cache.sequences = sequences
+            cache.length += columns
         returned = None if use_cache is False else cache
         output = causal_output(logits, returned)
         return output.to_tuple() if return_dict is False else output
 
-    def _begin(
+    def _start(
         self, texts: list[list[int]], keep: int, call: CallSettings, cache: FusedCache
     ) -> tuple[list[PackSequence], Tensor]:
-        """Read whole sequences, from the end of prompts that have been read where there are any."""
-        rows = cache.begin(len(texts))
-        rest = [text[row.length :] for text, row in zip(texts, rows, strict=False)]
-        if not rows or keep > 1 + min(map(len, rest)):
-            likes: Sequence[PackSequence | None] = rows or [None] * len(texts)
-            rows = [self._blank(call, like) for like in likes]
-            return rows, self._advance(rows, texts, keep, call, cache)
-        for index, row in enumerate(rows):
-            row.row = index
-            if call.observer and row.member_logps is not None and row.fused_logps is not None:
-                # The position after the prompt was fused before the observer was there.
-                position = FusedPosition(
-                    len(row.ids), row.member_logps, row.fused_logps, row.is_fused
-                )
-                call.observer(row, position)
-        first = torch.stack([row.fused_logps for row in rows if row.fused_logps is not None])[
-            :, None
-        ]
+        """Start the sequences of a cache: from the ends of prepared prompts, or from nothing.
+
+        Args:
+            texts: The ids of each sequence, prompt included.
+            keep: Number of last positions to return.
+            call: The settings of the call.
+            cache: The cache, which may have prepared prompts.
+
+        Returns:
+            The sequences, and log-probabilities `[B, keep, V]`, nats.
+        """
+        sequences = cache.start(len(texts))
+        rest = [text[own.length :] for text, own in zip(texts, sequences, strict=False)]
+        if not sequences or keep > 1 + min(map(len, rest)):
+            prepared: Sequence[PackSequence | None] = sequences or [None] * len(texts)
+            sequences = [self._empty_sequence(call, one) for one in prepared]
+            return sequences, self._advance(sequences, texts, keep, call, cache)
+        first = self._after_prompts(sequences, call)
         if not rest[0]:
-            return rows, first
-        later = self._advance(rows, rest, min(keep, len(rest[0])), call, cache)
-        return rows, torch.cat([first, later], 1) if keep > len(rest[0]) else later
+            return sequences, first
+        later = self._advance(sequences, rest, min(keep, len(rest[0])), call, cache)
+        return sequences, torch.cat([first, later], 1) if keep > len(rest[0]) else later
+
+    def _after_prompts(self, sequences: Sequence[PackSequence], call: CallSettings) -> Tensor:
+        """The fused log-probabilities after prepared prompts, `[B, 1, V]`, nats."""
+        found = []
+        for index, sequence in enumerate(sequences):
+            sequence.row = index
+            fused, members = sequence.fused_logps, sequence.member_logps
+            if fused is None:
+                continue
+            found.append(fused)
+            if call.observer and members is not None:
+                # This position was fused when the prompt was prepared, without an observer.
+                count = len(sequence.ids)
+                call.observer(sequence, FusedPosition(count, members, fused, sequence.is_fused))
+        return torch.stack(found)[:, None]
 
     def _advance(
         self,
-        rows: list[PackSequence],
+        sequences: list[PackSequence],
         texts: list[list[int]],
         keep: int,
         call: CallSettings,
         cache: FusedCache,
     ) -> Tensor:
-        """Read new ids in every row; the last `keep` positions, padding among them."""
+        """Read new ids in every sequence.
+
+        Returns:
+            Log-probabilities after the last `keep` positions, `[B, keep, V]`, nats.
+        """
         if keep <= min(map(len, texts)):
             return self.engine.advance(
-                rows, texts, call, keep, endings=cache.endings, save_states=keep > 1
+                sequences, texts, call, keep, endings=cache.endings, save_states=keep > 1
             )
-        # Padding has no distribution; zeros stand there, which the mask hides.
+        # Positions of padding have no distribution: they get zeros, and the mask excludes them.
         found = []
-        for row, text in zip(rows, texts, strict=True):
-            logits = self.engine.advance([row], [text], call, min(keep, len(text)))[0]
+        for sequence, text in zip(sequences, texts, strict=True):
+            logits = self.engine.advance([sequence], [text], call, min(keep, len(text)))[0]
             found.append(nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
         return torch.stack(found)
 
-    def _log_normalizers(self, rows: Sequence[PackSequence], keep: int) -> Tensor:
-        """The members' weighted mean logsumexp of logits, `[B, keep, 1]`, nats."""
-        heights = torch.zeros(len(rows), keep, 1, device=self.device)
-        for index, row in enumerate(rows):
-            count = len(row.streams)
-            weights = [1 / count] * count if row.weights is None else row.weights.tolist()
-            for stream, weight in zip(row.streams, weights, strict=True):
+    def _log_normalizers(self, sequences: Sequence[PackSequence], keep: int) -> Tensor:
+        """The weighted mean of the members' log normalizers, `[B, keep, 1]`, nats."""
+        found = torch.zeros(len(sequences), keep, 1, device=self.device)
+        for index, sequence in enumerate(sequences):
+            count = len(sequence.streams)
+            own = sequence.weights
+            weights = [1 / count] * count if own is None else own.tolist()
+            for stream, weight in zip(sequence.streams, weights, strict=True):
                 known = stream.session.log_normalizers if stream else None
                 if known is not None and weight:
-                    last = weight * known[-keep:].to(heights).nan_to_num(0.0, 0.0, 0.0)
-                    # A member with fewer tokens there has about the same height at all of them.
-                    heights[index, :, 0] += nn.functional.pad(
+                    last = weight * known[-keep:].to(found).nan_to_num(0.0, 0.0, 0.0)
+                    # A member with fewer tokens there: its first value stands for the others.
+                    found[index, :, 0] += nn.functional.pad(
                         last[None, None], (keep - len(last), 0), mode="replicate"
                     )[0, 0]
-        return heights
+        return found
 
-    def _blank(self, call: CallSettings, like: PackSequence | None) -> PackSequence:
-        """An empty sequence with the weights of another one, or those of a bare `forward`."""
+    def _empty_sequence(self, call: CallSettings, prepared: PackSequence | None) -> PackSequence:
+        """An empty sequence with the weights of a prepared one, or of `forward` alone."""
         vocabularies = [member.vocabulary for member in self.engine.members]
-        row = self.engine.open(blank(vocabularies, self.engine.reference_index), call)
-        row.weights = like.weights if like else call.forward_weights
-        return row
+        sequence = self.engine.open(blank(vocabularies, self.engine.reference_index), call)
+        sequence.weights = prepared.weights if prepared else call.forward_weights
+        return sequence
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`GenerationMixin.generate`, with the members weighted on every prompt first.
+        """See `GenerationMixin.generate`. Weights are fitted to every prompt first.
 
         Raises:
-            UnsupportedError: for decoding methods that a pack cannot do exactly.
-            PromptError: for no prompt, or one that a member cannot read.
+            UnsupportedError: for decoding methods that a pack cannot run exactly.
+            PromptError: for no prompt, or one that is too long for a member.
         """
         named = _GENERATE.bind(self, *args, **kwargs).arguments
         arguments = {**named.pop("kwargs", {}), **named}
@@ -221,26 +246,27 @@ class FusedForCausalLM(Refusals, GenerationHooks, PreTrainedModel, GenerationMix
             if mask is None:
                 mask = generation_mask(self, ids, settings)
             prompts = self._read_prompts(unpadded(ids, mask))
-            cache = FusedCache(self.call, prompts, keep=settings.use_cache is not False)
+            use_cache = settings.use_cache is not False
+            cache = FusedCache(self.call, prompts, use_cache=use_cache)
             arguments[CACHE] = cache
         if isinstance(cache, FusedCache):
             cache.endings = end_and_pad_ids(settings)
-            # A penalty multiplies logits, and log-probabilities near certainty are near 0.
-            cache.normalizers = settings.repetition_penalty not in (None, 1.0)
+            # The penalty multiplies logits; it would hardly change log-probabilities near 0.
+            cache.add_log_normalizers = settings.repetition_penalty not in (None, 1.0)
             if settings.cache_implementation is not None:
                 arguments["cache_implementation"] = None
         generate: Any = GenerationMixin.generate
         return generate(self, ids, **arguments)
 
     def _settings(self, arguments: dict[str, Any], ids: Tensor) -> GenerationConfig:
-        """The generation settings in force, as `generate` will find them."""
+        """The generation settings in force, as `generate` derives them."""
         given = {key: value for key, value in arguments.items() if key != "generation_config"}
         return generation_settings(self, arguments.get("generation_config"), given, ids)
 
     def own_candidate_generator(
         self, cache: FusedCache, settings: GenerationConfig, processors: Any
     ) -> CandidateGenerator | None:
-        """The call's own way to draft, if it has one."""
+        """The drafter of the call; None if it has no draft method."""
         call = cache.call or self.call
         if call.draft is None:
             return None
@@ -260,7 +286,7 @@ class FusedForCausalLM(Refusals, GenerationHooks, PreTrainedModel, GenerationMix
         return list(self.members)
 
     def _read_prompts(self, texts: list[list[int]]) -> list[PackSequence]:
-        """Read prompts and fit their weights; equal ones are read once."""
+        """Read prompts and fit their weights; a prompt that occurs twice is read once."""
         vocabularies = [member.vocabulary for member in self.engine.members]
         read: dict[tuple[int, ...], PackSequence] = {}
         prompts: list[PackSequence] = []
@@ -285,7 +311,7 @@ class FusedForCausalLM(Refusals, GenerationHooks, PreTrainedModel, GenerationMix
 
     @property
     def device(self) -> torch.device:
-        """Where ids go in and logits come out: the reference's device."""
+        """The reference's device, for ids and logits."""
         return next(self.members[0].parameters()).device
 
     @property
@@ -294,15 +320,15 @@ class FusedForCausalLM(Refusals, GenerationHooks, PreTrainedModel, GenerationMix
         return next(self.members[0].parameters()).dtype
 
     def get_input_embeddings(self) -> nn.Module:
-        """The reference's."""
+        """The reference's input embeddings."""
         return self.members[0].get_input_embeddings()  # type: ignore[no-any-return,operator]
 
     def get_output_embeddings(self) -> nn.Module:
-        """The reference's."""
+        """The reference's LM head."""
         return self.members[0].get_output_embeddings()  # type: ignore[no-any-return,operator]
 
     def tie_weights(self, *_: Any, **__: Any) -> None:
-        """Nothing: members tied their own weights when they were loaded."""
+        """Do nothing: the members' weights were tied when they were loaded."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: members come with their weights."""
+        """Do nothing: the members have their weights."""

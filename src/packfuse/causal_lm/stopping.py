@@ -1,4 +1,4 @@
-"""Reasons to stop that transformers does not have."""
+"""Stopping criteria that transformers does not have: stop strings in the text, and cancellation."""
 
 from __future__ import annotations
 
@@ -14,33 +14,45 @@ from packfuse.text.vocabulary import Vocabulary
 
 
 class StopTextCriteria(StoppingCriteria):
-    """Ends a row as soon as its generated text holds a stop string, wherever tokens end."""
+    """Ends a sequence as soon as its generated text contains a stop string.
+
+    The stop string may begin and end inside tokens.
+    """
 
     def __init__(self, vocabulary: Vocabulary, stop: Sequence[str], prompt_length: int) -> None:
-        """`prompt_length` counts left padding; the prompt is not searched."""
+        """Search the text after the prompt.
+
+        Args:
+            vocabulary: The reference's.
+            stop: Stop strings, at least one.
+            prompt_length: Number of tokens before the answer, left padding included.
+        """
         self.vocabulary, self.start = vocabulary, prompt_length
         self.stop = [text.encode() for text in stop]
-        self.reach = max(map(len, self.stop)) + 1
+        self.window = max(map(len, self.stop)) + 1
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Which rows are done, `[B]`."""
-        first = max(self.start, input_ids.shape[1] - self.reach)
+        """Which sequences are done, `[B]`."""
+        first = max(self.start, input_ids.shape[1] - self.window)
         tails = [self.vocabulary.decode(ids) for ids in input_ids[:, first:].tolist()]
         done = [any(stop in tail for stop in self.stop) for tail in tails]
         return torch.tensor(done, device=input_ids.device)
 
 
 class CancelCriteria(StoppingCriteria):
-    """Ends the rows whose callers have lost interest."""
+    """Ends the sequences of prompts that were cancelled.
+
+    Attributes:
+        lengths: By cancelled prompt, the length of its sequences at that time, prompt included.
+    """
 
     def __init__(self, events: Sequence[threading.Event]) -> None:
-        """`events` by prompt, set to cancel; a prompt may have several rows."""
+        """Watch one event per prompt of the batch; a prompt may have several sequences."""
         self.events = list(events)
         self.lengths: dict[int, int] = {}
-        """How long the rows of a prompt were when it was cancelled, with their prompts."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Which rows are done, `[B]`."""
+        """Which sequences are done, `[B]`."""
         for index, event in enumerate(self.events):
             if event.is_set():
                 self.lengths.setdefault(index, input_ids.shape[1])

@@ -1,4 +1,8 @@
-"""The command line: one module a command."""
+"""The command line `packfuse`: one module per command, and the options and output they share.
+
+`main` is the entry point, and `app` the Typer application; no other room imports from here. This
+room may use all other rooms.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from packfuse.cli.weights import weights
 
 app = typer.Typer(
     name="packfuse",
-    help="Makes a pack of local language models with different tokenizers answer as one.",
+    help="Fuse local language models with different tokenizers into one.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -36,8 +40,8 @@ for name, function in _COMMANDS.items():
     app.command(name, cls=Command)(command(function))
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"packfuse {__version__}")
         raise typer.Exit
 
@@ -48,7 +52,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options without a command."""
+    """Options that need no command."""
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _HELP = """/exit          leave (or end the input)
 /clear         start a new conversation
-/system TEXT   set the system message and start anew; without TEXT remove it
+/system TEXT   set the system message (none without TEXT) and start a new conversation
 /record        show the fusion record of the last answer
 /weights       show the members' weights on the conversation, by weighting
 /help          this list"""
@@ -38,38 +38,47 @@ def chat(
 ) -> None:
     """Chat with the pack; /help lists the commands.
 
-    Reads one message a line. With --json every line of output is one object: an answer
+    Reads one message per line. With --json every line of output is one object: an answer
     {"text": ..., "record": {...}}, or the result of /record or /weights.
     """
-    talk = Conversation(pack.load(screen), screen, text.arguments(), system or "")
+    conversation = Conversation(pack.load(screen), screen, text.arguments(), system or "")
     if not piped():
         screen.note(Text("/help lists the commands, /exit leaves.", style="dim"))
     for line in _lines("" if piped() or screen.as_json else "> "):
         if line.startswith("/"):
-            if not talk.command(line):
+            if not conversation.command(line):
                 break
         elif line:
-            talk.say(line)
+            conversation.send(line)
 
 
-def _lines(mark: str) -> Iterator[str]:
-    """Messages, one a line, until the input ends."""
+def _lines(prompt: str) -> Iterator[str]:
+    """Messages, one per line, until the input ends."""
     if not piped():
-        # Line editing and history where the platform has them.
+        # Line editing and history, on platforms that have readline.
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401
     elif isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     while True:
         try:
-            yield input(mark).strip()
+            yield input(prompt).strip()
         except EOFError:
             return
 
 
 @dataclass(slots=True)
 class Conversation:
-    """Messages so far, and what can be done with them."""
+    """The messages so far, and the commands on them.
+
+    Attributes:
+        pack: The pack.
+        screen: Where output goes.
+        arguments: Arguments of `Pack.stream`.
+        system: System message; empty for none.
+        turns: Messages of user and assistant.
+        record: The record of the last answer.
+    """
 
     pack: Pack
     screen: Screen
@@ -84,23 +93,23 @@ class Conversation:
         head = [{"role": "system", "content": self.system}] if self.system else []
         return [*head, *self.turns]
 
-    def say(self, text: str) -> None:
-        """Say something and print the answer; what cannot be answered is forgotten."""
+    def send(self, text: str) -> None:
+        """Send a message and print the answer; a message without an answer is removed."""
         self.turns.append({"role": "user", "content": text})
         try:
             answer, self.record = self.screen.answer(
                 self.pack.stream(self.messages, **self.arguments)
             )
         except PackError as error:
-            self._give_up(error)
+            self._remove_message(error)
         except KeyboardInterrupt:
-            self._give_up(None)
+            self._remove_message(None)
         else:
             self.turns.append({"role": "assistant", "content": answer})
             self.screen.document({"text": answer, "record": self.record}, indent=None)
 
-    def _give_up(self, error: PackError | None) -> None:
-        """Forget the message that got no answer; without a person to try again, stop."""
+    def _remove_message(self, error: PackError | None) -> None:
+        """Remove the message without an answer; if input is piped, raise the error."""
         self.turns.pop()
         if piped():
             raise error or KeyboardInterrupt
@@ -110,19 +119,19 @@ class Conversation:
             self.screen.note("")
 
     def command(self, line: str) -> bool:
-        """Obey a line that begins with a slash; False ends the conversation."""
+        """Run a command, a line that begins with a slash; False ends the conversation."""
         name, _, rest = line[1:].partition(" ")
         if name in ("exit", "quit"):
             return False
-        known: dict[str, Callable[[str], None]] = {
+        commands: dict[str, Callable[[str], None]] = {
             "clear": self._clear,
             "help": lambda _: self.screen.note(Text(_HELP)),
             "record": self._record,
             "system": self._system,
             "weights": self._weights,
         }
-        if name in known:
-            known[name](rest.strip())
+        if name in commands:
+            commands[name](rest.strip())
         else:
             self.screen.note(Text(f"there is no /{name}\n{_HELP}", style="red"))
         return True
@@ -136,14 +145,14 @@ class Conversation:
 
     def _record(self, _: str) -> None:
         if self.record is None:
-            self.screen.note(Text("nothing has been answered yet", style="red"))
+            self.screen.note(Text("there is no answer yet", style="red"))
             return
         self.screen.document(self.record, indent=None)
         self.screen.show(*record_view(self.record))
 
     def _weights(self, _: str) -> None:
         if not self.turns:
-            self.screen.note(Text("nothing has been said yet", style="red"))
+            self.screen.note(Text("there is no message yet", style="red"))
             return
         found = self.pack.weigh(self.messages)
         self.screen.document(found, indent=None)

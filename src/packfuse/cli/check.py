@@ -1,4 +1,4 @@
-"""`packfuse check`: do these models make a pack?"""
+"""`packfuse check`: whether models can form a pack, without loading them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def check(
         Path | None, typer.Option("--pack", "-p", metavar="FILE", help="A pack.yaml.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="DTYPE", help="Compute memory for this dtype.")
+        str | None, typer.Option(metavar="DTYPE", help="Type of the weights, to compute memory.")
     ] = None,
 ) -> None:
     """Check models without loading them: memory, context windows, shared vocabulary.
 
-    Of models on the hub only the configuration, the tokenizer and the headers of the weights are
-    fetched. Without models it checks the starter pack. Exit status 1 if a model cannot join a
-    pack.
+    For models on the hub, only the configuration, the tokenizer and the headers of the weights are
+    fetched. Without models, the starter pack is checked. Exit status 1 if a model cannot be a
+    member of a pack.
     """
     config = _config(models or [], pack)
     screen.wait("Checking the models ...")
@@ -63,7 +63,7 @@ def _config(models: list[str], pack: Path | None) -> PackConfig:
     if models:
         return PackConfig.check({"members": models})
     if not is_ready():
-        raise ConfigError("no models to look at", hint="name some, or run `packfuse starter` first")
+        raise ConfigError("no models to check", hint="name some, or run `packfuse starter` first")
     return PackConfig(
         members=[MemberSettings(model=str(path)) for path in starter_paths().values()]
     )

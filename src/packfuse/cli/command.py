@@ -1,4 +1,4 @@
-"""What every command shares: grouped options, `--json`, errors, help that lists the parts."""
+"""Makes commands from functions: option groups, `--json`, errors, and names of parts in help."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ PARTS: dict[str, Callable[[], Registry[Any]]] = {
     "draft": drafts,
     "gate": gates,
 }
-"""Options whose values are parts; finding the parts takes a second."""
+"""Registries of the options that take a part, loaded when they are needed (about a second)."""
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 class Command(TyperCommand):
-    """A command whose help lists the parts that are there."""
+    """A command whose help lists the names of the known parts."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Fill in the names just before they are shown."""
+        """Add the names of the parts when help is shown."""
         for option in self.params:
             if isinstance(option, TyperOption) and option.name in PARTS:
                 known = ", ".join(PARTS[option.name]().parts)
@@ -44,10 +44,11 @@ class Command(TyperCommand):
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function into a command.
+    """Make a command from a function.
 
-    Its parameters that are dataclasses are spread over the command line, `--json` is added, and a
-    `Screen` is handed over as the first argument. A `PackError` ends the command with status 1.
+    The function gets a `Screen` as its first argument. Each field of a parameter that is a
+    dataclass becomes an option, and `--json` is added. A `PackError` is printed, and ends the
+    command with status 1.
     """
     _, *own = inspect.signature(function, eval_str=True).parameters.values()
     spread = {parameter.name for parameter in own if is_dataclass(parameter.annotation)}
@@ -76,6 +77,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    """The fields of a dataclass as keyword parameters."""
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(

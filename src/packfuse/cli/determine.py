@@ -1,4 +1,4 @@
-"""`packfuse determine`: which models belong together?"""
+"""`packfuse determine`: selects the models that make the best pack on given questions."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from packfuse.weighting.methods import weightings
 if TYPE_CHECKING:
     from packfuse.evaluation.determination import Determination
 
-_LIMITS = {"rich_help_panel": "Who may join"}
+_LIMITS = {"rich_help_panel": "Selection"}
 
 
 def determine(
     screen: Screen,
     pack: PackOptions,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Questions, one JSON object a line.")
+        Path, typer.Argument(metavar="FILE", help="Questions, one JSON object per line.")
     ],
     task: Annotated[
-        str | None, typer.Option(metavar="TASK", help="Their kind, if the fields do not tell.")
+        str | None,
+        typer.Option(metavar="TASK", help="Task type; inferred from the fields if omitted."),
     ] = None,
     within: Annotated[
         float,
-        typer.Option(min=0, help="Largest relative distance to the best model.", **_LIMITS),
+        typer.Option(min=0, help="Largest relative difference to the best model.", **_LIMITS),
     ] = 0.1,
     length_ratio: Annotated[
         float, typer.Option(min=1, help="Largest ratio of answer lengths.", **_LIMITS)
@@ -53,12 +54,13 @@ def determine(
 ) -> None:
     """Select the models that make the best pack on your questions.
 
-    Candidates are those of --model or --pack. The best model comes first; each next one joins if it
-    is near enough (--within), answers at like length (--length-ratio), and makes the pack better on
-    held-out questions. Writes pack.yaml with the reasons. Answers are kept beside it, so that the
-    same command resumes after an interruption. One model is loaded at a time, until they are fused.
+    The candidates are the models of --model or --pack. The best one is selected first. Each other
+    one is added if it is good enough (--within), gives answers of similar length (--length-ratio),
+    and improves the pack on held-out questions. The result is written to pack.yaml, with reasons.
+    Answers are stored beside it, so that the same command resumes after an interruption. Models are
+    loaded one at a time until they are fused.
     """
-    if out.exists() and not _ours(out):
+    if out.exists() and not _written_here(out):
         raise ConfigError(f"{out} is there already", hint="name another file with --out")
     config = _candidates(pack)
     screen.wait("Reading the questions ...")
@@ -68,25 +70,25 @@ def determine(
     from packfuse.evaluation.tasks import tasks
 
     kind = tasks().make(parse_spec(task)) if task else task_for(file)
-    asked = read_questions(file, kind, limit, seed)
+    questions = read_questions(file, kind, limit, seed)
     quiet(screen)
     limits = DetermineLimits(within, length_ratio, certain)
     with Journal(out.with_suffix(".answers.jsonl")) as journal, stage_progress() as tell:
         found = Determiner(
-            config, asked, kind, journal=journal, limits=limits, seed=seed, tell=tell
+            config, questions, kind, journal=journal, limits=limits, seed=seed, tell=tell
         ).run()
     found.config.write(out, commented(found))
     screen.document(found.model_dump(mode="json"))
     screen.show(_table(found), *_conclusion(found, out))
 
 
-def _ours(path: Path) -> bool:
+def _written_here(path: Path) -> bool:
     """Whether a file was written by this command."""
     return path.is_file() and path.read_bytes().startswith(b"# Determined")
 
 
 def _candidates(pack: PackOptions) -> PackConfig:
-    """The models as a configuration, with folders by their full paths."""
+    """The candidates as a configuration, with absolute paths."""
     settings = pack.settings()
     if pack.pack:
         config = PackConfig.read(pack.pack)
@@ -98,7 +100,7 @@ def _candidates(pack: PackOptions) -> PackConfig:
 
 
 def _table(found: Determination) -> Table:
-    table = plain_table("model", found.measure, "bits/byte", "length", "stays")
+    table = plain_table("model", found.measure, "bits/byte", "length", "selected")
     for one in found.candidates:
         figures = [(one.score, ".4f"), (one.bits_per_byte, ".4f"), (one.length, ".0f")]
         table.add_row(

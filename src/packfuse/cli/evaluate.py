@@ -1,4 +1,4 @@
-"""`packfuse eval`: is the pack better than its best member?"""
+"""`packfuse eval`: compares the pack with each of its members on questions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluate(
     pack: PackOptions,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE]...", help="Questions, one JSON object a line."),
+        typer.Argument(metavar="[FILE]...", help="Questions, one JSON object per line."),
     ] = None,
     task: Annotated[
         str | None,
@@ -55,11 +55,13 @@ def evaluate(
     ] = None,
     grid: Annotated[
         int,
-        typer.Option(min=0, help="Add fixed weights in this many steps.", **_EVAL),
+        typer.Option(
+            min=0, help="Also evaluate fixed weights on a grid with this many steps.", **_EVAL
+        ),
     ] = 0,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of questions of each file.", **_EVAL),
+        typer.Option(min=1, help="Number of questions per file.", **_EVAL),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.", **_EVAL)] = 0,
     lm_eval: Annotated[
@@ -78,16 +80,16 @@ def evaluate(
             "--out",
             "-o",
             metavar="FOLDER",
-            help="Results folder; resumes existing results.",
+            help="Results folder; existing results are resumed.",
             **_EVAL,
         ),
     ] = Path("packfuse-eval"),
 ) -> None:
     """Compare the pack with each of its members, with paired confidence intervals.
 
-    Writes results.json, report.md and one plot a file to the folder of --out. Every answer is also
-    written to answers.jsonl there at once, so that the same command resumes after an interruption.
-    Exit status 1 if a member failed; the results of the others are kept.
+    Writes results.json, report.md and one plot per file to the folder of --out. Every answer is
+    also written to answers.jsonl there at once, so that the same command resumes after an
+    interruption. Exit status 1 if a member failed; the results of the others are written.
     """
     if not files and not lm_eval:
         raise ConfigError("nothing to evaluate on", hint="name a file, or --lm-eval TASK")
@@ -96,9 +98,9 @@ def evaluate(
 
     chosen = tasks().make(parse_spec(task)) if task else None
 
-    # Every file is checked before anything is loaded.
+    # Every file is checked before models are loaded.
     kinds = {path: chosen or task_for(path) for path in files or []}
-    asked = {path: read_questions(path, kind, limit, seed) for path, kind in kinds.items()}
+    questions = {path: read_questions(path, kind, limit, seed) for path, kind in kinds.items()}
     loaded = pack.load(screen)
     settings = _settings(loaded, setting or [], grid)
     found: list[Evaluation] = []
@@ -108,7 +110,15 @@ def evaluate(
         for path, kind in kinds.items():
             with question_progress(path.name) as step:
                 found.append(
-                    run(loaded, asked[path], kind, settings, journal=journal, seed=seed, step=step)
+                    run(
+                        loaded,
+                        questions[path],
+                        kind,
+                        settings,
+                        journal=journal,
+                        seed=seed,
+                        step=step,
+                    )
                 )
             _write(screen, out, found, len(found) - 1)
         if lm_eval:
@@ -117,7 +127,7 @@ def evaluate(
             found += evaluate_tasks(
                 loaded, lm_eval, settings, journal=journal, limit=limit, seed=seed, include=include
             )
-            _write(screen, out, found, len(asked))
+            _write(screen, out, found, len(questions))
     screen.document([one.model_dump(mode="json") for one in found])
     for one in found:
         screen.show(*_view(one))
@@ -158,15 +168,18 @@ def _json(found: list[Evaluation]) -> str:
 
 
 def _view(found: Evaluation) -> list[Table | Text]:
-    """A table for the terminal, best first, and the verdicts."""
+    """A table for the terminal, best system first, and a sentence for each measure."""
     from packfuse.evaluation.markdown import verdict
 
-    less = not any(row.accuracy for row in found.rows)
+    lower_is_better = not any(row.accuracy for row in found.rows)
     table = plain_table("system", found.verdict, "Δ", "bits/byte", "Δ", "tokens/s")
 
     def order(row: object) -> float:
-        figure = getattr(row, "bits_per_byte" if less else "accuracy")
-        return math.inf if figure is None else figure.value if less else -figure.value
+        figure = getattr(row, "bits_per_byte" if lower_is_better else "accuracy")
+        if figure is None:
+            return math.inf
+        value: float = figure.value
+        return value if lower_is_better else -value
 
     for row in sorted(found.rows, key=lambda row: (not row.member, order(row))):
         table.add_row(

@@ -1,6 +1,6 @@
-"""Options that several commands share, as dataclasses that `command` spreads out.
+"""Options that several commands share, as dataclasses; `command` makes an option of each field.
 
-The options of a pack are made from the fields of its settings, whose docstrings are their help.
+The options of a pack are generated from the fields of its settings; the docstrings are the help.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _METAVARS = {
 _EXAMPLES = {"fusion": "unite:k=5", "weighting": "sim:tau=0.5"}
 _FIELDS = {**PackSettings.model_fields, **LoadSettings.model_fields}
 _IN_FILES = ("quantization",)
-"""Settings that are mappings: they are written in pack.yaml."""
+"""Settings that are mappings: they can be given in pack.yaml only."""
 
 
 def _names(option: str) -> Callable[[str], list[str]]:
-    """Shell completion from the parts that are there."""
+    """Shell completion with the names of the known parts."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in PARTS[option]().parts if name.startswith(incomplete)]
@@ -52,7 +52,7 @@ def _option(name: str) -> tuple[str, Any, Any]:
     info = _FIELDS[name]
     text = " ".join((info.description or "").split())
     given: dict[str, Any] = {**_PACK, "help": text, "show_default": False}
-    # Experimental settings are for those who read the documentation.
+    # Experimental settings are documented, but not listed in the help.
     given["hidden"] = text.startswith("Experimental")
     kind: Any = bool if info.annotation is bool else str
     if kind is str:
@@ -68,7 +68,7 @@ def _option(name: str) -> tuple[str, Any, Any]:
 
 @dataclass(frozen=True)
 class _Models:
-    """Which models."""
+    """The members of the pack."""
 
     pack: Annotated[
         Path | None,
@@ -86,14 +86,14 @@ class _Models:
     ] = None
     expert: Annotated[
         bool,
-        typer.Option("--expert", help="Add the small expert to the starter pack.", **_PACK),
+        typer.Option("--expert", help="Add the small expert model to the starter pack.", **_PACK),
     ] = False
     weight: Annotated[
         list[str] | None,
         typer.Option(
             "--weight",
             "-w",
-            metavar="MEMBER=SHARE",
+            metavar="MEMBER=WEIGHT",
             help="Fixed weights that sum to one. Repeat it for each member.",
             **_PACK,
         ),
@@ -118,20 +118,20 @@ else:
 
 @dataclass(frozen=True)
 class PackOptions(_Settings):
-    """Which models, and how they are fused. Without any, the starter pack."""
+    """The members of the pack and how they are fused; by default the starter pack."""
 
     def settings(self) -> dict[str, Any]:
-        """The settings that were given, by the names of `Pack.from_pretrained`; nothing is loaded.
+        """The settings that were given, as arguments of `Pack.from_pretrained`; nothing is loaded.
 
         Raises:
-            ConfigError: for options that contradict each other or name what is not there.
+            ConfigError: for options that exclude each other, unknown names, or unusable values.
         """
         if self.pack and self.model:
             raise ConfigError("--pack and --model exclude each other", hint="give one of them")
         if self.expert and (self.pack or self.model):
             raise ConfigError(
                 f"--expert and {'--pack' if self.pack else '--model'} exclude each other",
-                hint="it joins the starter pack; `packfuse starter` names its folder for --model",
+                hint="the expert is added to the starter pack; `packfuse starter` shows its folder",
             )
         if self.weight and self.weighting:
             raise ConfigError("--weight and --weighting exclude each other", hint="give one")
@@ -143,7 +143,7 @@ class PackOptions(_Settings):
                 if found[option] != {"name": "none"} or option != "draft":
                     registry().make(found[option])
         if self.weight:
-            found["weighting"] = {"name": "fixed", "weights": dict(map(_share, self.weight))}
+            found["weighting"] = {"name": "fixed", "weights": dict(map(_weight, self.weight))}
         if self.prefix_cache is not None:
             found["prefix_cache"] = _size(self.prefix_cache)
         return found
@@ -172,7 +172,9 @@ class TextOptions:
 
     max_tokens: Annotated[
         int,
-        typer.Option("--max-tokens", "-n", min=1, help="Most tokens of an answer.", **_TEXT),
+        typer.Option(
+            "--max-tokens", "-n", min=1, help="Maximum number of tokens of an answer.", **_TEXT
+        ),
     ] = 256
     temperature: Annotated[
         float | None,
@@ -199,7 +201,7 @@ class TextOptions:
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """For `Pack.generate`, under its names."""
+        """The options that were given, as arguments of `Pack.generate`."""
         given = {
             "max_new_tokens": self.max_tokens,
             "temperature": self.temperature,
@@ -214,20 +216,20 @@ class TextOptions:
 
 def _size(text: str) -> int | str:
     if text != "auto" and not text.isdecimal():
-        raise ConfigError(f"{text!r} is no size", hint="write a number of bytes, 0, or auto")
+        raise ConfigError(f"{text!r} is not a size", hint="write a number of bytes, 0, or auto")
     return text if text == "auto" else int(text)
 
 
-def _share(text: str) -> tuple[str, float]:
-    name, _, share = text.rpartition("=")
+def _weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition("=")
     try:
-        return name, float(share)
+        return name, float(weight)
     except ValueError as error:
-        raise ConfigError(f"{text!r} is no weight", hint="write MEMBER=0.5") from error
+        raise ConfigError(f"{text!r} is not a weight", hint="write MEMBER=0.5") from error
 
 
 def quiet(screen: Screen) -> None:
-    """Silence the libraries' messages; downloads show progress bars on a terminal."""
+    """Turn off messages of the libraries; downloads show progress bars on a terminal."""
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 

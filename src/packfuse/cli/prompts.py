@@ -8,10 +8,10 @@ from packfuse.errors import PromptError
 
 
 def read_prompt(given: str | None) -> str:
-    """The prompt: the argument, standard input, or the one followed by the other.
+    """The prompt: the argument, standard input, or the argument followed by standard input.
 
     Raises:
-        PromptError: if there is neither, or both are empty.
+        PromptError: if the prompt is empty.
     """
     if given == "-":
         text = _standard_input()
@@ -30,10 +30,10 @@ def piped() -> bool:
 
 
 def _standard_input() -> str:
-    """All of it; the line end that closes it is not part of the text."""
+    """All of standard input, without its last line end."""
     return sys.stdin.buffer.read().decode(errors="replace").removesuffix("\n")
 
 
 def _clean(text: str) -> str:
-    """Arguments that are not UTF-8 arrive with surrogates, which no tokenizer takes."""
+    """Replace the surrogates of arguments that are not UTF-8, which tokenizers do not accept."""
     return text.encode(errors="surrogateescape").decode(errors="replace")

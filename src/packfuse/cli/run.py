@@ -1,4 +1,4 @@
-"""`packfuse run`: one prompt, one answer."""
+"""`packfuse run`: answers one prompt."""
 
 from __future__ import annotations
 
@@ -37,26 +37,28 @@ def run(
         bool, typer.Option("--record/--no-record", help="Show the members' weights, on stderr.")
     ] = True,
 ) -> None:
-    """Answer a prompt with the whole pack.
+    """Answer a prompt.
 
-    The text goes to standard output as it comes. With --json it is one object at the end:
+    The text is streamed to standard output. With --json, one object is printed at the end:
     {"text": ..., "record": {...}}.
     """
     question = _question(read_prompt(prompt), chat, system)
     chunks = pack.load(screen).stream(question, trace=trace, **text.arguments())
-    answer, made = screen.answer(chunks)
-    screen.document({"text": answer, "record": made})
+    answer, found = screen.answer(chunks)
+    screen.document({"text": answer, "record": found})
     if screen.as_json:
         return
     if trace:
-        screen.note("", trace_view(made))
+        screen.note("", trace_view(found))
     if record:
-        screen.note("", *record_view(made))
+        screen.note("", *record_view(found))
 
 
 def _question(prompt: str, chat: bool | None, system: str | None) -> str | list[dict[str, Any]]:
     if system is not None and chat is False:
-        raise ConfigError("--system and --raw exclude each other", hint="plain text has no system")
+        raise ConfigError(
+            "--system and --raw exclude each other", hint="plain text has no system message"
+        )
     if not chat and system is None:
         return prompt
     messages = [] if system is None else [{"role": "system", "content": system}]

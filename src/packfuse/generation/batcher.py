@@ -1,4 +1,4 @@
-"""Calls from many threads on one pack: those with equal settings are answered as one batch."""
+"""Calls from several threads on one pack: calls with equal settings are answered as one batch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from packfuse.generation.runner import Runner
 from packfuse.generation.runtime import Runtime
 
 MAX_BATCH = 16
-"""Most prompts in a batch."""
-_GATHER = 0.01
-"""Seconds to wait for other calls: short next to a prompt pass, enough for a thread pool."""
+"""Largest number of prompts in a batch."""
+_GATHER_SECONDS = 0.01
+"""Time to wait for other calls: short compared with reading a prompt, long enough for threads."""
 
 
 @dataclass(eq=False, slots=True)
@@ -28,59 +28,59 @@ class _Call:
 
 
 class Batcher:
-    """Answers single prompts. It has no thread: the call that gets the lock runs the batch."""
+    """Answers single prompts. It starts no thread: the call that gets the lock runs the batch."""
 
     def __init__(self, runtime: Runtime) -> None:
-        """No call is waiting."""
+        """Start without calls."""
         self._runtime = runtime
         self._waiting: list[_Call] = []
         self._mutex = threading.Lock()
 
     def answer(self, request: Request, cancel: threading.Event | None = None) -> Answer:
-        """The answer to a request of one prompt, which may come out of a batch of several.
+        """Answer a request of one prompt, if possible in a batch with other calls.
 
         Args:
-            request: Made by `make_request`.
-            cancel: Setting it ends the answer within one step.
+            request: A request from `make_request`.
+            cancel: Setting it stops generation within one step.
 
         Raises:
-            CancelledError: if it was cancelled before it began.
+            CancelledError: if the call was cancelled before it began.
         """
         call = _Call(request, cancel or threading.Event())
         with self._mutex:
             self._waiting.append(call)
         with self._runtime.lock:
             if not call.answer.done():
-                time.sleep(_GATHER)
-                self._lead(self._join(call))
+                time.sleep(_GATHER_SECONDS)
+                self._run(self._take_batch(call))
         return call.answer.result()
 
-    def _join(self, call: _Call) -> list[_Call]:
-        """The call and those that can share its batch, no longer waiting."""
+    def _take_batch(self, call: _Call) -> list[_Call]:
+        """Remove a call, and waiting calls that fit into its batch, from the queue."""
         with self._mutex:
             others = [
                 other
                 for other in self._waiting
                 if other is not call and not other.cancel.is_set()
-                and call.request.joins(other.request)
+                and call.request.can_batch_with(other.request)
             ]  # fmt: skip
-            # A call that was cancelled runs alone, and ends at once.
-            group = [call] if call.cancel.is_set() else [call, *others[: MAX_BATCH - 1]]
-            self._waiting = [other for other in self._waiting if other not in group]
-        return group
+            # A cancelled call runs alone, and ends at once.
+            batch = [call] if call.cancel.is_set() else [call, *others[: MAX_BATCH - 1]]
+            self._waiting = [other for other in self._waiting if other not in batch]
+        return batch
 
-    def _lead(self, group: list[_Call]) -> None:
-        prompts = [call.request.prompts[0] for call in group]
-        request = replace(group[0].request, prompts=prompts)
+    def _run(self, batch: list[_Call]) -> None:
+        prompts = [call.request.prompts[0] for call in batch]
+        request = replace(batch[0].request, prompts=prompts)
         try:
-            answers = Runner(self._runtime, request, [call.cancel for call in group]).run()
+            answers = Runner(self._runtime, request, [call.cancel for call in batch]).run()
         except Exception as error:
-            if len(group) == 1:
-                group[0].answer.set_exception(error)
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
                 return
-            # One call is at fault; the others get their answers.
-            for call in group:
-                self._lead([call])
+            # Run one by one, so that only the call that caused the error fails.
+            for call in batch:
+                self._run([call])
             return
-        for call, answer in zip(group, answers, strict=True):
+        for call, answer in zip(batch, answers, strict=True):
             call.answer.set_result(answer)

@@ -1,4 +1,4 @@
-"""What tells one pack's answers from another's."""
+"""The identity of a pack: everything that its answers depend on, for caches of answers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from packfuse.settings import PackConfig
 
 
 def identity_of(runtime: Runtime, config: PackConfig | None) -> dict[str, Any]:
-    """Everything that answers depend on besides the call, as plain JSON types.
+    """Everything that answers depend on besides the arguments of a call, as plain JSON types.
+
+    A model that was passed as an object without a name gets a random id.
 
     Args:
         runtime: The pack.
-        config: What its members were loaded from; None for loaded objects. An object without a name
-            is told apart from others by a random id.
+        config: The configuration that the members were loaded from; None for loaded objects.
     """
     sources = [str(member.model.name_or_path) for member in runtime.members]
     loaded = config.members if config else [None] * len(sources)

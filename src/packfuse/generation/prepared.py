@@ -1,4 +1,4 @@
-"""A prompt on its way through a call: what is wanted of it, and what was read of it."""
+"""A prompt that is prepared for generation: read by every member and scored."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from packfuse.weighting.prefill import PromptReading
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is wanted of the reading of a prompt, besides losses.
+class ScoreOptions:
+    """How a prompt is scored.
 
     Attributes:
-        limits: How much of the prompt is looked at.
-        fit_positions: Whether distributions at fit positions are wanted.
+        limits: How much of the prompt is scored.
+        fit_positions: Whether distributions at fit positions are needed, besides losses.
     """
 
     limits: FitLimits
@@ -28,13 +28,13 @@ class PreparedPrompt:
     """A prompt that every member has read.
 
     Attributes:
-        index: Which prompt of the request it is.
+        index: Index of the prompt in the request.
         reference: Index of the reference.
         ids: The prompt in the reference's tokens.
         prompt: The prompt in every member's tokens.
         stop: Stop strings, those of the chat template included.
-        reading: What the members read.
-        began: When it was read, by `time.perf_counter`.
+        reading: The members' reading of the prompt.
+        started: When fitting the weights began, by `time.perf_counter`.
     """
 
     index: int
@@ -43,9 +43,9 @@ class PreparedPrompt:
     prompt: PackPrompt
     stop: tuple[str, ...]
     reading: PromptReading
-    began: float
+    started: float
 
     @property
     def sequence(self) -> PackSequence:
-        """At the end of the prompt."""
+        """The sequence at the end of the prompt."""
         return self.reading.sequence

@@ -1,4 +1,4 @@
-"""One call of a pack: what was asked, checked before anything runs."""
+"""The request of one call: prompts and settings, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Prompt = str | Sequence[dict[str, Any]]
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 MAX_NEW_TOKENS = 256
-"""How long an answer may get unless the call says otherwise."""
+"""Default for the maximum length of an answer, in tokens."""
 
 
 @dataclass(slots=True)
@@ -29,14 +29,14 @@ class Request:
 
     Attributes:
         prompts: Plain texts or chats.
-        single: Whether one prompt was given, not a list of them.
-        call: How the call is fused, weighted and drafted.
+        single: Whether one prompt was given, not a list.
+        call: How the members are fused and weighted, and how tokens are drafted.
         stop: Stop strings.
-        seed: Seed of the random numbers.
+        seed: Random seed; None for none.
         trace: Whether to record every step.
-        constraint: The form of the answers, for constrained decoding.
+        constraint: The constraint on the answers, for constrained decoding.
         template: Arguments for the chat templates.
-        arguments: For transformers' `generate`, under its own names.
+        arguments: Arguments of transformers' `generate`.
     """
 
     prompts: list[Prompt]
@@ -49,47 +49,51 @@ class Request:
     template: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def joins(self, other: Request) -> bool:
+    def can_batch_with(self, other: Request) -> bool:
         """Whether both can be answered as one batch: equal settings, and no seed.
 
-        Calls with the caller's own objects (processors, streamers) are answered alone, since such
-        objects may keep states.
+        Requests with objects of the caller (processors, streamers) are answered alone, since such
+        objects may have a state.
         """
-        own = {"prompts", "single"}
-        alike = [item.name for item in fields(self) if item.name not in own]
+        settings = [item.name for item in fields(self) if item.name not in ("prompts", "single")]
         return (
-            self._common
-            and other._common
-            and all(getattr(self, name) == getattr(other, name) for name in alike)
+            self._can_batch
+            and other._can_batch
+            and all(getattr(self, name) == getattr(other, name) for name in settings)
         )
 
     @property
-    def _common(self) -> bool:
-        own = all(map(_plain, self.arguments.values()))
-        # These count padding.
-        padded = any(self.arguments.get(name) for name in ("max_length", "min_length"))
-        return self.single and self.observable and own and not padded and self.seed is None
+    def _can_batch(self) -> bool:
+        plain = all(map(_is_plain, self.arguments.values()))
+        # transformers counts padding in these lengths.
+        counts_padding = any(self.arguments.get(name) for name in ("max_length", "min_length"))
+        unseeded = self.seed is None
+        return self.single and self.one_row_each and plain and not counts_padding and unseeded
 
     @property
-    def observable(self) -> bool:
-        """Whether row i stays row i, one position a step, so that steps can be recorded."""
-        plain = ("num_beams", "num_return_sequences")
+    def one_row_each(self) -> bool:
+        """Whether each prompt has one row of the batch, at the same index in every step.
+
+        Only then can steps be recorded. Not so for beams, several return sequences, and the drafts
+        of transformers' own arguments.
+        """
+        several = ("num_beams", "num_return_sequences")
         drafting = ("assistant_model", "prompt_lookup_num_tokens")
-        return all(self.arguments.get(n, 1) in (None, 1) for n in plain) and not any(
+        return all(self.arguments.get(n, 1) in (None, 1) for n in several) and not any(
             self.arguments.get(n) for n in drafting
         )
 
 
 def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) -> Request:
-    """Turn the arguments of a call into a request.
+    """Check the arguments of a call.
 
     Args:
         prompt: A text, a chat, or a list of either.
-        arguments: Settings of the call and transformers' generation arguments.
-        call: What counts where the arguments say nothing: the pack's own settings.
+        arguments: Settings of the call, and transformers' generation arguments.
+        call: The pack's settings, for what the arguments leave out.
 
     Raises:
-        PromptError: for an empty prompt or list, or something that is neither text nor chat.
+        PromptError: for an empty prompt or list, or a prompt that is neither text nor chat.
         ConfigError: for unknown settings or an unusable stop list.
     """
     rest = dict(arguments)
@@ -109,7 +113,7 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
 
 
 def _call(rest: dict[str, Any], call: CallSettings) -> CallSettings:
-    """The settings of the call, taken out of its arguments."""
+    """Take the settings of the call out of its arguments."""
     fusion, weighting, weights, gate = (
         rest.pop(name, None) for name in ("fusion", "weighting", "weights", "gate")
     )
@@ -137,8 +141,8 @@ def _prompts(prompt: Any) -> tuple[list[Prompt], bool]:
         raise PromptError("the list of prompts is empty", hint="give at least one prompt")
     if all(isinstance(item, Mapping) for item in prompt):
         return [list(prompt)], True
-    chats = (str, Sequence)
-    if any(not isinstance(item, chats) or isinstance(item, bytes) for item in prompt):
+    kinds = (str, Sequence)
+    if any(not isinstance(item, kinds) or isinstance(item, bytes) for item in prompt):
         raise PromptError(
             "a batch holds texts or chats", hint="do not mix them with single messages"
         )
@@ -154,21 +158,22 @@ def _text(prompt: str) -> str:
 def _stop(stop: Any) -> tuple[str, ...]:
     if stop is None:
         return ()
-    given = (stop,) if isinstance(stop, str) else tuple(stop)
-    for item in given:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    for item in strings:
         if not isinstance(item, str) or not item:
-            raise ConfigError(f"{item!r} cannot be a stop string", hint="leave empty ones out")
-    return given
+            raise ConfigError(f"{item!r} cannot be a stop string", hint="leave it out")
+    return strings
 
 
-def _plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, None, or a list of these."""
     if isinstance(value, list | tuple):
-        return all(map(_plain, value))
+        return all(map(_is_plain, value))
     return isinstance(value, bool | int | float | str | None)
 
 
 def _sampling(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Sample when a sampling argument asks for it; a temperature of 0 means greedy."""
+    """Set `do_sample` from the sampling arguments (temperature 0 is greedy), and the length."""
     if arguments.get("temperature") == 0:
         arguments = {k: v for k, v in arguments.items() if k not in _SAMPLING}
         arguments["do_sample"] = False

@@ -1,4 +1,4 @@
-"""What every call leaves behind: who was trusted, how much, and why."""
+"""Results of a call: answers and chunks, with the record of the fusion."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ class _Plain(BaseModel):
 
 
 class Usage(_Plain):
-    """Tokens, counted in the reference's vocabulary, and per member in its own.
+    """Numbers of tokens.
 
-    Those that are called cached belong to the prompt, and came out of the prefix cache.
+    Attributes:
+        prompt_tokens: Tokens of the prompt, in the reference's vocabulary.
+        completion_tokens: Tokens of the answer, in the reference's vocabulary.
+        total_tokens: Their sum.
+        prompt_tokens_by_member: Tokens of the prompt, in each member's own vocabulary.
+        cached_tokens: Tokens of the prompt that the reference took from the prefix cache.
+        cached_tokens_by_member: The same for each member.
     """
 
     prompt_tokens: int
@@ -30,7 +36,14 @@ class Usage(_Plain):
 
 
 class Timings(_Plain):
-    """Seconds; a batch shares its decoding time."""
+    """Times of a call. All answers of a batch have the same decoding time.
+
+    Attributes:
+        prefill_seconds: Time of reading the prompt.
+        weights_seconds: Time of fitting the weights, in addition.
+        decode_seconds: Time of generating the answer.
+        tokens_per_second: Tokens of the answer per second of decoding.
+    """
 
     prefill_seconds: float
     weights_seconds: float
@@ -39,13 +52,13 @@ class Timings(_Plain):
 
 
 class Drafts(_Plain):
-    """What became of drafted tokens.
+    """Counts of drafted tokens (speculative decoding).
 
     Attributes:
-        method: How they were drafted, with its parameters.
-        rounds: Passes in which a draft was checked.
-        drafted: Tokens drafted.
-        accepted: Those that are in the answer.
+        method: The draft method with its parameters.
+        rounds: Number of passes that verified a draft.
+        drafted: Number of tokens drafted.
+        accepted: Number of drafted tokens that were accepted.
     """
 
     method: dict[str, Any]
@@ -55,7 +68,14 @@ class Drafts(_Plain):
 
 
 class TraceStep(_Plain):
-    """One generated token: what the pack and each member gave it, and what each would have said."""
+    """One generated token.
+
+    Attributes:
+        text: The token's text.
+        probability: Its probability under the pack.
+        member_probabilities: Its probability under each member.
+        member_choices: The most probable token of each member, as text.
+    """
 
     text: str
     probability: float
@@ -64,30 +84,34 @@ class TraceStep(_Plain):
 
 
 class FusionRecord(_Plain):
-    """The fusion of one answer, as plain JSON types.
+    """The record of how one answer was fused, as plain JSON types.
 
     Attributes:
-        members: Names, in the pack's order.
-        reference: The member in whose tokens the pack spoke.
-        fusion: The rule with its parameters; likewise `weighting` and `alignment`.
-        weights: By member, on this prompt; they sum to one.
-        prompt_loss: By member, nats per reference token; None if the prompt was not scored.
-        bits_per_byte: By member, on the same text; None likewise.
-        scored_tokens: Reference tokens on which the losses were taken.
-        usage: Token counts.
+        members: Names of the members, in the pack's order.
+        reference: The member whose tokens were generated.
+        fusion: The fusion rule with its parameters.
+        weighting: The weighting with its parameters.
+        alignment: The alignment with its parameters.
+        weights: Weights by member on this prompt; they sum to one.
+        prompt_loss: Loss by member, nats per reference token; None if the prompt was not scored.
+        bits_per_byte: The same losses in bits per byte of text; None if not scored.
+        scored_tokens: Number of reference tokens on which the losses were computed.
+        usage: Numbers of tokens.
         finish_reason: "stop" (an end token or a stop string), "length" or "cancelled".
-        stop: The stop string that ended it, if one did.
-        agreed: Share of steps where every member with a say had the same first choice; None if
-            no step was recorded.
-        overruled: Share of steps where the pack's first choice was not the reference's.
-        gate: Where the members were fused, with its parameters.
-        fused: Share of steps where they were; elsewhere the reference spoke alone.
-        drafts: What became of drafts, where the pack drafted.
-        timings: Seconds.
-        seed: The seed of the call, if one was given.
-        constraint: What the answer was held to: "json_schema", "regex" or "grammar".
-        notes: What was done to the prompt that the user should know.
-        trace: One entry a step, if asked for.
+        stop: The stop string that ended the answer, if one did.
+        agreed: Share of steps at which all members with a weight above 0 had the same most probable
+            token; None if steps were not recorded.
+        overruled: Share of steps at which the most probable token of the pack was not that of the
+            reference; None if steps were not recorded.
+        gate: The gate with its parameters: at which steps the members are fused.
+        fused: Share of steps at which the members were fused; at the others the reference decided
+            alone.
+        drafts: Counts of drafted tokens; None without drafts.
+        timings: Times in seconds.
+        seed: The seed of the call, if it had one.
+        constraint: Kind of the constraint: "json_schema", "regex" or "grammar".
+        notes: Changes to the prompt and settings that the user should know about.
+        trace: One entry per step, if the call requested it.
     """
 
     members: list[str]
@@ -120,8 +144,8 @@ class Answer:
 
     Attributes:
         text: What was generated, without the prompt and without a stop string.
-        record: The fusion metadata of this answer.
-        token_ids: The reference's ids, as generated.
+        record: The record of the fusion.
+        token_ids: The generated ids of the reference.
     """
 
     text: str
@@ -135,11 +159,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed answer.
+    """A part of a streamed answer.
 
     Attributes:
-        text: The next piece; may be empty in the last chunk.
-        record: The fusion metadata, in the last chunk only.
+        text: The next part of the text; may be empty in the last chunk.
+        record: The record of the fusion, in the last chunk only.
     """
 
     text: str
@@ -147,7 +171,7 @@ class Chunk:
 
 
 def by_name(names: Sequence[str], values: Iterable[float] | None) -> dict[str, float] | None:
-    """Values by member name, as plain floats; None stays None."""
+    """Values by member name, as floats; None stays None."""
     if values is None:
         return None
     return {name: float(value) for name, value in zip(names, values, strict=True)}

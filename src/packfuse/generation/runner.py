@@ -1,4 +1,4 @@
-"""Runs a request: prompts are read and weighted, tokens generated, answers made with records."""
+"""Runs a request: reads the prompts, fits the weights, generates, and makes the answers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.causal_lm.stopping import CancelCriteria, StopTextCriteria
 from packfuse.errors import PromptError
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.prepared import PreparedPrompt, Wanted
+from packfuse.generation.answers import BatchInfo, make_answer
+from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
 from packfuse.generation.request import Prompt, Request
 from packfuse.generation.result import Answer
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.trace import TraceRecorder
-from packfuse.generation.written import Written, written_answer
 from packfuse.text.chat_template import render_chat
 from packfuse.text.continuation import Continuation, bare
 from packfuse.text.detokenizer import StreamDetokenizer
@@ -43,12 +43,12 @@ from packfuse.weighting.prefill import (
     read_prompt,
 )
 
-_SCORED = 32
-"""Tokens of a continuation that are scored in one pass."""
+_SCORE_BLOCK = 32
+"""Number of tokens of a continuation that are scored in one pass."""
 
 
 class Runner:
-    """One request on one pack. The caller holds the pack's lock."""
+    """Runs one request on one pack. The caller holds the pack's lock."""
 
     def __init__(
         self,
@@ -56,24 +56,33 @@ class Runner:
         request: Request,
         cancels: Sequence[threading.Event] | None = None,
     ) -> None:
-        """Nothing runs yet. Setting one of `cancels` ends that prompt's answer within one step."""
+        """Prepare to run; nothing runs yet.
+
+        Args:
+            runtime: The pack.
+            request: The request.
+            cancels: One event per prompt; setting it stops the prompt's answer within one step.
+        """
         self.runtime, self.request = runtime, request
         self.cancels = list(cancels or [threading.Event() for _ in request.prompts])
 
     def run(self, streamer: BaseStreamer | None = None) -> list[Answer]:
-        """Answer every prompt; those with the same reference and stop strings run as one batch.
+        """Answer every prompt; prompts with the same reference and stop strings form a batch.
+
+        Args:
+            streamer: Called with the generated ids; for a single prompt.
 
         Raises:
-            CancelledError: if every prompt was cancelled before it was read.
+            CancelledError: if all prompts were cancelled before they were read.
         """
         if all(cancel.is_set() for cancel in self.cancels):
             raise CancelledError
         with self._seeded():
             prepared = [self.prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
             answers: dict[int, list[Answer]] = {}
-            for kind in dict.fromkeys((item.reference, item.stop) for item, _ in prepared):
-                group = [pair for pair in prepared if (pair[0].reference, pair[0].stop) == kind]
-                answers.update(self._generate(kind[0], group, streamer))
+            for key in dict.fromkeys((item.reference, item.stop) for item, _ in prepared):
+                batch = [pair for pair in prepared if (pair[0].reference, pair[0].stop) == key]
+                answers.update(self._generate(key[0], batch, streamer))
         return [answer for index in sorted(answers) for answer in answers[index]]
 
     def score(self, continuation: str) -> float:
@@ -83,14 +92,17 @@ class Runner:
             raise PromptError("only text can be scored", hint="render the chat first")
         item, _ = self.prepare(0, bare(prompt))
         model = self.runtime.model(item.reference)
-        asked = Continuation.of(model.engine.reference, prompt, continuation)
-        return self._sum(model, item.sequence, asked.new)
+        scored = Continuation.of(model.engine.reference, prompt, continuation)
+        return self._sum_logps(model, item.sequence, scored.new)
 
-    def _sum(self, model: FusedForCausalLM, sequence: PackSequence, new: Sequence[int]) -> float:
+    def _sum_logps(
+        self, model: FusedForCausalLM, sequence: PackSequence, new: Sequence[int]
+    ) -> float:
+        """Sum of the fused log-probabilities of `new` tokens after a sequence, nats."""
         first = sequence.fused_logps
         total = float(first[new[0]]) if first is not None else 0.0
-        for start in range(0, len(new) - 1, _SCORED):
-            part = list(new[start : min(start + _SCORED, len(new) - 1)])
+        for start in range(0, len(new) - 1, _SCORE_BLOCK):
+            part = list(new[start : min(start + _SCORE_BLOCK, len(new) - 1)])
             logps = model.engine.advance([sequence], [part], self.request.call, len(part))[0]
             following = torch.tensor(new[start + 1 : start + 1 + len(part)], device=logps.device)
             total += float(logps.gather(1, following[:, None]).sum())
@@ -98,7 +110,7 @@ class Runner:
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
-        """Random numbers of the request's own, if it has a seed."""
+        """Use random numbers from the request's seed, if it has one."""
         seed = self.request.seed
         with torch.random.fork_rng() if seed is not None else nullcontext():
             if seed is not None:
@@ -106,37 +118,40 @@ class Runner:
             yield
 
     def prepare(self, index: int, prompt: Prompt) -> tuple[PreparedPrompt, Fit]:
-        """Read and weight a prompt under its reference."""
+        """Read a prompt and fit its weights."""
         call, runtime = self.request.call, self.runtime
         engine = runtime.model(runtime.default_reference).engine
         positions = needs_fit_positions(call.weighting, engine, call.rule.pool)
-        item = self.read(index, prompt, Wanted(call.weighting.limits, positions))
-        given = call.weighting.for_members(runtime.names)
-        item.began = time.perf_counter()
-        if given is None:
-            given = fit_weights(item.reading, call.weighting, call.rule.pool)
-        return item, self.finish(item, given)
+        item = self.read(index, prompt, ScoreOptions(call.weighting.limits, positions))
+        weights = call.weighting.for_members(runtime.names)
+        item.started = time.perf_counter()
+        if weights is None:
+            weights = fit_weights(item.reading, call.weighting, call.rule.pool)
+        return item, self.finish(item, weights)
 
     def finish(self, item: PreparedPrompt, weights: Weights) -> Fit:
         """Set the weights of a prompt and fuse the position after it."""
         engine = self.runtime.model(item.reference).engine
-        return finish(engine, item.reading, weights, self.request.call, item.began)
+        return finish(engine, item.reading, weights, self.request.call, item.started)
 
-    def read(self, index: int, prompt: Prompt, wanted: Wanted) -> PreparedPrompt:
-        """Read a prompt with every member, in the tokens of its reference."""
+    def read(self, index: int, prompt: Prompt, options: ScoreOptions) -> PreparedPrompt:
+        """Read a prompt with every member; with `reference="auto"`, choose its reference."""
         reference = self.runtime.default_reference
-        item = self._read(index, prompt, reference, wanted)
+        item = self._read(index, prompt, reference, options)
         better = self._better_reference(item)
         if better == reference:
             return item
-        # Tokens that the first reading put into the prefix cache do not count as cached.
+        # Tokens that the first reading added to the prefix cache do not count as cached.
         cached = item.reading.cached_tokens
-        del item  # its KV caches are not needed beside those of the second reading
-        found = self._read(index, prompt, better, wanted)
+        del item  # frees its KV caches before the second reading
+        found = self._read(index, prompt, better, options)
         found.reading.cached_tokens = cached
         return found
 
-    def _read(self, index: int, prompt: Prompt, reference: int, wanted: Wanted) -> PreparedPrompt:
+    def _read(
+        self, index: int, prompt: Prompt, reference: int, options: ScoreOptions
+    ) -> PreparedPrompt:
+        """Read a prompt with every member, in the tokens of a given reference."""
         runtime, vocabularies = self.runtime, self.runtime.vocabularies
         model = runtime.model(reference)
         stop = self.request.stop
@@ -146,37 +161,37 @@ class Runner:
         else:
             rendered = render_chat(prompt, vocabularies, reference, self.request.template)
             whole, ids, stop = rendered.prompt, rendered.ids, (*stop, *rendered.stop)
-        alike = runtime.parts.alignment.reading is runtime.parts.alignment
-        able = self._possible_references(whole) if alike else []
+        own_tokens = runtime.parts.alignment.reading is runtime.parts.alignment
+        able = self._possible_references(whole) if own_tokens else []
         reading = read_prompt(
             model.engine,
             whole,
             self.request.call,
-            fit_positions=wanted.fit_positions,
-            limits=wanted.limits,
+            fit_positions=options.fit_positions,
+            limits=options.limits,
             others={k: partial(runtime.view, k) for k in able if k != reference},
             prefixes=runtime.prefixes,
         )
         reading.sequence.offset = len(ids) - len(reading.sequence.ids)
         return PreparedPrompt(
-            index, reference, ids, whole, stop, reading, began=time.perf_counter()
+            index, reference, ids, whole, stop, reading, started=time.perf_counter()
         )
 
     def _better_reference(self, item: PreparedPrompt) -> int:
-        """With `reference="auto"`: the member with the lowest prompt loss, if it can be one."""
+        """With `reference="auto"`: the possible reference with the lowest prompt loss."""
         able = self._possible_references(item.prompt)
         if not able or item.reading.losses is None or (losses := self._own_losses(item)) is None:
             return item.reference
         return min(able, key=lambda k: float(losses[k]))
 
     def _possible_references(self, prompt: PackPrompt) -> list[int]:
-        """With `reference="auto"`: the members that can end a turn of this prompt."""
+        """With `reference="auto"`: the members that can predict the end of a turn."""
         if self.runtime.settings.reference != "auto":
             return []
         return [k for k, member in enumerate(prompt.members) if member.ends_turns]
 
     def _own_losses(self, item: PreparedPrompt) -> Weights | None:
-        """The members' losses on the prompt, each in its own tokens."""
+        """The members' losses on the prompt `[K]`, computed in each member's own tokens."""
         engine = self.runtime.own_tokens_engine(item.reference)
         own = engine is self.runtime.model(item.reference).engine
         if own or len(self.runtime.members) == 1 or not item.prompt.stream:
@@ -189,16 +204,17 @@ class Runner:
     def _generate(
         self,
         reference: int,
-        group: list[tuple[PreparedPrompt, Fit]],
+        batch: list[tuple[PreparedPrompt, Fit]],
         streamer: BaseStreamer | None,
     ) -> dict[int, list[Answer]]:
+        """Generate the answers of one batch, by index of the prompt in the request."""
         model, request = self.runtime.model(reference), self.request
-        items = [item for item, _ in group]
+        items = [item for item, _ in batch]
         recorder = self._recorder(model)
         cache = FusedCache(
             self._call(recorder),
             [item.sequence for item in items],
-            keep=request.arguments.get("use_cache") is not False,
+            use_cache=request.arguments.get("use_cache") is not False,
         )
         ids, mask = _padded([item.ids for item in items], model)
         cancelled = CancelCriteria([self.cancels[item.index] for item in items])
@@ -212,8 +228,8 @@ class Runner:
         seconds = time.perf_counter() - started
         if not isinstance(sequences, Tensor):
             sequences = sequences.sequences
-        each = len(sequences) // len(group)
-        written = Written(
+        each = len(sequences) // len(batch)
+        info = BatchInfo(
             runtime=self.runtime,
             request=request,
             recorder=recorder,
@@ -223,10 +239,10 @@ class Runner:
         )
         answers: dict[int, list[Answer]] = {}
         for row, tokens in enumerate(sequences.tolist()):
-            item, fit = group[row // each]
+            item, fit = batch[row // each]
             new = tokens[ids.shape[1] : cancelled.lengths.get(row // each)]
             stopped = self.cancels[item.index].is_set()
-            answer = written_answer(written, item, fit, new, row, cancelled=stopped)
+            answer = make_answer(info, item, fit, new, row, cancelled=stopped)
             answers.setdefault(item.index, []).append(answer)
         return answers
 
@@ -249,46 +265,49 @@ class Runner:
                 ConstraintProcessor(reference, self.request.constraint, prompt_length)
             )
         if self._draft is not None:
-            # This asks for transformers' loop that verifies drafts; the call's own drafter serves
-            # it (`FusedForCausalLM._get_candidate_generator`).
-            arguments["prompt_lookup_num_tokens"] = self._draft.most
+            # This argument selects the loop of transformers that verifies drafts. The drafter is
+            # that of the call (`FusedForCausalLM.own_candidate_generator`).
+            arguments["prompt_lookup_num_tokens"] = self._draft.max_draft_tokens
         return {**arguments, "stopping_criteria": criteria, "logits_processor": processors}
 
     def _call(self, recorder: TraceRecorder | None) -> CallSettings:
+        """The settings of the call with its recorder; without a draft where none is used."""
         return replace(self.request.call, observer=recorder, draft=self._draft)
 
     def _recorder(self, model: FusedForCausalLM) -> TraceRecorder | None:
-        if not self.request.observable:
+        if not self.request.one_row_each:
             return None
-        drafted = self._draft.most if self._draft else 0
+        drafted = self._draft.max_draft_tokens if self._draft else 0
         return TraceRecorder(model.engine, self.request.trace, drafted)
 
     @property
     def _draft(self) -> Draft | None:
-        """How tokens are drafted: only for one answer at a time, where it is faster."""
+        """The draft method, which is used for a single answer only: a batch is faster without."""
         request = self.request
-        return request.call.draft if request.observable and len(request.prompts) == 1 else None
+        return request.call.draft if request.one_row_each and len(request.prompts) == 1 else None
 
     @property
     def _draft_notes(self) -> list[str]:
-        """Why nothing is drafted though the request asks for it."""
+        """Notes for a request with a draft method that is not used."""
         if self._draft is self.request.call.draft:
             return []
-        return ["no drafts: they serve one prompt at a time, without beams or several sequences"]
+        return [
+            "no drafts: they are used for one prompt at a time, without beams or several sequences"
+        ]
 
 
 class AnswerStreamer(BaseStreamer):
-    """Passes the ids of one answer on as they are generated."""
+    """A streamer for the ids of one answer."""
 
     def begin(self, detokenizer: StreamDetokenizer) -> None:
-        """Called with what turns the ids into text, before the first of them."""
+        """Called with the detokenizer of the answer, before the first ids."""
         raise NotImplementedError
 
 
 def _padded(rows: Sequence[Sequence[int]], model: FusedForCausalLM) -> tuple[Tensor, Tensor]:
-    """Left-padded ids and their mask, `[B, longest]`."""
-    longest = max(map(len, rows))
+    """Left-padded ids and their attention mask, `[B, width]`."""
+    width = max(map(len, rows))
     pad = model.config.pad_token_id or 0
-    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)

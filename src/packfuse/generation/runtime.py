@@ -1,8 +1,9 @@
-"""What all calls of a pack share: members, parts, engines by reference, caches, the lock."""
+"""What all calls of a pack share: members, parts, engines by reference, caches and the lock."""
 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.drafts import drafts
 from packfuse.causal_lm.drafts.base import Draft
 from packfuse.causal_lm.model import FusedForCausalLM
-from packfuse.errors import ConfigError
+from packfuse.errors import ConfigError, ExperimentalWarning
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.gates import gates
 from packfuse.fusion.gates.base import Gate
@@ -30,12 +31,27 @@ from packfuse.weighting.methods.base import Weighting
 from packfuse.weighting.prefix_cache import PrefixCache, prefix_limit
 
 _TEMPLATE_TAIL = 16
-"""Tokens at the end of a rendered chat that are looked at."""
+"""Number of tokens at the end of a rendered chat in which `<think>` is searched for."""
+
+_ON_PROCESSORS = {
+    "parallel": "it was measured to be slower than one member after the other",
+    "compiled": "steps without drafts were measured to take 0.85 of the time, steps with drafts "
+    "gained nothing, and compiling took minutes",
+}
+"""Experimental settings, and what was measured on processors (dev/log.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts that a pack's settings name."""
+    """The parts that a pack's settings name.
+
+    Attributes:
+        rule: The fusion rule.
+        weighting: The weighting.
+        alignment: The alignment.
+        draft: The draft method; None to decode token by token.
+        gate: The gate.
+    """
 
     rule: Rule
     weighting: Weighting
@@ -45,10 +61,10 @@ class Parts:
 
     @classmethod
     def of(cls, settings: PackSettings) -> Parts:
-        """Find and make the parts.
+        """Create the parts.
 
         Raises:
-            ConfigError: for an unknown name or a bad parameter.
+            ConfigError: for an unknown name or an unusable parameter.
         """
         return cls(
             rules().make(settings.fusion),
@@ -60,13 +76,13 @@ class Parts:
 
 
 class Runtime:
-    """A pack as calls see it. Nothing here belongs to a single call.
+    """The state of a pack that all calls share. Nothing here belongs to a single call.
 
     Attributes:
-        members: In order.
+        members: The members, in order.
         names: Their names.
-        settings: As given.
-        parts: What the settings name.
+        settings: The pack's settings.
+        parts: The parts that the settings name.
         prefixes: The prefix cache; None if it is off.
         lock: Held while a call runs.
     """
@@ -74,14 +90,23 @@ class Runtime:
     def __init__(
         self, members: Sequence[HFMember], settings: PackSettings, *, progress: bool = True
     ) -> None:
-        """Make the parts; the engines follow when they are needed.
+        """Create the parts. Engines are created when they are needed.
+
+        Args:
+            members: The members, in order.
+            settings: The pack's settings.
+            progress: Whether to show progress bars for what takes long.
 
         Raises:
-            ConfigError: for no members, unknown parts, or a reference that is no member.
+            ConfigError: for no members, unknown parts, or a reference that is not a member.
             WeightsError: for fixed weights that do not fit the members.
+
+        Warns:
+            ExperimentalWarning: for settings that gain nothing on processors.
         """
         if not members:
             raise ConfigError("a pack needs at least one member")
+        _warn_experimental(members, settings)
         self.members = [compile_steps(m) if settings.compiled else m for m in members]
         self.names = [member.name for member in members]
         self.settings, self.parts = settings, Parts.of(settings)
@@ -100,7 +125,7 @@ class Runtime:
 
     @cached_property
     def named_settings(self) -> PackSettings:
-        """The settings with every part as an object, so that its parameters are written down."""
+        """The settings with every part as an object, which has all its parameters."""
         parts = self.parts
         return self.settings.replace(
             fusion=parts.rule,
@@ -117,12 +142,12 @@ class Runtime:
 
     @property
     def compiled(self) -> bool:
-        """Whether some member runs compiled steps."""
+        """Whether any member runs compiled steps."""
         return any(isinstance(m, Compiled) and m.refused is None for m in self.members)
 
     @property
     def default_reference(self) -> int:
-        """The reference where no prompt decides: the named one, or the first that can chat."""
+        """Index of the named reference; with "auto", of the first member with a chat template."""
         if self.settings.reference != "auto":
             return self.names.index(self.settings.reference)
         templates = (k for k, m in enumerate(self.members) if m.tokenizer.chat_template)
@@ -130,7 +155,7 @@ class Runtime:
 
     @cached_property
     def opens_reasoning(self) -> bool:
-        """Whether the default reference's template opens the reasoning with `<think>` by itself."""
+        """Whether the default reference's chat template ends with `<think>`."""
         vocabulary = self.members[self.default_reference].vocabulary
         rendered = render_chat([{"role": "user", "content": "?"}], [vocabulary], 0)
         tail = "".join(vocabulary.spell(index) for index in rendered.ids[-_TEMPLATE_TAIL:])
@@ -138,18 +163,22 @@ class Runtime:
 
     @cached_property
     def call(self) -> CallSettings:
-        """The settings of a call that says nothing else."""
+        """The settings of a call without settings of its own, and without a draft method."""
         return CallSettings(
             rule=self.parts.rule, gate=self.parts.gate, weighting=self.parts.weighting
         )
 
     @cached_property
     def call_with_draft(self) -> CallSettings:
-        """The same with the pack's own draft; transformers' own `generate` drafts only if asked."""
+        """The same with the pack's draft method, which `FusedForCausalLM.generate` does not use."""
         return replace(self.call, draft=self.parts.draft)
 
     def model(self, reference: int) -> FusedForCausalLM:
-        """The pack as a transformers model over member `reference`'s vocabulary; made once."""
+        """The pack as a transformers model over the vocabulary of a member; created once.
+
+        Args:
+            reference: Index of the member.
+        """
         with self.lock:
             if reference not in self._models:
                 with alignment_progress(self._progress) as progress:
@@ -167,14 +196,14 @@ class Runtime:
             return self._models[reference]
 
     def view(self, reference: int) -> ReferenceView:
-        """How distributions are carried to member `reference`."""
+        """The view of member `reference`: how distributions are carried to it."""
         return self.model(reference).engine.view
 
     def own_tokens_engine(self, reference: int) -> Engine:
-        """An engine in which every member reads the text in its own tokens; made once.
+        """An engine in which every member reads its own tokens; created once.
 
-        Losses compare the members' reading of the text only where each reads its own tokens, which
-        some alignments do not do (`Alignment.reading`).
+        The members' losses are comparable only if each member reads its own tokens. With some
+        alignments members read the reference's tokens instead (`Alignment.reading`).
         """
         alignment = self.parts.alignment.reading
         if alignment is self.parts.alignment:
@@ -182,3 +211,14 @@ class Runtime:
         if reference not in self._own_tokens:
             self._own_tokens[reference] = Engine(self.members, reference, alignment)
         return self._own_tokens[reference]
+
+
+def _warn_experimental(members: Sequence[HFMember], settings: PackSettings) -> None:
+    """Warn of settings that gain nothing if all members are on processors."""
+    if any(member.device.type != "cpu" for member in members):
+        return
+    for name, measured in _ON_PROCESSORS.items():
+        if getattr(settings, name):
+            message = f"{name}=True is experimental: with all members on processors {measured}"
+            # The caller of `Pack`, which calls `Runtime`.
+            warnings.warn(message, ExperimentalWarning, stacklevel=4)

@@ -1,4 +1,4 @@
-"""An answer piece by piece, generated in a thread that ends with the iterator."""
+"""A streamed answer, generated in a thread that ends with the iterator."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from packfuse.generation.runner import AnswerStreamer, Runner
 from packfuse.text.detokenizer import StreamDetokenizer
 
 _Item = list[int] | StreamDetokenizer | Answer | BaseException
-"""Ids, what turns them into text, and at the end the answer or an error."""
+"""A detokenizer, then token ids, and at the end the answer or an error."""
 
 
 def stream_answer(runner: Runner) -> Generator[Chunk]:
-    """Answer the one prompt of a runner, chunk by chunk; the thread takes the pack's lock.
+    """Stream the answer to the prompt of a runner; the thread holds the pack's lock.
 
-    Closing the iterator cancels the answer within one step.
+    Closing the iterator stops generation within one step.
     """
     items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
 
@@ -51,7 +51,7 @@ def stream_answer(runner: Runner) -> Generator[Chunk]:
 
 
 class _QueueStreamer(AnswerStreamer):
-    """Puts the ids of transformers' loop into a queue."""
+    """Puts generated ids into a queue."""
 
     def __init__(self, items: queue.SimpleQueue[_Item]) -> None:
         self._items = items
@@ -61,10 +61,10 @@ class _QueueStreamer(AnswerStreamer):
         self._items.put(detokenizer)
 
     def put(self, value: Tensor) -> None:
-        """Ids of one step; the first call brings the prompt."""
+        """Called with the ids of one step; the first call has the prompt."""
         if self._prompt_seen:
             self._items.put(value.flatten().tolist())
         self._prompt_seen = True
 
     def end(self) -> None:
-        """Nothing: the answer follows."""
+        """Do nothing: the answer follows."""

@@ -1,4 +1,4 @@
-"""Records agreement and, if asked for, probabilities at every position of an answer."""
+"""Records agreement between members and, on request, probabilities at every step of an answer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from packfuse.generation.result import TraceStep
 
 @dataclass(slots=True)
 class RecordedSequence:
-    """What was recorded of one sequence. Positions are numbers of ids that had been read.
+    """Records of one sequence, by position. A position is the number of ids read before it.
 
     Attributes:
-        agreed: Whether all members with a weight had the same first choice, by position.
-        overruled: Whether the pack's first choice was not the reference's, by position.
-        is_fused: Whether the gate was open, by position.
-        trace: What is known of the token that followed, by position.
-        pending: Distributions at the last positions, whose tokens may still be rejected.
+        agreed: Whether all members with a weight above 0 had the same most probable token.
+        overruled: Whether the most probable token of the pack was not that of the reference.
+        is_fused: Whether the gate was open.
+        trace: The entry of the token that was generated.
+        pending: Distributions `[K, V]` and `[V]` at the last positions, whose tokens may still be
+            rejected.
     """
 
     agreed: dict[int, bool] = field(default_factory=dict)
@@ -37,68 +38,75 @@ class RecordedSequence:
         return min(self.agreed, default=0)
 
     def share(self, flags: dict[int, bool], tokens: int) -> float | None:
-        """Share of the positions of an answer of `tokens` that are flagged; None if none is."""
+        """Share of true flags in an answer of `tokens` tokens; None if nothing was recorded."""
         end = self.first + tokens
-        seen = [flag for at, flag in flags.items() if at < end]
-        return sum(seen) / len(seen) if seen else None
+        inside = [flag for at, flag in flags.items() if at < end]
+        return sum(inside) / len(inside) if inside else None
 
 
 class TraceRecorder:
-    """Records agreement position by position, and a trace if asked for.
+    """Records every fused position of a batch; see `Request.one_row_each`.
 
-    For greedy decoding and sampling, where row i of the batch stays row i. After a rejected draft
-    its positions come again with other tokens before them; the last ones count.
+    After a rejected draft, its positions are fused again after other tokens. The last record of a
+    position is used.
     """
 
     def __init__(self, engine: Engine, trace: bool, drafted: int = 0) -> None:
-        """`trace` keeps one entry a position; `drafted` is the longest draft, tokens."""
+        """Start without records.
+
+        Args:
+            engine: The members and the reference.
+            trace: Whether to keep an entry of every step.
+            drafted: Longest draft, in tokens; 0 for none.
+        """
         self.engine, self.tracing = engine, trace
         self._depth = drafted + 1 if drafted else 0
         self.names = [member.name for member in engine.members]
         self._rows: dict[int, RecordedSequence] = {}
 
     def row(self, index: int) -> RecordedSequence:
-        """What was recorded of row `index` of the batch."""
+        """The records of row `index` of the batch."""
         return self._rows.get(index, RecordedSequence())
 
-    def __call__(self, row: PackSequence, position: FusedPosition) -> None:
+    def __call__(self, sequence: PackSequence, position: FusedPosition) -> None:
         """Record one position; a `PositionCallback`."""
         read, logps, fused = position.tokens_read, position.logps, position.fused
-        seen = self._rows.setdefault(row.row, RecordedSequence())
-        first = logps.argmax(-1).tolist()
-        choices = [c for c, w in zip(first, self._weights(row), strict=True) if w > 0]
-        seen.agreed[read] = len(set(choices)) <= 1
-        seen.overruled[read] = int(fused.argmax()) != first[self.engine.reference_index]
-        seen.is_fused[read] = position.is_fused
+        record = self._rows.setdefault(sequence.row, RecordedSequence())
+        best = logps.argmax(-1).tolist()
+        weighted = [c for c, w in zip(best, self._weights(sequence), strict=True) if w > 0]
+        record.agreed[read] = len(set(weighted)) <= 1
+        record.overruled[read] = int(fused.argmax()) != best[self.engine.reference_index]
+        record.is_fused[read] = position.is_fused
         if self.tracing:
-            seen.pending[read] = logps, fused
-            # No draft reaches further back.
-            self._settle(seen, row.ids, read - self._depth)
+            record.pending[read] = logps, fused
+            # Tokens before that are in no draft any more.
+            self._complete(record, sequence.ids, read - self._depth)
 
-    def _weights(self, row: PackSequence) -> list[float]:
-        if row.weights is None:
+    def _weights(self, sequence: PackSequence) -> list[float]:
+        if sequence.weights is None:
             return [1.0] * len(self.names)
-        weights: list[float] = row.weights.tolist()
+        weights: list[float] = sequence.weights.tolist()
         return weights
 
-    def finish(self, seen: RecordedSequence, answer: Sequence[int]) -> list[TraceStep]:
-        """The trace of an answer, one entry a token."""
-        ids = [-1] * seen.first + list(answer)
-        self._settle(seen, ids, len(ids))
-        steps = range(seen.first, len(ids))
-        return [seen.trace[at] for at in steps if at in seen.trace]
+    def finish(self, record: RecordedSequence, answer: Sequence[int]) -> list[TraceStep]:
+        """The trace of an answer, one entry per token."""
+        ids = [-1] * record.first + list(answer)
+        self._complete(record, ids, len(ids))
+        steps = range(record.first, len(ids))
+        return [record.trace[at] for at in steps if at in record.trace]
 
-    def _settle(self, seen: RecordedSequence, ids: Sequence[int], read: int) -> None:
-        """Complete the pending positions before `read` with the tokens that were chosen there."""
-        for at in [at for at in seen.pending if at < read]:
-            seen.trace[at] = self._entry(*seen.pending.pop(at), ids[at])
+    def _complete(self, record: RecordedSequence, ids: Sequence[int], end: int) -> None:
+        """Make the entries of pending positions before `end` from the tokens chosen there."""
+        for at in [at for at in record.pending if at < end]:
+            record.trace[at] = self._entry(*record.pending.pop(at), ids[at])
 
     def _entry(self, logps: Tensor, fused: Tensor, token: int) -> TraceStep:
+        """The entry of a token; `logps` `[K, V]` are the members', `fused` `[V]` the pack's."""
         spell = self.engine.reference.spell
-        chances, choices = logps[:, token].exp().tolist(), logps.argmax(-1).tolist()
+        probabilities, choices = logps[:, token].exp().tolist(), logps.argmax(-1).tolist()
         return TraceStep(
             text=spell(token),
             probability=float(fused[token].exp()),
-            member_probabilities=dict(zip(self.names, chances, strict=True)),
+            member_probabilities=dict(zip(self.names, probabilities, strict=True)),
             member_choices=dict(zip(self.names, map(spell, choices), strict=True)),
         )

@@ -1,4 +1,4 @@
-"""Several weightings on one prompt; nothing is generated."""
+"""Compares the weights of several weightings on one prompt; nothing is generated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from packfuse.errors import ConfigError
 from packfuse.fusion.rules import rules
-from packfuse.generation.prepared import Wanted
+from packfuse.generation.prepared import ScoreOptions
 from packfuse.generation.result import by_name
 from packfuse.generation.runner import Runner
 from packfuse.models.loading import unique_names
@@ -22,15 +22,15 @@ class Weighing(BaseModel):
     """The members' weights on one prompt under several weightings, as plain JSON types.
 
     Attributes:
-        members: Names, in the pack's order.
+        members: Names of the members, in the pack's order.
         reference: The member whose tokens would be generated.
-        fusion: The rule that the weights are for, with its parameters.
-        weights: By weighting, then by member.
-        prompt_loss: By member, nats per reference token; None if the prompt was not scored.
-        bits_per_byte: By member, on the same text; None likewise.
-        scored_tokens: Reference tokens on which the losses were taken.
-        prompt_tokens: Length of the prompt by member, each in its own tokens.
-        notes: Changes to the prompt that the user should know of.
+        fusion: The fusion rule that the weights are for, with its parameters.
+        weights: Weights by weighting, then by member.
+        prompt_loss: Loss by member, nats per reference token; None if the prompt was not scored.
+        bits_per_byte: The same losses in bits per byte of text; None if not scored.
+        scored_tokens: Number of reference tokens on which the losses were computed.
+        prompt_tokens: By member, the length of the prompt in the member's own tokens.
+        notes: Changes to the prompt that the user should know about.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,16 +47,26 @@ class Weighing(BaseModel):
 
 
 def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
-    """Fit several weightings to the one prompt of a runner, all known ones by default."""
+    """Fit several weightings to the prompt of a runner.
+
+    The prompt is read once for all weightings with the same limits.
+
+    Args:
+        runner: A runner with one prompt.
+        specs: The weightings; None for all that need no parameters.
+
+    Raises:
+        ConfigError: for an unknown weighting, or none at all.
+    """
     runtime, pool = runner.runtime, runner.request.call.rule.pool
-    asked = _labeled(specs)
+    labeled = _labeled(specs)
     names = runtime.names
     found: dict[str, Weights] = {}
-    for limits in dict.fromkeys(weighting.limits for weighting in asked.values()):
-        group = {label: own for label, own in asked.items() if own.limits == limits}
+    for limits in dict.fromkeys(weighting.limits for weighting in labeled.values()):
+        group = {label: own for label, own in labeled.items() if own.limits == limits}
         fitted = [own for own in group.values() if own.for_members(names) is None]
         positions = len(names) > 1 and any(own.needs_scores(pool) for own in fitted)
-        item = runner.read(0, runner.request.prompts[0], Wanted(limits, positions))
+        item = runner.read(0, runner.request.prompts[0], ScoreOptions(limits, positions))
         for label, own in group.items():
             given = own.for_members(names)
             found[label] = fit_weights(item.reading, own, pool) if given is None else given
@@ -65,7 +75,7 @@ def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
         members=names,
         reference=names[item.reference],
         fusion=rules().dump(runner.request.call.rule),
-        weights={label: by_name(names, found[label]) or {} for label in asked},
+        weights={label: by_name(names, found[label]) or {} for label in labeled},
         prompt_loss=by_name(names, fit.losses),
         bits_per_byte=by_name(names, fit.bits_per_byte),
         scored_tokens=fit.tokens,
@@ -75,7 +85,7 @@ def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
 
 
 def _labeled(specs: Sequence[Any] | None) -> dict[str, Weighting]:
-    """Weightings by name; without `specs`, every one that needs no parameters."""
+    """Weightings by label: the name, with a number if it occurs twice."""
     registry = weightings()
     if specs is None:
         fields = {name: part.model_fields.values() for name, part in registry.parts.items()}

@@ -1,8 +1,8 @@
-"""Tool calling and chat turns, as every front end shares them.
+"""Tool calling and chat turns, shared by all front ends.
 
-Import from here: `Turn`, `Completion`, `complete`, `Tool`, `ToolChoice`, and what a reply is parsed
-into (`Reply`, `ReplyDelta`, `ToolCall`, `InvalidCall`). This room may use the pack and the rooms
-below it; the command line, the evaluation and the integrations build on it.
+Import from here: `Turn`, `Completion`, `complete`, `Tool`, `ToolChoice`, and the parts of an answer
+(`Reply`, `ReplyDelta`, `ToolCall`, `InvalidCall`). This room may use `pack` and the rooms below it.
+The command line, the evaluation and the integrations build on this room.
 """
 
 import warnings

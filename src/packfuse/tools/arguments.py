@@ -1,4 +1,4 @@
-"""The arguments of one call: what a front end was set to, and what the call says instead."""
+"""The arguments of one call: settings of a front end, and arguments of the call."""
 
 from __future__ import annotations
 
@@ -10,37 +10,40 @@ from packfuse.errors import ConfigError
 _LENGTHS = ("max_length", "generation_config")
 
 
-def merged(settings: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's own arguments before the settings; None means: as set.
+def merge_arguments(settings: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the settings of a front end with the arguments of a call, which take precedence.
+
+    Arguments that are None are ignored. `max_tokens` becomes `max_new_tokens`.
 
     Args:
-        settings: What counts unless the call says otherwise.
+        settings: The settings of the front end.
         call: The keyword arguments of the call.
 
     Raises:
-        ConfigError: if a call names its length twice.
+        ConfigError: for different values of `max_tokens` and `max_new_tokens`.
 
     Example:
-        >>> merged({"max_new_tokens": 256, "temperature": 0.7}, {"max_tokens": 8})
+        >>> merge_arguments({"max_new_tokens": 256, "temperature": 0.7}, {"max_tokens": 8})
         {'temperature': 0.7, 'max_new_tokens': 8}
     """
-    own, usual = _plain(call), _plain(settings)
-    # A call that says the same thing in other words is not overruled by a setting.
+    own, defaults = _normalized(call), _normalized(settings)
+    # These arguments of a call also replace settings with another name.
     if any(name in own for name in _LENGTHS):
-        usual.pop("max_new_tokens", None)
+        defaults.pop("max_new_tokens", None)
     if "weighting" in own:
-        usual.pop("weights", None)
-    return {**{k: v for k, v in usual.items() if k not in own}, **own}
+        defaults.pop("weights", None)
+    return {**{k: v for k, v in defaults.items() if k not in own}, **own}
 
 
-def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: value for name, value in arguments.items() if value is not None}
-    if "max_tokens" in plain:
-        length = plain.pop("max_tokens")
-        if plain.setdefault("max_new_tokens", length) != length:
+def _normalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are not None, with `max_tokens` as `max_new_tokens`."""
+    found = {name: value for name, value in arguments.items() if value is not None}
+    if "max_tokens" in found:
+        length = found.pop("max_tokens")
+        if found.setdefault("max_new_tokens", length) != length:
             raise ConfigError(
-                f"max_tokens={length!r} and max_new_tokens={plain['max_new_tokens']!r} are the "
+                f"max_tokens={length!r} and max_new_tokens={found['max_new_tokens']!r} are the "
                 "same setting",
                 hint="give one of them",
             )
-    return plain
+    return found

@@ -1,8 +1,9 @@
-"""One way to write tools, calls and results for all members, each in its own chat template.
+"""One text format of tools, calls and results for all members.
 
-Members come from families with different tool syntaxes. Under their own they would vote for
-different formats, so everyone reads and writes the same plain text: calls as JSON between
-`<tool_call>` tags, as the Hermes models introduced it, and results between `<tool_response>` tags.
+The chat templates of model families have different formats for tools. With these, the members would
+predict different formats, and their distributions could not be fused well. So all members read and
+generate the same plain text: calls as JSON between `<tool_call>` tags, the format of the Hermes
+models, and results between `<tool_response>` tags.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ To use a tool, write its name and its arguments as JSON between tags, and nothin
 </tool_call>"""
 _MUST = "You must use {which} now."
 _SCHEMA = "Answer with JSON that fits this schema, and nothing else:\n{schema}"
-_SILENT = ("tool_use", "tool_call", "invalid_tool_call", "reasoning", "thinking")
-"""Blocks of an assistant's own that say nothing more, or nothing for later turns."""
+_IGNORED = ("tool_use", "tool_call", "invalid_tool_call", "reasoning", "thinking")
+"""Types of blocks that are left out: calls are in `tool_calls`; reasoning is for one turn only."""
 _ROLES = {"developer": "system", "function": "tool", "human": "user", "ai": "assistant"}
 
 
 def render(
     messages: Sequence[Mapping[str, Any]], choice: ToolChoice, schema: JsonSchema | None = None
 ) -> list[Message]:
-    """Messages with tools, calls and results, as plain turns of system, user and assistant.
+    """Write tools, calls and results as plain text of system, user and assistant messages.
 
     Args:
-        messages: In OpenAI's form: `content` text or text blocks, `tool_calls`, `tool_call_id`.
-        choice: The tools on offer.
-        schema: What the whole answer has to fit.
+        messages: Messages in OpenAI's format: `content` (text or text blocks), `tool_calls`,
+            `tool_call_id`.
+        choice: The tools that may be called.
+        schema: The schema of the answer; None for none.
 
     Raises:
         PromptError: for content that is not text.
@@ -57,7 +59,7 @@ def render(
             names[str(call.get("id"))] = str(function["name"])
             arguments = function.get("arguments", {})
             if isinstance(arguments, str):
-                arguments = _loads(arguments)
+                arguments = _parse_arguments(arguments)
             text = "\n".join([*([text] if text else []), write_call(function["name"], arguments)])
         if role == "tool":
             name = message.get("name") or names.get(str(message.get("tool_call_id")))
@@ -79,7 +81,7 @@ def render(
 
 
 def write_call(name: str, arguments: Any) -> str:
-    """A call as it is read and written."""
+    """The text of a call."""
     return (
         f"{CALL}{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}{END_CALL}"
     )
@@ -87,6 +89,10 @@ def write_call(name: str, arguments: Any) -> str:
 
 def content_text(content: Any, number: int) -> str:
     """The text of a message's content.
+
+    Args:
+        content: Text, a list of blocks, or None.
+        number: Index of the message, for errors.
 
     Raises:
         PromptError: for images and other blocks that are not text.
@@ -99,16 +105,20 @@ def content_text(content: Any, number: int) -> str:
             parts.append(block)
         elif isinstance(block, Mapping) and isinstance(block.get("text"), str):
             parts.append(block["text"])
-        elif not (isinstance(block, Mapping) and block.get("type") in _SILENT):
+        elif not (isinstance(block, Mapping) and block.get("type") in _IGNORED):
             kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
             raise PromptError(
-                f"message {number} holds a block of type {kind!r}", hint="a pack reads text only"
+                f"message {number} has a block of type {kind!r}", hint="a pack reads text only"
             )
     return "".join(parts)
 
 
 def constraint_of(choice: ToolChoice) -> Constraint | None:
-    """The form of an answer: a forced call, or free text in which a call that begins is kept to."""
+    """The constraint on an answer with tools; None without tools.
+
+    A forced answer is a call. Any other answer is free text, in which a call that has begun must be
+    completed as a valid call.
+    """
     if choice.mode == "none":
         return None
     calls = " | ".join(f"call_{index}" for index in range(len(choice.tools)))
@@ -127,8 +137,9 @@ def constraint_of(choice: ToolChoice) -> Constraint | None:
 
 
 def _body(index: int, tool: Tool) -> str:
+    """The grammar rules for the JSON of a call of one tool."""
     opening = _quoted(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ')
-    schema = json.dumps(tool.schema_of_arguments.laid_out(), ensure_ascii=False)
+    schema = json.dumps(tool.arguments_schema.laid_out(), ensure_ascii=False)
     call = f"call_{index}: {opening} args_{index} {_quoted('}' + END_CALL)}"
     return f"{call}\nargs_{index}: %json {schema}"
 
@@ -146,7 +157,7 @@ def _result(name: str | None, text: str) -> str:
 def _instructions(choice: ToolChoice, schema: JsonSchema | None) -> str:
     parts = []
     if choice.tools:
-        parts.append(_OFFER.format(tools="\n".join(tool.described() for tool in choice.tools)))
+        parts.append(_OFFER.format(tools="\n".join(tool.to_json() for tool in choice.tools)))
         if choice.mode == "any":
             names = " or ".join(tool.name for tool in choice.tools)
             parts.append(_MUST.format(which=names))
@@ -156,8 +167,8 @@ def _instructions(choice: ToolChoice, schema: JsonSchema | None) -> str:
     return "\n\n".join(parts)
 
 
-def _loads(arguments: str) -> Any:
-    """Arguments as JSON; text that is none stays text."""
+def _parse_arguments(arguments: str) -> Any:
+    """Parse arguments as JSON; other text stays text."""
     try:
         return json.loads(arguments or "{}")
     except ValueError:

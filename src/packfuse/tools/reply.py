@@ -1,4 +1,4 @@
-"""An answer taken apart: reasoning, text, and calls of tools."""
+"""Parses an answer into reasoning, text, and tool calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ THINK, END_THINK = "<think>", "</think>"
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A complete call of a tool."""
+    """A complete call of a tool.
+
+    Attributes:
+        id: A unique id of the call.
+        name: Name of the tool.
+        arguments: Arguments of the call.
+    """
 
     id: str
     name: str
@@ -27,7 +33,14 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class InvalidCall:
-    """A call that was begun and is not valid: it is reported, never repaired."""
+    """A call that is incomplete or not valid. It is not repaired.
+
+    Attributes:
+        id: A unique id of the call.
+        name: Name of the tool; None if it is not complete.
+        arguments: The text of the arguments, as far as it was generated.
+        error: Why the call is not valid.
+    """
 
     id: str
     name: str | None
@@ -40,11 +53,11 @@ class Reply:
     """A whole answer.
 
     Attributes:
-        text: Without reasoning and calls.
-        reasoning: What the model thought first, if it says so between tags.
+        text: The text, without reasoning and calls.
+        reasoning: The text between `<think>` tags at the beginning of the answer.
         calls: Complete calls, in order.
-        broken: Calls that were cut off.
-        record: The fusion metadata.
+        broken: Calls that are incomplete or not valid, in order.
+        record: The record of the fusion.
     """
 
     text: str
@@ -55,13 +68,13 @@ class Reply:
 
     @property
     def finish_reason(self) -> str:
-        """The record's, or "tool_calls" where an answer ends with calls."""
+        """The finish reason of the record; "tool_calls" for an answer that ended with calls."""
         reason = self.record.finish_reason
         return "tool_calls" if reason == "stop" and self.calls else reason
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens of the prompt, of the answer, and of both, in the reference's vocabulary."""
+        """Numbers of tokens in the reference's vocabulary, by OpenAI's names."""
         usage = self.record.usage
         return {
             "prompt_tokens": usage.prompt_tokens,
@@ -77,14 +90,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class ReplyDelta:
-    """A part of an answer as it comes.
+    """A part of a streamed answer.
 
     Attributes:
-        text: What to add to the text.
-        reasoning: What to add to the reasoning.
-        call: A call that is complete now.
-        broken: A call that will not be complete any more.
-        reply: The whole answer, in the last piece only; all of it has been seen before.
+        text: The next part of the text.
+        reasoning: The next part of the reasoning.
+        call: A call that is now complete.
+        broken: A call that is incomplete or not valid.
+        reply: The whole answer, in the last delta only, which has nothing else.
     """
 
     text: str = ""
@@ -95,38 +108,38 @@ class ReplyDelta:
 
 
 class ReplyParser:
-    """Takes an answer apart while it is written.
+    """Parses an answer while it is generated.
 
-    Text that may turn out to be a tag is held back. However the text is cut into pieces, the parts
-    are the same.
+    Text that may be the beginning of a tag is held back until more text follows. The result does
+    not depend on how the text is split.
     """
 
     def __init__(self, *, calling: bool, thinking: bool = False, plain: bool = False) -> None:
-        """Begin.
+        """Start before the answer.
 
         Args:
-            calling: Look for calls.
-            thinking: The prompt has opened the reasoning already.
-            plain: All of it is text.
+            calling: Whether the answer may have calls.
+            thinking: Whether the prompt ends with `<think>`, so that the answer begins inside it.
+            plain: Whether tags are plain text.
         """
         self.calling = calling
         self._held = ""
         self._state = "text" if plain else "reasoning" if thinking else "start"
-        self._pieces: list[ReplyDelta] = []
+        self._deltas: list[ReplyDelta] = []
 
     def feed(self, text: str) -> Iterator[ReplyDelta]:
-        """What is certain after `text`."""
+        """Add text, and yield the parts that are certain now."""
         self._held += text
-        while (piece := self._next()) is not None:
-            yield from self._keep(piece)
+        while (delta := self._next()) is not None:
+            yield from self._keep(delta)
 
     def finish(self, record: FusionRecord) -> Iterator[ReplyDelta]:
-        """What was held back, then the whole answer."""
+        """Yield the text that was held back, then the whole answer."""
         yield from self._keep(self._rest(record))
         yield ReplyDelta(reply=self._reply(record))
 
-    def whole(self, text: str, record: FusionRecord) -> Reply:
-        """All of an answer at once."""
+    def parse(self, text: str, record: FusionRecord) -> Reply:
+        """Parse a whole answer."""
         for _ in self.feed(text):
             pass
         for _ in self._keep(self._rest(record)):
@@ -135,20 +148,20 @@ class ReplyParser:
 
     def _reply(self, record: FusionRecord) -> Reply:
         return Reply(
-            text="".join(piece.text for piece in self._pieces),
-            reasoning="".join(piece.reasoning for piece in self._pieces),
-            calls=tuple(piece.call for piece in self._pieces if piece.call),
-            broken=tuple(piece.broken for piece in self._pieces if piece.broken),
+            text="".join(delta.text for delta in self._deltas),
+            reasoning="".join(delta.reasoning for delta in self._deltas),
+            calls=tuple(delta.call for delta in self._deltas if delta.call),
+            broken=tuple(delta.broken for delta in self._deltas if delta.broken),
             record=record,
         )
 
-    def _keep(self, piece: ReplyDelta) -> Iterator[ReplyDelta]:
-        if piece != ReplyDelta():
-            self._pieces.append(piece)
-            yield piece
+    def _keep(self, delta: ReplyDelta) -> Iterator[ReplyDelta]:
+        if delta != ReplyDelta():
+            self._deltas.append(delta)
+            yield delta
 
     def _next(self) -> ReplyDelta | None:
-        """The next part; None if more text is needed to know. An empty one changes the state."""
+        """The next part; None if more text is needed. An empty part only changes the state."""
         return {
             "start": self._start,
             "reasoning": self._reasoning,
@@ -176,7 +189,7 @@ class ReplyParser:
         return ReplyDelta(reasoning=thought) if thought else None
 
     def _gap(self) -> ReplyDelta | None:
-        """Blank lines between the reasoning and the text belong to neither."""
+        """Skip white space between the reasoning and the text."""
         self._held = self._held.lstrip()
         if not self._held:
             return None
@@ -188,7 +201,7 @@ class ReplyParser:
             text, self._held = self._held, ""
             return ReplyDelta(text=text) if text else None
         before, found, after = self._held.partition(CALL)
-        # Line breaks before a call belong to it; until then they wait.
+        # Line breaks before a call are part of the call, so they are held back.
         if found:
             self._held, self._state = after, "call"
             return ReplyDelta(text=before.rstrip("\n"))
@@ -209,7 +222,7 @@ class ReplyParser:
             return ReplyDelta(broken=_broken(body, f"not a call: {error}"))
 
     def _all_but(self, tag: str) -> str:
-        """What cannot be the beginning of a tag; the rest stays."""
+        """Take the text that cannot be part of a tag; the rest stays."""
         certain = len(self._held) - overlap(self._held, tag)
         text, self._held = self._held[:certain], self._held[certain:]
         return text
@@ -219,16 +232,17 @@ class ReplyParser:
         if self._state == "reasoning":
             return ReplyDelta(reasoning=held)
         if self._state == "text" and self.calling and held.strip() == CALL.strip():
-            # A stop string ended the call within its tag.
+            # A stop string ended the answer inside the opening tag of a call.
             self._state, held = "call", ""
         if self._state == "call":
-            reason = {"length": "cut off by max_new_tokens", "cancelled": "cancelled"}
-            why = reason.get(record.finish_reason, "ended by a stop string")
-            return ReplyDelta(broken=_broken(held, f"the call was {why} and is not complete"))
+            reasons = {"length": "cut off by max_new_tokens", "cancelled": "cancelled"}
+            reason = reasons.get(record.finish_reason, "ended by a stop string")
+            return ReplyDelta(broken=_broken(held, f"the call was {reason} and is not complete"))
         return ReplyDelta(text=held)
 
 
 def _broken(body: str, error: str) -> InvalidCall:
+    """An invalid call with the name and the arguments that its text has."""
     name = re.match(r'\{"name": "([^"]*)"(?:, "arguments": (.*))?', body, re.DOTALL)
     if name is None:
         return InvalidCall(_new_id(), None, body, error)

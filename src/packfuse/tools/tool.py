@@ -1,4 +1,4 @@
-"""Tools that an answer may call, and how freely."""
+"""Tools that an answer may call, and the choice among them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Tool(BaseModel):
     """A function that an answer may call.
 
     Attributes:
-        name: What calls it.
-        description: What it does, for the model.
-        parameters: JSON schema of its arguments, an object.
+        name: The name of the function.
+        description: What the function does, for the model.
+        parameters: JSON schema of the arguments, which are an object.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,12 +28,14 @@ class Tool(BaseModel):
     parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
 
     @classmethod
-    def read(cls, given: Any) -> Tool:
-        """A tool from OpenAI's form, `{"type": "function", "function": {...}}`, or its inner part.
+    def parse(cls, given: Any) -> Tool:
+        """Parse a tool in OpenAI's format: `{"type": "function", "function": {...}}`.
+
+        The inner part alone is accepted as well.
 
         Raises:
             ConfigError: for anything else.
-            ConstraintError: if the parameters cannot be kept to.
+            ConstraintError: if llguidance does not support the schema of the parameters.
         """
         inner = given.get("function", given) if isinstance(given, Mapping) else given
         try:
@@ -45,7 +47,7 @@ class Tool(BaseModel):
                 hint='write {"type": "function", "function": {"name": ..., "parameters": {...}}}',
             ) from error
         try:
-            tool.schema_of_arguments.check()
+            tool.arguments_schema.check()
         except ConstraintError as error:
             raise ConstraintError(
                 f"tool {tool.name!r}: {error.message}", hint=error.hint
@@ -53,12 +55,12 @@ class Tool(BaseModel):
         return tool
 
     @property
-    def schema_of_arguments(self) -> JsonSchema:
-        """What its arguments are held to; an object, even if the schema does not say so."""
+    def arguments_schema(self) -> JsonSchema:
+        """The constraint on the arguments: an object, even if the schema has no type."""
         return JsonSchema({"type": "object", "properties": {}, **self.parameters})
 
-    def described(self) -> str:
-        """One line of JSON for the model."""
+    def to_json(self) -> str:
+        """The description of the tool for the model, as one line of JSON."""
         return json.dumps(self.model_dump(), ensure_ascii=False)
 
 
@@ -66,9 +68,9 @@ class ToolChoice(NamedTuple):
     """Which tools may be called, and whether one must be.
 
     Attributes:
-        mode: "auto" leaves it to the model, "any" forces a call, "none" allows none.
-        tools: Those that may be called.
-        several: Whether one answer may hold several calls.
+        mode: "auto": the answer may have calls; "any": it must be a call; "none": it has no calls.
+        tools: The tools that may be called.
+        several: Whether one answer may have several calls.
     """
 
     mode: Literal["auto", "any", "none"]
@@ -76,31 +78,33 @@ class ToolChoice(NamedTuple):
     several: bool
 
 
-def read_tools(given: Iterable[Any] | None) -> tuple[Tool, ...]:
-    """Tools, each name once; one that is given twice counts once.
+def parse_tools(given: Iterable[Any] | None) -> tuple[Tool, ...]:
+    """Tools with distinct names; a tool that occurs twice is used once.
 
     Raises:
-        ConfigError: for two tools of one name that take different arguments.
+        ConfigError: for two tools with the same name and different parameters.
     """
     tools: dict[str, Tool] = {}
-    for tool in map(Tool.read, given or ()):
+    for tool in map(Tool.parse, given or ()):
         if tools.setdefault(tool.name, tool).parameters != tool.parameters:
             raise ConfigError(f"two tools are called {tool.name!r}", hint="rename one of them")
     return tuple(tools.values())
 
 
-def choose(given: Any, tools: Sequence[Tool], parallel: bool | None = None) -> ToolChoice:
-    """What a `tool_choice` means.
+def parse_tool_choice(
+    given: Any, tools: Sequence[Tool], parallel: bool | None = None
+) -> ToolChoice:
+    """Parse a `tool_choice` in the format of OpenAI or LangChain.
 
     Args:
         given: "auto" (or None), "any" (or "required", True), "none" (or False), a tool's name, or
             `{"type": "function", "function": {"name": ...}}`.
-        tools: The tools on offer.
-        parallel: Whether an answer may hold several calls; None lets a free answer do so and takes
-            one call where a call is forced.
+        tools: All tools.
+        parallel: Whether an answer may have several calls; None: several in mode "auto", one in
+            mode "any".
 
     Raises:
-        ConfigError: for a tool that is not on offer, or a forced call without tools.
+        ConfigError: for an unknown tool, or a forced call without tools.
     """
     if isinstance(given, Mapping):
         kind = given.get("type", "")

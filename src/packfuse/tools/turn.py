@@ -1,4 +1,4 @@
-"""One call of a front end: a chat turn that may use tools, or the completion of a text."""
+"""One call of a front end: a turn of a chat, with tools or not, or the completion of a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packfuse.generation.runner import Runner
 from packfuse.pack import Pack
 from packfuse.tools.protocol import constraint_of, render
 from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser
-from packfuse.tools.tool import ToolChoice, choose, read_tools
+from packfuse.tools.tool import ToolChoice, parse_tool_choice, parse_tools
 
 
 class Completion:
@@ -24,7 +24,7 @@ class Completion:
         """Check the call; nothing runs yet.
 
         Args:
-            pack: Who answers.
+            pack: The pack.
             prompt: The text.
             **arguments: As for `Pack.generate`.
 
@@ -35,8 +35,8 @@ class Completion:
         self.pack = pack
         self.request: Request = pack.request(prompt, arguments)
 
-    def reader(self) -> ReplyParser:
-        """What takes the answer apart; a completion is all text."""
+    def parser(self) -> ReplyParser:
+        """A parser for the answer; a completion is text only."""
         return ReplyParser(calling=False, plain=True)
 
     def answer(self, cancel: threading.Event | None = None) -> Reply:
@@ -46,31 +46,31 @@ class Completion:
             cancel: Setting it stops generation within one step.
         """
         answer = self.pack.batcher.answer(self.request, cancel)
-        return self.reader().whole(answer.text, answer.record)
+        return self.parser().parse(answer.text, answer.record)
 
     def stream(self, cancel: threading.Event | None = None) -> Iterator[ReplyDelta]:
-        """The answer piece by piece; closing the iterator stops generation within one step."""
-        reader = self.reader()
+        """Stream the answer; closing the iterator stops generation within one step."""
+        parser = self.parser()
         with closing(self.pack.run_stream(self.request, cancel)) as chunks:
             for chunk in chunks:
-                yield from reader.feed(chunk.text)
+                yield from parser.feed(chunk.text)
                 if chunk.record is not None:
-                    yield from reader.finish(chunk.record)
+                    yield from parser.finish(chunk.record)
 
 
 def complete(
     pack: Pack, prompts: Sequence[str], cancel: threading.Event | None = None, **arguments: Any
 ) -> list[Reply]:
-    """The continuations of several texts, as one batch.
+    """Continue several texts as one batch.
 
     Args:
-        pack: Who answers.
+        pack: The pack.
         prompts: The texts.
         cancel: Setting it stops generation within one step.
         **arguments: As for `Pack.generate`.
 
     Raises:
-        PromptError: for an unusable prompt, or none.
+        PromptError: for an unusable prompt, or no prompts.
         ConfigError: for unusable arguments.
     """
     if len(prompts) == 1:
@@ -79,15 +79,15 @@ def complete(
     with pack.lock:
         cancels = [cancel or threading.Event()] * len(prompts)
         answers = Runner(pack.runtime, request, cancels).run()
-    return [ReplyParser(calling=False, plain=True).whole(a.text, a.record) for a in answers]
+    return [ReplyParser(calling=False, plain=True).parse(a.text, a.record) for a in answers]
 
 
 class Turn(Completion):
     """The next turn of a chat, with tools and structured answers.
 
     Attributes:
-        choice: Which tools may be called.
-        messages: The chat as the members' templates get it.
+        choice: The tools that may be called.
+        messages: The messages for the members' chat templates, with tools and calls as text.
     """
 
     def __init__(
@@ -104,55 +104,59 @@ class Turn(Completion):
         """Check the call; nothing runs yet.
 
         Args:
-            pack: Who answers.
-            messages: OpenAI's form: roles system, user, assistant (with `tool_calls`), tool.
-            tools: OpenAI's form: `{"type": "function", "function": {...}}`.
-            tool_choice: See `packfuse.tools.tool.choose`.
-            parallel_tool_calls: Likewise.
-            response_format: `{"type": "json_schema", "json_schema": {"schema": {...}}}`, or
-                `{"type": "json_object"}`, or a JSON schema itself.
+            pack: The pack.
+            messages: Messages in OpenAI's format, with the roles system, user, assistant (with
+                `tool_calls`) and tool.
+            tools: Tools in OpenAI's format, `{"type": "function", "function": {...}}`.
+            tool_choice: See `packfuse.tools.tool.parse_tool_choice`.
+            parallel_tool_calls: Whether the answer may have several calls; see there.
+            response_format: `{"type": "json_schema", "json_schema": {"schema": {...}}}`,
+                `{"type": "json_object"}`, or a JSON schema.
             **arguments: As for `Pack.generate`.
 
         Raises:
             PromptError: for unusable messages.
             ConfigError: for unusable tools or arguments, or two constraints at once.
         """
-        self.choice: ToolChoice = choose(tool_choice, read_tools(tools), parallel_tool_calls)
+        self.choice: ToolChoice = parse_tool_choice(
+            tool_choice, parse_tools(tools), parallel_tool_calls
+        )
         schema = _schema(response_format)
-        held = [c for c in (schema, arguments.get("constraint")) if c is not None]
-        if len(held) > 1 or (held and self.choice.mode == "any"):
+        constraints = [c for c in (schema, arguments.get("constraint")) if c is not None]
+        if len(constraints) > 1 or (constraints and self.choice.mode == "any"):
             raise ConfigError(
-                "an answer is held to one form",
+                "an answer can have one constraint only",
                 hint="pass one of constraint, response_format and a forced tool call",
             )
-        # Asked to answer in a form, a model has no room for calls.
-        if not held:
+        # A constrained answer cannot have calls.
+        if not constraints:
             arguments["constraint"] = constraint_of(self.choice)
         elif schema is not None:
             arguments["constraint"] = schema
         self.messages = render(messages, self.choice, schema)
-        self._calling = not held and self.choice.mode != "none"
+        self._calling = not constraints and self.choice.mode != "none"
         super().__init__(pack, self.messages, **arguments)  # type: ignore[arg-type]
 
-    def reader(self) -> ReplyParser:
-        """What takes the answer apart."""
+    def parser(self) -> ReplyParser:
+        """A parser for the answer: reasoning, text and calls."""
         return ReplyParser(
             calling=self._calling, thinking=not self._forced and self.pack.runtime.opens_reasoning
         )
 
     @property
     def prompt_tokens(self) -> int:
-        """How long the chat is as it is rendered, in the default reference's tokens."""
+        """Length of the rendered chat, in tokens of the default reference."""
         return self.pack.count_tokens(self.messages, **self.request.template)
 
     @property
     def _forced(self) -> bool:
+        """Whether the answer is constrained from its first token on."""
         free = self._calling and self.choice.mode == "auto"
         return self.request.constraint is not None and not free
 
 
 def _schema(response_format: Mapping[str, Any] | None) -> JsonSchema | None:
-    """The schema that a `response_format` asks for.
+    """The schema of a `response_format`; None for text.
 
     Raises:
         ConfigError: for an unknown format.

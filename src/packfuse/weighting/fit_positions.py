@@ -1,31 +1,56 @@
-"""The members' distributions at the positions that weights are fitted to, compressed."""
+"""The members' distributions at the fit positions of a prompt, compressed to a few tokens.
+
+A fit position is an offset in the prompt's text where every member begins a token. Weights are
+fitted to the members' next-token distributions at these positions, carried to the reference.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from packfuse.alignment.base import ReferenceView
-from packfuse.weighting.prefix_cache import FitKey, FitScore
-from packfuse.weighting.topk import compress_topk, join_positions
+
+FitScore = tuple[Tensor, Tensor]
+"""Compressed log-probabilities of one position, `[K, 1, C]`, nats, and its label, `[1]`."""
+
+MIN_TAIL = 1e-6
+"""Smallest probability of the tokens left out, together: below it float32 has only rounding."""
 
 _BLOCK = 16
-"""Positions carried in one go."""
+"""Number of positions that are carried to the reference in one call."""
+
+
+class FitKey(NamedTuple):
+    """What the compressed log-probabilities of one fit position depend on, besides the text.
+
+    Attributes:
+        view: The reference, the alignment, and the number of candidates.
+        label: The reference's next token.
+        counts: By member, the number of its tokens before the position.
+    """
+
+    view: tuple[int, str, int | None]
+    label: int
+    counts: tuple[int, ...]
 
 
 class FitPositions:
-    """Scores at fitting positions, worked out there as soon as every member has spoken.
+    """Collects distributions at fit positions; a position is compressed when all members read it.
 
-    Only what the others are still waited for with is held; nothing of the member that is read last.
+    Until then the distributions of the members that have read the position are held in memory. The
+    distributions of the member that reads last are never held.
 
     Attributes:
-        offsets: The positions, as text offsets.
-        wanted: By member, after how many of its tokens its distribution is asked for.
-        parts: What is known.
-        seconds: Time that it has taken.
+        offsets: The fit positions, as offsets in the text.
+        needed: By member, the numbers of tokens after which its distribution is needed.
+        scores: The compressed log-probabilities so far.
+        seconds: Time spent here.
     """
 
     def __init__(
@@ -36,71 +61,134 @@ class FitPositions:
         candidates: int | None,
         others: Callable[[], Sequence[ReferenceView]] = tuple,
     ) -> None:
-        """Wait for the members.
+        """Start without any distributions.
 
         Args:
-            view: Whose scores are wanted.
-            counts: By offset of a position, how many tokens each member has read there.
-            ids: By member, the tokens that it reads; in a view, the reference's next is the label.
-            candidates: Tokens of each member to tell apart; None for all of them.
-            others: Further views to score from in passing; asked when the first position is ready.
+            view: The reference, and the pairings that carry distributions to it.
+            counts: By offset of a position, the number of tokens of each member before it.
+            ids: By member, the tokens that it reads. The reference's next token is the label.
+            candidates: Number of tokens of each member to keep at a position; None for all.
+            others: Returns further views to compute scores for. Called once, when the first
+                position is complete.
         """
         self.view, self.seconds, self.offsets = view, 0.0, list(counts)
         self._counts, self._ids = dict(counts), list(ids)
         self._candidates, self._others = candidates, others
         self._views: list[ReferenceView] = []
-        self.remember({})
+        self.reuse({})
 
-    def remember(self, parts: Mapping[FitKey, FitScore]) -> None:
-        """Take scores that are known; the members are not asked for them."""
-        spots = {offset: self._spot(self.view, offset) for offset in self.offsets}
-        self.parts = {spot: parts[spot] for spot in spots.values() if spot in parts}
-        asked = [offset for offset, spot in spots.items() if spot not in parts]
-        self._at = [{self._counts[o][k]: o for o in asked} for k in range(len(self._ids))]
-        self.wanted = [frozenset(offsets) for offsets in self._at]
-        self._waiting: dict[int, dict[int, Tensor]] = {offset: {} for offset in asked}
+    def reuse(self, scores: Mapping[FitKey, FitScore]) -> None:
+        """Start from scores of earlier prompts; distributions at their positions are not needed."""
+        keys = {offset: self._key(self.view, offset) for offset in self.offsets}
+        self.scores = {key: scores[key] for key in keys.values() if key in scores}
+        missing = [offset for offset, key in keys.items() if key not in scores]
+        self._at = [{self._counts[o][k]: o for o in missing} for k in range(len(self._ids))]
+        self.needed = [frozenset(offsets) for offsets in self._at]
+        self._pending: dict[int, dict[int, Tensor]] = {offset: {} for offset in missing}
 
     def add(self, member: int, counts: Sequence[int], logps: Tensor) -> None:
-        """Take what a member says after some numbers of its tokens, `[n, columns]` of its own."""
+        """Add distributions of one member.
+
+        Args:
+            member: Index of the member.
+            counts: After how many of its tokens each distribution was computed, `n` numbers.
+            logps: Log-probabilities `[n, member columns]`, nats.
+        """
         started = time.perf_counter()
-        ready: list[int] = []
+        complete: list[int] = []
         for count, row in zip(counts, logps, strict=True):
             offset = self._at[member].get(count)
-            said = None if offset is None else self._waiting.get(offset)
-            if offset is None or said is None:
+            rows = None if offset is None else self._pending.get(offset)
+            if offset is None or rows is None:
                 continue
-            last = len(said.keys() | {member}) == len(self._ids)
-            # As it is, a row keeps its whole block.
-            said[member] = row if last else row.clone()
-            ready += [offset] * last
-        for start in range(0, len(ready), _BLOCK):
-            self._score(ready[start : start + _BLOCK])
+            last = len(rows.keys() | {member}) == len(self._ids)
+            # A row that is not copied would keep all of `logps` in memory.
+            rows[member] = row if last else row.clone()
+            complete += [offset] * last
+        for start in range(0, len(complete), _BLOCK):
+            self._compress(complete[start : start + _BLOCK])
         self.seconds += time.perf_counter() - started
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """Scores `[K, T, C]` and labels `[T]` of all positions, for the view that wants them."""
+        """Scores `[K, T, C]` and labels `[T]` of all positions, under the own view."""
         return join_positions(
-            [self.parts[self._spot(self.view, offset)] for offset in self.offsets]
+            [self.scores[self._key(self.view, offset)] for offset in self.offsets]
         )
 
-    def _score(self, offsets: Sequence[int]) -> None:
-        """Carry and compress where every member has spoken, and forget what they said."""
+    def _compress(self, offsets: Sequence[int]) -> None:
+        """Carry and compress complete positions, under every view, and free their distributions."""
         self._views = self._views or [self.view, *self._others()]
-        said = [self._waiting.pop(offset) for offset in offsets]
+        complete = [self._pending.pop(offset) for offset in offsets]
         for view in self._views:
-            spots = [self._spot(view, offset) for offset in offsets]
-            reference_logps = torch.stack([rows[view.reference] for rows in said])
+            keys = [self._key(view, offset) for offset in offsets]
+            reference_logps = torch.stack([rows[view.reference] for rows in complete])
             carried = [
-                pairing.carry([rows[k] for rows in said], reference_logps, [None] * len(said))
+                pairing.carry([rows[k] for rows in complete], reference_logps, [None] * len(keys))
                 for k, pairing in enumerate(view.pairings)
             ]
-            labels = torch.tensor([spot.label for spot in spots])
-            scores, known = compress_topk(torch.stack(carried), labels, self._candidates)
-            for at, spot in enumerate(spots):
+            labels = torch.tensor([key.label for key in keys])
+            scores, labels = compress_topk(torch.stack(carried), labels, self._candidates)
+            for at, key in enumerate(keys):
                 here = slice(at, at + 1)
-                self.parts[spot] = scores[:, here].clone(), known[here].clone()
+                self.scores[key] = scores[:, here].clone(), labels[here].clone()
 
-    def _spot(self, view: ReferenceView, offset: int) -> FitKey:
+    def _key(self, view: ReferenceView, offset: int) -> FitKey:
         counts = self._counts[offset]
         label = self._ids[view.reference][counts[view.reference]]
         return FitKey((view.reference, view.alignment, self._candidates), label, counts)
+
+
+def compress_topk(logps: Tensor, labels: Tensor, top: int | None) -> tuple[Tensor, Tensor]:
+    """Keep each member's most probable tokens and the label; all other tokens become one candidate.
+
+    With S the tokens left out at a position and w the weights, Hölder's inequality bounds what
+    they add to the normalizer of a logit pool:
+
+        Σ_{c in S} Π_k p_k(c)^w_k  ≤  Π_k (Σ_{c in S} p_k(c))^w_k
+
+    The right side is what the last candidate adds. So the pool's loss on the compressed scores is
+    never below the loss on the whole vocabulary (up to rounding and `MIN_TAIL`). Both losses are
+    equal where one member has all the weight. They differ by at most `log(1 + tail / kept)`: the
+    right side over the probability that the pool gives to the kept tokens.
+
+    Args:
+        logps: Normalized log-probabilities `[K, T, V]`, nats.
+        labels: The token that comes next, `[T]`.
+        top: Number of tokens of each member to keep at each position; None keeps everything.
+
+    Returns:
+        Scores `[K, T, C]`, and the labels' indices among the C candidates, `[T]`. Candidates differ
+        by position. Positions with fewer candidates are padded with -inf, which has no effect; the
+        last candidate stands for all tokens left out.
+    """
+    size = logps.shape[-1]
+    if top is None or top >= size:
+        return logps, labels
+    labels = labels.to(logps.device)
+    best = logps.topk(top, -1).indices.transpose(0, 1).flatten(1)
+    ids = _distinct(torch.cat([best, labels.unsqueeze(-1)], -1), size)
+    scores = logps.gather(-1, ids.clamp(max=size - 1).expand(len(logps), -1, -1))
+    scores.masked_fill_(ids == size, -torch.inf)
+    tail = (1 - scores.exp().sum(-1, keepdim=True)).clamp(min=MIN_TAIL).log()
+    return torch.cat([scores, tail], -1), (ids < labels.unsqueeze(-1)).sum(-1)
+
+
+def join_positions(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Join results of `compress_topk` for consecutive positions, padded to one width."""
+    width = max(scores.shape[-1] for scores, _ in parts)
+    gaps = [width - scores.shape[-1] for scores, _ in parts]
+    padded = [
+        pad(scores, (gap, 0), value=-torch.inf)
+        for (scores, _), gap in zip(parts, gaps, strict=True)
+    ]
+    moved = [labels + gap for (_, labels), gap in zip(parts, gaps, strict=True)]
+    return torch.cat(padded, 1), torch.cat(moved)
+
+
+def _distinct(ids: Tensor, size: int) -> Tensor:
+    """The distinct ids of each row in ascending order; shorter rows are padded with `size`."""
+    ids = ids.sort(-1).values
+    ids[:, 1:] = ids[:, 1:].masked_fill(ids[:, 1:] == ids[:, :-1], size)
+    ids = ids.sort(-1).values
+    width = int((ids < size).sum(-1).amax()) if len(ids) else 0
+    return ids[:, :width]

@@ -1,6 +1,7 @@
-"""Reads a prompt with every member, fits weights to what was read, and fuses the next position.
+"""Reads a prompt with every member, fits the weights, and fuses the position after the prompt.
 
-One pass of each member serves all three; generation goes on from the caches it leaves.
+Each member reads the prompt in one pass. The pass gives the scores that weights are fitted to, the
+distribution after the prompt, and the KV cache that generation starts from.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from packfuse.weighting.prefix_reuse import PrefixReuse
 from packfuse.weighting.prompt_scores import PromptScores
 
 OtherViews = Mapping[int, Callable[[], ReferenceView]]
-"""By member, its view, if the prompt may be read again with it as the reference."""
+"""By member, a function that returns its view, for members that may become the reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The members' weights on one prompt, and what they were fitted to.
+    """The members' weights on one prompt, with losses, token counts and times.
 
     Attributes:
         weights: `[K]`.
-        losses: `[K]` nats per reference token; None if the prompt was not scored.
-        bits_per_byte: `[K]`, on the same text; None likewise.
-        tokens: Reference tokens scored.
-        prompt_tokens: Length of the prompt by member, each in its own tokens.
-        cached_tokens: How many of those came out of the prefix cache.
-        prefill_seconds: Time of the members' prompt passes.
-        weights_seconds: Time of fitting the weights on top of that.
+        losses: Prompt losses `[K]`, nats per reference token; None if the prompt was not scored.
+        bits_per_byte: The same losses in bits per byte of text, `[K]`; None if not scored.
+        tokens: Number of reference tokens scored.
+        prompt_tokens: By member, the length of the prompt in the member's own tokens.
+        cached_tokens: By member, how many of these tokens the prefix cache supplied.
+        prefill_seconds: Time of the members' passes over the prompt.
+        weights_seconds: Time of fitting the weights, in addition.
     """
 
     weights: Weights
@@ -53,13 +54,13 @@ class Fit:
 
 @dataclass(slots=True)
 class PromptReading:
-    """A prompt that every member has read; weights and the fused position are still missing.
+    """A prompt that every member has read; it has no weights and no fused position yet.
 
     Attributes:
-        sequence: At the end of the prompt.
-        scores: The members' scores of the prompt; None if none were wanted or there is no text.
-        cached_tokens: By member, how many of its tokens came out of the prefix cache.
-        seconds: Time that it took, scores at fit positions not counted.
+        sequence: The sequence at the end of the prompt.
+        scores: The members' scores of the prompt; None if it was not scored or has no text.
+        cached_tokens: By member, how many of its tokens the prefix cache supplied.
+        seconds: Time of reading, without the time for scores at fit positions.
     """
 
     sequence: PackSequence
@@ -69,14 +70,14 @@ class PromptReading:
 
     @property
     def losses(self) -> Weights | None:
-        """`[K]` nats per reference token; None if nothing was scored."""
+        """Prompt losses `[K]`, nats per reference token; None if nothing was scored."""
         return self.scores.losses() if self.scores and self.scores.tokens else None
 
     def evidence(self, normalize: str = "reference") -> Evidence | None:
         """What weights are fitted to; None without scores.
 
         Args:
-            normalize: Whether losses are per "reference" token or per "own" token.
+            normalize: Unit of the losses: nats per "reference" token, or per "own" token.
         """
         return self.scores.evidence(normalize) if self.scores else None
 
@@ -96,13 +97,13 @@ def read_prompt(
 
     Args:
         engine: The members and the reference.
-        prompt: What to read.
+        prompt: The prompt.
         fusion: How the position after the prompt will be fused.
         score: Whether the prompt is scored (for weights or for the record).
-        fit_positions: Whether distributions at fit positions are wanted, too.
-        limits: How many of them.
-        others: Views for which the prefix cache shall keep scores as well.
-        prefixes: The prefix cache.
+        fit_positions: Whether distributions at fit positions are needed, too.
+        limits: How much of the prompt is scored.
+        others: Further views for which the prefix cache keeps scores.
+        prefixes: The prefix cache; None for none.
 
     Raises:
         PromptError: if the prompt is too long for a member.
@@ -123,18 +124,18 @@ def read_prompt(
     engine.read_prompt(sequence, callbacks)
     if reuse:
         reuse.keep()
-    seconds = time.perf_counter() - started - (scores.fits.seconds if scores else 0)
+    seconds = time.perf_counter() - started - (scores.fit_positions.seconds if scores else 0)
     cached = reuse.cached if reuse else (0,) * len(engine.members)
     return PromptReading(sequence, scores, cached, seconds)
 
 
 def fit_weights(reading: PromptReading, weighting: Weighting, pool: str) -> Weights:
-    """Weights `[K]` for a prompt that has been read; equal ones where there is nothing to fit to.
+    """Weights `[K]` for a prompt that has been read; equal weights without scores to fit to.
 
     Args:
-        reading: With scores at fit positions if the weighting needs them.
-        weighting: How to weigh; not one whose weights are given.
-        pool: "logit" or "linear", whichever the fusion rule is.
+        reading: The prompt, with distributions at fit positions if the weighting needs them.
+        weighting: A weighting whose weights depend on the prompt.
+        pool: `Rule.pool` of the fusion rule: "logit" or "linear".
     """
     count = len(reading.sequence.streams)
     evidence = None if count == 1 else reading.evidence(weighting.normalize)
@@ -147,15 +148,15 @@ def finish(
     """Set the weights of a sequence and fuse the position after its prompt.
 
     Args:
-        engine: As for `read_prompt`, likewise `fusion`.
+        engine: The members and the reference.
         reading: The prompt.
         weights: `[K]`.
-        fusion: How to fuse.
+        fusion: How the position is fused.
         started: When fitting began, by `time.perf_counter`.
     """
     apply_weights(reading.sequence, weights, engine)
     scores = reading.scores
-    fitting = time.perf_counter() - started + (scores.fits.seconds if scores else 0)
+    fitting = time.perf_counter() - started + (scores.fit_positions.seconds if scores else 0)
     engine.fuse_prompt([reading.sequence], fusion)
     streams = reading.sequence.streams
     lengths = tuple(stream.session.length if stream else 0 for stream in streams)
@@ -187,16 +188,20 @@ def prefill(
     """Read a prompt, fit the weights to it, and fuse the position after it.
 
     Args:
-        engine: As for `read_prompt`, likewise `prompt`, `others` and `prefixes`.
-        prompt: What to read.
-        weighting: How to weigh.
-        fusion: How to fuse.
-        score: Score the prompt for the record even where the weighting does not need it.
-        others: Views for which the prefix cache shall keep scores as well.
-        prefixes: The prefix cache.
+        engine: The members and the reference.
+        prompt: The prompt.
+        weighting: How the members are weighted.
+        fusion: How the position after the prompt is fused.
+        score: Whether the prompt is scored even if the weighting does not need it.
+        others: Further views for which the prefix cache keeps scores.
+        prefixes: The prefix cache; None for none.
 
     Returns:
-        A sequence at the end of the prompt with its weights set, and the fit.
+        The sequence at the end of the prompt, with its weights, and the fit.
+
+    Raises:
+        PromptError: if the prompt is too long for a member.
+        MemberError: if a member fails.
     """
     given = weighting.for_members([member.name for member in engine.members])
     reading = read_prompt(
@@ -215,7 +220,7 @@ def prefill(
 
 
 def needs_fit_positions(weighting: Weighting, engine: Engine, pool: str) -> bool:
-    """Whether a weighting looks at the members' distributions, not at their losses alone."""
+    """Whether a weighting needs the members' distributions at fit positions, besides losses."""
     members = [member.name for member in engine.members]
     fitted = len(members) > 1 and weighting.for_members(members) is None
     return fitted and weighting.needs_scores(pool)
@@ -231,7 +236,7 @@ def _plan_scores(
 ) -> PromptScores:
     vocabularies = [member.vocabulary for member in engine.members]
     ids = [stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream]
-    # In a plain prompt, a member with the reference's ids is scored token by token.
+    # In a plain prompt, a member that is fed the reference's ids is scored on these ids.
     mapped = [p if prompt.stream and p.same_ids else None for p in engine.pairings]
     texts = prompt.texts
     if all(mapped):
@@ -244,7 +249,10 @@ def _plan_scores(
 def apply_weights(
     sequence: PackSequence, weights: Sequence[float] | Weights, engine: Engine
 ) -> None:
-    """Set a sequence's weights; a member with weight 0 stops reading and frees its KV cache."""
+    """Set a sequence's weights, and drop the streams of members with weight 0.
+
+    Such a member reads nothing more, and its KV cache is freed. The reference always stays.
+    """
     sequence.weights = torch.tensor(np.asarray(weights), dtype=torch.float32)
     for k, weight in enumerate(weights):
         if weight == 0 and k != engine.reference_index:

@@ -1,61 +1,47 @@
-"""Prompts that the members have read, kept for the next one that begins the same."""
+"""Prompts that the members have read, kept so that a common prefix is not read again."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from packfuse.errors import ConfigError
 from packfuse.models.member import Member, Session
+from packfuse.weighting.fit_positions import FitKey, FitScore
 from packfuse.weighting.methods.base import Weights
 
 Ids = NDArray[np.int64]
-FitScore = tuple[Tensor, Tensor]
-"""Compressed scores of one position, `[K, 1, C]`, and its label `[1]`."""
 
 SHARE = 0.06
-"""Part of the members' own memory that kept prompts may take."""
-_LEAST = 8
-"""Tokens: what begins alike for less is not worth taking over."""
-_COVERED = 0.9
-"""A prompt of which a new one repeats this much adds little: it makes way."""
+"""Default size of the cache, as a share of the size of the members' parameters."""
 
-NOTED = 0.5
-"""Part of the bound that what was said of one prompt may take, beside what was read of it."""
+MAX_SCORE_SHARE = 0.5
+"""Largest share of the cache's limit for the scores of one prompt; the rest is for KV caches."""
+
+_MIN_SHARED = 8
+"""Number of tokens; a shorter common prefix is not reused."""
+
+_COVERED = 0.9
+"""An entry is replaced by a new prompt that begins with this share of its tokens."""
 
 _MARGIN = 0.95
-"""What is cut to the bound is cut a little shorter: bytes are not spread quite evenly."""
-
-
-class FitKey(NamedTuple):
-    """A position at which members' distributions were carried to the reference.
-
-    Attributes:
-        how: What besides the tokens decides the scores: reference, alignment, candidates.
-        label: The reference token that comes next.
-        counts: How many tokens each member has read there.
-    """
-
-    how: Hashable
-    label: int
-    counts: tuple[int, ...]
+"""A prompt that is too large is cut to this share of the limit, as tokens differ in size."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixEntry:
-    """A prompt. Nothing in it is ever written to.
+    """One prompt in the cache. Its fields are never modified.
 
     Attributes:
-        ids: By member, its tokens.
-        sessions: By member, having read them, or no more than a beginning.
-        logps: By member, the log-probability of each token given those before it, NaN where it is
-            not known, nats; under None in the member's own words, otherwise through a pairing.
-        scores: What fitting weights needs of the members' distributions.
+        ids: By member, the tokens of the prompt.
+        sessions: By member, the session (KV cache) after the prompt, or after a prefix of it.
+        logps: By member, tables of the log-probability of each token given the tokens before it,
+            nats; NaN where it is unknown. The table under None is for the member's own tokens; the
+            others are for the reference's tokens, under the reference and the alignment.
+        scores: Compressed log-probabilities at fit positions.
     """
 
     ids: list[Ids]
@@ -63,104 +49,131 @@ class PrefixEntry:
     logps: list[dict[Hashable, Weights]]
     scores: dict[FitKey, FitScore]
 
-    def held(self, members: Sequence[Member]) -> int:
-        """Memory of what the members have read, bytes."""
+    def session_bytes(self, members: Sequence[Member]) -> int:
+        """Memory of the sessions, in bytes."""
         return sum(m.nbytes(session) for m, session in zip(members, self.sessions, strict=True))
 
     @property
-    def noted(self) -> int:
-        """Memory of the rest, bytes."""
-        # A session has a list of its ids, 8 bytes each, besides.
+    def score_bytes(self) -> int:
+        """Memory of the ids, log-probabilities and scores, in bytes."""
+        # A session also has a list of its ids, 8 bytes each.
         tables = sum(2 * ids.nbytes for ids in self.ids)
-        tables += sum(table.nbytes for known in self.logps for table in known.values())
+        tables += sum(table.nbytes for own in self.logps for table in own.values())
         return tables + sum(s.nbytes + y.nbytes for s, y in self.scores.values())
 
     def shared(self, ids: Sequence[Ids]) -> tuple[int, ...]:
-        """By member, how long a beginning this prompt has in common with another."""
-        return tuple(_common(*pair) for pair in zip(self.ids, ids, strict=True))
+        """By member, the length of the prefix that this prompt has in common with `ids`."""
+        return tuple(_common_length(*pair) for pair in zip(self.ids, ids, strict=True))
 
-    def within(self, lengths: Sequence[int]) -> dict[FitKey, FitScore]:
-        """The scores that depend on no more than so many tokens of each member."""
-        fit = ((spot, zip(spot.counts, lengths, strict=True)) for spot in self.scores)
-        return {spot: self.scores[spot] for spot, both in fit if all(c <= n for c, n in both)}
+    def scores_within(self, lengths: Sequence[int]) -> dict[FitKey, FitScore]:
+        """The scores that depend on the first `lengths[k]` tokens of each member k only."""
+        fit = ((key, zip(key.counts, lengths, strict=True)) for key in self.scores)
+        return {key: self.scores[key] for key, both in fit if all(c <= n for c, n in both)}
 
-    def cut(self, members: Sequence[Member], share: float) -> PrefixEntry:
-        """The same with no more than this share of what the members have read.
+    def with_shorter_sessions(self, members: Sequence[Member], share: float) -> PrefixEntry:
+        """The same with sessions cut to `share` of their tokens.
 
-        What was said of the rest stays: it is small, and takes long to work out.
+        All log-probabilities and scores stay: they are small, and expensive to compute.
         """
-        read = zip(members, self.sessions, strict=True)
-        sessions = [member.keep(session, int(share * session.length)) for member, session in read]
+        pairs = zip(members, self.sessions, strict=True)
+        sessions = [member.keep(session, int(share * session.length)) for member, session in pairs]
         return replace(self, sessions=sessions)
 
     def trimmed(self) -> PrefixEntry:
-        """The same without what was said of tokens that no session has read."""
+        """The same without the ids, log-probabilities and scores beyond the sessions' ends."""
         lengths = [session.length for session in self.sessions]
         return PrefixEntry(
             [ids[:n].copy() for ids, n in zip(self.ids, lengths, strict=True)],
             self.sessions,
             [
-                {how: table[:n].copy() for how, table in known.items()}
-                for known, n in zip(self.logps, lengths, strict=True)
+                {view: table[:n].copy() for view, table in own.items()}
+                for own, n in zip(self.logps, lengths, strict=True)
             ],
-            self.within(lengths),
+            self.scores_within(lengths),
         )
 
 
 class PrefixCache:
-    """Kept prompts within a bound of memory; those unused for longest go first.
+    """Prompts within a limit of memory; the least recently used are evicted first.
 
     Attributes:
-        limit: Most bytes.
-        nbytes: Bytes held.
+        members: The members of the pack, in order.
+        limit: Largest size, in bytes.
+        nbytes: Present size, in bytes.
     """
 
     def __init__(self, members: Sequence[Member], limit: int) -> None:
-        """Empty; `members` are those of every engine that uses it, in order."""
+        """An empty cache for all engines of a pack.
+
+        Args:
+            members: The members of the pack, in order.
+            limit: Largest size, in bytes.
+        """
         self.members, self.limit, self.nbytes = list(members), limit, 0
-        self._kept: list[tuple[PrefixEntry, int]] = []
+        self._entries: list[tuple[PrefixEntry, int]] = []
 
     def __len__(self) -> int:
-        """How many prompts are kept."""
-        return len(self._kept)
+        """Number of prompts in the cache."""
+        return len(self._entries)
 
     def match(self, ids: Sequence[Ids]) -> list[tuple[PrefixEntry, tuple[int, ...]]]:
-        """Prompts that begin like these tokens, and how far by member."""
-        found = [(kept, kept.shared(ids)) for kept, _ in self._kept]
-        return [(kept, shared) for kept, shared in found if max(shared) >= _LEAST]
+        """Entries with a common prefix.
+
+        Args:
+            ids: By member, the tokens of a prompt.
+
+        Returns:
+            Pairs of an entry and, by member, the length of the common prefix.
+        """
+        found = [(entry, entry.shared(ids)) for entry, _ in self._entries]
+        return [(entry, shared) for entry, shared in found if max(shared) >= _MIN_SHARED]
 
     def touch(self, used: PrefixEntry) -> None:
-        """Say that a prompt was of use just now."""
-        self._kept.sort(key=lambda entry: entry[0] is used)
+        """Mark an entry as the most recently used."""
+        self._entries.sort(key=lambda item: item[0] is used)
 
     def add(self, new: PrefixEntry) -> None:
-        """Keep a prompt, or as much of what was read of it as the bound allows."""
-        if not all(map(len, new.ids)):
+        """Add a prompt; one that is larger than the limit is cut, or dropped if nothing fits."""
+        fitting = self._cut_to_limit(new) if all(map(len, new.ids)) else None
+        if fitting is None:
             return
-        while (size := (held := new.held(self.members)) + (noted := new.noted)) > self.limit:
-            if not any(session.length for session in new.sessions):
-                return
-            if noted <= NOTED * self.limit:
-                new = new.cut(self.members, _MARGIN * (self.limit - noted) / held)
-            else:
-                new = new.cut(self.members, _MARGIN * self.limit / size).trimmed()
-        self._kept = [entry for entry in self._kept if not _covers(new, entry[0])]
-        self._kept.append((new, size))
-        self.nbytes = sum(size for _, size in self._kept)
+        new, _ = fitting
+        self._entries = [item for item in self._entries if not _covers(new, item[0])]
+        self._entries.append(fitting)
+        self.nbytes = sum(size for _, size in self._entries)
         while self.nbytes > self.limit:
-            self.nbytes -= self._kept.pop(0)[1]
+            self.nbytes -= self._entries.pop(0)[1]
+
+    def _cut_to_limit(self, new: PrefixEntry) -> tuple[PrefixEntry, int] | None:
+        """As much of a prompt as fits into the limit, and its size in bytes; None for nothing.
+
+        The sessions are cut first. The scores are cut as well if they exceed their share.
+        """
+        while True:
+            sessions, scores = new.session_bytes(self.members), new.score_bytes
+            if sessions + scores <= self.limit:
+                return new, sessions + scores
+            if not any(session.length for session in new.sessions):
+                return None
+            if scores <= MAX_SCORE_SHARE * self.limit:
+                share = _MARGIN * (self.limit - scores) / sessions
+                new = new.with_shorter_sessions(self.members, share)
+            else:
+                share = _MARGIN * self.limit / (sessions + scores)
+                new = new.with_shorter_sessions(self.members, share).trimmed()
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._kept, self.nbytes = [], 0
+        """Remove all prompts."""
+        self._entries, self.nbytes = [], 0
 
 
 def prefix_limit(setting: int | str, parameters: int) -> int:
-    """How many bytes of prompts a pack may keep.
+    """The limit of a pack's prefix cache, in bytes.
 
     Args:
-        setting: That number, "auto" (or True) for a share of the parameters, or 0 (or False).
-        parameters: The members' parameters, bytes.
+        setting: A number of bytes; "auto" (or True) for a share of the size of the parameters; 0
+            (or False) for no cache.
+        parameters: Size of the members' parameters, in bytes.
 
     Raises:
         ConfigError: for anything else.
@@ -169,18 +182,19 @@ def prefix_limit(setting: int | str, parameters: int) -> int:
         return int(SHARE * parameters)
     if not isinstance(setting, int) or setting < 0:
         raise ConfigError(
-            f"prefix_cache={setting!r} is no size", hint='a number of bytes, "auto", or 0 for none'
+            f"prefix_cache={setting!r} is not a size",
+            hint='give a number of bytes, "auto", or 0 for no cache',
         )
     return int(setting)
 
 
 def _covers(new: PrefixEntry, old: PrefixEntry) -> bool:
-    common = old.shared(new.ids)
-    return all(n >= _COVERED * len(ids) for n, ids in zip(common, old.ids, strict=True))
+    shared = old.shared(new.ids)
+    return all(n >= _COVERED * len(ids) for n, ids in zip(shared, old.ids, strict=True))
 
 
-def _common(one: Ids, other: Ids) -> int:
-    """Length of the common beginning."""
+def _common_length(one: Ids, other: Ids) -> int:
+    """Length of the common prefix."""
     size = min(len(one), len(other))
     different = np.flatnonzero(one[:size] != other[:size])
     return int(different[0]) if len(different) else size

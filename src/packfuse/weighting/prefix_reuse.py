@@ -1,4 +1,4 @@
-"""What earlier prompts spare the members of a new one."""
+"""Reuses what the members have already read and scored of a new prompt."""
 
 from __future__ import annotations
 
@@ -11,143 +11,167 @@ from packfuse.alignment.base import Same
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.member import Member, Read, ReadCallback, Session
+from packfuse.weighting.fit_positions import FitKey, FitScore
 from packfuse.weighting.methods.base import Weights
-from packfuse.weighting.prefix_cache import FitKey, FitScore, Ids, PrefixCache, PrefixEntry
+from packfuse.weighting.prefix_cache import Ids, PrefixCache, PrefixEntry
 from packfuse.weighting.prompt_scores import PromptScores
 
-_STEP = 8
-"""How many tokens of a prompt are read in the time of one token on its own, about."""
+_SINGLE_TOKEN = 8
+"""Cost of reading a single token, in tokens of a longer prompt (approximate)."""
+
+Matches = Sequence[tuple[PrefixEntry, tuple[int, ...]]]
+"""Entries of the cache and, by member, the length of the common prefix; see `PrefixCache.match`."""
 
 
 class PrefixReuse:
-    """One prompt's dealings with the prefix cache.
+    """Looks one prompt up in the prefix cache, and adds the prompt once it has been read.
 
-    Members stand in their own tokens, so each takes over what it has in common with some kept
-    prompt. What the scoring needs comes along, also for tokens that have to be read again because
-    their keys and values were too large to keep: log-probabilities, and the scores at fitting
-    positions, which depend on the reference and the alignment. Where such scores are missing, the
-    single token before them is read again, or all that follows. Full-vocabulary scores
-    (`candidates=None`) are not kept: too large.
+    Every member has tokens of its own, so each reuses the longest prefix that an entry has in
+    common with its own tokens. Scores are reused too, also where the KV cache was too large to be
+    kept: the log-probabilities of tokens, and the compressed distributions at fit positions, which
+    depend on the reference and the alignment. If such a distribution is missing, the member reads
+    the token before the position again, or everything from there on, whichever is cheaper. Whole
+    distributions (`candidates=None`) are too large to be kept.
 
     Attributes:
-        cached: By member, how many of its tokens were taken over.
+        cached: By member, the number of tokens that are not read again.
     """
 
     def __init__(
-        self, cache: PrefixCache, engine: Engine, row: PackSequence, scoring: PromptScores | None
+        self,
+        cache: PrefixCache,
+        engine: Engine,
+        sequence: PackSequence,
+        scores: PromptScores | None,
     ) -> None:
-        """Look a fed row up, and tell the scoring what is known already."""
-        self.cache, self.engine, self.row, self.scoring = cache, engine, row, scoring
+        """Look the prompt up, and fill in the scores that are known.
+
+        Args:
+            cache: The prefix cache.
+            engine: The members and the reference.
+            sequence: Its prompt has been fed, and is not read yet.
+            scores: The scores of the prompt; None if it is not scored.
+        """
+        self.cache, self.engine, self.sequence, self.scores = cache, engine, sequence, scores
         self.cached: tuple[int, ...] = tuple(0 for _ in engine.members)
-        read = (reader.ids(row.text_ids, row.text) for reader in row.streams if reader)
-        self._ids: list[Ids] = [np.array(ids, dtype=np.int64) for ids in read]
+        own_ids = (
+            stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream
+        )
+        self._ids: list[Ids] = [np.array(ids, dtype=np.int64) for ids in own_ids]
         matches = cache.match(self._ids)
-        self._best = [_furthest(matches, k) for k in range(len(self._ids))]
-        self._logps = [self._known(matches, k) for k in range(len(self._ids))]
-        self._scores: dict[FitKey, FitScore] = {}
-        for kept, shared in matches:
-            self._scores.update(kept.within(shared))
-        if scoring is not None:
-            scoring.fits.remember(self._scores)
-            for k, side in enumerate(scoring.members):
-                known = self._logps[k].get(self._view(k, scoring), side.logps)
-                reach = min(len(known), len(side.logps))
-                side.logps[:reach] = known[:reach]
+        self._best = [_longest(matches, k) for k in range(len(self._ids))]
+        self._logps = [self._known_logps(matches, k) for k in range(len(self._ids))]
+        self._fit_scores: dict[FitKey, FitScore] = {}
+        for entry, shared in matches:
+            self._fit_scores.update(entry.scores_within(shared))
+        if scores is not None:
+            scores.fit_positions.reuse(self._fit_scores)
+            for k, own in enumerate(scores.members):
+                known = self._logps[k].get(self._view(k, scores), own.logps)
+                length = min(len(known), len(own.logps))
+                own.logps[:length] = known[:length]
 
     def begin(self, callbacks: Sequence[ReadCallback | None]) -> None:
-        """Put the row's sessions where the members have to read on."""
+        """Give every stream the session from which its member reads on.
+
+        Args:
+            callbacks: By member, called with distributions of tokens that are read again.
+        """
         cached = []
-        for k, (member, reader) in enumerate(
-            zip(self.engine.members, self.row.streams, strict=True)
+        for k, (member, stream) in enumerate(
+            zip(self.engine.members, self.sequence.streams, strict=True)
         ):
-            kept, shared = self._best[k]
+            entry, shared = self._best[k]
             start, again = self._plan(k, shared)
-            if kept is not None and reader is not None and start > 0:
-                self.cache.touch(kept)
-                reader.session = self._take(k, member, kept.sessions[k], start, again, callbacks[k])
-            cached.append(min(reader.session.length, len(self._ids[k]) - 1) if reader else 0)
+            if entry is not None and stream is not None and start > 0:
+                self.cache.touch(entry)
+                session = entry.sessions[k]
+                stream.session = self._resume(k, member, session, start, again, callbacks[k])
+            cached.append(min(stream.session.length, len(self._ids[k]) - 1) if stream else 0)
         self.cached = tuple(cached)
 
     def keep(self) -> None:
-        """Keep the prompt, which every member has read."""
+        """Add the prompt to the cache, after every member has read it."""
         sessions = [
-            member.fork(reader.session)
-            for member, reader in zip(self.engine.members, self.row.streams, strict=True)
-            if reader is not None
+            member.fork(stream.session)
+            for member, stream in zip(self.engine.members, self.sequence.streams, strict=True)
+            if stream is not None
         ]
-        logps, scores = self._logps, self._scores
-        if (scoring := self.scoring) is not None:
-            for k, side in enumerate(scoring.members):
-                logps[k] = {**logps[k], self._view(k, scoring): side.logps.copy()}
-            if scoring.limits.candidates is not None:
-                scores = {**scores, **scoring.fits.parts}
-        self.cache.add(PrefixEntry(self._ids, sessions, logps, scores))
+        logps, fit_scores = self._logps, self._fit_scores
+        if (scores := self.scores) is not None:
+            for k, own in enumerate(scores.members):
+                logps[k] = {**logps[k], self._view(k, scores): own.logps.copy()}
+            if scores.limits.candidates is not None:
+                fit_scores = {**fit_scores, **scores.fit_positions.scores}
+        self.cache.add(PrefixEntry(self._ids, sessions, logps, fit_scores))
 
-    def _known(
-        self, matches: Sequence[tuple[PrefixEntry, tuple[int, ...]]], k: int
-    ) -> dict[Hashable, Weights]:
-        """Log-probabilities of member k's tokens, NaN where unknown."""
-        reader = self.row.streams[k]
-        columns = reader.subset if reader else None
+    def _known_logps(self, matches: Matches, k: int) -> dict[Hashable, Weights]:
+        """Tables of the log-probabilities of member k's tokens, NaN where unknown."""
+        stream = self.sequence.streams[k]
+        subset = stream.subset if stream else None
         found: dict[Hashable, Weights] = {}
-        for kept, shared in matches:
-            reach = shared[k]
-            if columns is not None and not columns.exact:
-                # How much its columns miss is seen where it reads.
-                reach = min(reach, kept.sessions[k].length)
-            for how, table in kept.logps[k].items():
-                known = found.setdefault(how, np.full(len(self._ids[k]), np.nan))[:reach]
-                np.copyto(known, table[:reach], where=np.isnan(known))
+        for entry, shared in matches:
+            length = shared[k]
+            if subset is not None and not subset.exact:
+                # The session measures the probability outside the subset only where it reads.
+                length = min(length, entry.sessions[k].length)
+            for view, table in entry.logps[k].items():
+                known = found.setdefault(view, np.full(len(self._ids[k]), np.nan))[:length]
+                np.copyto(known, table[:length], where=np.isnan(known))
         return found
 
-    def _view(self, k: int, scoring: PromptScores) -> Hashable:
-        """Under which name log-probabilities of member k are kept."""
-        own = scoring.mapped[k] is None or isinstance(scoring.mapped[k], Same)
+    def _view(self, k: int, scores: PromptScores) -> Hashable:
+        """The key of member k's log-probabilities in `PrefixEntry.logps`."""
+        own = scores.mapped[k] is None or isinstance(scores.mapped[k], Same)
         return None if own else (self.engine.view.reference, self.engine.view.alignment)
 
     def _plan(self, k: int, shared: int) -> tuple[int, list[int]]:
-        """How many tokens member k need not read, and after which of them it is asked again."""
-        if self.scoring is None or not shared:
+        """How many tokens member k skips, and after which of them a distribution is missing."""
+        if self.scores is None or not shared:
             return shared, []
-        # A token's log-probability is heard when the one before it is read.
-        start = min(shared, min(self.scoring.unscored(k), default=shared + 1) - 1)
-        asked = sorted(count for count in self.scoring.fits.wanted[k] if count <= start)
-        return _cheapest(start, asked)
+        # A token's log-probability is computed when the token before it is read.
+        start = min(shared, min(self.scores.unscored(k), default=shared + 1) - 1)
+        needed = self.scores.fit_positions.needed[k]
+        return _cheapest(start, sorted(count for count in needed if count <= start))
 
-    def _take(
+    def _resume(
         self,
         k: int,
         member: Member,
-        kept: Session,
+        cached: Session,
         start: int,
         again: list[int],
         callback: ReadCallback | None,
     ) -> Session:
-        """Member k's session at `start` or before, with what is asked `again` heard."""
-        session = member.fork(kept)
+        """Member k's session after `start` tokens or fewer; tokens in `again` are read again."""
+        session = member.fork(cached)
         member.rollback(session, start)
         for count in again:
-            side = member.fork(session)
-            member.rollback(side, count - 1)
-            if side.length < count - 1:
-                # It cannot stand just anywhere: it reads on from here.
-                return side
-            member.read([Read(side, [int(self._ids[k][count - 1])], 1, callback)])
+            single = member.fork(session)
+            member.rollback(single, count - 1)
+            if single.length < count - 1:
+                # Recurrent and convolutional members go back to saved states only: this member
+                # reads on from there.
+                return single
+            member.read([Read(single, [int(self._ids[k][count - 1])], 1, callback)])
         return session
 
 
-def _furthest(
-    matches: Sequence[tuple[PrefixEntry, tuple[int, ...]]], k: int
-) -> tuple[PrefixEntry | None, int]:
-    """The kept prompt whose keys and values serve member k longest, and how long."""
-    found = [(kept, min(shared[k], kept.sessions[k].length)) for kept, shared in matches]
+def _longest(matches: Matches, k: int) -> tuple[PrefixEntry | None, int]:
+    """The entry whose session has the most tokens in common with member k's, and how many."""
+    found = [(entry, min(shared[k], entry.sessions[k].length)) for entry, shared in matches]
     return max(found, key=lambda match: match[1], default=(None, 0))
 
 
-def _cheapest(start: int, asked: list[int]) -> tuple[int, list[int]]:
-    """Where to read on from, and which of the counts `asked` before that to read one by one."""
-    costs: list[tuple[int, Any, list[int]]] = [(_STEP * len(asked), start, asked)]
-    for done, count in enumerate(asked):
-        costs.append((_STEP * done + start - count + 1, count - 1, asked[:done]))
+def _cheapest(start: int, missing: list[int]) -> tuple[int, list[int]]:
+    """Where to read on from, and which single tokens before that to read again.
+
+    Args:
+        start: The last place where reading can go on.
+        missing: Places up to `start` without a distribution, in ascending order.
+    """
+    costs: list[tuple[int, Any, list[int]]] = [(_SINGLE_TOKEN * len(missing), start, missing)]
+    for done, count in enumerate(missing):
+        costs.append((_SINGLE_TOKEN * done + start - count + 1, count - 1, missing[:done]))
     _, start, again = min(costs, key=lambda option: option[0])
     return start, again

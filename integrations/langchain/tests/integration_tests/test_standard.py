@@ -15,10 +15,10 @@ from tests.support.scripted import scripted_pack
 
 
 class _Standard(ChatModelIntegrationTests):
-    """The flags are honest: text only, and no other model in a call."""
+    """What the model supports: text only, and no other model in a call."""
 
     room = 64
-    """Tokens of an answer at most."""
+    """Maximum number of tokens of an answer."""
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
@@ -38,12 +38,12 @@ class _Standard(ChatModelIntegrationTests):
 
 
 class TestStarterPack(_Standard):
-    """The real pack. What the package is answerable for passes; what asks for wit says so."""
+    """The starter pack. Tests that need a capable model are expected to fail."""
 
     @pytest.fixture(autouse=True)
     def _pack(self, starter: Pack, request: pytest.FixtureRequest) -> None:
         type(self).pack = starter  # type: ignore[attr-defined]
-        # A form has to be filled; plain answers may end anywhere.
+        # A structured answer has to be complete; plain answers may end anywhere.
         formal = re.search("structured|tool|json|agent", request.node.name)
         type(self).room = 64 if formal else 24
 
@@ -58,7 +58,7 @@ class TestStarterPack(_Standard):
 
 @pytest.fixture(scope="module")
 def clever() -> Pack:
-    """A pack that knows the answers."""
+    """A pack with scripted answers."""
     return scripted_pack(script)
 
 
@@ -78,7 +78,7 @@ ANSWERS = [
 
 
 def script(prompt: str) -> str:
-    """What a good model would answer."""
+    """The answer of a capable model."""
     last = prompt.rpartition("[user]")[2]
     offered = re.search(r"<tools>\n(.*)\n</tools>", prompt, re.DOTALL)
     for pattern, name, arguments in ANSWERS:
@@ -91,7 +91,7 @@ def script(prompt: str) -> str:
 
 
 class TestScriptedPack(_Standard):
-    """The same with a model that knows the answers: nothing is expected to fail."""
+    """The same with scripted answers: no test is expected to fail."""
 
     @pytest.fixture(autouse=True)
     def _pack(self, clever: Pack) -> None:

@@ -1,4 +1,4 @@
-"""Agents, memories and graphs over a pack that knows what to say."""
+"""Agents, memories and graphs over a pack with scripted answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Product(BaseModel):
 
 
 def script(prompt: str) -> str:
-    """Calls the tool, then says what it found."""
+    """Calls the tool, then answers with its result."""
     if "Product" in prompt:
         text = '{"value": 391}'
         if '"name": "Product"' in prompt:
@@ -73,11 +73,11 @@ async def test_an_agent_streams_its_messages(pack: Pack) -> None:
     chunks = []
     async for message, _ in agent.astream(QUESTION, stream_mode="messages"):
         chunks.append(message)
-    said = [chunk for chunk in chunks if isinstance(chunk, AIMessageChunk)]
-    assert "".join(chunk.text for chunk in said) == "It is 391."
-    calls = [call for chunk in said for call in chunk.tool_call_chunks]
+    messages = [chunk for chunk in chunks if isinstance(chunk, AIMessageChunk)]
+    assert "".join(chunk.text for chunk in messages) == "It is 391."
+    calls = [call for chunk in messages for call in chunk.tool_call_chunks]
     assert [call["args"] for call in calls] == ['{"a": 17, "b": 23}']
-    assert sum("fusion" in chunk.response_metadata for chunk in said) == 2
+    assert sum("fusion" in chunk.response_metadata for chunk in messages) == 2
 
 
 @pytest.mark.parametrize("strategy", [Product, ProviderStrategy(Product), ToolStrategy(Product)])

@@ -1,4 +1,4 @@
-"""What LangChain users do with a chat model, on tiny random models."""
+"""The use of the chat model in LangChain, on tiny random models."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def merged(chunks: Any) -> AIMessageChunk:
 
 
 def facts(message: BaseMessage) -> dict[str, Any]:
-    """Everything about an answer that must not depend on how it was asked for."""
+    """Everything about an answer that must not depend on the way of calling."""
     assert isinstance(message, AIMessage)
     return {
         "content": message.content,
@@ -72,7 +72,7 @@ def weather(city: str) -> str:
     return f"Sunny in {city}."
 
 
-def test_invoke_stream_and_batch_say_the_same(model: ChatPackFuse) -> None:
+def test_invoke_stream_and_batch_give_the_same_answer(model: ChatPackFuse) -> None:
     invoked = model.invoke(QUESTION)
     assert facts(merged(model.stream(QUESTION))) == facts(invoked)
     others = model.batch([QUESTION, "Hello"])
@@ -82,7 +82,7 @@ def test_invoke_stream_and_batch_say_the_same(model: ChatPackFuse) -> None:
     assert fusion["members"] == ["deepseek", "mistral"]
 
 
-async def test_async_forms_say_the_same(model: ChatPackFuse) -> None:
+async def test_async_methods_give_the_same_answer(model: ChatPackFuse) -> None:
     expected = facts(model.invoke(QUESTION))
     assert facts(await model.ainvoke(QUESTION)) == expected
     assert facts((await model.abatch([QUESTION, "Hello"]))[0]) == expected
@@ -100,7 +100,7 @@ def test_the_answer_is_the_packs_own(model: ChatPackFuse, tiny: Pack) -> None:
     }
 
 
-def test_what_the_prefix_cache_spared_is_told(tiny: Pack) -> None:
+def test_cached_tokens_are_in_the_usage(tiny: Pack) -> None:
     model = ChatPackFuse(pack=packs.tiny_pack(tiny.members), max_tokens=3)
     model.invoke(QUESTION)
     usage = model.invoke(QUESTION + " And why?").usage_metadata
@@ -132,7 +132,7 @@ def test_a_call_overrides_the_constructor(model: ChatPackFuse) -> None:
     assert sampled[0] == sampled[1] != sampled[2]
 
 
-def test_a_call_that_says_the_same_in_other_words_counts(tiny: Pack) -> None:
+def test_arguments_of_a_call_replace_settings_of_another_name(tiny: Pack) -> None:
     settings: Any = {"max_tokens": 8, "weights": {"deepseek": 0.25, "mistral": 0.75}}
     chat, llm = ChatPackFuse(pack=tiny, **settings), PackFuseLLM(pack=tiny, **settings)
     call: Any = {"max_new_tokens": 3, "weighting": "uniform"}
@@ -160,7 +160,7 @@ def test_settings_can_be_made_configurable(model: ChatPackFuse) -> None:
     assert configured.invoke(QUESTION).response_metadata["fusion"]["weights"]["mistral"] == 0.5
 
 
-def test_stop_strings_end_an_answer_wherever_tokens_end(model: ChatPackFuse) -> None:
+def test_stop_strings_end_an_answer_inside_tokens(model: ChatPackFuse) -> None:
     whole = str(model.invoke(QUESTION).content)
     stop = whole[4:6]
     expected = whole[: whole.index(stop)]
@@ -202,7 +202,7 @@ def test_records_of_a_chain_are_collected(model: ChatPackFuse) -> None:
     assert all(record["members"] == ["deepseek", "mistral"] for record in fusion.records)
 
 
-def test_messages_are_trimmed_by_the_packs_own_tokens(model: ChatPackFuse) -> None:
+def test_messages_are_trimmed_by_the_tokens_of_the_reference(model: ChatPackFuse) -> None:
     chat = [SystemMessage("Be short."), *[HumanMessage(f"Message {i}") for i in range(20)]]
     room = model.get_num_tokens_from_messages([chat[0], *chat[-5:]])
     kept = trim_messages(
@@ -219,8 +219,8 @@ def test_messages_are_trimmed_by_the_packs_own_tokens(model: ChatPackFuse) -> No
 
 
 @pytest.mark.parametrize("choice", ["any", "multiply", True])
-def test_a_forced_call_is_never_malformed(model: ChatPackFuse, choice: Any) -> None:
-    """Random models: a call is complete and fits, or it is reported as cut off."""
+def test_a_forced_call_is_always_valid(model: ChatPackFuse, choice: Any) -> None:
+    """With random models, a call is valid, or it is reported as cut off."""
     bound = model.bind_tools([multiply, weather], tool_choice=choice, max_tokens=40)
     answer = bound.invoke("3 times 4")
     assert facts(merged(bound.stream("3 times 4"))) == facts(answer)
@@ -253,7 +253,7 @@ def test_structured_output_that_is_cut_off_is_an_error(model: ChatPackFuse) -> N
     assert found["raw"].response_metadata["finish_reason"] == "length"
 
 
-def test_a_history_with_tools_is_read(model: ChatPackFuse) -> None:
+def test_a_history_with_tools(model: ChatPackFuse) -> None:
     call = {"name": "multiply", "args": {"a": 3, "b": 4}, "id": "1"}
     history: list[BaseMessage] = [
         HumanMessage("3 times 4?"),
@@ -278,7 +278,7 @@ async def test_events_carry_the_record(model: ChatPackFuse) -> None:
     assert facts(ends[0]) == facts(model.invoke(QUESTION))
 
 
-def test_a_new_pack_is_not_made_of_two_things(tiny: Pack) -> None:
+def test_a_pack_is_given_in_one_way(tiny: Pack) -> None:
     with pytest.raises(ConfigError, match="pack and models"):
         ChatPackFuse(pack=tiny, models=["a", "b"])
     with pytest.raises(ConfigError, match="none"):
@@ -287,7 +287,7 @@ def test_a_new_pack_is_not_made_of_two_things(tiny: Pack) -> None:
         ChatPackFuse(pack=tiny, load_kwargs={"dtype": "float32"})
 
 
-def test_bad_input_is_refused_by_name(model: ChatPackFuse) -> None:
+def test_errors_name_the_bad_input(model: ChatPackFuse) -> None:
     with pytest.raises(ConfigError, match=r"'divide'.*multiply"):
         model.bind_tools([multiply], tool_choice="divide")
     impossible = {
@@ -311,7 +311,7 @@ def test_bad_input_is_refused_by_name(model: ChatPackFuse) -> None:
     assert model.invoke(QUESTION).content  # and nothing is broken by it
 
 
-def test_repeated_roles_and_empty_messages_are_read(model: ChatPackFuse) -> None:
+def test_repeated_roles_and_empty_messages(model: ChatPackFuse) -> None:
     chat = [SystemMessage("A"), SystemMessage("B"), HumanMessage("C"), HumanMessage("D")]
     assert model.invoke(chat).content
     assert model.invoke([HumanMessage("C"), AIMessage(""), HumanMessage("D")]).content

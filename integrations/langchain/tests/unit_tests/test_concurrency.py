@@ -1,4 +1,4 @@
-"""Many callers at once, callers who leave, and calls that fail."""
+"""Many calls at the same time, cancelled calls, and calls that fail."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_64_mixed_calls_from_threads_and_tasks_equal_the_same_calls_alone(
     assert len(set(alone)) > 8
 
 
-async def test_the_event_loop_goes_on_while_a_pack_answers(tiny: Pack, steps: list[int]) -> None:
+async def test_the_event_loop_runs_while_a_pack_answers(tiny: Pack, steps: list[int]) -> None:
     model = ChatPackFuse(pack=tiny, max_tokens=12)
     ticks = 0
 
@@ -125,7 +125,7 @@ async def test_the_event_loop_goes_on_while_a_pack_answers(tiny: Pack, steps: li
     assert ticks - before > 12
 
 
-def test_leaving_a_stream_stops_generation(tiny: Pack, steps: list[int]) -> None:
+def test_closing_a_stream_stops_generation(tiny: Pack, steps: list[int]) -> None:
     stream = ChatPackFuse(pack=tiny, max_tokens=400).stream("Hello")
     next(stream)
     stream.close()  # type: ignore[attr-defined]
@@ -147,7 +147,7 @@ async def test_cancelling_a_task_stops_generation(tiny: Pack, steps: list[int]) 
     assert len(steps) < 300
 
 
-async def test_leaving_an_async_stream_stops_generation(tiny: Pack, steps: list[int]) -> None:
+async def test_closing_an_async_stream_stops_generation(tiny: Pack, steps: list[int]) -> None:
     async for _ in ChatPackFuse(pack=tiny, max_tokens=400).astream("Hello"):
         break
     await ChatPackFuse(pack=tiny, max_tokens=3).ainvoke("Hello")

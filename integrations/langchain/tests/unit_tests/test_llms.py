@@ -1,4 +1,4 @@
-"""What LangChain users do with a text-completion model, on tiny random models."""
+"""The use of the text-completion model in LangChain, on tiny random models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_text_is_the_packs_own_without_the_prompt(llm: PackFuseLLM, tiny: Pa
     assert llm.batch([PROMPT, "Hello"])[0] == expected
 
 
-async def test_async_forms_say_the_same(llm: PackFuseLLM) -> None:
+async def test_async_methods_give_the_same_answer(llm: PackFuseLLM) -> None:
     expected = llm.invoke(PROMPT)
     assert await llm.ainvoke(PROMPT) == expected
     assert "".join([text async for text in llm.astream(PROMPT)]) == expected
@@ -87,7 +87,7 @@ def test_stop_strings_are_not_part_of_the_text(llm: PackFuseLLM) -> None:
     assert "".join(llm.stream(PROMPT, stop=[stop])) == whole[: whole.index(stop)]
 
 
-def test_bad_input_is_refused_by_name(llm: PackFuseLLM) -> None:
+def test_errors_name_the_bad_input(llm: PackFuseLLM) -> None:
     with pytest.raises(PromptError, match="empty"):
         llm.invoke("")
     with pytest.raises(ConfigError, match="unite"):

@@ -1,4 +1,4 @@
-"""What reaches the members' chat templates: tools, results, one beginning of sequence."""
+"""The prompts of chats with tools and results, and their beginning of sequence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def multiply(a: int, b: int) -> int:
 
 @pytest.fixture(scope="module")
 def echo() -> Pack:
-    """Repeats, in capitals, what the template made of the chat."""
+    """Answers with the rendered chat in capitals."""
     return scripted_pack(lambda prompt: prompt.lstrip().upper())
 
 
@@ -67,7 +67,7 @@ def test_an_answer_does_not_repeat_the_prompt() -> None:
 
 
 def test_a_rendered_chat_begins_once(starter: Pack) -> None:
-    """The templates of both members write their beginning of sequence, or none, by themselves."""
+    """The members' templates have their own beginning of sequence, or none."""
     turn = turn_of(starter, [HumanMessage("Hi")])
     for member, name in zip(starter.members, starter.names, strict=True):
         prompt = starter.weigh(turn.messages)
@@ -96,7 +96,7 @@ def test_a_system_message_that_a_template_refuses_is_folded(
     assert any("folded" in note for note in notes)
 
 
-def test_reasoning_is_kept_apart() -> None:
+def test_reasoning_is_separate() -> None:
     pack = scripted_pack(lambda prompt: "<think>\nIt is in\nFrance.</think>\n\nParis.")
     model = ChatPackFuse(pack=pack)
     answer = model.invoke("Capital?")
@@ -124,7 +124,7 @@ def test_calls_in_a_row_and_text_before_them() -> None:
     assert [call["args"]["a"] for call in single.invoke("3 and 4?").tool_calls] == [3]
 
 
-def test_nested_schemas_are_kept_to() -> None:
+def test_nested_schemas() -> None:
     class Point(BaseModel):
         """A point."""
 

@@ -1,7 +1,8 @@
-"""Speculative decoding: how tokens are drafted that the pack then verifies in one pass.
+"""Speculative decoding: how tokens are drafted, which the pack then verifies in one pass.
 
-One way to draft a file; `drafts()` finds them, and those of installed plugins. A way to draft is a
-subclass of `packfuse.causal_lm.drafts.base.Draft`. This room may use `fusion` and the rooms below.
+One draft method per file; `drafts()` finds these, and those of installed plugins. A draft method is
+a subclass of `packfuse.causal_lm.drafts.base.Draft`. This room may use `fusion` and the rooms below
+it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from packfuse.registry import Registry
 
 @cache
 def drafts() -> Registry[Any]:
-    """The ways to draft tokens."""
+    """The draft methods."""
     from packfuse.causal_lm.drafts.base import Draft
 
     return Registry("draft method", "packfuse.drafts", "packfuse.causal_lm.drafts", Draft)

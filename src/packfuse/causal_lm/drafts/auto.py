@@ -1,4 +1,4 @@
-"""Drafts by repetition where there is one, and by the reference elsewhere."""
+"""Drafts by prompt lookup where the text repeats itself, and by the reference elsewhere."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from packfuse.causal_lm.drafts.reference import Reference
 
 
 class Auto(Draft):
-    """`lookup` if the text repeats itself, else `reference`."""
+    """`lookup` if the end of the text occurs earlier in it, otherwise `reference`."""
 
     name: ClassVar[str] = "auto"
     source: ClassVar[str] = "packfuse"
 
     def drafter(self, context: DraftContext) -> Drafter:
         """See `Draft`."""
-        return _Either(context, [Lookup(), Reference(most=self.most)])
+        return _FirstOf(context, [Lookup(), Reference(max_draft_tokens=self.max_draft_tokens)])
 
 
-class _Either(Drafter):
-    """The first of several drafters that has something to propose."""
+class _FirstOf(Drafter):
+    """Uses the first of several drafters that proposes something."""
 
     def __init__(self, context: DraftContext, drafts: list[Draft]) -> None:
         super().__init__(context)
         self._drafters = [draft.drafter(context) for draft in drafts]
-        self._asked: list[Drafter] = []
+        self._tried: list[Drafter] = []
 
     def propose(self, ids: Tensor, room: int) -> Proposal:
         """See `Drafter`."""
-        self._asked = []
+        self._tried = []
         for drafter in self._drafters:
-            self._asked.append(drafter)
+            self._tried.append(drafter)
             proposal = drafter.propose(ids, room)
             if len(proposal.tokens):
                 return proposal
         return Proposal()
 
-    def learn(self, drafted: int, accepted: int) -> None:
-        """See `Drafter`; those that proposed nothing learn that."""
-        for drafter in self._asked[:-1]:
-            drafter.learn(0, 0)
-        if self._asked:
-            self._asked[-1].learn(drafted, accepted)
+    def update(self, drafted: int, accepted: int) -> None:
+        """See `Drafter`; drafters that proposed nothing are updated with zeros."""
+        for drafter in self._tried[:-1]:
+            drafter.update(0, 0)
+        if self._tried:
+            self._tried[-1].update(drafted, accepted)

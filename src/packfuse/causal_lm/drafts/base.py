@@ -1,4 +1,4 @@
-"""The interface of a way to draft: tokens are proposed, and the pack checks them in one pass."""
+"""The interface of a draft method: it proposes tokens, and the pack verifies them in one pass."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from packfuse.fusion.sequence import PackSequence
 
 @dataclass(slots=True)
 class DraftStats:
-    """What became of the drafts of one answer.
+    """Counts of the drafts of one answer.
 
     Attributes:
-        rounds: Passes in which a draft was checked.
-        drafted: Tokens proposed.
-        accepted: Tokens of those that are in the answer.
+        rounds: Number of passes that verified a draft.
+        drafted: Number of tokens drafted.
+        accepted: Number of drafted tokens that were accepted.
     """
 
     rounds: int = 0
@@ -34,29 +34,29 @@ class DraftStats:
 
 
 class ReadSequences(Protocol):
-    """What a drafter sees of the cache of the running call.
+    """The part of a call's cache that drafters use.
 
     Attributes:
-        rows: The sequences read so far; none before the first pass.
-        seen: Reference positions read so far.
+        sequences: The sequences of the batch; empty before the first forward pass.
+        length: Number of positions read so far, left padding included.
     """
 
-    rows: list[PackSequence]
-    seen: int
+    sequences: list[PackSequence]
+    length: int
 
 
 @dataclass(slots=True)
 class DraftContext:
-    """What a drafter works with, for one answer.
+    """What a drafter needs to know about the answer that is being generated.
 
     Attributes:
-        engine: The pack.
-        cache: What the pack has read; without rows before the first pass.
+        engine: The members and the reference.
+        cache: The sequence that the pack has read so far.
         fusion: How the members are fused.
         settings: The generation settings in force.
-        processors: What is done to scores before a token is chosen.
+        processors: The logits processors of the call.
         device: Type of the device that the pack runs on.
-        stats: Counts what becomes of the drafts.
+        stats: Counts of the drafts, updated in every round.
     """
 
     engine: Engine
@@ -68,14 +68,22 @@ class DraftContext:
     stats: DraftStats = field(default_factory=DraftStats)
 
     def choose(self, ids: Tensor, logits: Tensor) -> tuple[int, Tensor]:
-        """A token after `ids` `[1, n]` as the answer's own are chosen, and the scores `[1, V]`."""
+        """Choose the next token as `generate` does.
+
+        Args:
+            ids: The text so far, `[1, n]`.
+            logits: Logits of the next token, `[1, V]`.
+
+        Returns:
+            The token, and the processed scores that it was chosen from, `[1, V]`.
+        """
         scores: Any = self.processors(ids, logits) if self.processors else logits  # type: ignore[arg-type]
         if self.settings.do_sample:
             return int(torch.multinomial(scores.softmax(-1), 1)), scores
         return int(scores.argmax(-1)), scores
 
-    def allowed(self, ids: Tensor, draft: Sequence[int]) -> list[int]:
-        """The beginning of a draft that no processor forbids."""
+    def allowed_prefix(self, ids: Tensor, draft: Sequence[int]) -> list[int]:
+        """The longest prefix of a draft after `ids` `[1, n]` that no logits processor forbids."""
         if not self.processors:
             return list(draft)
         kept: list[int] = []
@@ -91,31 +99,44 @@ class DraftContext:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Drafted tokens, and the scores `[n, V]` they were drawn from if they were drawn."""
+    """A draft.
+
+    Attributes:
+        tokens: The drafted tokens.
+        scores: The scores that they were sampled from, `[n, V]`; None if they were not sampled.
+    """
 
     tokens: Sequence[int] = ()
     scores: Tensor | None = None
 
 
 class Drafter(CandidateGenerator, ABC):
-    """Proposes tokens at every round of one answer. What it proposes changes no answer."""
+    """Proposes tokens for one answer, in rounds. Proposals change the speed, not the answer."""
 
     def __init__(self, context: DraftContext) -> None:
-        """Nothing is drafted yet."""
+        """Start a new answer."""
         self.context = context
 
     @abstractmethod
     def propose(self, ids: Tensor, room: int) -> Proposal:
-        """Up to `room` tokens to follow `ids` `[1, n]`, prompt included."""
+        """Propose the next tokens.
+
+        Args:
+            ids: The text so far, prompt included, `[1, n]`.
+            room: Maximum number of tokens.
+        """
 
     @abstractmethod
-    def learn(self, drafted: int, accepted: int) -> None:
-        """Take in what became of the last proposal, which may have been empty."""
+    def update(self, drafted: int, accepted: int) -> None:
+        """Called with the numbers of drafted and accepted tokens of the last proposal.
+
+        Both are 0 for an empty proposal.
+        """
 
     def get_candidates(self, input_ids: Any, **_: Any) -> tuple[Any, Any]:
         """See transformers' `CandidateGenerator`."""
         limit = self.context.settings.max_length
-        # The pack adds a token of its own to every draft.
+        # After a draft, the pack always adds one token.
         room = (input_ids.shape[1] if limit is None else limit) - input_ids.shape[1] - 1
         proposal = self.propose(input_ids, room) if room > 0 else Proposal()
         if not len(proposal.tokens):
@@ -131,24 +152,26 @@ class Drafter(CandidateGenerator, ABC):
         stats.rounds += drafted > 0
         stats.drafted += drafted
         stats.accepted += accepted
-        self.learn(drafted, accepted)
+        self.update(drafted, accepted)
 
 
 class Draft(BaseModel, ABC):
-    """How tokens are proposed.
+    """How tokens are drafted.
 
-    A way to draft is one file in this folder: a frozen pydantic model whose fields are its
-    parameters. It registers itself by its `name`.
+    Each draft method is one file in this folder: a frozen pydantic model whose fields are its
+    parameters. The registry finds it by its `name`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
+    """The name in settings: `draft="<name>"`."""
     source: ClassVar[str]
+    """The paper or program that the method is from."""
 
-    most: int = Field(default=12, ge=1)
-    """Longest draft, tokens. How many pay is learned as the answer is written."""
+    max_draft_tokens: int = Field(default=12, ge=1)
+    """Longest draft, in tokens. Shorter drafts are chosen while few drafted tokens are accepted."""
 
     @abstractmethod
     def drafter(self, context: DraftContext) -> Drafter:
-        """One for an answer."""
+        """A drafter for one answer."""

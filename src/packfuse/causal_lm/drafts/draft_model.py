@@ -1,4 +1,4 @@
-"""A drafter that lets some of the members, or copies of them, write ahead."""
+"""A drafter that decodes with some of the members, or with quantized copies of them."""
 
 from __future__ import annotations
 
@@ -12,52 +12,68 @@ from packfuse.causal_lm.drafts.length import DraftLength
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.int8 import can_copy, int8_copy
 
+_INT8_COST = 0.4
+"""Time of a step of a quantized copy, as a share of its member's."""
+
 
 class ModelDrafter(Drafter):
-    """Forks the pack's row, drops those who do not speak, and goes on from there.
+    """Forks the sequence, keeps the streams of the drafting members only, and decodes with them.
 
-    The fork shares what the members have read, so nothing is read twice; it is dropped afterwards.
+    The fork shares the KV caches of the sequence, so nothing is read twice. It is discarded after
+    each proposal.
     """
 
     def __init__(
-        self, context: DraftContext, drafting_members: Collection[int], most: int, quantize: bool
+        self,
+        context: DraftContext,
+        drafting_members: Collection[int],
+        max_draft_tokens: int,
+        quantize: bool,
     ) -> None:
-        """`drafting_members` are numbers of members, the reference among them."""
+        """Prepare the drafting members.
+
+        Args:
+            context: The running answer.
+            drafting_members: Indices of members, the reference among them.
+            max_draft_tokens: Longest draft, in tokens.
+            quantize: Whether to draft with int8 copies, for members that can be copied.
+        """
         super().__init__(context)
         engine = context.engine
         self.drafting_members = frozenset(drafting_members)
         members = list(engine.members)
         cost = 0.0
         for k in self.drafting_members:
-            light = quantize and can_copy(members[k])
-            members[k] = int8_copy(members[k]) if light else members[k]
-            cost += (0.4 if light else 1.0) / len(members)
+            copied = quantize and can_copy(members[k])
+            members[k] = int8_copy(members[k]) if copied else members[k]
+            cost += (_INT8_COST if copied else 1.0) / len(members)
         self._engine = engine.with_members(members)
-        self._pace = DraftLength(cost, most, context.device)
+        self._length = DraftLength(cost, max_draft_tokens, context.device)
 
     def propose(self, ids: Tensor, room: int) -> Proposal:
         """See `Drafter`."""
-        wanted = min(self._pace.length(), room)
-        cache, rows = self.context.cache, self.context.cache.rows
-        if not wanted or len(rows) != 1:
+        limit = min(self._length.best(), room)
+        cache, sequences = self.context.cache, self.context.cache.sequences
+        if not limit or len(sequences) != 1:
             return Proposal()
-        row, new = self._fork(rows[0]), ids[0, cache.seen :].tolist()
+        sequence, new = self._fork(sequences[0]), ids[0, cache.length :].tolist()
         ends = self.context.engine.reference.end_ids
         tokens: list[int] = []
         scores: list[Tensor] = []
-        while new and len(tokens) < wanted:
-            logits = self._engine.advance([row], [new], self.context.fusion)[:, -1]
-            token, chosen_from = self.context.choose(ids, logits)
+        while new and len(tokens) < limit:
+            logits = self._engine.advance([sequence], [new], self.context.fusion)[:, -1]
+            token, processed = self.context.choose(ids, logits)
             tokens.append(token)
-            scores.append(chosen_from)
+            scores.append(processed)
             if token in ends:
                 break
             new, ids = [token], torch.cat([ids, ids.new_tensor([[token]])], 1)
-        drawn = self.context.settings.do_sample and scores
-        return Proposal(tokens, torch.cat(scores) if drawn else None)
+        sampled = self.context.settings.do_sample and scores
+        return Proposal(tokens, torch.cat(scores) if sampled else None)
 
-    def _fork(self, row: PackSequence) -> PackSequence:
-        twin = row.fork()
+    def _fork(self, sequence: PackSequence) -> PackSequence:
+        """A copy of a sequence that the drafting members extend."""
+        twin = sequence.fork()
         for k, member in enumerate(self._engine.members):
             stream = twin.streams[k]
             if stream is None:
@@ -71,6 +87,6 @@ class ModelDrafter(Drafter):
             twin.weights[list(self.drafting_members)] = 1.0
         return twin
 
-    def learn(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int) -> None:
         """See `Drafter`."""
-        self._pace.learn(drafted, accepted)
+        self._length.update(drafted, accepted)

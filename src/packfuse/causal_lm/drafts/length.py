@@ -1,66 +1,77 @@
-"""How many tokens to draft: as many as pay, by how often drafts were right so far."""
+"""Chooses the length of drafts from the share of drafted tokens that were accepted so far."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-FREE = {"cpu": 3}
-"""How many drafted tokens a pass takes along for next to nothing, by device: a processor multiplies
-a matrix by four vectors in little more time than by one (dev/log.md)."""
+FREE_TOKENS = {"cpu": 3}
+"""By device type, the number of drafted tokens that one pass verifies at almost no extra cost. A
+processor multiplies a matrix by four vectors in little more time than by one (dev/log.md)."""
 
-CHECK = {"cpu": (0.35, 0.065)}
-"""What a pass over more of them costs on top of one over a single token, in steps of the pack: at
-once, and for each drafted token."""
+FREE_COST = (0.05, 0.03)
+"""Extra cost of a pass that verifies no more than that: fixed, and for each drafted token. Costs
+are in decoding steps of the pack."""
 
-_FORGET = 0.97
-_TRIED = 3
-"""How many tokens' worth the chance is that was assumed before anything was drafted."""
+VERIFY_COST = {"cpu": (0.35, 0.065)}
+"""The same for longer drafts, by device type."""
+
+OTHER_VERIFY_COST = (0.05, 0.01)
+"""The same for longer drafts, on other devices."""
+
+_DECAY = 0.97
+"""Factor on the counts at every round, so that recent drafts weigh more."""
+
+_PRIOR_TOKENS = 3
+"""Weight of the prior acceptance rate, in tokens."""
 
 
 @dataclass(slots=True)
 class DraftLength:
-    """Learns the chance that a drafted token is right, and which length is worth its cost.
+    """Estimates the acceptance rate, and the draft length with the lowest cost per token.
 
-    It counts tokens, not seconds, so that the same seed gives the same answer.
+    It counts tokens and measures no times, so that the same seed gives the same answer.
 
     Attributes:
-        price: Cost of drafting one token, in steps of the pack.
-        most: Longest draft.
-        device: Type of device, for the cost of checking.
-        chance: The chance of a token before anything was drafted; what is learned fades back to it.
+        cost: Cost of drafting one token, in decoding steps of the pack.
+        max_draft_tokens: Longest draft, in tokens.
+        device: Type of device, for the cost of verification.
+        prior: Acceptance rate that is assumed before anything was drafted. Without drafts the
+            estimate returns to it.
 
     Example:
-        >>> pace = DraftLength(price=0.1, most=8)
-        >>> first = pace.length()
-        >>> for _ in range(20): pace.learn(drafted=first, accepted=0)
-        >>> first > 0, pace.length()
+        >>> length = DraftLength(cost=0.1, max_draft_tokens=8)
+        >>> first = length.best()
+        >>> for _ in range(20):
+        ...     length.update(drafted=first, accepted=0)
+        >>> first > 0, length.best()
         (True, 0)
     """
 
-    price: float
-    most: int
+    cost: float
+    max_draft_tokens: int
     device: str = "cpu"
-    chance: float = 0.8
-    _right: float = field(default=0.0, init=False)
-    _seen: float = field(default=0.0, init=False)
+    prior: float = 0.8
+    _accepted: float = field(default=0.0, init=False)
+    _verified: float = field(default=0.0, init=False)
 
-    def length(self) -> int:
-        """How many tokens to draft now; 0 where no draft pays."""
-        return min(range(self.most + 1), key=self._cost)
+    def best(self) -> int:
+        """Number of tokens to draft now; 0 if drafting does not pay."""
+        return min(range(self.max_draft_tokens + 1), key=self._cost_per_token)
 
-    def learn(self, drafted: int, accepted: int) -> None:
-        """Take in how much of a draft was right; nothing drafted fades what is known."""
-        self._right, self._seen = self._right * _FORGET, self._seen * _FORGET
-        self._right += accepted
-        self._seen += min(drafted, accepted + 1)
+    def update(self, drafted: int, accepted: int) -> None:
+        """Count the result of one draft; zeros for a round without a draft."""
+        self._accepted, self._verified = self._accepted * _DECAY, self._verified * _DECAY
+        self._accepted += accepted
+        # Tokens after the first rejected one were not verified.
+        self._verified += min(drafted, accepted + 1)
 
-    def _cost(self, drafted: int) -> float:
-        """Steps of the pack for each token that comes out, for drafts of this length."""
+    def _cost_per_token(self, drafted: int) -> float:
+        """Expected cost of each token of the answer, in decoding steps, for drafts of a length."""
         if drafted == 0:
             return 1.0
-        right = (self._right + _TRIED * self.chance) / (self._seen + _TRIED)
-        came = sum(right**i for i in range(drafted + 1))
-        entry, each = CHECK.get(self.device, (0.05, 0.01))
-        if drafted <= FREE.get(self.device, 0):
-            entry, each = 0.05, 0.03
-        return (1 + entry + drafted * (self.price + each)) / came
+        rate = (self._accepted + _PRIOR_TOKENS * self.prior) / (self._verified + _PRIOR_TOKENS)
+        expected_tokens = sum(rate**i for i in range(drafted + 1))
+        fixed, each = VERIFY_COST.get(self.device, OTHER_VERIFY_COST)
+        if drafted <= FREE_TOKENS.get(self.device, 0):
+            fixed, each = FREE_COST
+        return (1 + fixed + drafted * (self.cost + each)) / expected_tokens

@@ -1,4 +1,4 @@
-"""Drafts that repeat the text: what followed the last words when they were there before."""
+"""Drafts by prompt lookup: what followed the last tokens where they occurred before."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from packfuse.causal_lm.drafts.length import DraftLength
 
 
 class Lookup(Draft):
-    """Propose what followed the longest repetition of the text's end; costs next to nothing.
+    """Propose what followed the longest earlier occurrence of the last tokens.
 
-    It pays where an answer quotes its context, and in code. transformers' own prompt lookup takes
-    the first place where the last two tokens stand; the longest match is right more often
-    (docs/speed.md).
+    Drafting costs almost nothing. It pays where an answer quotes its context, and in code.
+    transformers' own prompt lookup takes the first occurrence of the last two tokens; the longest
+    match is correct more often (docs/speed.md).
 
     Attributes:
-        least: Shortest repetition that counts, tokens.
-        longest: Longest one that is looked for.
+        min_match: Shortest match that is used, in tokens.
+        max_match: Longest match that is searched for, in tokens.
     """
 
     name: ClassVar[str] = "lookup"
     source: ClassVar[str] = "prompt lookup decoding, A. Saxena 2023 (github.com/apoorvumang)"
 
-    most: int = Field(default=24, ge=1)
-    least: int = Field(default=3, ge=1)
-    longest: int = Field(default=16, ge=1)
+    max_draft_tokens: int = Field(default=24, ge=1)
+    min_match: int = Field(default=3, ge=1)
+    max_match: int = Field(default=16, ge=1)
 
     def drafter(self, context: DraftContext) -> LookupDrafter:
         """See `Draft`."""
@@ -36,45 +36,53 @@ class Lookup(Draft):
 
 
 class LookupDrafter(Drafter):
-    """Searches one growing text. Longer repetitions are trusted more; how much is learned."""
+    """Searches the text so far. Draft lengths are learned for each length of match."""
 
     def __init__(self, context: DraftContext, draft: Lookup) -> None:
-        """Nothing is known of this text yet."""
+        """Start with acceptance rates that grow with the length of the match."""
         super().__init__(context)
         self.draft = draft
-        sizes = range(draft.least, draft.longest + 1)
-        self._paces = {
-            size: DraftLength(0.0, draft.most, context.device, chance=1 - 1 / (size + 1))
-            for size in sizes
+        matches = range(draft.min_match, draft.max_match + 1)
+        self._lengths = {
+            match: DraftLength(
+                0.0, draft.max_draft_tokens, context.device, prior=1 - 1 / (match + 1)
+            )
+            for match in matches
         }
         self._used: DraftLength | None = None
 
     def propose(self, ids: Tensor, room: int) -> Proposal:
         """See `Drafter`."""
         self._used = None
-        size, draft = repetition(ids[0].tolist(), self.draft.least, self.draft.longest)
+        match, draft = repetition(ids[0].tolist(), self.draft.min_match, self.draft.max_match)
         if not draft:
             return Proposal()
-        self._used = self._paces[size]
-        wanted = min(self._used.length(), room)
+        self._used = self._lengths[match]
+        draft = draft[: min(self._used.best(), room)]
         ends = self.context.engine.reference.end_ids
-        draft = draft[:wanted]
         draft = draft[: next((i for i, token in enumerate(draft) if token in ends), len(draft))]
-        return Proposal(self.context.allowed(ids, draft))
+        return Proposal(self.context.allowed_prefix(ids, draft))
 
-    def learn(self, drafted: int, accepted: int) -> None:
+    def update(self, drafted: int, accepted: int) -> None:
         """See `Drafter`."""
         if self._used is not None:
-            self._used.learn(drafted, accepted)
+            self._used.update(drafted, accepted)
 
 
-def repetition(ids: list[int], least: int, longest: int) -> tuple[int, list[int]]:
-    """How many of the last tokens stand earlier too, and what followed them there.
+def repetition(ids: list[int], min_match: int, max_match: int) -> tuple[int, list[int]]:
+    """Find the longest earlier occurrence of the last tokens.
 
-    Of several places the one with the longest match counts, and of those the last.
+    Args:
+        ids: The text so far.
+        min_match: Shortest match that is used, in tokens.
+        max_match: Longest match that is searched for, in tokens.
+
+    Returns:
+        The length of the match, and the tokens after it; of several longest matches, the last one
+        in the text. (0, []) if there is none.
 
     Example:
-        >>> repetition([1, 2, 3, 9, 8, 1, 2, 3], least=2, longest=4)
+        >>> repetition([1, 2, 3, 9, 8, 1, 2, 3], min_match=2, max_match=4)
         (3, [9, 8, 1, 2, 3])
     """
     count = len(ids)
@@ -82,11 +90,11 @@ def repetition(ids: list[int], least: int, longest: int) -> tuple[int, list[int]
     for end in range(count - 1, 0, -1):
         if ids[end - 1] != ids[-1]:
             continue
-        size = 1
-        while size < min(longest, end) and ids[end - 1 - size] == ids[count - 1 - size]:
-            size += 1
-        if size > best:
-            best, after = size, end
-        if best == longest:
+        match = 1
+        while match < min(max_match, end) and ids[end - 1 - match] == ids[count - 1 - match]:
+            match += 1
+        if match > best:
+            best, after = match, end
+        if best == max_match:
             break
-    return (best, ids[after:]) if best >= least else (0, [])
+    return (best, ids[after:]) if best >= min_match else (0, [])

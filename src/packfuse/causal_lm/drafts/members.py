@@ -9,15 +9,16 @@ from packfuse.causal_lm.drafts.draft_model import ModelDrafter
 
 
 class Members(Draft):
-    """Copies of all members in 8-bit integers are fused to write ahead; the members check them.
+    """Fuse int8 copies of all members to draft, and verify with the members.
 
-    They are nearly always right, and cost a quarter of the members' memory on top. Only for
-    processors: elsewhere the copies would be no faster than the members.
+    Almost all drafted tokens are accepted. The copies take a quarter of the members' memory in
+    addition. Copies are made on processors only: on other devices they would not be faster.
     """
 
     name: ClassVar[str] = "members"
-    source: ClassVar[str] = "packfuse; speculative decoding (arXiv 2211.17192) by quantized twins"
+    source: ClassVar[str] = "packfuse; speculative decoding (arXiv 2211.17192) by quantized copies"
 
     def drafter(self, context: DraftContext) -> ModelDrafter:
         """See `Draft`."""
-        return ModelDrafter(context, range(len(context.engine.members)), self.most, quantize=True)
+        members = range(len(context.engine.members))
+        return ModelDrafter(context, members, self.max_draft_tokens, quantize=True)

@@ -9,11 +9,11 @@ from packfuse.causal_lm.drafts.draft_model import ModelDrafter
 
 
 class Reference(Draft):
-    """The reference writes ahead, and all members check it in one pass each.
+    """The reference drafts, and all members verify the draft in one pass.
 
     Attributes:
-        quantize: Draft with a copy of it in 8-bit integers where that is faster (processors): a
-            quarter of the time, and a quarter of its memory on top.
+        quantize: Whether to draft with an int8 copy of the reference on processors. The copy is
+            faster, and takes a quarter of the memory of the reference in addition.
     """
 
     name: ClassVar[str] = "reference"
@@ -23,4 +23,5 @@ class Reference(Draft):
 
     def drafter(self, context: DraftContext) -> ModelDrafter:
         """See `Draft`."""
-        return ModelDrafter(context, [context.engine.reference_index], self.most, self.quantize)
+        reference = [context.engine.reference_index]
+        return ModelDrafter(context, reference, self.max_draft_tokens, self.quantize)

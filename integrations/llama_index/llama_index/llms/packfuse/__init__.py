@@ -1,4 +1,4 @@
-"""A packfuse pack as the LLM of LlamaIndex."""
+"""LlamaIndex LLM over a pack: local language models, fused into one."""
 
 from llama_index.llms.packfuse.base import PackFuse
 from llama_index.llms.packfuse.collector import FusionCall, FusionCollector, collect_fusion

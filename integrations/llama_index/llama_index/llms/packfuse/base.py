@@ -1,11 +1,13 @@
-"""`PackFuse`: a pack of local models as one LLM of LlamaIndex."""
+"""`PackFuse`: the LLM over a pack."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_index.core.base.llms.generic_utils import messages_to_prompt as usual_rendering
+from llama_index.core.base.llms.generic_utils import (
+    messages_to_prompt as default_messages_to_prompt,
+)
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -16,16 +18,16 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.llms.packfuse.functions import Functions
+from llama_index.llms.packfuse.fields import PackFuseFields
+from llama_index.llms.packfuse.functions import ToolCalling
 from llama_index.llms.packfuse.loading import make_pack, plain_models, plain_settings
 from llama_index.llms.packfuse.messages import plain_messages, plain_tools
 from llama_index.llms.packfuse.responses import (
-    ChatDraft,
-    CompletionDraft,
+    PartialChat,
+    PartialCompletion,
     chat_response,
     completion_response,
 )
-from llama_index.llms.packfuse.settings import PackSettings
 from llama_index.llms.packfuse.streams import acloses, aitems, closes, items
 
 from packfuse import Pack
@@ -34,18 +36,18 @@ from packfuse.errors import ConfigError
 from packfuse.tools import Completion, Turn
 
 
-class PackFuse(Functions, PackSettings):
-    """Several local language models that answer as one LLM.
+class PackFuse(ToolCalling, PackFuseFields):
+    """A pack of local language models as one LLM.
 
-    It is both a `CustomLLM` and a `FunctionCallingLLM`; `is_function_calling_model` says whether
-    agents and structured output use its tool calls. Every answer carries the fusion record in
-    `raw["fusion"]` and token counts in `raw["usage"]`, both plain JSON. Keyword arguments of a call
-    count before the settings: those of `Pack.generate` (`temperature`, `stop`, `seed`, `fusion`,
-    `weighting`, `weights`, `trace`, `constraint`, ...), and `max_tokens`.
+    It is both a `CustomLLM` and a `FunctionCallingLLM`; `is_function_calling_model` decides whether
+    agents and structured output use tool calls. Every answer has its fusion record in
+    `raw["fusion"]` and its token counts in `raw["usage"]`, as plain JSON types. The keyword
+    arguments of a call take precedence over the fields: those of `Pack.generate` (`temperature`,
+    `stop`, `seed`, `fusion`, `weighting`, `weights`, `trace`, `constraint`, ...), and `max_tokens`.
 
-    Chats are rendered by each member's own template, unless `messages_to_prompt` is given.
-    Completions continue their prompt as it is, unless `completion_to_prompt` is given or
-    `chat_completions` is set.
+    Chats are rendered with each member's own template, unless `messages_to_prompt` is given.
+    Completions continue the prompt, unless `completion_to_prompt` is given or `chat_completions`
+    is set.
 
     Examples:
         `pip install llama-index-llms-packfuse`
@@ -63,15 +65,15 @@ class PackFuse(Functions, PackSettings):
     """
 
     def __init__(self, models: Any = None, *, pack: Pack | None = None, **settings: Any) -> None:
-        """Load a pack, or take one; exactly one of `pack`, `models` and `pack_file` is needed.
+        """Use a pack, or load one; exactly one of `pack`, `models` and `pack_file` is needed.
 
         Args:
-            models: As for `Pack.from_pretrained`.
-            pack: A pack that is loaded already.
+            models: Hub ids, folders or GGUF files; see `Pack.from_pretrained`.
+            pack: A loaded pack.
             **settings: The fields of this class, and those of every LLM (`system_prompt`, ...).
 
         Raises:
-            ConfigError: for unknown settings, or too few or too many ways to get a pack.
+            ConfigError: for unknown settings, or unless exactly one of the three is given.
             LoadError: if a member cannot be loaded.
         """
         settings = plain_settings(settings, known=type(self).model_fields)
@@ -86,7 +88,7 @@ class PackFuse(Functions, PackSettings):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name in LlamaIndex's own records."""
+        """The name of the class in LlamaIndex's data."""
         return "PackFuse"
 
     @llm_completion_callback()
@@ -99,8 +101,8 @@ class PackFuse(Functions, PackSettings):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """Continue a prompt piece by piece."""
-        return items(self._completion(prompt, formatted, kwargs).stream(), CompletionDraft())
+        """Continue a prompt, streamed."""
+        return items(self._completion(prompt, formatted, kwargs).stream(), PartialCompletion())
 
     @llm_completion_callback()
     async def acomplete(
@@ -116,9 +118,9 @@ class PackFuse(Functions, PackSettings):
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """Continue a prompt piece by piece without blocking the event loop."""
-        pieces = iterate(lambda cancel: self._completion(prompt, formatted, kwargs).stream(cancel))
-        return aitems(pieces, CompletionDraft())
+        """Continue a prompt, streamed, without blocking the event loop."""
+        deltas = iterate(lambda cancel: self._completion(prompt, formatted, kwargs).stream(cancel))
+        return aitems(deltas, PartialCompletion())
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -128,8 +130,8 @@ class PackFuse(Functions, PackSettings):
     @closes
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """Answer a chat piece by piece."""
-        return items(self._turn(messages, kwargs).stream(), ChatDraft())
+        """Answer a chat, streamed."""
+        return items(self._turn(messages, kwargs).stream(), PartialChat())
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -141,9 +143,9 @@ class PackFuse(Functions, PackSettings):
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """Answer a chat piece by piece without blocking the event loop."""
-        pieces = iterate(lambda cancel: self._turn(messages, kwargs).stream(cancel))
-        return aitems(pieces, ChatDraft())
+        """Answer a chat, streamed, without blocking the event loop."""
+        deltas = iterate(lambda cancel: self._turn(messages, kwargs).stream(cancel))
+        return aitems(deltas, PartialChat())
 
     def _completion(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> Completion:
         arguments = self._arguments(kwargs)
@@ -159,12 +161,12 @@ class PackFuse(Functions, PackSettings):
         arguments = self._arguments(kwargs)
         tools = plain_tools(arguments.pop("tools", ()))
         own = self.messages_to_prompt
-        if own is None or own is usual_rendering:
+        if own is None or own is default_messages_to_prompt:
             return Turn(self.pack, plain_messages(messages), tools=tools, **arguments)
         if tools:
             raise ConfigError(
-                "messages_to_prompt cannot show tools to the members",
-                hint="leave it out, or is_function_calling_model=False",
+                "messages_to_prompt cannot write tools into the prompt",
+                hint="leave it out, or set is_function_calling_model=False",
             )
         for name in ("tool_choice", "parallel_tool_calls"):
             arguments.pop(name, None)

@@ -1,4 +1,4 @@
-"""Fusion records, collected from the events of LlamaIndex's instrumentation."""
+"""Collects fusion records from the events of LlamaIndex's instrumentation."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class FusionCall:
     """One call of a pack.
 
     Attributes:
-        span_id: The span of LlamaIndex's instrumentation that the call ran in.
+        span_id: The span of LlamaIndex's instrumentation in which the call ran.
         kind: "chat" or "completion".
-        fusion: Its fusion record, as plain JSON types.
+        fusion: The fusion record, as plain JSON types.
     """
 
     span_id: str | None
@@ -34,32 +34,32 @@ class FusionCall:
 class FusionCollector(BaseEventHandler):
     """Collects the record of every call of a pack, in the order in which the calls ended.
 
-    `collect_fusion` collects those of one `with` block. To collect all there are, hand one to
-    `get_dispatcher().add_event_handler(...)`.
+    `collect_fusion` collects the calls of a `with` block. To collect all calls of a process, pass a
+    collector to `get_dispatcher().add_event_handler(...)`.
 
     Attributes:
-        calls: What was collected.
+        calls: The calls so far.
     """
 
     calls: list[FusionCall] = Field(default_factory=list)
 
     @classmethod
     def class_name(cls) -> str:
-        """The name in LlamaIndex's own records."""
+        """The name of the class in LlamaIndex's data."""
         return "FusionCollector"
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The fusion records, without their calls."""
+        """The fusion records of the calls."""
         return [call.fusion for call in self.calls]
 
     @property
     def by_span(self) -> dict[str, dict[str, Any]]:
-        """The fusion records by the span of their calls."""
+        """The fusion records by span of the calls."""
         return {call.span_id: call.fusion for call in self.calls if call.span_id}
 
     def handle(self, event: BaseEvent, **_: Any) -> None:
-        """Keep the record if the event ends a call of a pack."""
+        """Collect the record if the event is the end of a call of a pack."""
         if not isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent):
             return
         raw = event.response.raw if event.response else None
@@ -73,15 +73,15 @@ _installing = threading.Lock()
 
 
 class _Forwarder(BaseEventHandler):
-    """Hands events to the collectors of the task or thread that they happen in."""
+    """Passes events on to the collectors of the task or thread in which they occur."""
 
     @classmethod
     def class_name(cls) -> str:
-        """The name in LlamaIndex's own records."""
+        """The name of the class in LlamaIndex's data."""
         return "FusionForwarder"
 
     def handle(self, event: BaseEvent, **_: Any) -> None:
-        """Hand the event on."""
+        """Pass the event on."""
         for collector in _active.get():
             collector.handle(event)
 
@@ -91,10 +91,10 @@ _forwarder = _Forwarder()
 
 @contextmanager
 def collect_fusion() -> Iterator[FusionCollector]:
-    """Collect the fusion records of the calls made in a `with` block.
+    """Collect the fusion records of the calls in a `with` block.
 
-    Calls that run at the same time in other tasks or threads are not collected; those in tasks and
-    threads that LlamaIndex starts inside the block are. Blocks can be nested.
+    Calls in tasks and threads that LlamaIndex starts inside the block are collected; calls in other
+    tasks and threads are not. Blocks can be nested.
 
     Example:
         >>> with collect_fusion() as fusion:  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Tools and structured output, as LlamaIndex asks a function-calling LLM for them."""
+"""Tool calls and structured output: the methods of LlamaIndex's function-calling LLMs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from llama_index.llms.packfuse.messages import plain_tools
 _CALLING = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION)
 
 
-class Functions(FunctionCallingLLM):
-    """What `PackFuse` knows of tools; the pack itself writes, forces and reads the calls."""
+class ToolCalling(FunctionCallingLLM):
+    """Tool calls of `PackFuse`. Calls are written, forced and parsed by `packfuse.tools`."""
 
     def _prepare_chat_with_tools(
         self,
@@ -48,21 +48,21 @@ class Functions(FunctionCallingLLM):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **_: Any
     ) -> list[ToolSelection]:
-        """The calls of an answer; those that were cut off are not among them.
+        """The complete calls of an answer.
 
         Args:
-            response: What `chat_with_tools` gave back, or an item of its stream.
-            error_on_no_tool_call: Whether to insist on a call.
+            response: The result of `chat_with_tools`, or an item of its stream.
+            error_on_no_tool_call: Whether an answer without a call is an error.
 
         Raises:
-            ValueError: if there is none and there has to be one.
+            ValueError: for an answer without a call, if that is an error.
         """
         blocks = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if not blocks and error_on_no_tool_call:
             broken = response.message.additional_kwargs.get("invalid_tool_calls")
-            said = broken[0]["error"] if broken else f"the answer is {response.message.content!r}"
+            reason = broken[0]["error"] if broken else f"the answer is {response.message.content!r}"
             hint = "raise max_new_tokens" if broken else "pass tool_required=True to force a call"
-            raise ValueError(f"the answer holds no tool call: {said} ({hint})")
+            raise ValueError(f"the answer has no tool call: {reason} ({hint})")
         return [
             ToolSelection(
                 tool_id=block.tool_call_id or "",
@@ -88,7 +88,7 @@ class Functions(FunctionCallingLLM):
         return stream
 
     def _program(self, output_cls: Any, prompt: Any) -> Any:
-        """The program for a structured stream, whose call LlamaIndex itself would not force."""
+        """The program of a structured stream, with a forced call (not so in LlamaIndex itself)."""
         mode = self.pydantic_program_mode
         calling = mode in _CALLING and self.metadata.is_function_calling_model
         forced = {"tool_choice": "required"} if calling else {}

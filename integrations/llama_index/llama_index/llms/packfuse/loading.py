@@ -1,4 +1,4 @@
-"""The pack behind an LLM: given, or loaded by names."""
+"""Loads the pack of an LLM from its fields."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from packfuse.registry import Registry, suggest
 from packfuse.weighting.methods import weightings
 
 _LOADING = ("alignment", "reference", "load_kwargs")
-"""Settings that count when members are loaded, and not from call to call."""
+"""Fields that are used for loading only, and not in calls."""
 
 
 def plain_settings(settings: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """Settings with rules, weightings and alignments as data, wherever data can name them.
+    """Settings with registered rules, weightings and alignments as data instead of objects.
+
+    Args:
+        settings: The arguments of `PackFuse`.
+        known: The names of all fields.
 
     Raises:
-        ConfigError: for a setting that is not known.
+        ConfigError: for an unknown setting.
     """
     for name in settings:
         if name not in known:
@@ -34,22 +38,23 @@ def plain_settings(settings: Mapping[str, Any], known: Iterable[str]) -> dict[st
 
 
 def plain_models(models: Any) -> list[str | dict[str, Any]] | None:
-    """Models by name, as they can be written down; None for those that came as objects."""
+    """Models as plain data; None if any of them is a loaded object."""
     if not isinstance(models, list | tuple) or any(isinstance(model, tuple) for model in models):
         return None
     return [dict(m) if isinstance(m, Mapping) else os.fspath(m) for m in models]
 
 
 def make_pack(pack: Pack | None, models: Any, settings: Mapping[str, Any]) -> Pack:
-    """The given pack, or a new one.
+    """The given pack, or a loaded one, for which `PackConfig` validates the settings.
 
     Args:
-        pack: A pack that is loaded already.
+        pack: A loaded pack.
         models: As for `Pack.from_pretrained`.
-        settings: Those of `PackFuse`.
+        settings: The settings of `PackFuse`.
 
     Raises:
-        ConfigError: unless there is exactly one of pack, models and pack_file.
+        ConfigError: unless exactly one of pack, models and pack_file is given, or for unusable
+            settings.
         LoadError: if a member cannot be loaded.
     """
     names = _LOADING if pack is not None else (*_LOADING, "fusion", "weighting")

@@ -1,4 +1,4 @@
-"""LlamaIndex's messages and tools as the plain data that a pack reads."""
+"""Converts LlamaIndex's messages and tools to plain data in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROLES = {
 
 
 def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """New dictionaries in the form of OpenAI's chat API; the messages stay as they are.
+    """Messages as new dictionaries in the format of OpenAI's chat API.
 
     Example:
         >>> plain_messages([ChatMessage("Hello!")])
@@ -36,7 +36,7 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
 
 def plain_tools(tools: Iterable[BaseTool | dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tools by name, description and schema; those that are plain already stay as they are."""
+    """Tools with name, description and schema; tools that are plain data are not changed."""
     return [
         tool if isinstance(tool, dict) else tool.metadata.to_openai_tool(skip_length_check=True)
         for tool in tools
@@ -50,7 +50,7 @@ def _message(message: ChatMessage) -> dict[str, Any]:
         "role": _ROLES.get(message.role, message.role.value),
         "content": _content(message.blocks),
     }
-    # Messages stored by older versions of LlamaIndex carry their calls in OpenAI's own form.
+    # Messages stored by older versions of LlamaIndex have their calls in OpenAI's format.
     if calls or extra.get("tool_calls"):
         plain["tool_calls"] = calls or list(extra["tool_calls"])
     plain |= {name: extra[name] for name in ("tool_call_id", "name") if extra.get(name)}
@@ -62,13 +62,13 @@ def _content(blocks: Sequence[BaseContentBlock]) -> str | list[dict[str, Any]] |
     if not parts:
         return None
     if all(part["type"] == "text" for part in parts):
-        # As ChatMessage.content joins them.
+        # As in ChatMessage.content.
         return "\n".join(part["text"] for part in parts)
     return parts
 
 
 def _parts(block: BaseContentBlock) -> list[dict[str, Any]]:
-    """Content blocks; what is no text is passed on by its kind alone, for the pack to refuse."""
+    """Content blocks in OpenAI's format; a block that is not text has its type only (an error)."""
     if isinstance(block, ToolCallBlock | ThinkingBlock | CachePoint):
         return []
     if isinstance(block, TextBlock):

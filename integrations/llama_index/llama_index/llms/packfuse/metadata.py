@@ -1,4 +1,4 @@
-"""Fusion records on the responses of query engines, which drop what the LLM hands back."""
+"""Adds fusion records to the responses of query engines, which drop the LLM's `raw`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Answered = TypeVar("Answered", bound=HasMetadata)
 def attach_fusion(
     response: Answered, records: FusionCollector | Sequence[dict[str, Any]]
 ) -> Answered:
-    """Put fusion records into `response.metadata["fusion"]`, and give the response back.
+    """Put fusion records into `response.metadata["fusion"]`, and return the response.
 
     Args:
-        response: What a query engine or a chat engine answered.
-        records: Fusion records, or the collector that has them; a streamed response has its record
-            when it is read to its end.
+        response: The response of a query engine or a chat engine.
+        records: Fusion records, or their collector. The record of a streamed response exists after
+            the last item of the stream.
     """
     found = records.records if isinstance(records, FusionCollector) else records
     response.metadata = {**(response.metadata or {}), "fusion": list(found)}

@@ -1,4 +1,4 @@
-"""What a pack answers, as LlamaIndex's responses."""
+"""Converts replies of a pack to LlamaIndex's responses."""
 
 from __future__ import annotations
 
@@ -22,66 +22,66 @@ from packfuse.tools import InvalidCall, Reply, ReplyDelta, ToolCall
 
 
 def chat_response(reply: Reply, delta: str | None = None) -> ChatResponse:
-    """A whole answer to a chat; `delta` is the rest of it where it was streamed."""
+    """A reply to a chat; `delta` is its last part if it was streamed."""
     return ChatResponse(
         message=_message(reply.text, reply.reasoning, reply.calls, reply.broken),
         delta=delta,
         raw=_raw(reply),
         logprobs=_logprobs(reply),
-        additional_kwargs=_figures(reply),
+        additional_kwargs=_counts(reply),
     )
 
 
 def completion_response(reply: Reply, delta: str | None = None) -> CompletionResponse:
-    """A whole completion; `delta` is the rest of it where it was streamed."""
+    """A completion; `delta` is its last part if it was streamed."""
     return CompletionResponse(
         text=reply.text,
         delta=delta,
         raw=_raw(reply),
         logprobs=_logprobs(reply),
-        additional_kwargs=_figures(reply),
+        additional_kwargs=_counts(reply),
     )
 
 
-class ChatDraft:
-    """An answer to a chat while it is streamed: every item holds all that there is so far."""
+class PartialChat:
+    """A streamed reply to a chat; every item has the whole reply so far."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start without text."""
         self._text = self._reasoning = ""
         self._calls: tuple[ToolCall, ...] = ()
         self._broken: tuple[InvalidCall, ...] = ()
 
-    def add(self, piece: ReplyDelta) -> ChatResponse:
-        """The item for the next piece."""
-        self._text += piece.text
-        self._reasoning += piece.reasoning
-        self._calls += (piece.call,) if piece.call else ()
-        self._broken += (piece.broken,) if piece.broken else ()
-        if piece.reply is not None:
-            response = chat_response(piece.reply, piece.text)
+    def add(self, delta: ReplyDelta) -> ChatResponse:
+        """The item for the next delta."""
+        self._text += delta.text
+        self._reasoning += delta.reasoning
+        self._calls += (delta.call,) if delta.call else ()
+        self._broken += (delta.broken,) if delta.broken else ()
+        if delta.reply is not None:
+            response = chat_response(delta.reply, delta.text)
         else:
             message = _message(self._text, self._reasoning, self._calls, self._broken)
-            response = ChatResponse(message=message, delta=piece.text)
-        if piece.reasoning:
-            # Where LlamaIndex's agents look for it.
-            response.additional_kwargs["thinking_delta"] = piece.reasoning
+            response = ChatResponse(message=message, delta=delta.text)
+        if delta.reasoning:
+            # LlamaIndex's agents read it here.
+            response.additional_kwargs["thinking_delta"] = delta.reasoning
         return response
 
 
-class CompletionDraft:
-    """A completion while it is streamed: every item holds the whole text so far."""
+class PartialCompletion:
+    """A streamed completion; every item has the whole text so far."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start without text."""
         self._text = ""
 
-    def add(self, piece: ReplyDelta) -> CompletionResponse:
-        """The item for the next piece."""
-        self._text += piece.text
-        if piece.reply is not None:
-            return completion_response(piece.reply, piece.text)
-        return CompletionResponse(text=self._text, delta=piece.text)
+    def add(self, delta: ReplyDelta) -> CompletionResponse:
+        """The item for the next delta."""
+        self._text += delta.text
+        if delta.reply is not None:
+            return completion_response(delta.reply, delta.text)
+        return CompletionResponse(text=self._text, delta=delta.text)
 
 
 def _message(
@@ -98,7 +98,7 @@ def _message(
     ]
     extra: dict[str, Any] = {}
     if calls:
-        # Streamed structured output looks for calls here and nowhere else.
+        # Streamed structured output reads calls here only.
         extra["tool_calls"] = [_plain_call(call) for call in calls]
     if broken:
         extra["invalid_tool_calls"] = [
@@ -120,12 +120,12 @@ def _raw(reply: Reply) -> dict[str, Any]:
     return {"usage": dict(reply.usage), "fusion": reply.fusion}
 
 
-def _figures(reply: Reply) -> dict[str, Any]:
+def _counts(reply: Reply) -> dict[str, Any]:
     return {"finish_reason": reply.finish_reason, **reply.usage}
 
 
 def _logprobs(reply: Reply) -> list[list[LogProb]] | None:
-    """The pack's own probabilities, where the call asked for a trace."""
+    """The pack's log-probabilities, if the call requested a trace."""
     if reply.record.trace is None:
         return None
     return [

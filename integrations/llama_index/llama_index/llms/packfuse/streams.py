@@ -1,4 +1,4 @@
-"""Pieces of an answer as LlamaIndex's streams, which end generation when they are closed."""
+"""LlamaIndex's streams of a reply, which stop generation when they are closed."""
 
 from __future__ import annotations
 
@@ -16,78 +16,78 @@ Item_co = TypeVar("Item_co", covariant=True)
 Stream = Generator[Item, None, None]
 AsyncStream = AsyncGenerator[Item, None]
 
-_begun: ContextVar[list[Any]] = ContextVar("packfuse_streams_begun")
-"""Streams of the method that is being called."""
+_open_streams: ContextVar[list[Any]] = ContextVar("packfuse_open_streams")
+"""The streams that the running method has created."""
 
 
-class Draft(Protocol[Item_co]):
-    """Turns pieces into items that hold all that there is so far."""
+class PartialReply(Protocol[Item_co]):
+    """Makes items, each with the whole reply so far, from deltas."""
 
-    def add(self, piece: ReplyDelta) -> Item_co:
-        """The item for the next piece."""
+    def add(self, delta: ReplyDelta) -> Item_co:
+        """The item for the next delta."""
 
 
-def items(pieces: Iterator[ReplyDelta], draft: Draft[Item]) -> Stream[Item]:
-    """One item a piece, for a method decorated with `closes`."""
+def items(deltas: Iterator[ReplyDelta], reply: PartialReply[Item]) -> Stream[Item]:
+    """One item per delta, for a method decorated with `closes`."""
 
     def stream() -> Stream[Item]:
-        with closing(cast("Stream[ReplyDelta]", pieces)):
-            for piece in pieces:
-                yield draft.add(piece)
+        with closing(cast("Stream[ReplyDelta]", deltas)):
+            for delta in deltas:
+                yield reply.add(delta)
 
-    _begun.get().append(begun := stream())
-    return begun
+    _open_streams.get().append(created := stream())
+    return created
 
 
-def aitems(pieces: AsyncIterator[ReplyDelta], draft: Draft[Item]) -> AsyncStream[Item]:
-    """One item a piece, for a method decorated with `acloses`."""
+def aitems(deltas: AsyncIterator[ReplyDelta], reply: PartialReply[Item]) -> AsyncStream[Item]:
+    """One item per delta, for a method decorated with `acloses`."""
 
     async def stream() -> AsyncStream[Item]:
-        async with aclosing(cast("AsyncStream[ReplyDelta]", pieces)):
-            async for piece in pieces:
-                yield draft.add(piece)
+        async with aclosing(cast("AsyncStream[ReplyDelta]", deltas)):
+            async for delta in deltas:
+                yield reply.add(delta)
 
-    _begun.get().append(begun := stream())
-    return begun
+    _open_streams.get().append(created := stream())
+    return created
 
 
 def closes(method: Method) -> Method:
-    """Close what a stream reads from together with it.
+    """Decorate a streaming method: closing its stream also closes the inner stream.
 
-    LlamaIndex announces the items of a stream in a generator of its own, which leaves the one
-    inside to the garbage collector; whoever keeps its events keeps generation running.
+    LlamaIndex wraps the stream in a generator, which leaves the inner stream to the garbage
+    collector. Without this decorator, generation would run as long as an event is in memory.
     """
 
     @functools.wraps(method)
     def begin(*args: Any, **kwargs: Any) -> Stream[Any]:
         inner: list[Any] = []
-        token = _begun.set(inner)
+        token = _open_streams.set(inner)
         try:
             return read(method(*args, **kwargs), inner)
         finally:
-            _begun.reset(token)
+            _open_streams.reset(token)
 
     def read(stream: Stream[Any], inner: list[Stream[Any]]) -> Stream[Any]:
         try:
             yield from stream
         finally:
-            for begun in inner:
-                begun.close()
+            for opened in inner:
+                opened.close()
 
     return cast("Method", begin)
 
 
 def acloses(method: Method) -> Method:
-    """The same for asyncio."""
+    """`closes` for asyncio."""
 
     @functools.wraps(method)
     async def begin(*args: Any, **kwargs: Any) -> AsyncStream[Any]:
         inner: list[Any] = []
-        token = _begun.set(inner)
+        token = _open_streams.set(inner)
         try:
             return read(await method(*args, **kwargs), inner)
         finally:
-            _begun.reset(token)
+            _open_streams.reset(token)
 
     async def read(stream: AsyncStream[Any], inner: list[AsyncStream[Any]]) -> AsyncStream[Any]:
         try:
@@ -95,7 +95,7 @@ def acloses(method: Method) -> Method:
                 async for item in stream:
                     yield item
         finally:
-            for begun in inner:
-                await begun.aclose()
+            for opened in inner:
+                await opened.aclose()
 
     return cast("Method", begin)

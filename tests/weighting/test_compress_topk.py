@@ -1,4 +1,4 @@
-"""Compressed scores against a loop, their bound, and how near the weights they give are."""
+"""Compressed scores: against a loop, against their bound, and the weights fitted to them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from packfuse.weighting.fit_positions import MIN_TAIL, compress_topk, join_positions
 from packfuse.weighting.methods.exact import Exact
 from packfuse.weighting.methods.losses import LogitLoss
-from packfuse.weighting.topk import FLOOR, compress_topk, join_positions
 from tests.support.evidences import from_scores
 
 
 def peaked(members: int, positions: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Members of a language's shape: Zipf-like ranks, sharp at some places, flat at others.
+    """Distributions like those of language models: Zipf's law, sharper at some positions.
 
-    They share most of what they know, and what comes next is drawn from that.
+    The members differ by noise from one distribution, from which the labels are drawn.
     """
     generator = torch.Generator().manual_seed(seed)
     ranks = torch.stack([torch.randperm(size, generator=generator) for _ in range(positions)])
@@ -59,7 +59,7 @@ def test_each_position_keeps_every_members_best_and_the_label(
         assert kept[int(at[t])] == label
         rest = 1 - logps[:, t, kept].exp().sum(-1)
         found = scores[:, t, -1].exp()
-        torch.testing.assert_close(found, rest.clamp(min=FLOOR), atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(found, rest.clamp(min=MIN_TAIL), atol=1e-6, rtol=1e-4)
     widths = [len(loop(logps[:, t], int(labels[t]), top)) for t in range(positions)]
     assert scores.shape[-1] == max(widths) + 1
 
@@ -72,7 +72,7 @@ def test_the_whole_vocabulary_is_kept_as_it_is(top: int | None):
     assert at is labels
 
 
-def test_no_positions_are_no_trouble():
+def test_no_positions():
     logps, labels = peaked(2, 4, 40)
     scores, at = compress_topk(logps[:, :0], labels[:0], 8)
     assert scores.shape[:2] == (2, 0)
@@ -114,11 +114,11 @@ def test_256_candidates_of_20000_give_nearly_the_same_loss_and_weights(seed: int
     found = Exact(shrinkage=0).fit(from_scores(scores, at), "logit")
     best = Exact(shrinkage=0).fit(from_scores(logps, labels), "logit")
     np.testing.assert_allclose(found, best, atol=0.02)
-    # what the weights are for: their loss over the whole vocabulary
+    # What the weights are fitted for is the loss over the whole vocabulary.
     assert whole.value(found) - whole.value(best) < 1e-3
 
 
-def test_chunks_join_to_what_the_whole_gives():
+def test_joined_chunks_equal_the_whole():
     logps, labels = peaked(3, 20, 200)
     whole = LogitLoss(*compress_topk(logps, labels, 10))
     chunks = zip(logps.split([7, 1, 12], 1), labels.split([7, 1, 12]), strict=True)

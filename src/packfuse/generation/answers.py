@@ -1,4 +1,4 @@
-"""From generated ids to an answer with its record."""
+"""Makes answers with their records from generated ids."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from packfuse.weighting.prefill import Fit
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What the answers of one batch have in common.
+class BatchInfo:
+    """What all answers of a batch share.
 
     Attributes:
         runtime: The pack.
-        request: What was asked for.
-        recorder: Recorded every position; None with beams or several return sequences.
-        drafts: Counts of the drafts, if there were any.
-        notes: For the record.
-        seconds: Time of generating.
+        request: The request.
+        recorder: The records of every step; None with beams or several return sequences.
+        drafts: Counts of drafted tokens; None without drafts.
+        notes: Notes for the records.
+        seconds: Time of generation.
     """
 
     runtime: Runtime
@@ -48,28 +48,37 @@ class Written:
     seconds: float
 
 
-def written_answer(
-    written: Written, item: PreparedPrompt, fit: Fit, ids: list[int], row: int, *, cancelled: bool
+def make_answer(
+    batch: BatchInfo, item: PreparedPrompt, fit: Fit, ids: list[int], row: int, *, cancelled: bool
 ) -> Answer:
-    """The answer of row `row` of a batch, whose generated ids may have padding behind them."""
-    vocabulary = written.runtime.members[item.reference].vocabulary
+    """The answer of one row.
+
+    Args:
+        batch: What all answers of the batch share.
+        item: The prompt.
+        fit: Its weights.
+        ids: The generated ids of the row, with padding after the end.
+        row: Index of the row in the batch.
+        cancelled: Whether the prompt was cancelled.
+    """
+    vocabulary = batch.runtime.members[item.reference].vocabulary
     ends = set(vocabulary.end_ids)
     end = next((i for i, token in enumerate(ids) if token in ends), None)
     ids = ids if end is None else ids[: end + 1]
     text, stopped = detokenize(ids, vocabulary, item.stop)
     if stopped is not None:
-        # In a batch, padding follows.
+        # Remove the padding after a stop string.
         while not vocabulary.token_bytes[ids[-1]]:
             ids.pop()
     reason: FinishReason = "stop" if stopped is not None or end is not None else "length"
     if reason == "length" and cancelled:
         reason = "cancelled"
-    record = _record(written, item, fit, ids, row, reason, stopped)
+    record = _record(batch, item, fit, ids, row, reason, stopped)
     return Answer(text, record, tuple(ids))
 
 
 def _record(
-    written: Written,
+    batch: BatchInfo,
     item: PreparedPrompt,
     fit: Fit,
     ids: list[int],
@@ -77,15 +86,15 @@ def _record(
     reason: FinishReason,
     stopped: str | None,
 ) -> FusionRecord:
-    request, recorder, names = written.request, written.recorder, written.runtime.names
-    generated, call = len(ids), written.request.call
-    seen = recorder.row(row) if recorder else None
+    request, recorder, names = batch.request, batch.recorder, batch.runtime.names
+    generated, call = len(ids), batch.request.call
+    steps = recorder.row(row) if recorder else None
     return FusionRecord(
         members=names,
         reference=names[item.reference],
         fusion=rules().dump(call.rule),
         weighting=weightings().dump(call.weighting),
-        alignment=alignments().dump(written.runtime.parts.alignment),
+        alignment=alignments().dump(batch.runtime.parts.alignment),
         weights=by_name(names, fit.weights) or {},
         prompt_loss=by_name(names, fit.losses),
         bits_per_byte=by_name(names, fit.bits_per_byte),
@@ -93,21 +102,21 @@ def _record(
         usage=_usage(names, item, fit, generated),
         finish_reason=reason,
         stop=stopped,
-        agreed=seen.share(seen.agreed, generated) if seen else None,
-        overruled=seen.share(seen.overruled, generated) if seen else None,
+        agreed=steps.share(steps.agreed, generated) if steps else None,
+        overruled=steps.share(steps.overruled, generated) if steps else None,
         gate=gates().dump(call.gate),
-        fused=seen.share(seen.is_fused, generated) if seen else None,
-        drafts=_drafts(written),
+        fused=steps.share(steps.is_fused, generated) if steps else None,
+        drafts=_drafts(batch),
         timings=Timings(
             prefill_seconds=fit.prefill_seconds,
             weights_seconds=fit.weights_seconds,
-            decode_seconds=written.seconds,
-            tokens_per_second=generated / written.seconds if written.seconds > 0 else 0.0,
+            decode_seconds=batch.seconds,
+            tokens_per_second=generated / batch.seconds if batch.seconds > 0 else 0.0,
         ),
         seed=request.seed,
         constraint=request.constraint.kind if request.constraint else None,
-        notes=_notes(written, item, fit),
-        trace=recorder.finish(seen, ids) if request.trace and recorder and seen else None,
+        notes=_notes(batch, item, fit),
+        trace=recorder.finish(steps, ids) if request.trace and recorder and steps else None,
     )
 
 
@@ -122,17 +131,17 @@ def _usage(names: list[str], item: PreparedPrompt, fit: Fit, generated: int) -> 
     )
 
 
-def _notes(written: Written, item: PreparedPrompt, fit: Fit) -> list[str]:
-    notes = [*item.prompt.notes, *written.notes]
+def _notes(batch: BatchInfo, item: PreparedPrompt, fit: Fit) -> list[str]:
+    notes = [*item.prompt.notes, *batch.notes]
     if fit.losses is None:
         notes.append("the prompt is too short to be scored")
-    if written.request.trace and written.recorder is None:
+    if batch.request.trace and batch.recorder is None:
         notes.append("no trace: beams and several return sequences are not traced")
     return notes
 
 
-def _drafts(written: Written) -> Drafts | None:
-    draft = written.request.call.draft
-    if draft is None or written.drafts is None:
+def _drafts(batch: BatchInfo) -> Drafts | None:
+    draft = batch.request.call.draft
+    if draft is None or batch.drafts is None:
         return None
-    return Drafts(method=drafts().dump(draft), **asdict(written.drafts))
+    return Drafts(method=drafts().dump(draft), **asdict(batch.drafts))

@@ -1,4 +1,4 @@
-"""What both classes are configured by: a pack, and how to ask it."""
+"""The fields that the chat model and the LLM share: the pack, and the settings of calls."""
 
 from __future__ import annotations
 
@@ -14,47 +14,56 @@ from pydantic import Field
 from langchain_packfuse.messages import turn_of
 from packfuse import Pack
 from packfuse.errors import ConfigError
-from packfuse.tools.arguments import merged
+from packfuse.settings import PackSettings
+from packfuse.tools.arguments import merge_arguments
 
 _RENAMED = {"timeout": "max_time"}
-"""LangChain's names of generation arguments, and transformers'."""
-_FOREIGN = ("strict", "ls_structured_output_format")
-"""What LangChain hands to every provider, and nothing here can use."""
+"""Names of generation arguments in LangChain, and in transformers."""
+_IGNORED = ("strict", "ls_structured_output_format")
+"""Arguments that LangChain passes to every provider, and that are ignored here."""
 _TRACED = ("temperature", "max_tokens", "max_new_tokens")
-"""Arguments of a call that LangSmith shows."""
+"""Arguments of a call that are traced in LangSmith."""
 
 
-class PackSettings(BaseLanguageModel[Any]):
+def _pack_setting(name: str) -> Any:
+    """A field that replaces a setting of the pack; its description is that of `PackSettings`."""
+    description = PackSettings.model_fields[name].description
+    return Field(default=None, description=f"{description} None: the pack's setting.")
+
+
+class PackFuseFields(BaseLanguageModel[Any]):
     """The fields that `ChatPackFuse` and `PackFuseLLM` share.
 
-    All of them can be given to the constructor, bound, made configurable, or passed to a single
-    call, where they count before the others.
+    All but `pack` can be passed to the constructor, bound, made configurable, or passed to a single
+    call. The arguments of a call take precedence.
     """
 
     pack: Any = Field(default=None, exclude=True, repr=False)
-    """The `packfuse.Pack` that answers."""
-    fusion: Any = None
-    """Fusion rule; None for the pack's own."""
-    weighting: Any = None
-    """Weighting; None for the pack's own."""
+    """The `packfuse.Pack`."""
+    fusion: Any = _pack_setting("fusion")
+    weighting: Any = _pack_setting("weighting")
     weights: dict[str, float] | None = None
     """Fixed weights by member."""
     trace: bool = False
-    """Record every step in the fusion record."""
+    """Whether the fusion record has an entry for every step."""
     max_tokens: int | None = None
-    """Most tokens of an answer; None for packfuse's default."""
+    """Maximum number of tokens of an answer; None for packfuse's default."""
     temperature: float | None = None
     """Sampling temperature; None or 0 for greedy decoding."""
     top_p: float | None = None
+    """Nucleus sampling probability."""
     top_k: int | None = None
+    """Number of tokens of top-k sampling."""
     min_p: float | None = None
+    """Smallest probability of a sampled token, relative to the most probable one."""
     repetition_penalty: float | None = None
+    """Penalty on repeated tokens (above 1)."""
     stop: list[str] | None = None
-    """Strings that end an answer, and are not part of it."""
+    """Stop strings. They end an answer, and are not part of it."""
     seed: int | None = None
-    """Seed of the random numbers."""
+    """Random seed."""
     timeout: float | None = None
-    """Seconds after which an answer ends where it is."""
+    """Time in seconds after which generation stops."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Arguments for the members' chat templates."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -69,13 +78,14 @@ class PackSettings(BaseLanguageModel[Any]):
         load_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        """Bind a pack, or load one.
+        """Use a pack, or load one.
 
         Args:
-            pack: A pack that is loaded already.
+            pack: A loaded pack.
             models: Hub ids, folders or GGUF files; see `Pack.from_pretrained`.
             pack_file: A YAML file; see `Pack.from_config`.
-            load_kwargs: For loading: `alignment`, `reference`, `dtype`, `device_map`, ...
+            load_kwargs: Further arguments of these two: fields of `packfuse.settings.PackSettings`
+                and `LoadSettings`, and `progress`.
             **settings: The fields of this class.
 
         Raises:
@@ -87,19 +97,19 @@ class PackSettings(BaseLanguageModel[Any]):
 
     @property
     def model_name(self) -> str:
-        """The members' names."""
+        """The names of the members, joined by "+"."""
         return "+".join(self.pack.names)
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """The fields that are set; a temperature or a seed of 0 is."""
-        own = PackSettings.model_fields.keys() - BaseLanguageModel.model_fields.keys() - {"pack"}
+        """The fields that are not None."""
+        own = PackFuseFields.model_fields.keys() - BaseLanguageModel.model_fields.keys() - {"pack"}
         values = {name: getattr(self, name) for name in sorted(own)}
         return {name: value for name, value in values.items() if value is not None}
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """Everything that an answer depends on; part of the cache key."""
+        """Everything that an answer depends on besides the call; part of the cache key."""
         return {**self.pack.identity, **self._settings}
 
     def _arguments(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,11 +119,12 @@ class PackSettings(BaseLanguageModel[Any]):
             msg = "a call cannot change the models of a pack"
             raise ConfigError(msg, hint="make another pack")
         further = settings.pop("model_kwargs")
-        arguments = merged(merged(own.pop("model_kwargs", further), settings), own)
-        return {_RENAMED.get(k, k): v for k, v in arguments.items() if k not in _FOREIGN}
+        model_kwargs = own.pop("model_kwargs", further)
+        arguments = merge_arguments(merge_arguments(model_kwargs, settings), own)
+        return {_RENAMED.get(k, k): v for k, v in arguments.items() if k not in _IGNORED}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        """What LangSmith shows."""
+        """The parameters that are traced in LangSmith."""
         arguments = self._arguments(stop, {k: v for k, v in kwargs.items() if k in _TRACED})
         params = LangSmithParams(
             ls_provider="packfuse",
@@ -122,23 +133,23 @@ class PackSettings(BaseLanguageModel[Any]):
         )
         if (temperature := arguments.get("temperature")) is not None:
             params["ls_temperature"] = temperature
-        if (most := arguments.get("max_new_tokens")) is not None:
-            params["ls_max_tokens"] = most
+        if (length := arguments.get("max_new_tokens")) is not None:
+            params["ls_max_tokens"] = length
         if stops := arguments.get("stop"):
             params["ls_stop"] = list(stops)
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
-        """The ids of a text in the pack's own tokens."""
+        """The token ids of a text, in the default reference's vocabulary."""
         ids: list[int] = self.pack.members[self.pack.default_reference].vocabulary.encode(text)
         return ids
 
     def get_num_tokens(self, text: str) -> int:
-        """How long a text is, in the pack's own tokens."""
+        """The number of tokens of a text, in the default reference's vocabulary."""
         return len(self.get_token_ids(text))
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """How long a chat is as the pack reads it, with its template and tools."""
+        """The number of tokens of a chat with its template and tools, in the same vocabulary."""
         return turn_of(self.pack, messages, tools=tools).prompt_tokens
