@@ -269,12 +269,12 @@ def with_child(model: PreTrainedModel, name: str, child: nn.Module) -> PreTraine
 
 # Attention.
 
-_own_choice: Callable[..., bool] = sdpa_attention.use_gqa_in_sdpa
+_original_choice: Callable[..., bool] = sdpa_attention.use_gqa_in_sdpa
 
 
 def _grouped_on_cpu(attention_mask: Tensor | None, key: Tensor, value: Tensor) -> bool:
     """In the place of `use_gqa_in_sdpa`: whether kernels share keys and values among heads."""
-    return key.device.type == "cpu" or _own_choice(attention_mask, key, value)
+    return key.device.type == "cpu" or _original_choice(attention_mask, key, value)
 
 
 class _Users:
@@ -287,7 +287,7 @@ class _Users:
     def add(cls, change: int) -> None:
         with cls.lock:
             cls.count += change
-            sdpa_attention.use_gqa_in_sdpa = _grouped_on_cpu if cls.count else _own_choice
+            sdpa_attention.use_gqa_in_sdpa = _grouped_on_cpu if cls.count else _original_choice
 
 
 @contextmanager

@@ -185,7 +185,7 @@ def test_a_visitor_sees_what_it_wants_and_no_more(
 def test_bodies_read_a_long_prompt_in_one_go(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads follow in blocks, where they can; otherwise both read what the head's block holds."""
     one = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
-    one._heads.__dict__["_apart"] = apart
+    one._lm_head.__dict__["_separable"] = apart
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     model: Any = one.model
     bodies, heads = list[int](), list[int]()
@@ -307,7 +307,7 @@ def test_a_forward_put_into_the_model_is_used_as_it_is(
     """Without places, with and without `logits_to_keep`."""
     model = pico.tiny_model(pico.real_tokenizer("mistral"))
     one, forward = HFMember("m", model, member("llama").vocabulary), model.forward
-    one._keeps_logits = kept
+    one._takes_logits_to_keep = kept
     monkeypatch.setattr(model, "forward", forward)
     found = one.read([Read(one.open(), IDS, 3), Read(one.open(), IDS)])
     assert [len(logps) for logps in found] == [3, 1]

@@ -48,9 +48,9 @@ def test_heads_follow_bodies(name: str) -> None:
     children = dict(model.named_modules())
     if name == "falcon-h1, multiplied":
         # It asks its body for a factor.
-        assert not heads.apart
+        assert not heads.separable
         return
-    assert heads.apart
+    assert heads.separable
     body, hidden = heads.body(PLACES)
     logits(body)
     for some in (PLACES, PLACES[:1], PLACES[:0]):
@@ -71,8 +71,8 @@ def test_what_is_done_between_body_and_head_keeps_them_together() -> None:
             return CausalLMOutputWithPast(logits=self.lm_head(said[0]) + len(output_cache(said)))
 
     config: Any = family("llama").config
-    assert not LMHead(Between(config).eval()).apart
-    assert not LMHead(Asking(config).eval()).apart
+    assert not LMHead(Between(config).eval()).separable
+    assert not LMHead(Asking(config).eval()).separable
     assert LMHead(Between(config).eval()).replaceable
 
 

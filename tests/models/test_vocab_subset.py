@@ -82,7 +82,7 @@ def test_a_member_normalizes_over_the_columns_asked_about(change: Any) -> None:
     one = HFMember("m", model, fusing.vocabulary("mistral"))
     ids = [1, *range(300, 310)]
     some = VocabSubset(torch.arange(5, 30_000, 7), one.vocabulary.columns)
-    assert one._heads.prunes(some) == (change is None)
+    assert one._lm_head.prunes(some) == (change is None)
     whole = one.read([Read(one.open(), ids, 4)])[0]
     session = one.open()
     part = one.read([Read(session, ids, 4, columns=some)])[0]

@@ -85,12 +85,12 @@ def batches(requests: Sequence[Read], pads: int | None) -> Iterator[list[int]]:
         waiting = sorted(group, key=lambda row: len(requests[row].ids))
         while waiting:
             first = requests[waiting[0]]
-            fits = [row for row in waiting if _beside(first, requests[row], pads)]
+            fits = [row for row in waiting if _can_share_batch(first, requests[row], pads)]
             waiting = [row for row in waiting if row not in fits]
             yield sorted(fits)
 
 
-def _beside(one: Read, other: Read, pads: int | None) -> bool:
+def _can_share_batch(one: Read, other: Read, pads: int | None) -> bool:
     if pads is not None:
         return len(other.ids) <= len(one.ids) + pads
     same_start = (one.session.length > 0) == (other.session.length > 0)

@@ -36,7 +36,7 @@ MAX_FULL_LOGITS = 16
 PRECOMPILED_WIDTHS = (1, 2)
 """How many tokens rows read in the steps that are compiled at once; others wait until needed."""
 
-_turn = threading.Lock()
+_compiler_lock = threading.Lock()
 """The compiler knows whose graphs are meant by one number for the whole process."""
 
 _compiled: WeakKeyDictionary[HFMember, Compiled] = WeakKeyDictionary()
@@ -66,7 +66,7 @@ class Compiled(HFMember):
         Warns:
             RuntimeWarning: if it cannot be compiled. The member goes its usual way from then on.
         """
-        row, token = self.open(), int(self._heads.probe[0, 0])
+        row, token = self.open(), int(self._lm_head.probe[0, 0])
         try:
             self.read([Read(row, [token])])
             self.read([Read(row, [token] * width, columns=columns)])
@@ -74,12 +74,12 @@ class Compiled(HFMember):
             self.refused = str(error)
             _warn(self, self.refused)
 
-    def _plan(self, pieces: Sequence[ReadChunk], room: int) -> ForwardBatch:
+    def _forward_batch(self, pieces: Sequence[ReadChunk], room: int) -> ForwardBatch:
         row_caches = [piece.request.session.state.row_cache for piece in pieces]
         new = [len(piece.ids) for piece in pieces]
         if self.refused is None and can_read(row_caches, new):
-            return FixedShapeBatch(self._empty, self.model.config, row_caches, new)
-        return super()._plan(pieces, room)
+            return FixedShapeBatch(self._empty_cache, self.model.config, row_caches, new)
+        return super()._forward_batch(pieces, room)
 
     def _forward(
         self, pieces: list[ReadChunk], columns: VocabSubset | None, room: int
@@ -93,7 +93,7 @@ class Compiled(HFMember):
                 row_cache.leave()
             raise
 
-    def _chosen(
+    def _selected_logits(
         self,
         running: ForwardBatch,
         inputs: dict[str, Any],
@@ -101,14 +101,14 @@ class Compiled(HFMember):
         columns: VocabSubset | None,
     ) -> Tensor:
         if not isinstance(running, FixedShapeBatch):
-            return super()._chosen(running, inputs, flat, columns)
+            return super()._selected_logits(running, inputs, flat, columns)
         count = running.size * running.width
         # Where there are few places, whichever of them are asked for is no kind of its own.
         asked = torch.tensor(
             list(range(count)) if count <= MAX_FULL_LOGITS else flat, device=self.device
         )
         mark_dynamic(asked, 0)
-        with _turn:
+        with _compiler_lock:
             twin, call = self._call(columns)
             twin.get_output_embeddings().places = asked
             try:
@@ -123,9 +123,9 @@ class Compiled(HFMember):
 
     def _call(self, columns: VocabSubset | None) -> tuple[Any, Callable[..., Any]]:
         """The model under the head for these columns, and its compiled call."""
-        key = self._heads if columns is None else columns
+        key = self._lm_head if columns is None else columns
         if key not in self._calls:
-            twin = self._heads.pick(torch.zeros(1, dtype=torch.long), columns)
+            twin = self._lm_head.pick(torch.zeros(1, dtype=torch.long), columns)
             # No CUDA graphs: there would be one for each store, size of it, and thread.
             self._calls[key] = twin, compiled_call(twin, **_OWN_GRAPHS)
         return self._calls[key]
@@ -159,8 +159,8 @@ def _unsupported_reason(member: HFMember) -> str | None:
         return reason
     if len(devices) > 1:
         return f"its model is spread over {', '.join(sorted(devices))}"
-    if not member._heads.replaceable:
+    if not member._lm_head.replaceable:
         return "its output head is out of reach"
-    if not member._positions:
+    if not member._takes_positions:
         return f"{type(model).__name__} takes no positions"
-    return unsupported_reason(member._empty, model.config)
+    return unsupported_reason(member._empty_cache, model.config)

@@ -54,22 +54,22 @@ class HFMember(Member):
             kind = type(model).__name__
             raise LoadError(f"member {name!r}: {kind} does not take `{CACHE}`", hint=hint)
         try:
-            self._empty = new_cache(model.config)
+            self._empty_cache = new_cache(model.config)
         except (TypeError, KeyError) as error:
             raise LoadError(f"member {name!r} keeps its past in a {error}", hint=hint) from error
         model.eval()
         self.name, self.model, self.vocabulary = name, model, vocabulary
         self.context_window = context_window(model.config, vocabulary.tokenizer)
         self._cache_name = cache
-        self._keeps_logits = "logits_to_keep" in parameters
-        self._positions = "position_ids" in parameters
-        self._heads = LMHead(model)
-        self._linear = any(
+        self._takes_logits_to_keep = "logits_to_keep" in parameters
+        self._takes_positions = "position_ids" in parameters
+        self._lm_head = LMHead(model)
+        self._uses_onednn = any(
             type(module) is nn.Linear and module.weight.dtype == torch.float32
             for module in model.modules()
         )
         # Padding would enter states, and without positions a row has to begin the batch's.
-        self._ragged = self._positions and not has_states(self._empty)
+        self._allows_padding = self._takes_positions and not has_states(self._empty_cache)
 
     @property
     def tokenizer(self) -> Any:
@@ -84,19 +84,19 @@ class HFMember(Member):
 
     def open(self) -> Session:
         """A row in which nothing has been read."""
-        return Session(state=_SessionState(RowCache(self._empty)))
+        return Session(state=_SessionState(RowCache(self._empty_cache)))
 
     def read(self, requests: Sequence[Read]) -> list[Tensor]:
         """Rows with about as many new tokens run as one batch; see `Member.read`."""
         for request in requests:
-            self._check_room(request)
+            self._check_context_window(request)
         results: dict[int, Tensor] = {}
-        for rows in batches(requests, MAX_PADDING if self._ragged else None):
+        for rows in batches(requests, MAX_PADDING if self._allows_padding else None):
             for row, kept in zip(rows, self._read([requests[i] for i in rows]), strict=True):
                 results[row] = kept
         return [results[row] for row in range(len(requests))]
 
-    def _check_room(self, request: Read) -> None:
+    def _check_context_window(self, request: Read) -> None:
         total = request.session.length + len(request.ids)
         if total > self.context_window:
             raise PromptError(
@@ -108,14 +108,16 @@ class HFMember(Member):
     def _read(self, requests: list[Read]) -> list[Tensor]:
         """Requests of about one length, in chunks that keep the logits small."""
         columns = self._columns(requests[0])
-        size = max(1, self._most // len(requests))
+        size = max(1, self._block_positions // len(requests))
         long = any(request.callback and len(request.ids) > size for request in requests)
         # Bodies read long texts in one go, and heads follow in blocks. Not where there are states,
         # of which copies are taken before every chunk.
-        whole = long and not has_states(self._empty) and self._heads.apart
+        whole = long and not has_states(self._empty_cache) and self._lm_head.separable
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
-        for start, stop in list(chunks(requests, None if whole else size, chooses=self._chooses)):
+        for start, stop in list(
+            chunks(requests, None if whole else size, chooses=self._can_skip_logits)
+        ):
             pieces = [ReadChunk(request, start, stop) for request in requests]
             reading = [
                 (piece, found) for piece, found in zip(pieces, kept, strict=True) if piece.ids
@@ -126,7 +128,7 @@ class HFMember(Member):
         return [found[0] if len(found) == 1 else torch.cat(found) for found in kept]
 
     @property
-    def _most(self) -> int:
+    def _block_positions(self) -> int:
         """At how many places logits are made at once."""
         return max(1, LOGITS_BYTES // (4 * self.vocabulary.columns))
 
@@ -141,10 +143,10 @@ class HFMember(Member):
         """
         sessions = [piece.request.session for piece in pieces]
         for session in sessions:
-            self._take_snapshot(session)
-        running = self._plan(pieces, room)
+            self._save_snapshot(session)
+        running = self._forward_batch(pieces, room)
         try:
-            kept, log_normalizers = self._hear(
+            kept, log_normalizers = self._collect(
                 pieces, self._logits(pieces, running, columns), columns
             )
         except BaseException:
@@ -158,7 +160,7 @@ class HFMember(Member):
             session.ids.extend(piece.ids)
         return kept
 
-    def _hear(
+    def _collect(
         self, pieces: Sequence[ReadChunk], blocks: Iterable[Tensor], columns: VocabSubset | None
     ) -> tuple[list[list[Tensor]], Sequence[Tensor]]:
         """What each piece keeps of blocks of logits, one piece after the other, and the levels."""
@@ -167,7 +169,7 @@ class HFMember(Member):
         log_normalizers, pruned, waiting = [], columns is not None, iter(blocks)
         while True:
             # What is raised by whoever watches is not the member's fault.
-            with self._blamed(pieces):
+            with self._naming_member(pieces):
                 logits = next(waiting, None)
                 if logits is None:
                     break
@@ -185,7 +187,7 @@ class HFMember(Member):
         return kept, torch.cat(log_normalizers).split([piece.wanted for piece in pieces])
 
     @contextmanager
-    def _blamed(self, pieces: Sequence[ReadChunk]) -> Iterator[None]:
+    def _naming_member(self, pieces: Sequence[ReadChunk]) -> Iterator[None]:
         """Errors of the model, or of torch, come with the member's name."""
         try:
             yield
@@ -195,15 +197,17 @@ class HFMember(Member):
             at = max(piece.request.session.length for piece in pieces)
             raise MemberError(f"member {self.name!r} failed after {at} tokens: {error}") from error
 
-    def _plan(self, pieces: Sequence[ReadChunk], room: int) -> ForwardBatch:
+    def _forward_batch(self, pieces: Sequence[ReadChunk], room: int) -> ForwardBatch:
         """How the pieces are read."""
         row_caches = [piece.request.session.state.row_cache for piece in pieces]
-        return RaggedBatch(self._empty, row_caches, [len(piece.ids) for piece in pieces], room)
+        return RaggedBatch(
+            self._empty_cache, row_caches, [len(piece.ids) for piece in pieces], room
+        )
 
     def _columns(self, request: Read) -> VocabSubset | None:
         """Those that a pass works out, where all requests are like this one; None for all."""
         columns = request.active_subset
-        if request.callback or columns is None or not self._heads.prunes(columns):
+        if request.callback or columns is None or not self._lm_head.prunes(columns):
             return None
         return columns
 
@@ -212,27 +216,27 @@ class HFMember(Member):
     ) -> Iterator[Tensor]:
         """The logits wanted, one piece after the other, in blocks `[P, columns]`."""
         ids = [list(piece.ids) for piece in pieces]
-        inputs = running.inputs(ids, self.device, positions=self._positions)
+        inputs = running.inputs(ids, self.device, positions=self._takes_positions)
         inputs[self._cache_name] = running.cache
         flat = [at for k, piece in enumerate(pieces) for at in running.places(k, piece.places)]
         observed = any(piece.request.callback for piece in pieces)
-        if observed and len(flat) > self._most and self._heads.apart:
-            body, hidden = self._heads.body(torch.tensor(flat, dtype=torch.long))
+        if observed and len(flat) > self._block_positions and self._lm_head.separable:
+            body, hidden = self._lm_head.body(torch.tensor(flat, dtype=torch.long))
             self._run(body, inputs)
-            for some in hidden().split(self._most):
+            for some in hidden().split(self._block_positions):
                 yield self._after(some)
             return
-        if self._heads.replaceable:
-            yield self._chosen(running, inputs, flat, columns)
+        if self._lm_head.replaceable:
+            yield self._selected_logits(running, inputs, flat, columns)
             return
         rows, places = [at // running.width for at in flat], [at % running.width for at in flat]
-        if self._keeps_logits:
+        if self._takes_logits_to_keep:
             inputs["logits_to_keep"] = running.width - min(places, default=running.width - 1)
         logits = self._run(self.model, inputs)
         cut = running.width - logits.shape[1]
         yield logits[rows, [place - cut for place in places]]
 
-    def _chosen(
+    def _selected_logits(
         self,
         running: ForwardBatch,
         inputs: dict[str, Any],
@@ -240,32 +244,34 @@ class HFMember(Member):
         columns: VocabSubset | None,
     ) -> Tensor:
         """The logits at some places of the batch, `[P, columns]`, and no others."""
-        return self._run(self._heads.pick(torch.tensor(flat, dtype=torch.long), columns), inputs)[0]
+        return self._run(self._lm_head.pick(torch.tensor(flat, dtype=torch.long), columns), inputs)[
+            0
+        ]
 
     def _run(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """The logits that the model, or a twin of it, makes of its inputs."""
-        with self._computing():
+        with self._fast_kernels():
             logits: Tensor = model(**inputs).logits
         return logits
 
     def _after(self, hidden: Tensor) -> Tensor:
         """The logits `[P, columns]` of hidden states."""
-        with self._computing():
-            return self._heads.after(hidden)
+        with self._fast_kernels():
+            return self._lm_head.after(hidden)
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def _fast_kernels(self) -> Iterator[None]:
         """Products by oneDNN and attention without copies, on processors."""
         if self.device.type != "cpu":
             yield
             return
-        with grouped_attention(), OneDNNLinear() if self._linear else nullcontext():
+        with grouped_attention(), OneDNNLinear() if self._uses_onednn else nullcontext():
             yield
 
     @property
-    def _chooses(self) -> bool:
+    def _can_skip_logits(self) -> bool:
         """Whether logits that nobody wants need not be made."""
-        return self._keeps_logits or self._heads.replaceable
+        return self._takes_logits_to_keep or self._lm_head.replaceable
 
     def _logps(
         self, logits: Tensor, counts: Sequence[int], columns: VocabSubset | None
@@ -307,7 +313,7 @@ class HFMember(Member):
             return
         state: _SessionState = session.state
         saved: list[Any] = []
-        if has_states(self._empty):
+        if has_states(self._empty_cache):
             state.snapshots = [entry for entry in state.snapshots if entry[0] <= length]
             length, saved = state.snapshots[-1] if state.snapshots else (0, saved)
         if length <= 0:
@@ -339,9 +345,9 @@ class HFMember(Member):
         stores = (tensor.untyped_storage() for tensor in state.row_cache.tensors(layers))
         return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
 
-    def _take_snapshot(self, session: Session) -> None:
+    def _save_snapshot(self, session: Session) -> None:
         state: _SessionState = session.state
-        if session.length and has_states(self._empty):
+        if session.length and has_states(self._empty_cache):
             entry = session.length, state.row_cache.snapshot()
             earlier = [old for old in state.snapshots if old[0] < session.length]
             state.snapshots = [*earlier, entry][-_SNAPSHOTS:]

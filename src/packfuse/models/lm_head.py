@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from packfuse.hf_compat import children_of, has_hooks, with_child
 from packfuse.models.vocab_subset import VocabSubset
 
-_PROBE = 1e-2
+_TOLERANCE = 1e-2
 """Largest difference of logits, relative to their size, that rounding accounts for."""
 
 
@@ -103,16 +103,16 @@ class LMHead:
         return self._headed(SelectiveHead(own, places))
 
     @property
-    def apart(self) -> bool:
+    def separable(self) -> bool:
         """Whether logits can be made of hidden states, by a model with a head and no body.
 
         They cannot where the model does something between the two, which is tried once; and they
         are not where the model has hooks, which would see halves.
         """
-        return not has_hooks(self.model) and self.replaceable and self._apart
+        return not has_hooks(self.model) and self.replaceable and self._separable
 
     @cached_property
-    def _apart(self) -> bool:
+    def _separable(self) -> bool:
         if self.model.base_model_prefix not in children_of(self.model):
             return False
         probe, places = self.probe, torch.arange(2)
@@ -132,7 +132,7 @@ class LMHead:
         return self._headed(SelectiveHead(keeps, places)), lambda: keeps.hidden
 
     def after(self, hidden: Tensor) -> Tensor:
-        """The logits `[P, columns]` of hidden states `[P, H]`; only if `apart`."""
+        """The logits `[P, columns]` of hidden states `[P, H]`; only if `separable`."""
         twin = with_child(self.model, self.model.base_model_prefix, _ReplayBody(hidden))
         blank = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         logits: Tensor = twin(input_ids=blank).logits[0]
@@ -184,4 +184,4 @@ class LMHead:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).abs().max() <= _PROBE * one.abs().max())
+    return bool((one - other).abs().max() <= _TOLERANCE * one.abs().max())

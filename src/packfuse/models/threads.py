@@ -68,13 +68,13 @@ def _run(task: Callable[[], None], share: int, inference: bool) -> None:
         task()
 
 
-class _Own(threading.local):
+class _ThreadShare(threading.local):
     """How many threads this one computes with; 0 for as many as torch says."""
 
     share = 0
 
 
-_own = _Own()
+_own = _ThreadShare()
 
 
 @cache

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from packfuse import hf_compat
 from packfuse.hf_compat import attention_of
 from packfuse.models.kv.ragged import MAX_IDLE_SHARE, ForwardBatch
-from packfuse.models.kv.recurrent import as_kind
+from packfuse.models.kv.recurrent import with_class
 from packfuse.models.kv.store import RowCache
 
 MAX_NEW_TOKENS = 16
@@ -58,7 +59,9 @@ class FixedShapeBatch(ForwardBatch):
         # Claimed at once: a fork that stands here, too, will have to copy.
         store.used = max(end + read for end, read in zip(self._ends, self._read, strict=True))
         self.cache = copy.copy(empty)
-        self._layers: list[_Shown] = [as_kind(_Shown, layer) for layer in empty.layers]
+        self._layers: list[_WholeStoreLayer] = [
+            with_class(_WholeStoreLayer, layer) for layer in empty.layers
+        ]
         for index, layer in enumerate(self._layers):
             layer.keys, layer.values = store.layer(index)
         self.cache.layers = list(self._layers)
@@ -172,10 +175,10 @@ def mark_dynamic(tensor: Tensor, *dims: int) -> None:
     """Tell the compiler that some sizes will be others; it knows one from several by itself."""
     for dim in {range(tensor.dim())[dim] for dim in dims}:
         if tensor.shape[dim] > 1:
-            mark_dynamic(tensor, dim)
+            hf_compat.mark_dynamic(tensor, dim)
 
 
-class _Shown(DynamicLayer):
+class _WholeStoreLayer(DynamicLayer):
     """An attention layer whose whole store is shown."""
 
     is_compileable = True

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
 from packfuse.hf_compat import is_dummy
-from packfuse.models.kv.recurrent import as_kind, joined, parted
+from packfuse.models.kv.recurrent import split_rows, stack_rows, with_class
 from packfuse.models.kv.store import KVStore, RowCache, has_states
 
 MAX_IDLE_SHARE = 0.25
@@ -75,13 +75,13 @@ class RaggedBatch(ForwardBatch):
 
         As many as `room` are known to follow: they will find their place without a copy.
         """
-        self.row_caches, self._new, self._empty = list(row_caches), list(new), empty
+        self.row_caches, self._new, self._empty_cache = list(row_caches), list(new), empty
         self.width = max(new)
         totals = [
             row_cache.length + count for row_cache, count in zip(row_caches, new, strict=True)
         ]
-        staying = _staying(row_caches, new, idle=not has_states(empty))
-        self._stays = staying is not None
+        staying = _find_in_place(row_caches, new, idle=not has_states(empty))
+        self._in_place = staying is not None
         if staying is not None:
             store, end = staying
             self.rows, self.size, self.slots = [p.row for p in row_caches], store.rows, end
@@ -134,21 +134,21 @@ class RaggedBatch(ForwardBatch):
 
     def _layer(self, index: int) -> Any:
         held = [row_cache.states[index] for row_cache in self.row_caches]
-        if is_dummy(self._empty.layers[index]):
-            return self._empty.layers[index]
+        if is_dummy(self._empty_cache.layers[index]):
+            return self._empty_cache.layers[index]
         if held[0] is None:
-            layer = as_kind(_Aligned, self._empty.layers[index])
+            layer = with_class(_AttentionLayer, self._empty_cache.layers[index])
         elif isinstance(held[0], DynamicLayer):
-            layer = as_kind(_AlignedHybrid, joined(held))
+            layer = with_class(_HybridLayer, stack_rows(held))
         else:
-            return joined(held)
+            return stack_rows(held)
         layer.running, layer.index = self, index
         return layer
 
     def append(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values of a layer `[B, heads, slots, width]`, the new ones at the end."""
         store, fresh = self._store, (keys, values)
-        if self._stays:
+        if self._in_place:
             for which, new in enumerate(fresh):
                 self._write(store.layer(index)[which], new)
         else:
@@ -189,7 +189,7 @@ class RaggedBatch(ForwardBatch):
     def finish(self) -> None:
         """See `ForwardBatch`."""
         left = {row_cache.store for row_cache in self.row_caches if row_cache.store} - {self._store}
-        states = [parted(layer, len(self.row_caches)) for layer in self.cache.layers]
+        states = [split_rows(layer, len(self.row_caches)) for layer in self.cache.layers]
         for index, (row_cache, row) in enumerate(zip(self.row_caches, self.rows, strict=True)):
             row_cache.move(self._store, row, self.starts[row], row_cache.length + self._new[index])
             row_cache.states = [layer and layer[index] for layer in states]
@@ -201,7 +201,7 @@ class RaggedBatch(ForwardBatch):
                     row_cache.leave()
 
 
-def _staying(
+def _find_in_place(
     row_caches: Sequence[RowCache], new: Sequence[int], *, idle: bool
 ) -> tuple[KVStore, int] | None:
     """Where rows end if they read on in their store, fewest tokens being moved.
@@ -236,7 +236,7 @@ def _staying(
     return (store, min(moved, key=lambda end: (moved[end], end))) if moved else None
 
 
-class _Grows:
+class _AppendingLayer:
     """The part of an attention layer that keeps keys and values, in a pass."""
 
     running: RaggedBatch
@@ -267,9 +267,9 @@ class _Grows:
         return self.running.base if self.keys is None else self.running.slots
 
 
-class _Aligned(_Grows, DynamicLayer):
+class _AttentionLayer(_AppendingLayer, DynamicLayer):
     """An attention layer in a pass."""
 
 
-class _AlignedHybrid(_Grows, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc,override]
+class _HybridLayer(_AppendingLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc,override]
     """A layer of attention and states in a pass."""

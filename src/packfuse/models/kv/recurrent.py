@@ -12,14 +12,14 @@ from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
 from packfuse.hf_compat import STATE_FLAGS, STATES, is_stateful
 
 
-def as_kind(kind: type, layer: Any) -> Any:
+def with_class(kind: type, layer: Any) -> Any:
     """A layer as one of another class."""
     fresh: Any = object.__new__(kind)
     fresh.__dict__.update(layer.__dict__)
     return fresh
 
 
-def states_of(layer: Any) -> Any:
+def copy_states(layer: Any) -> Any:
     """A copy of a layer's states, without keys and values; None if it has none."""
     if not is_stateful(layer):
         return None
@@ -32,9 +32,9 @@ def states_of(layer: Any) -> Any:
     return fresh
 
 
-def joined(rows: Sequence[Any]) -> Any:
+def stack_rows(rows: Sequence[Any]) -> Any:
     """The states of several rows as a batch's, all empty or none."""
-    layer = states_of(rows[0])
+    layer = copy_states(rows[0])
     for name in STATES if len(rows) > 1 else ():
         for i, first in getattr(layer, name).items():
             if first is not None:
@@ -42,15 +42,15 @@ def joined(rows: Sequence[Any]) -> Any:
     return layer
 
 
-def parted(batch: Any, rows: int) -> list[Any] | None:
-    """The inverse of `joined`; None for a layer without states."""
+def split_rows(batch: Any, rows: int) -> list[Any] | None:
+    """The inverse of `stack_rows`; None for a layer without states."""
     if not is_stateful(batch):
         return None
     parts: list[Any] = []
     for row in range(rows):
         single: Any = copy.copy(batch)
         if hasattr(batch, "running"):
-            single = as_kind(LinearAttentionAndFullAttentionLayer, batch)
+            single = with_class(LinearAttentionAndFullAttentionLayer, batch)
             single.keys = single.values = None
             del single.running, single.index
         for name in STATES:

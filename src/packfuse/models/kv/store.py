@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from packfuse.hf_compat import STATES, is_stateful, is_supported, unbounded
-from packfuse.models.kv.recurrent import states_of
+from packfuse.models.kv.recurrent import copy_states
 
-_SPARE = 32
+_SPARE_SLOTS = 32
 """Slots that a store has at least for what comes next; an eighth of its size is more."""
 
 
@@ -57,7 +57,7 @@ class KVStore:
     def __init__(self, rows: int, used: int, layers: int, room: int = 0) -> None:
         """Empty, with `room` for what is known to follow, and some more."""
         self.rows, self.used = rows, used
-        self.slots = used + room + max(_SPARE, (used + room) // 8)
+        self.slots = used + room + max(_SPARE_SLOTS, (used + room) // 8)
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
         self.row_caches: WeakSet[RowCache] = WeakSet()
         self._blank = False
@@ -93,7 +93,7 @@ class RowCache:
         self.length = 0
         self.store: KVStore | None = None
         self.row = self.start = 0
-        self.states = [states_of(layer) for layer in empty.layers]
+        self.states = [copy_states(layer) for layer in empty.layers]
 
     @property
     def end(self) -> int:
@@ -114,11 +114,11 @@ class RowCache:
 
     def snapshot(self) -> list[Any]:
         """The layers' states as they are; None for layers that can be cut."""
-        return [None if layer is None else states_of(layer) for layer in self.states]
+        return [None if layer is None else copy_states(layer) for layer in self.states]
 
     def restore(self, saved: Sequence[Any]) -> None:
         """Put the states of a snapshot back."""
-        self.states = [None if layer is None else states_of(layer) for layer in saved]
+        self.states = [None if layer is None else copy_states(layer) for layer in saved]
 
     def tensors(self, snapshots: Sequence[Any] = ()) -> Iterator[Tensor]:
         """Everything that it keeps in memory, shared or not, and that snapshots of it keep."""
