@@ -240,7 +240,7 @@ def test_more_rows_than_a_block_of_logits(
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 4 * one.vocabulary.columns)
     columns = VocabSubset(torch.arange(5, 300), one.vocabulary.columns) if pruned else None
     texts = [IDS[k : k + 9] for k in range(rows)]
-    found = one.read([Read(one.open(), ids, 1, columns=columns) for ids in texts])
+    found = one.read([Read(one.open(), ids, 1, subset=columns) for ids in texts])
     for ids, logps in zip(texts, found, strict=True):
         expected = anew("llama", tuple(ids))[-1:]
         expected = columns.restrict(expected) if columns else expected

@@ -85,7 +85,7 @@ def test_a_member_normalizes_over_the_columns_asked_about(change: Any) -> None:
     assert one._lm_head.prunes(some) == (change is None)
     whole = one.read([Read(one.open(), ids, 4)])[0]
     session = one.open()
-    part = one.read([Read(session, ids, 4, columns=some)])[0]
+    part = one.read([Read(session, ids, 4, subset=some)])[0]
     assert fusing.gap(part, some.restrict(whole)) < 1e-4
     assert part.exp().sum(-1).allclose(torch.ones(4))
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_a_prompt_beyond_the_columns_leaves_the_head_full(
     assert session.pruned_mass == pytest.approx(float(outside.mean()), abs=1e-5)
     assert fusing.gap(last, some.restrict(whole[-2:]) if kept else whole[-2:]) < 1e-4
     for session_ in (one.fork(session), session):
-        then = one.read([Read(session_, [5], columns=some)])[0]
+        then = one.read([Read(session_, [5], subset=some)])[0]
         assert bool(torch.isneginf(then[0, 20_000:]).all()) == kept
 
 
@@ -190,7 +190,7 @@ def test_an_exact_table_never_leaves_its_columns() -> None:
     session = one.open()
     ids = one.vocabulary.encode(PROMPT)
     assert len(one.read([Read(session, ids, 1, ReadCallback(lambda *_: None), some)])) == 1
-    assert torch.isneginf(one.read([Read(session, [5], columns=some)])[0][:, 100:]).all()
+    assert torch.isneginf(one.read([Read(session, [5], subset=some)])[0][:, 100:]).all()
 
 
 def test_packs_remember_the_setting(tmp_path: Any) -> None:

@@ -69,7 +69,7 @@ class Compiled(HFMember):
         row, token = self.open(), int(self._lm_head.probe[0, 0])
         try:
             self.read([Read(row, [token])])
-            self.read([Read(row, [token] * width, columns=columns)])
+            self.read([Read(row, [token] * width, subset=columns)])
         except MemberError as error:
             self.refused = str(error)
             _warn(self, self.refused)

@@ -116,7 +116,7 @@ class HFMember(Member):
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Logits that nobody wants cost nothing, unless the model makes them all.
         for start, stop in list(
-            chunks(requests, None if whole else size, chooses=self._can_skip_logits)
+            chunks(requests, None if whole else size, skips_logits=self._can_skip_logits)
         ):
             pieces = [ReadChunk(request, start, stop) for request in requests]
             reading = [
@@ -181,10 +181,10 @@ class HFMember(Member):
             at = 0
             for k, some in groupby(k for k, _ in here):
                 heard = [count for _, count in here[at:][: len(list(some))]]
-                kept[k].extend(pieces[k].take(heard, logps[at:][: len(heard)], pruned=pruned))
+                kept[k].extend(pieces[k].deliver(heard, logps[at:][: len(heard)], pruned=pruned))
                 at += len(heard)
             del logps
-        return kept, torch.cat(log_normalizers).split([piece.wanted for piece in pieces])
+        return kept, torch.cat(log_normalizers).split([len(piece.positions) for piece in pieces])
 
     @contextmanager
     def _naming_member(self, pieces: Sequence[ReadChunk]) -> Iterator[None]:
@@ -218,7 +218,7 @@ class HFMember(Member):
         ids = [list(piece.ids) for piece in pieces]
         inputs = running.inputs(ids, self.device, positions=self._takes_positions)
         inputs[self._cache_name] = running.cache
-        flat = [at for k, piece in enumerate(pieces) for at in running.places(k, piece.places)]
+        flat = [at for k, piece in enumerate(pieces) for at in running.places(k, piece.positions)]
         observed = any(piece.request.callback for piece in pieces)
         if observed and len(flat) > self._block_positions and self._lm_head.separable:
             body, hidden = self._lm_head.body(torch.tensor(flat, dtype=torch.long))
