@@ -498,7 +498,7 @@ def test_members_that_cannot_be_compiled_are_named() -> None:
         model.forward = model.forward
 
     refused(stateful, "transformers does not compile LlamaForCausalLM")
-    refused(rebound, "output head is out of reach")
+    refused(rebound, "its LM head cannot be replaced")
     refused(spread, "its model is spread over cpu, meta")
     config = pico.tiny_pair("mistral")[0].config
     config._attn_implementation = "flash_attention_2"

@@ -420,7 +420,8 @@ def test_a_model_with_a_cache_of_its_own_kind_is_refused() -> None:
     config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
     model = MambaForCausalLM(config)
     with pytest.raises(
-        LoadError, match=r"'m'(: MambaForCausalLM does not take `| keeps its past in a Lin)"
+        LoadError,
+        match=r"'m'(: MambaForCausalLM does not take `| has an unsupported kind of KV cache: Lin)",
     ):
         HFMember("m", model, fusing.vocabulary("mistral"))
 
@@ -428,7 +429,9 @@ def test_a_model_with_a_cache_of_its_own_kind_is_refused() -> None:
 def test_a_model_with_an_unknown_kind_of_layer_is_refused() -> None:
     model = pico.tiny_model(pico.real_tokenizer("mistral"), "gemma3")
     model.config.layer_types = ["indexed_attention"] * 4
-    with pytest.raises(LoadError, match=r"'m' keeps its past in a DynamicIndexedLayer"):
+    with pytest.raises(
+        LoadError, match=r"'m' has an unsupported kind of KV cache: DynamicIndexedLayer"
+    ):
         HFMember("m", model, fusing.vocabulary("mistral"))
 
 
