@@ -1,12 +1,12 @@
-"""Every private or version-dependent name of transformers and torch that is used.
+"""All private or version-dependent names of transformers and torch that packfuse uses.
 
-Tested with transformers 5.20 (oldest) to 5.24 (newest), torch 2.9 (oldest) to 2.14 (newest). What
-a minor version has is looked up by name, not by its number. Differences within this range:
+Tested with transformers 5.20 (oldest) to 5.24 (newest), torch 2.9 (oldest) to 2.14 (newest).
+Features are looked up by name, not by version number. Differences within this range:
 
 - 5.23 added `DummyLayer`, for layers without a KV cache. Before, `moe` and `mlp` layers had an
   empty `LinearAttentionLayer`, and layers that share keys and values had none.
 - 5.24 renamed `past_key_values` to `cache`: in `forward`, in outputs and in `generate`. Its
-  `generate` asks caches for `is_linear`, and assisted decoding asks them for `is_croppable`.
+  `generate` reads `is_linear` of caches, and assisted decoding reads `is_croppable`.
 - 5.23 added an environment variable that makes sdpa attention use grouped kernels, 5.24 stopped
   copying keys and values for single tokens. `grouped_attention` needs neither.
 - torch 2.13 added `isolate_recompiles`, without which steps are not compiled.
@@ -44,23 +44,23 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 
 _OLD_CACHE = "past_key_values"
 CACHE = "cache" if any(f.name == "cache" for f in fields(CausalLMOutputWithPast)) else _OLD_CACHE
-"""What `generate`, models of transformers and their outputs call the KV cache."""
+"""Name of the KV cache in `generate`, in models of transformers and in their outputs."""
 
 
 def cache_argument(model: nn.Module) -> str | None:
-    """What a model's `forward` calls the KV cache; None if it takes none under a known name.
+    """Name of the KV cache in a model's `forward`; None if it has no argument of a known name.
 
-    Code that comes with a model may have the old name on any version.
+    Remote code of a model may use the old name with any version of transformers.
     """
     parameters = inspect.signature(model.forward).parameters
     return next((name for name in (CACHE, _OLD_CACHE) if name in parameters), None)
 
 
 def name_cache(arguments: dict[str, Any]) -> None:
-    """Put a KV cache among arguments for `generate` under the name of this version, in place.
+    """Rename the KV cache among arguments of `generate` to the name in this version, in place.
 
     Raises:
-        TypeError: if both names have one.
+        TypeError: if both names are given.
     """
     other = _OLD_CACHE if CACHE != _OLD_CACHE else "cache"
     given = arguments.pop(other, None)
@@ -92,7 +92,7 @@ STATE_FLAGS = (
     "has_previous_state",
     "conv_kernel_size",
 )
-"""Attributes of a layer that map a state's number to what is known of it."""
+"""Attributes of a layer that map a state's number to its metadata."""
 
 _DUMMY: Any = getattr(cache_utils, "DummyLayer", None)
 _SUPPORTED = (
@@ -109,7 +109,7 @@ def is_supported(layer: Any) -> bool:
 
 
 def is_dummy(layer: Any) -> bool:
-    """Whether a cache layer stands for a model layer that caches nothing."""
+    """Whether a cache layer is the placeholder of a model layer without a cache."""
     return _DUMMY is not None and isinstance(layer, _DUMMY)
 
 
@@ -119,7 +119,7 @@ def is_stateful(layer: Any) -> bool:
 
 
 def unbounded(layer: Any) -> Any:
-    """A sliding-window layer as one that keeps every token; any other layer itself."""
+    """A layer that keeps all tokens, in place of a sliding-window layer; any other layer itself."""
     if type(layer) is DynamicSlidingWindowLayer:
         whole: Any = DynamicLayer()
     elif type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
@@ -131,27 +131,26 @@ def unbounded(layer: Any) -> Any:
 
 
 class RowsCache(Cache):
-    """A cache without layers of tensors, as `generate` sees it.
+    """Base class of a cache without layers of tensors, for `generate`.
 
-    It can be cropped to any length at any time, and it is not a linear-attention cache: `generate`
-    takes a cache all of whose layers are linear, and so one without layers, for one that has no
-    length.
+    It can be cropped to any length at any time. It is not a linear-attention cache: `generate`
+    treats a cache as without length if all of its layers are linear, which is true of no layers.
     """
 
     is_compileable = False
     is_croppable = True
 
     def __init__(self) -> None:
-        """No layers."""
+        """A cache with no layers."""
         super().__init__(layers=[])
 
     @property
     def is_linear(self) -> list[bool]:
-        """One layer with a length, as far as `generate` can tell."""
+        """Flags of one layer with a length, for `generate`."""
         return [False]
 
     def activate_past_recording(self) -> None:
-        """Nothing to do: it can always be cropped."""
+        """Does nothing: the cache can always be cropped."""
 
 
 # Steps of `generate`.
@@ -170,7 +169,7 @@ def generation_settings(
 
 
 def generation_mask(model: Any, ids: Tensor, settings: GenerationConfig) -> Tensor:
-    """The attention mask that `generate` makes for ids that come without one."""
+    """The attention mask that `generate` makes for ids without a mask."""
     mask: Tensor = model._prepare_attention_mask_for_generation(ids, settings, {})
     return mask
 
@@ -182,26 +181,26 @@ def end_and_pad_ids(settings: GenerationConfig) -> frozenset[int]:
 
 
 def decoding_optimized(model: nn.Module) -> AbstractContextManager[Any]:
-    """What `generate` puts around a model's decoding steps (kernels for experts)."""
+    """The context in which `generate` runs a model's decoding steps (kernels for experts)."""
     optimized: Callable[[], AbstractContextManager[Any]]
     optimized = getattr(model, "_optimize_model_for_decode", nullcontext)
     return optimized()
 
 
 class GenerationHooks:
-    """Private steps of `generate` that a fused model has its own way of.
+    """Mixin with the private methods of `generate` that a fused model overrides.
 
-    To be put before `GenerationMixin` among a class's bases.
+    It comes before `GenerationMixin` among the bases of a class.
     """
 
     def own_candidate_generator(
         self, cache: Any, settings: GenerationConfig, processors: Any
     ) -> CandidateGenerator | None:
-        """What drafts in assisted decoding; None for what `generate` would take.
+        """The candidate generator of speculative decoding; None for the one of `generate`.
 
         Args:
             cache: The KV cache of the call.
-            settings: The settings in force.
+            settings: The generation settings of the call.
             processors: Logits processors of the call.
         """
         raise NotImplementedError
@@ -251,17 +250,24 @@ def byte_characters() -> Mapping[int, str]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something runs before or after a module's `forward`."""
+    """Whether a module has forward hooks or forward pre-hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
-    """A module's own children by name, a module that is there twice under both names."""
+    """A module's direct children by name; a module with two names is listed under both."""
     return module._modules
 
 
 def with_child(model: PreTrainedModel, name: str, child: nn.Module) -> PreTrainedModel:
-    """A shallow copy of a model with another child; the model and all else are shared."""
+    """A shallow twin of a model in which one child is replaced.
+
+    Only the module object and its dict of children are copied: all other children, parameters,
+    buffers and hooks are the same objects in both, and the model itself is not altered. Setting
+    another attribute or child of the twin has no effect on the model, unless the value is a shared
+    dict that is changed in place. Functions that are bound to the model (a `forward` set on the
+    object) still use the model and not the twin.
+    """
     twin = copy.copy(model)
     twin._modules = {**model._modules, name: child}
     return twin
@@ -269,16 +275,16 @@ def with_child(model: PreTrainedModel, name: str, child: nn.Module) -> PreTraine
 
 # Attention.
 
-_own_choice: Callable[..., bool] = sdpa_attention.use_gqa_in_sdpa
+_original_choice: Callable[..., bool] = sdpa_attention.use_gqa_in_sdpa
 
 
 def _grouped_on_cpu(attention_mask: Tensor | None, key: Tensor, value: Tensor) -> bool:
-    """In the place of `use_gqa_in_sdpa`: whether kernels share keys and values among heads."""
-    return key.device.type == "cpu" or _own_choice(attention_mask, key, value)
+    """Replaces `use_gqa_in_sdpa`: whether attention heads share keys and values in the kernel."""
+    return key.device.type == "cpu" or _original_choice(attention_mask, key, value)
 
 
 class _Users:
-    """How many threads are in `grouped_attention`."""
+    """Number of threads inside `grouped_attention`."""
 
     count = 0
     lock = threading.Lock()
@@ -287,16 +293,16 @@ class _Users:
     def add(cls, change: int) -> None:
         with cls.lock:
             cls.count += change
-            sdpa_attention.use_gqa_in_sdpa = _grouped_on_cpu if cls.count else _own_choice
+            sdpa_attention.use_gqa_in_sdpa = _grouped_on_cpu if cls.count else _original_choice
 
 
 @contextmanager
 def grouped_attention() -> Iterator[None]:
-    """While it is on, masked attention on processors copies no keys and values.
+    """A context in which masked attention on processors does not copy keys and values.
 
-    Transformers repeats them for every head of a group where there is a mask, since kernels of
-    CUDA are slow otherwise. Those of processors give the same results without. Other threads that
-    run models meanwhile get the same.
+    With a mask, transformers repeats keys and values for every head of a group, because CUDA
+    kernels are slow otherwise. Kernels on processors give the same results without the copies. The
+    context also applies to other threads that run models at the same time.
     """
     _Users.add(1)
     try:
@@ -308,11 +314,11 @@ def grouped_attention() -> Iterator[None]:
 # torch.compile.
 
 COMPILE_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
-"""What is raised where a graph cannot be made or there are too many of them."""
+"""Errors of torch.compile: a graph cannot be compiled, or there are too many graphs."""
 
 
 def isolates_graphs() -> bool:
-    """Whether torch.compile can count a function's graphs apart from all others'."""
+    """Whether torch.compile can limit the number of graphs for each function separately."""
     return "isolate_recompiles" in inspect.signature(torch.compile).parameters
 
 
@@ -320,7 +326,7 @@ def compile_hindrance(model: Any) -> str | None:
     """Why a model's forward pass cannot be one graph of its own; None if it can."""
     quantizer = getattr(model, "hf_quantizer", None)
     if not isolates_graphs():
-        return f"torch {torch.__version__} lets all members share a few graphs; 2.13 does not"
+        return f"torch {torch.__version__} limits the graphs of all members together; 2.13 does not"
     if not model._can_compile_fullgraph:
         return f"transformers does not compile {type(model).__name__}"
     if quantizer is not None and not quantizer.is_compileable:
@@ -329,40 +335,48 @@ def compile_hindrance(model: Any) -> str | None:
 
 
 OWN_GRAPHS: dict[str, Any] = {"isolate_recompiles": True}
-"""Options of torch.compile for graphs that no other function's count against."""
+"""Options of torch.compile: graphs of other functions do not count against the limit."""
 
 
 def compiled_call(model: nn.Module, **options: Any) -> Callable[..., Any]:
-    """A model's call as one graph for every kind of input, with options of torch.compile."""
+    """A model's call, compiled to one graph for each kind of input.
+
+    Args:
+        model: The model.
+        options: Further options of torch.compile.
+    """
     inner: dict[str, Any] = {"guard_filter_fn": _guards}
     return torch.compile(model.__call__, fullgraph=True, options=inner, **options)
 
 
 def _guards(entries: Sequence[Any]) -> list[bool]:
-    """Which conditions of a graph count: not how many model classes transformers has seen."""
+    """Which guards of a graph are kept: not those on the model classes known to transformers."""
     return ["_CAN_RECORD_REGISTRY" not in entry.name for entry in entries]
 
 
 def mark_dynamic(tensor: Tensor, dim: int) -> None:
-    """Let a size of a graph's input vary, if the graph allows it."""
+    """Let a size of a graph's input vary between calls, if the graph allows it."""
     torch._dynamo.maybe_mark_dynamic(tensor, dim)
 
 
 # Operations of torch.
 
 
-def onednn_linear(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer by oneDNN, float32 on processors: `[P, in]` to `[P, out]`."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(given, weight, bias, "none", [], "")
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
     return found
 
 
 def has_int8_linear() -> bool:
-    """Whether there is `int8_linear`."""
+    """Whether this torch has the kernel of `int8_linear`."""
     return hasattr(torch, "_weight_int8pack_mm")
 
 
-def int8_linear(given: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-    """`[P, in]` bfloat16 times int8 weights `[out, in]`, scaled by output: `[P, out]`."""
-    found: Tensor = torch._weight_int8pack_mm(given, weight, scales)
+def int8_linear(hidden: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """A linear layer with int8 weights `[out, in]`, scaled by output: `[P, in]` to `[P, out]`.
+
+    Inputs, scales and outputs are bfloat16.
+    """
+    found: Tensor = torch._weight_int8pack_mm(hidden, weight, scales)
     return found

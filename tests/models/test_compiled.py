@@ -145,10 +145,10 @@ def test_rows_go_on_where_they_stand(arch: str, steps: list[tuple[int, int]]) ->
     """Uneven rows as well: nothing is moved, nothing copied, and every read is a step."""
     one = twin(arch)
     sessions = begun(one, [9, 7, 9, 8])
-    store = sessions[0].state.past.store
+    store = sessions[0].state.row_cache.store
     for news in ([1, 1, 1, 1], [1, 3, 2, 1], [2, 0, 1, 1], [1, 1, 1, 1], [4, 1, 1, 2]):
         go_on(one, arch, sessions, news)
-        assert {session.state.past.store for session in sessions} == {store}
+        assert {session.state.row_cache.store for session in sessions} == {store}
     assert steps == [(4, 1), (4, 3), (4, 2), (4, 1), (4, 4)]
 
 
@@ -156,12 +156,12 @@ def test_what_nobody_has_written_is_hidden() -> None:
     """It may hold NaN, and a step is shown all of it."""
     one = twin()
     sessions = begun(one, [9, 7, 9])
-    store = sessions[0].state.past.store
+    store = sessions[0].state.row_cache.store
     for keys, values in filter(None, store.layers):
         keys[:, :, store.used :] = values[:, :, store.used :] = torch.nan
     for news in ([1, 1, 1], [1, 3, 2], [2, 1, 1]):
         go_on(one, "llama", sessions, news)
-    assert {session.state.past.store for session in sessions} == {store}
+    assert {session.state.row_cache.store for session in sessions} == {store}
 
 
 def test_what_is_no_step_is_a_pass(steps: list[tuple[int, int]]) -> None:
@@ -172,8 +172,8 @@ def test_what_is_no_step_is_a_pass(steps: list[tuple[int, int]]) -> None:
     go_on(one, "llama", [row], [MAX_NEW_TOKENS])
     go_on(one, "llama", [row], [MAX_NEW_TOKENS + 1])
     assert steps == [(1, MAX_NEW_TOKENS)]
-    store = row.state.past.store
-    while row.state.past.store is store:
+    store = row.state.row_cache.store
+    while row.state.row_cache.store is store:
         go_on(one, "llama", [row], [1])
     assert len(steps) == 1 + store.slots - (9 + 2 * MAX_NEW_TOKENS + 1)
     ahead = one.fork(row)
@@ -501,7 +501,7 @@ def test_members_that_cannot_be_compiled_are_named() -> None:
         model.forward = model.forward
 
     refused(stateful, "transformers does not compile LlamaForCausalLM")
-    refused(rebound, "output head is out of reach")
+    refused(rebound, "its LM head cannot be replaced")
     refused(spread, "its model is spread over cpu, meta")
     config = pico.tiny_pair("mistral")[0].config
     config._attn_implementation = "flash_attention_2"
@@ -515,7 +515,7 @@ def test_a_twin_goes_with_its_member(compiler: None) -> None:
     assert compile_steps(one) is one
     (row,) = begun(one, [9])
     one.read([Read(row, [5])])
-    gone = weakref.ref(member.model), weakref.ref(row.state.past.store)
+    gone = weakref.ref(member.model), weakref.ref(row.state.row_cache.store)
     del member, one, row
     gc.collect()
     assert [ref() for ref in gone] == [None, None]

@@ -185,7 +185,7 @@ def test_a_visitor_sees_what_it_wants_and_no_more(
 def test_bodies_read_a_long_prompt_in_one_go(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads follow in blocks, where they can; otherwise both read what the head's block holds."""
     one = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
-    one._heads.__dict__["_apart"] = apart
+    one._lm_head.__dict__["_separable"] = apart
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     model: Any = one.model
     bodies, heads = list[int](), list[int]()
@@ -240,7 +240,7 @@ def test_more_rows_than_a_block_of_logits(
     monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 4 * one.vocabulary.columns)
     columns = VocabSubset(torch.arange(5, 300), one.vocabulary.columns) if pruned else None
     texts = [IDS[k : k + 9] for k in range(rows)]
-    found = one.read([Read(one.open(), ids, 1, columns=columns) for ids in texts])
+    found = one.read([Read(one.open(), ids, 1, subset=columns) for ids in texts])
     for ids, logps in zip(texts, found, strict=True):
         expected = anew("llama", tuple(ids))[-1:]
         expected = columns.restrict(expected) if columns else expected
@@ -307,7 +307,7 @@ def test_a_forward_put_into_the_model_is_used_as_it_is(
     """Without places, with and without `logits_to_keep`."""
     model = pico.tiny_model(pico.real_tokenizer("mistral"))
     one, forward = HFMember("m", model, member("llama").vocabulary), model.forward
-    one._keeps_logits = kept
+    one._takes_logits_to_keep = kept
     monkeypatch.setattr(model, "forward", forward)
     found = one.read([Read(one.open(), IDS, 3), Read(one.open(), IDS)])
     assert [len(logps) for logps in found] == [3, 1]
@@ -420,7 +420,8 @@ def test_a_model_with_a_cache_of_its_own_kind_is_refused() -> None:
     config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
     model = MambaForCausalLM(config)
     with pytest.raises(
-        LoadError, match=r"'m'(: MambaForCausalLM does not take `| keeps its past in a Lin)"
+        LoadError,
+        match=r"'m'(: MambaForCausalLM does not take `| has an unsupported kind of KV cache: Lin)",
     ):
         HFMember("m", model, fusing.vocabulary("mistral"))
 
@@ -428,7 +429,9 @@ def test_a_model_with_a_cache_of_its_own_kind_is_refused() -> None:
 def test_a_model_with_an_unknown_kind_of_layer_is_refused() -> None:
     model = pico.tiny_model(pico.real_tokenizer("mistral"), "gemma3")
     model.config.layer_types = ["indexed_attention"] * 4
-    with pytest.raises(LoadError, match=r"'m' keeps its past in a DynamicIndexedLayer"):
+    with pytest.raises(
+        LoadError, match=r"'m' has an unsupported kind of KV cache: DynamicIndexedLayer"
+    ):
         HFMember("m", model, fusing.vocabulary("mistral"))
 
 

@@ -31,10 +31,10 @@ def logits(model: Any) -> Tensor:
 @every_family
 def test_picked_places_have_the_models_logits(name: str) -> None:
     model = family(name)
-    heads = LMHead(model)
-    assert heads.replaceable
+    lm_head = LMHead(model)
+    assert lm_head.replaceable
     for count in range(len(PLACES) + 1):
-        picked = logits(heads.pick(PLACES[:count]))
+        picked = logits(lm_head.select(PLACES[:count]))
         assert picked.shape == (1, count, COLUMNS)
         expected = logits(model).flatten(0, 1)[PLACES[:count]]
         assert torch.allclose(picked[0], expected, atol=1e-5)
@@ -44,17 +44,17 @@ def test_picked_places_have_the_models_logits(name: str) -> None:
 def test_heads_follow_bodies(name: str) -> None:
     """What the model does to logits is done, and the model stays as it was."""
     model = family(name)
-    heads, expected = LMHead(model), logits(model).flatten(0, 1)
+    lm_head, expected = LMHead(model), logits(model).flatten(0, 1)
     children = dict(model.named_modules())
     if name == "falcon-h1, multiplied":
         # It asks its body for a factor.
-        assert not heads.apart
+        assert not lm_head.separable
         return
-    assert heads.apart
-    body, hidden = heads.body(PLACES)
+    assert lm_head.separable
+    body, hidden = lm_head.body(PLACES)
     logits(body)
     for some in (PLACES, PLACES[:1], PLACES[:0]):
-        assert torch.allclose(heads.after(hidden()[: len(some)]), expected[some], atol=1e-5)
+        assert torch.allclose(lm_head.logits(hidden()[: len(some)]), expected[some], atol=1e-5)
     assert dict(model.named_modules()) == children
     assert logits(model).flatten(0, 1).equal(expected)
 
@@ -71,8 +71,8 @@ def test_what_is_done_between_body_and_head_keeps_them_together() -> None:
             return CausalLMOutputWithPast(logits=self.lm_head(said[0]) + len(output_cache(said)))
 
     config: Any = family("llama").config
-    assert not LMHead(Between(config).eval()).apart
-    assert not LMHead(Asking(config).eval()).apart
+    assert not LMHead(Between(config).eval()).separable
+    assert not LMHead(Asking(config).eval()).separable
     assert LMHead(Between(config).eval()).replaceable
 
 
@@ -81,7 +81,7 @@ def test_the_model_stays_as_it_was(name: str) -> None:
     model = family(name)
     before, own = logits(model), model.get_output_embeddings()
     children = dict(model.named_modules())
-    twin = LMHead(model).pick(PLACES)
+    twin = LMHead(model).select(PLACES)
     assert logits(twin).shape != before.shape
     assert model.get_output_embeddings() is own
     assert dict(model.named_modules()) == children
@@ -92,7 +92,7 @@ def test_the_model_stays_as_it_was(name: str) -> None:
 def test_hooks_on_the_head_still_run() -> None:
     model = family("llama")
     model.get_output_embeddings().register_forward_hook(lambda _m, _i, output: output * 2)
-    picked = logits(LMHead(model).pick(PLACES))
+    picked = logits(LMHead(model).select(PLACES))
     assert torch.allclose(picked[0], logits(model).flatten(0, 1)[PLACES], atol=1e-5)
 
 

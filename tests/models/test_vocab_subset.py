@@ -33,19 +33,21 @@ SOME = VocabSubset(torch.tensor([0, 3, 7, 8, 150, 299]), COLUMNS)
 @torch.no_grad()
 def test_picked_columns_have_the_models_logits(name: str) -> None:
     model = family(name)
-    heads, places = LMHead(model), torch.tensor([0, 4, 9])
-    assert heads.prunes(SOME)
-    found = heads.pick(places, SOME)(IDS).logits
-    assert torch.allclose(found[0], model(IDS).logits.flatten(0, 1)[places][:, SOME.ids], atol=1e-5)
+    lm_head, positions = LMHead(model), torch.tensor([0, 4, 9])
+    assert lm_head.can_prune(SOME)
+    found = lm_head.select(positions, SOME)(IDS).logits
+    assert torch.allclose(
+        found[0], model(IDS).logits.flatten(0, 1)[positions][:, SOME.ids], atol=1e-5
+    )
 
 
 def test_a_pruned_head_lives_as_long_as_its_columns() -> None:
-    heads = LMHead(family("llama"))
+    lm_head = LMHead(family("llama"))
     some = VocabSubset(SOME.ids, COLUMNS)
-    assert heads.prunes(some)
-    assert len(heads._pruned) == 1
+    assert lm_head.can_prune(some)
+    assert len(lm_head._pruned) == 1
     del some
-    assert len(heads._pruned) == 0
+    assert len(lm_head._pruned) == 0
 
 
 def test_a_model_that_treats_its_columns_unlike_is_not_pruned() -> None:
@@ -59,7 +61,7 @@ def test_a_model_that_treats_its_columns_unlike_is_not_pruned() -> None:
             return output
 
     model.__class__ = Biased
-    assert not LMHead(model).prunes(SOME)
+    assert not LMHead(model).can_prune(SOME)
 
 
 def hooked(model: Any) -> None:
@@ -82,10 +84,10 @@ def test_a_member_normalizes_over_the_columns_asked_about(change: Any) -> None:
     one = HFMember("m", model, fusing.vocabulary("mistral"))
     ids = [1, *range(300, 310)]
     some = VocabSubset(torch.arange(5, 30_000, 7), one.vocabulary.columns)
-    assert one._heads.prunes(some) == (change is None)
+    assert one._lm_head.can_prune(some) == (change is None)
     whole = one.read([Read(one.open(), ids, 4)])[0]
     session = one.open()
-    part = one.read([Read(session, ids, 4, columns=some)])[0]
+    part = one.read([Read(session, ids, 4, subset=some)])[0]
     assert fusing.gap(part, some.restrict(whole)) < 1e-4
     assert part.exp().sum(-1).allclose(torch.ones(4))
     with torch.no_grad():
@@ -180,7 +182,7 @@ def test_a_prompt_beyond_the_columns_leaves_the_head_full(
     assert session.pruned_mass == pytest.approx(float(outside.mean()), abs=1e-5)
     assert fusing.gap(last, some.restrict(whole[-2:]) if kept else whole[-2:]) < 1e-4
     for session_ in (one.fork(session), session):
-        then = one.read([Read(session_, [5], columns=some)])[0]
+        then = one.read([Read(session_, [5], subset=some)])[0]
         assert bool(torch.isneginf(then[0, 20_000:]).all()) == kept
 
 
@@ -190,7 +192,7 @@ def test_an_exact_table_never_leaves_its_columns() -> None:
     session = one.open()
     ids = one.vocabulary.encode(PROMPT)
     assert len(one.read([Read(session, ids, 1, ReadCallback(lambda *_: None), some)])) == 1
-    assert torch.isneginf(one.read([Read(session, [5], columns=some)])[0][:, 100:]).all()
+    assert torch.isneginf(one.read([Read(session, [5], subset=some)])[0][:, 100:]).all()
 
 
 def test_packs_remember_the_setting(tmp_path: Any) -> None:

@@ -1,4 +1,4 @@
-"""How requests are cut and put together into forward passes."""
+"""Which read requests share a forward pass, and how long reads are cut into chunks."""
 
 from __future__ import annotations
 
@@ -9,74 +9,76 @@ from torch import Tensor
 from packfuse.models.member import Read
 
 MAX_PADDING = 4
-"""Padding that a row may get so that it is read beside a longer one.
+"""Most padding tokens of a row that shares a forward pass with a longer one.
 
-One token more in a pass takes about a tenth of the time of another pass.
+One more token in a pass takes about a tenth of the time of another pass.
 """
 
 
 MAX_CHUNK_TOKENS = 512
-"""Most tokens read in one pass, so that what it needs besides logits stays small (dev/log.md)."""
+"""Most tokens of a row in one pass, which limits the memory for activations (dev/log.md)."""
 
 
 class ReadChunk:
-    """What one request reads in one forward pass.
+    """The part of one request that one forward pass reads.
 
     Attributes:
-        request: Whose it is.
-        ids: The tokens read.
-        kept: After how many of the last of them the request wants log-probabilities.
-        places: Which of them log-probabilities are worked out after, for whoever watches, too.
+        request: The request.
+        ids: The token ids of the chunk.
+        kept: For how many of the last of these tokens log-probabilities are returned.
+        positions: Indices into `ids` after which logits are computed, for the result or for the
+            request's callback.
     """
 
     def __init__(self, request: Read, start: int, stop: int) -> None:
-        """The tokens from `start` to `stop`, both counted from the end: at most 0; may be none."""
+        """The tokens `start:stop` of a request; may be none.
+
+        Args:
+            request: The request.
+            start: First token, counted from the end of the request's ids: at most 0.
+            stop: End of the range, counted in the same way.
+        """
         self.request, count = request, len(request.ids)
         self.ids = request.ids[max(0, count + start) : max(0, count + stop)]
         self.kept = min(len(self.ids), max(0, stop + request.keep))
         first, tail = request.session.length + 1, len(self.ids) - self.kept
         callback = request.callback
-        self.places = [
-            at
-            for at in range(len(self.ids))
-            if at >= tail or (callback and callback.wants(first + at))
+        self.positions = [
+            index
+            for index in range(len(self.ids))
+            if index >= tail or (callback and callback.wants(first + index))
         ]
-        self._counts = [first + at for at in self.places]
-        self._tail = first + tail
-
-    @property
-    def wanted(self) -> int:
-        """How many rows of log-probabilities are worked out."""
-        return len(self.places)
-
-    def take(self, counts: Sequence[int], logps: Tensor, *, pruned: bool) -> Iterator[Tensor]:
-        """Show what was worked out to whoever watches; what is kept of it, if anything.
-
-        Args:
-            counts: Some of `counts`, one after the other.
-            logps: `[n, columns]` after so many tokens.
-            pruned: Whether only the columns that count were worked out.
-        """
-        self.request.notify(counts, logps)
-        kept = sum(count >= self._tail for count in counts)
-        if kept:
-            said = logps if kept == len(logps) else logps[-kept:].clone()
-            columns = None if pruned else self.request.active_subset
-            yield said if columns is None else columns.restrict(said)
+        self._counts = [first + index for index in self.positions]
+        self._first_kept = first + tail
 
     @property
     def counts(self) -> Sequence[int]:
-        """How many tokens the session has read at each place."""
+        """For each of `positions`, how many tokens the session has read up to and with it."""
         return self._counts
+
+    def deliver(self, counts: Sequence[int], logps: Tensor, *, pruned: bool) -> Iterator[Tensor]:
+        """Call the request's callback with a block, and yield what the request returns of it.
+
+        Args:
+            counts: The next of `counts`.
+            logps: `[n, columns]`, log-probabilities (nats) at these counts.
+            pruned: Whether `logps` is already restricted to the request's subset.
+        """
+        self.request.notify(counts, logps)
+        kept = sum(count >= self._first_kept for count in counts)
+        if kept:
+            returned = logps if kept == len(logps) else logps[-kept:].clone()
+            subset = None if pruned else self.request.active_subset
+            yield returned if subset is None else subset.restrict(returned)
 
 
 def batches(requests: Sequence[Read], pads: int | None) -> Iterator[list[int]]:
-    """Which requests to read side by side, each once, in their order.
+    """Group requests into batches: lists of indices, each index in exactly one list.
 
     Args:
-        requests: What is asked for.
-        pads: How many tokens fewer than others a row may have; None where the rows of a batch need
-            equally many, and have read something, all or none.
+        requests: The requests.
+        pads: Most padding tokens of a row. None where rows cannot be padded: then the rows of a
+            batch have equally many new tokens, and either all or none of them have read before.
     """
     groups: dict[tuple[bool, int], list[int]] = {}
     for row, request in enumerate(requests):
@@ -85,12 +87,12 @@ def batches(requests: Sequence[Read], pads: int | None) -> Iterator[list[int]]:
         waiting = sorted(group, key=lambda row: len(requests[row].ids))
         while waiting:
             first = requests[waiting[0]]
-            fits = [row for row in waiting if _beside(first, requests[row], pads)]
+            fits = [row for row in waiting if _can_share_batch(first, requests[row], pads)]
             waiting = [row for row in waiting if row not in fits]
             yield sorted(fits)
 
 
-def _beside(one: Read, other: Read, pads: int | None) -> bool:
+def _can_share_batch(one: Read, other: Read, pads: int | None) -> bool:
     if pads is not None:
         return len(other.ids) <= len(one.ids) + pads
     same_start = (one.session.length > 0) == (other.session.length > 0)
@@ -98,25 +100,25 @@ def _beside(one: Read, other: Read, pads: int | None) -> bool:
 
 
 def chunks(
-    requests: Sequence[Read], size: int | None, *, chooses: bool
+    requests: Sequence[Read], size: int | None, *, skips_logits: bool
 ) -> Iterator[tuple[int, int]]:
-    """Ranges of tokens to read, counted from the end of the longest request, at most 0.
+    """Token ranges `(start, stop)` of the chunks, counted from the end of the longest request.
 
     Args:
-        requests: What is read side by side, aligned at the ends.
-        size: Most tokens of a range after which some request wants logits; None for any number.
-        chooses: Whether logits that nobody wants need not be made.
+        requests: The requests of one batch, aligned at their ends.
+        size: Most positions of a chunk at which some request needs logits; None for no limit.
+        skips_logits: Whether logits are computed only at positions where a request needs them.
     """
     length = max(len(request.ids) for request in requests)
-    wanted = set(range(-length, 0)) if not chooses else set[int]()
+    needed = set(range(-length, 0)) if not skips_logits else set[int]()
     for request in requests:
-        wanted.update(range(-request.keep, 0))
+        needed.update(range(-request.keep, 0))
         if callback := request.callback:
             first, count = request.session.length + 1, len(request.ids)
-            wanted.update(at - count for at in range(count) if callback.wants(first + at))
-    start, held = -length, 0
-    for at in range(-length, 0):
-        held += at in wanted
-        if held == size or at - start + 1 == MAX_CHUNK_TOKENS or at == -1:
-            yield start, at + 1
-            start, held = at + 1, 0
+            needed.update(index - count for index in range(count) if callback.wants(first + index))
+    start, logits = -length, 0
+    for index in range(-length, 0):
+        logits += index in needed
+        if logits == size or index - start + 1 == MAX_CHUNK_TOKENS or index == -1:
+            yield start, index + 1
+            start, logits = index + 1, 0

@@ -1,4 +1,4 @@
-"""What a model's weights take, read from the headers of their files alone."""
+"""The size of a model's weights, read from the headers of its files only."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ from packfuse.models.loading import split_gguf
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSize:
-    """Parameters by the dtype that they are stored in, such as `{"BF16": 268_098_176}`."""
+    """Number of parameters by the dtype in which they are stored: `{"BF16": 268_098_176}`."""
 
     counts: dict[str, int]
 
     @property
     def parameters(self) -> int:
-        """How many numbers."""
+        """Number of parameters of all dtypes together."""
         return sum(self.counts.values())
 
     def memory_bytes(self, dtype: str = "auto") -> int:
-        """Bytes once loaded as `dtype`; "auto" keeps what is stored."""
+        """Bytes of memory of the weights loaded as `dtype`; "auto" keeps the stored dtypes."""
         if dtype == "auto":
             return sum(count * _bytes_each(name) for name, count in self.counts.items())
         return self.parameters * _bytes_each(dtype)
 
 
 def checkpoint_size(model: str, revision: str | None = None) -> CheckpointSize:
-    """Read the headers of a hub repository (nothing else is fetched), a folder or a GGUF file.
+    """Read the headers of the weight files of a model.
+
+    Args:
+        model: A hub id (only the headers are downloaded), a folder or a GGUF file.
+        revision: Branch, tag or commit on the hub; None for the default branch.
+
 
     Raises:
-        LoadError: if there are no weights whose header can be read.
+        LoadError: if no file of weights has a header that can be read.
     """
     folder, gguf = split_gguf(model)
     try:
@@ -56,7 +61,7 @@ def _counts(metadata: Any) -> dict[str, int]:
 
 
 def _hub(repository: str, revision: str | None) -> Any:
-    """The headers on the hub or, without a connection, of what was fetched from it before."""
+    """Headers of the files on the hub; without a connection, of files in the local cache."""
     try:
         return HfApi().get_safetensors_metadata(repository, revision=revision)
     except ConnectionError:
@@ -65,18 +70,18 @@ def _hub(repository: str, revision: str | None) -> Any:
 
 
 def _gguf(path: Path) -> CheckpointSize:
-    """Transformers loads GGUF files as float32, however they are quantized."""
+    """Size of a GGUF file, which transformers loads as float32 whatever its quantization."""
     from gguf import GGUFReader
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file here")
+        raise FileNotFoundError(f"{path} is not a file")
     return CheckpointSize(
         {"F32": sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)}
     )
 
 
 def _bytes_each(dtype: str) -> int:
-    """Size of one number; names as in safetensors ("BF16") or torch ("bfloat16").
+    """Bytes of one parameter; names as in safetensors ("BF16") or torch ("bfloat16").
 
     Example:
         >>> [_bytes_each(name) for name in ("BF16", "float32", "F8_E4M3", "BOOL")]

@@ -1,4 +1,8 @@
-"""Members whose steps are compiled."""
+"""Members whose decoding steps are compiled with `torch.compile`: the setting `compiled`.
+
+The setting is experimental on processors: a step takes about 0.85 of its time, nothing is gained
+with speculative decoding, and loading takes minutes. It was not measured on GPUs.
+"""
 
 from __future__ import annotations
 
@@ -26,116 +30,128 @@ from packfuse.models.member import Read
 from packfuse.models.vocab_subset import VocabSubset
 
 MAX_GRAPHS = 32
-"""Most graphs of one head: one or several rows, tokens, places."""
+"""Most graphs of one LM head: for one or several rows, new tokens, and selected positions."""
 
 _OWN_GRAPHS: dict[str, Any] = {"recompile_limit": MAX_GRAPHS, **OWN_GRAPHS}
 
 MAX_FULL_LOGITS = 16
-"""Places up to which logits are made at all of them."""
+"""Most positions of a batch at which logits are computed at all of them."""
 
 PRECOMPILED_WIDTHS = (1, 2)
-"""How many tokens rows read in the steps that are compiled at once; others wait until needed."""
+"""Numbers of new tokens whose steps are compiled at load; others are compiled when needed."""
 
-_turn = threading.Lock()
-"""The compiler knows whose graphs are meant by one number for the whole process."""
+_compiler_lock = threading.Lock()
+"""Held while a compiled step runs: torch identifies graphs by one number for the process."""
 
 _compiled: WeakKeyDictionary[HFMember, Compiled] = WeakKeyDictionary()
 
 
 class Compiled(HFMember):
-    """A local member that reads a few tokens in compiled code, and longer texts as it always did.
+    """A member that reads a few new tokens with compiled code, and longer texts without.
 
-    A step works on the whole store of its rows, so that nothing in it depends on how long they are.
-    Steps take turns, whichever member and thread they are of. Hooks that the model gets after its
-    steps were compiled do not run in them. In inference mode they are compiled once more.
+    A compiled step runs on the whole KV store of its rows, so its graph does not depend on their
+    lengths. One compiled step runs at a time in the process. Hooks that are added to the model
+    after compilation do not run in compiled steps. In inference mode steps are compiled once more.
+
+    Invariants: a `Compiled` is made from another `HFMember` by copying the attributes of that
+    member, without `HFMember.__init__`. Both share the model, the vocabulary, the empty cache and
+    the `LMHead`, so a session of one can be read by the other. Therefore `HFMember` sets all its
+    attributes in `__init__` and does not assign them later, and everything that only compiled
+    members have is set after the copy.
 
     Attributes:
-        refused: Why the compiler would not, if so; it reads as it always did then.
+        refused: Why steps cannot be compiled; None if they can. If it is set, the member reads like
+            an `HFMember`.
     """
 
     def __init__(self, member: HFMember) -> None:
-        """A twin of `member`, over the same model."""
+        """A compiled variant of `member`, with the same model."""
         vars(self).update(vars(member))
         self.refused: str | None = None
-        # By columns, which go with their pack; the whole head by `Heads`, which stays.
+        # Keys are subsets, which are freed with their pack, or the `LMHead` for the whole head.
         self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
 
-    def compile_ahead(self, columns: VocabSubset | None, width: int) -> None:
-        """Compile the step in which one row reads so many tokens.
+    def compile_ahead(self, subset: VocabSubset | None, width: int) -> None:
+        """Compile the step in which one row reads `width` tokens.
+
+        Args:
+            subset: The tokens of which logits are computed; None for all.
+            width: Number of new tokens.
 
         Warns:
-            RuntimeWarning: if it cannot be compiled. The member goes its usual way from then on.
+            RuntimeWarning: if it cannot be compiled; from then on the member does not use
+                compiled code.
         """
-        row, token = self.open(), int(self._heads.probe[0, 0])
+        session, token = self.open(), int(self._lm_head.probe_ids[0, 0])
         try:
-            self.read([Read(row, [token])])
-            self.read([Read(row, [token] * width, columns=columns)])
+            self.read([Read(session, [token])])
+            self.read([Read(session, [token] * width, subset=subset)])
         except MemberError as error:
             self.refused = str(error)
             _warn(self, self.refused)
 
-    def _plan(self, pieces: Sequence[ReadChunk], room: int) -> ForwardBatch:
-        row_caches = [piece.request.session.state.row_cache for piece in pieces]
-        new = [len(piece.ids) for piece in pieces]
+    def _forward_batch(self, read_chunks: Sequence[ReadChunk], room: int) -> ForwardBatch:
+        row_caches = [chunk.request.session.state.row_cache for chunk in read_chunks]
+        new = [len(chunk.ids) for chunk in read_chunks]
         if self.refused is None and can_read(row_caches, new):
-            return FixedShapeBatch(self._empty, self.model.config, row_caches, new)
-        return super()._plan(pieces, room)
+            return FixedShapeBatch(self._empty_cache, self.model.config, row_caches, new)
+        return super()._forward_batch(read_chunks, room)
 
     def _forward(
-        self, pieces: list[ReadChunk], columns: VocabSubset | None, room: int
+        self, read_chunks: list[ReadChunk], subset: VocabSubset | None, room: int
     ) -> list[list[Tensor]]:
-        stores = {piece.request.session.state.row_cache.store for piece in pieces} - {None}
+        stores = {chunk.request.session.state.row_cache.store for chunk in read_chunks} - {None}
         try:
-            return super()._forward(pieces, columns, room)
+            return super()._forward(read_chunks, subset, room)
         except BaseException:
-            # What is left behind might be NaN, and a step is shown the whole store.
+            # The failed step may have written NaN, and later steps get the whole store.
             for row_cache in [row_cache for store in stores for row_cache in store.row_caches]:
-                row_cache.leave()
+                row_cache.detach()
             raise
 
-    def _chosen(
+    def _selected_logits(
         self,
-        running: ForwardBatch,
+        batch: ForwardBatch,
         inputs: dict[str, Any],
         flat: list[int],
-        columns: VocabSubset | None,
+        subset: VocabSubset | None,
     ) -> Tensor:
-        if not isinstance(running, FixedShapeBatch):
-            return super()._chosen(running, inputs, flat, columns)
-        count = running.size * running.width
-        # Where there are few places, whichever of them are asked for is no kind of its own.
-        asked = torch.tensor(
+        if not isinstance(batch, FixedShapeBatch):
+            return super()._selected_logits(batch, inputs, flat, subset)
+        count = batch.size * batch.width
+        # In small batches all logits are computed, so that the selection needs no graph of its own.
+        positions = torch.tensor(
             list(range(count)) if count <= MAX_FULL_LOGITS else flat, device=self.device
         )
-        mark_dynamic(asked, 0)
-        with _turn:
-            twin, call = self._call(columns)
-            twin.get_output_embeddings().places = asked
+        mark_dynamic(positions, 0)
+        with _compiler_lock:
+            twin, call = self._call(subset)
+            twin.get_output_embeddings().positions = positions
             try:
                 logits = self._run(call, inputs)[0]
             except COMPILE_ERRORS as error:
                 self.refused = " ".join(str(error).split("\n")[:2])
                 raise MemberError(
                     f"member {self.name!r} cannot be compiled: {self.refused}",
-                    hint="ask again: from now on it reads as if compiled=False",
+                    hint="try again: from now on this member reads as with compiled=False",
                 ) from error
         return logits[flat] if count <= MAX_FULL_LOGITS else logits
 
-    def _call(self, columns: VocabSubset | None) -> tuple[Any, Callable[..., Any]]:
-        """The model under the head for these columns, and its compiled call."""
-        key = self._heads if columns is None else columns
+    def _call(self, subset: VocabSubset | None) -> tuple[Any, Callable[..., Any]]:
+        """A twin of the model with the LM head for a subset, and its compiled call."""
+        key = self._lm_head if subset is None else subset
         if key not in self._calls:
-            twin = self._heads.pick(torch.zeros(1, dtype=torch.long), columns)
-            # No CUDA graphs: there would be one for each store, size of it, and thread.
+            twin = self._lm_head.select(torch.zeros(1, dtype=torch.long), subset)
+            # No CUDA graphs: there would be one for each store, size of a store, and thread.
             self._calls[key] = twin, compiled_call(twin, **_OWN_GRAPHS)
         return self._calls[key]
 
 
 def compile_steps(member: HFMember) -> HFMember:
-    """The twin of a member whose steps are compiled, made once; itself where they cannot be.
+    """The compiled variant of a member, made once; the member itself if it cannot be compiled.
 
     Warns:
-        RuntimeWarning: if they cannot be, with the reason.
+        RuntimeWarning: if it cannot be compiled, with the reason.
     """
     if isinstance(member, Compiled):
         return member
@@ -147,20 +163,19 @@ def compile_steps(member: HFMember) -> HFMember:
 
 
 def _warn(member: HFMember, reason: str) -> None:
-    """Warn that a member goes its usual way."""
     warnings.warn(f"member {member.name!r} is not compiled: {reason}", RuntimeWarning, 3)
 
 
 def _unsupported_reason(member: HFMember) -> str | None:
-    """Why a member's steps cannot be compiled; None if they can."""
+    """Why the steps of a member cannot be compiled; None if they can."""
     model: Any = member.model
     devices = {str(parameter.device) for parameter in model.parameters()}
     if reason := compile_hindrance(model):
         return reason
     if len(devices) > 1:
         return f"its model is spread over {', '.join(sorted(devices))}"
-    if not member._heads.replaceable:
-        return "its output head is out of reach"
-    if not member._positions:
-        return f"{type(model).__name__} takes no positions"
-    return unsupported_reason(member._empty, model.config)
+    if not member._lm_head.replaceable:
+        return "its LM head cannot be replaced"
+    if not member._takes_positions:
+        return f"{type(model).__name__} does not take position_ids"
+    return unsupported_reason(member._empty_cache, model.config)

@@ -1,4 +1,4 @@
-"""A member that is a transformers model in this process."""
+"""A member whose model is a transformers model in this process."""
 
 from __future__ import annotations
 
@@ -25,51 +25,57 @@ from packfuse.models.vocab_subset import VocabSubset
 from packfuse.text.vocabulary import Vocabulary
 
 LOGITS_BYTES = 32 * 2**20
-"""Largest block of float32 logits made at once; longer reads go in chunks."""
+"""Most bytes of one block of float32 logits; longer reads are cut into chunks."""
 
 _SNAPSHOTS = 4
 
 
 @dataclass(slots=True)
 class _SessionState:
-    """What a row has read, and copies of states that cannot be rolled back."""
+    """The KV cache of a session, and snapshots of its recurrent states by number of tokens."""
 
     row_cache: RowCache
     snapshots: list[tuple[int, list[Any]]] = field(default_factory=list)
 
 
 class HFMember(Member):
-    """One model and its tokenizer. The model is used as it is and never altered."""
+    """A transformers model and its tokenizer. The model is never altered.
+
+    Attributes:
+        model: The model, in evaluation mode.
+    """
 
     def __init__(self, name: str, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
-        """Wrap a loaded causal LM.
+        """Wrap a loaded causal language model.
 
         Raises:
-            LoadError: if the model keeps no cache that rows can share, copy and roll back.
+            LoadError: if the rows of the model's cache cannot be stacked, copied and rolled back.
         """
         parameters = inspect.signature(model.forward).parameters
-        hint = "models with a cache of their own kind (pure Mamba, RWKV) cannot join a pack"
+        hint = "models with their own kind of cache (pure Mamba, RWKV) cannot join a pack"
         cache = cache_argument(model)
         if cache is None:
             kind = type(model).__name__
             raise LoadError(f"member {name!r}: {kind} does not take `{CACHE}`", hint=hint)
         try:
-            self._empty = new_cache(model.config)
+            self._empty_cache = new_cache(model.config)
         except (TypeError, KeyError) as error:
-            raise LoadError(f"member {name!r} keeps its past in a {error}", hint=hint) from error
+            raise LoadError(
+                f"member {name!r} has an unsupported kind of KV cache: {error}", hint=hint
+            ) from error
         model.eval()
         self.name, self.model, self.vocabulary = name, model, vocabulary
         self.context_window = context_window(model.config, vocabulary.tokenizer)
         self._cache_name = cache
-        self._keeps_logits = "logits_to_keep" in parameters
-        self._positions = "position_ids" in parameters
-        self._heads = LMHead(model)
-        self._linear = any(
+        self._takes_logits_to_keep = "logits_to_keep" in parameters
+        self._takes_positions = "position_ids" in parameters
+        self._lm_head = LMHead(model)
+        self._uses_onednn = any(
             type(module) is nn.Linear and module.weight.dtype == torch.float32
             for module in model.modules()
         )
-        # Padding would enter states, and without positions a row has to begin the batch's.
-        self._ragged = self._positions and not has_states(self._empty)
+        # Padding would change recurrent states, and models without position ids count from slot 0.
+        self._allows_padding = self._takes_positions and not has_states(self._empty_cache)
 
     @property
     def tokenizer(self) -> Any:
@@ -83,20 +89,20 @@ class HFMember(Member):
         return torch.device(weight.device)
 
     def open(self) -> Session:
-        """A row in which nothing has been read."""
-        return Session(state=_SessionState(RowCache(self._empty)))
+        """See `Member.open`."""
+        return Session(state=_SessionState(RowCache(self._empty_cache)))
 
     def read(self, requests: Sequence[Read]) -> list[Tensor]:
-        """Rows with about as many new tokens run as one batch; see `Member.read`."""
+        """See `Member.read`. Requests with similar numbers of new tokens run as one batch."""
         for request in requests:
-            self._check_room(request)
+            self._check_context_window(request)
         results: dict[int, Tensor] = {}
-        for rows in batches(requests, MAX_PADDING if self._ragged else None):
+        for rows in batches(requests, MAX_PADDING if self._allows_padding else None):
             for row, kept in zip(rows, self._read([requests[i] for i in rows]), strict=True):
                 results[row] = kept
         return [results[row] for row in range(len(requests))]
 
-    def _check_room(self, request: Read) -> None:
+    def _check_context_window(self, request: Read) -> None:
         total = request.session.length + len(request.ids)
         if total > self.context_window:
             raise PromptError(
@@ -106,192 +112,220 @@ class HFMember(Member):
             )
 
     def _read(self, requests: list[Read]) -> list[Tensor]:
-        """Requests of about one length, in chunks that keep the logits small."""
-        columns = self._columns(requests[0])
-        size = max(1, self._most // len(requests))
+        """Read the requests of one batch, in chunks that limit the memory for logits."""
+        subset = self._pruned_subset(requests[0])
+        size = max(1, self._block_positions // len(requests))
         long = any(request.callback and len(request.ids) > size for request in requests)
-        # Bodies read long texts in one go, and heads follow in blocks. Not where there are states,
-        # of which copies are taken before every chunk.
-        whole = long and not has_states(self._empty) and self._heads.apart
+        # The body reads a long text in one pass, and the LM head follows in blocks. Not with
+        # recurrent states, which are copied before every chunk.
+        whole = long and not has_states(self._empty_cache) and self._lm_head.separable
         kept: list[list[Tensor]] = [[] for _ in requests]
-        # Logits that nobody wants cost nothing, unless the model makes them all.
-        for start, stop in list(chunks(requests, None if whole else size, chooses=self._chooses)):
-            pieces = [ReadChunk(request, start, stop) for request in requests]
+        # Chunks are limited by the number of logits, which most models compute only where needed.
+        ranges = chunks(requests, None if whole else size, skips_logits=self._can_skip_logits)
+        for start, stop in list(ranges):
+            all_chunks = [ReadChunk(request, start, stop) for request in requests]
             reading = [
-                (piece, found) for piece, found in zip(pieces, kept, strict=True) if piece.ids
+                (chunk, found) for chunk, found in zip(all_chunks, kept, strict=True) if chunk.ids
             ]
-            heard = self._forward([piece for piece, _ in reading], columns, -stop)
-            for (_, found), parts in zip(reading, heard, strict=True):
-                found.extend(parts)
+            returned = self._forward([chunk for chunk, _ in reading], subset, -stop)
+            for (_, found), blocks in zip(reading, returned, strict=True):
+                found.extend(blocks)
         return [found[0] if len(found) == 1 else torch.cat(found) for found in kept]
 
     @property
-    def _most(self) -> int:
-        """At how many places logits are made at once."""
+    def _block_positions(self) -> int:
+        """The most positions of one block of logits."""
         return max(1, LOGITS_BYTES // (4 * self.vocabulary.columns))
 
     @torch.no_grad()
     def _forward(
-        self, pieces: list[ReadChunk], columns: VocabSubset | None, room: int
+        self, read_chunks: list[ReadChunk], subset: VocabSubset | None, room: int
     ) -> list[list[Tensor]]:
-        """Read the pieces side by side, of which so many tokens more follow.
+        """Read chunks of several requests in one forward pass.
+
+        Args:
+            read_chunks: The chunks, none empty.
+            subset: Tokens of which logits are computed; None for all.
+            room: Number of tokens that later chunks of these requests will read.
 
         Returns:
-            Of each what its request keeps, log-probabilities `[n, columns]` in blocks.
+            For each chunk the log-probabilities that its request returns, blocks `[n, columns]`.
         """
-        sessions = [piece.request.session for piece in pieces]
+        sessions = [chunk.request.session for chunk in read_chunks]
         for session in sessions:
-            self._take_snapshot(session)
-        running = self._plan(pieces, room)
+            self._save_snapshot(session)
+        batch = self._forward_batch(read_chunks, room)
         try:
-            kept, log_normalizers = self._hear(
-                pieces, self._logits(pieces, running, columns), columns
+            kept, log_normalizers = self._collect(
+                read_chunks, self._logits(read_chunks, batch, subset), subset
             )
         except BaseException:
             for session in sessions:
-                # Some layers may have read the tokens: what is there is worth nothing now.
+                # Some layers may have read the tokens, and others not: the cache is invalid.
                 session.ids, session.state = [], self.open().state
             raise
-        running.finish()
-        for piece, session, level in zip(pieces, sessions, log_normalizers, strict=True):
-            session.log_normalizers = level
-            session.ids.extend(piece.ids)
+        batch.finish()
+        for chunk, session, values in zip(read_chunks, sessions, log_normalizers, strict=True):
+            session.log_normalizers = values
+            session.ids.extend(chunk.ids)
         return kept
 
-    def _hear(
-        self, pieces: Sequence[ReadChunk], blocks: Iterable[Tensor], columns: VocabSubset | None
+    def _collect(
+        self, read_chunks: Sequence[ReadChunk], blocks: Iterable[Tensor], subset: VocabSubset | None
     ) -> tuple[list[list[Tensor]], Sequence[Tensor]]:
-        """What each piece keeps of blocks of logits, one piece after the other, and the levels."""
-        kept: list[list[Tensor]] = [[] for _ in pieces]
-        counts = [(k, count) for k, piece in enumerate(pieces) for count in piece.counts]
-        log_normalizers, pruned, waiting = [], columns is not None, iter(blocks)
+        """Normalize blocks of logits and deliver them to the chunks, in the order of the chunks.
+
+        Returns:
+            For each chunk the log-probabilities that its request returns, and the log-normalizers
+            (nats) at its positions.
+        """
+        kept: list[list[Tensor]] = [[] for _ in read_chunks]
+        counts = [(k, count) for k, chunk in enumerate(read_chunks) for count in chunk.counts]
+        log_normalizers, pruned, remaining = [], subset is not None, iter(blocks)
         while True:
-            # What is raised by whoever watches is not the member's fault.
-            with self._blamed(pieces):
-                logits = next(waiting, None)
+            # Outside: errors of callbacks, which are not errors of the member.
+            with self._naming_member(read_chunks):
+                logits = next(remaining, None)
                 if logits is None:
                     break
                 here, counts = counts[: len(logits)], counts[len(logits) :]
-                logps, level = self._logps(logits, [count for _, count in here], columns)
-            log_normalizers.append(level)
-            # Or there would be room for two blocks of each.
+                logps, values = self._logps(logits, [count for _, count in here], subset)
+            log_normalizers.append(values)
+            # Frees the block before the next one is computed.
             del logits
-            at = 0
-            for k, some in groupby(k for k, _ in here):
-                heard = [count for _, count in here[at:][: len(list(some))]]
-                kept[k].extend(pieces[k].take(heard, logps[at:][: len(heard)], pruned=pruned))
-                at += len(heard)
+            start = 0
+            for k, group in groupby(k for k, _ in here):
+                own = [count for _, count in here[start:][: len(list(group))]]
+                kept[k].extend(
+                    read_chunks[k].deliver(own, logps[start:][: len(own)], pruned=pruned)
+                )
+                start += len(own)
             del logps
-        return kept, torch.cat(log_normalizers).split([piece.wanted for piece in pieces])
+        return kept, torch.cat(log_normalizers).split([len(c.positions) for c in read_chunks])
 
     @contextmanager
-    def _blamed(self, pieces: Sequence[ReadChunk]) -> Iterator[None]:
-        """Errors of the model, or of torch, come with the member's name."""
+    def _naming_member(self, read_chunks: Sequence[ReadChunk]) -> Iterator[None]:
+        """Turn runtime errors of the model and of torch into errors that name the member."""
         try:
             yield
         except MemberError:
             raise
         except RuntimeError as error:
-            at = max(piece.request.session.length for piece in pieces)
-            raise MemberError(f"member {self.name!r} failed after {at} tokens: {error}") from error
+            length = max(chunk.request.session.length for chunk in read_chunks)
+            raise MemberError(
+                f"member {self.name!r} failed after {length} tokens: {error}"
+            ) from error
 
-    def _plan(self, pieces: Sequence[ReadChunk], room: int) -> ForwardBatch:
-        """How the pieces are read."""
-        row_caches = [piece.request.session.state.row_cache for piece in pieces]
-        return RaggedBatch(self._empty, row_caches, [len(piece.ids) for piece in pieces], room)
+    def _forward_batch(self, read_chunks: Sequence[ReadChunk], room: int) -> ForwardBatch:
+        """The forward pass that reads the chunks."""
+        row_caches = [chunk.request.session.state.row_cache for chunk in read_chunks]
+        new = [len(chunk.ids) for chunk in read_chunks]
+        return RaggedBatch(self._empty_cache, row_caches, new, room)
 
-    def _columns(self, request: Read) -> VocabSubset | None:
-        """Those that a pass works out, where all requests are like this one; None for all."""
-        columns = request.active_subset
-        if request.callback or columns is None or not self._heads.prunes(columns):
+    def _pruned_subset(self, request: Read) -> VocabSubset | None:
+        """The subset to which the LM head is pruned for a request; None for the whole head.
+
+        All requests of a batch have the same subset, and either all or none have a callback.
+        """
+        subset = request.active_subset
+        if request.callback or subset is None or not self._lm_head.can_prune(subset):
             return None
-        return columns
+        return subset
 
     def _logits(
-        self, pieces: Sequence[ReadChunk], running: ForwardBatch, columns: VocabSubset | None
+        self, read_chunks: Sequence[ReadChunk], batch: ForwardBatch, subset: VocabSubset | None
     ) -> Iterator[Tensor]:
-        """The logits wanted, one piece after the other, in blocks `[P, columns]`."""
-        ids = [list(piece.ids) for piece in pieces]
-        inputs = running.inputs(ids, self.device, positions=self._positions)
-        inputs[self._cache_name] = running.cache
-        flat = [at for k, piece in enumerate(pieces) for at in running.places(k, piece.places)]
-        observed = any(piece.request.callback for piece in pieces)
-        if observed and len(flat) > self._most and self._heads.apart:
-            body, hidden = self._heads.body(torch.tensor(flat, dtype=torch.long))
+        """The logits at the positions of the chunks, in their order, in blocks `[P, columns]`."""
+        ids = [list(chunk.ids) for chunk in read_chunks]
+        inputs = batch.inputs(ids, self.device, positions=self._takes_positions)
+        inputs[self._cache_name] = batch.cache
+        flat = [
+            index
+            for k, chunk in enumerate(read_chunks)
+            for index in batch.flat_positions(k, chunk.positions)
+        ]
+        observed = any(chunk.request.callback for chunk in read_chunks)
+        if observed and len(flat) > self._block_positions and self._lm_head.separable:
+            body, hidden = self._lm_head.body(torch.tensor(flat, dtype=torch.long))
             self._run(body, inputs)
-            for some in hidden().split(self._most):
-                yield self._after(some)
+            for block in hidden().split(self._block_positions):
+                yield self._logits_of(block)
             return
-        if self._heads.replaceable:
-            yield self._chosen(running, inputs, flat, columns)
+        if self._lm_head.replaceable:
+            yield self._selected_logits(batch, inputs, flat, subset)
             return
-        rows, places = [at // running.width for at in flat], [at % running.width for at in flat]
-        if self._keeps_logits:
-            inputs["logits_to_keep"] = running.width - min(places, default=running.width - 1)
+        width = batch.width
+        rows, columns = [index // width for index in flat], [index % width for index in flat]
+        if self._takes_logits_to_keep:
+            inputs["logits_to_keep"] = width - min(columns, default=width - 1)
         logits = self._run(self.model, inputs)
-        cut = running.width - logits.shape[1]
-        yield logits[rows, [place - cut for place in places]]
+        cut = width - logits.shape[1]
+        yield logits[rows, [column - cut for column in columns]]
 
-    def _chosen(
+    def _selected_logits(
         self,
-        running: ForwardBatch,
+        batch: ForwardBatch,
         inputs: dict[str, Any],
         flat: list[int],
-        columns: VocabSubset | None,
+        subset: VocabSubset | None,
     ) -> Tensor:
-        """The logits at some places of the batch, `[P, columns]`, and no others."""
-        return self._run(self._heads.pick(torch.tensor(flat, dtype=torch.long), columns), inputs)[0]
+        """The logits `[P, columns]` at flat positions of the batch, and at no others."""
+        twin = self._lm_head.select(torch.tensor(flat, dtype=torch.long), subset)
+        return self._run(twin, inputs)[0]
 
     def _run(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """The logits that the model, or a twin of it, makes of its inputs."""
-        with self._computing():
+        """Logits of the model, or of a twin of it."""
+        with self._fast_kernels():
             logits: Tensor = model(**inputs).logits
         return logits
 
-    def _after(self, hidden: Tensor) -> Tensor:
-        """The logits `[P, columns]` of hidden states."""
-        with self._computing():
-            return self._heads.after(hidden)
+    def _logits_of(self, hidden: Tensor) -> Tensor:
+        """Logits `[P, columns]` of hidden states `[P, H]`."""
+        with self._fast_kernels():
+            return self._lm_head.logits(hidden)
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Products by oneDNN and attention without copies, on processors."""
+    def _fast_kernels(self) -> Iterator[None]:
+        """On processors: linear layers by oneDNN, and attention without copies of the KV cache."""
         if self.device.type != "cpu":
             yield
             return
-        with grouped_attention(), OneDNNLinear() if self._linear else nullcontext():
+        with grouped_attention(), OneDNNLinear() if self._uses_onednn else nullcontext():
             yield
 
     @property
-    def _chooses(self) -> bool:
-        """Whether logits that nobody wants need not be made."""
-        return self._keeps_logits or self._heads.replaceable
+    def _can_skip_logits(self) -> bool:
+        """Whether logits can be computed at some positions only."""
+        return self._takes_logits_to_keep or self._lm_head.replaceable
 
     def _logps(
-        self, logits: Tensor, counts: Sequence[int], columns: VocabSubset | None
+        self, logits: Tensor, counts: Sequence[int], subset: VocabSubset | None
     ) -> tuple[Tensor, Tensor]:
-        """Normalized over the columns that are tokens, and how far the logits lay above that.
+        """Log-probabilities `[P, columns]` and log-normalizers `[P]` of logits, in nats.
 
         Args:
-            logits: `[P, columns]`.
-            counts: After how many tokens each of them is.
-            columns: Those that were worked out; None for all.
+            logits: `[P, columns]`, or `[P, n]` for a subset of n tokens.
+            counts: For each position, the number of tokens read there.
+            subset: Tokens of which there are logits; None for all.
+
+        Raises:
+            MemberError: for another number of logits than expected, or for NaN.
         """
         count, size = self.vocabulary.columns, self.vocabulary.size
-        expected = count if columns is None else len(columns.ids)
+        expected = count if subset is None else len(subset.ids)
         if logits.shape[-1] != expected:
             raise MemberError(
                 f"member {self.name!r} gives {logits.shape[-1]} logits, not {expected}",
                 hint="model and tokenizer do not belong together",
             )
         logits = logits.float()
-        if columns is not None:
-            logps, first = columns.spread(logits), int(columns.ids[0])
+        if subset is not None:
+            logps, first = subset.spread(logits), int(subset.ids[0])
         else:
             if size < count:
                 logits[:, size:] = float("-inf")
             logps, first = torch.log_softmax(logits, dim=-1), 0
-        # A single NaN or infinity makes a whole row NaN.
+        # A single NaN or infinity makes all log-probabilities of its position NaN.
         broken = torch.isnan(logps[:, first])
         if bool(broken.any()):
             raise MemberError(
@@ -302,12 +336,12 @@ class HFMember(Member):
         return logps, logits[:, 0] - logps[:, first]
 
     def rollback(self, session: Session, length: int) -> None:
-        """See `Member.rollback`. Recurrent and convolutional states return to a snapshot."""
+        """See `Member.rollback`. Recurrent states are restored from a snapshot."""
         if length >= session.length:
             return
         state: _SessionState = session.state
         saved: list[Any] = []
-        if has_states(self._empty):
+        if has_states(self._empty_cache):
             state.snapshots = [entry for entry in state.snapshots if entry[0] <= length]
             length, saved = state.snapshots[-1] if state.snapshots else (0, saved)
         if length <= 0:
@@ -319,7 +353,7 @@ class HFMember(Member):
         del session.ids[length:]
 
     def fork(self, session: Session) -> Session:
-        """See `Member.fork`: attention tensors are shared."""
+        """See `Member.fork`. Keys and values are shared, states are copied."""
         state: _SessionState = session.state
         fresh = _SessionState(state.row_cache.fork(), list(state.snapshots))
         return replace(session, ids=list(session.ids), state=fresh, log_normalizers=None)
@@ -329,26 +363,26 @@ class HFMember(Member):
         kept = self.fork(session)
         if length < session.length:
             self.rollback(kept, length)
-            kept.state.row_cache.leave()
+            kept.state.row_cache.detach()
         return kept
 
     def nbytes(self, session: Session) -> int:
-        """See `Member.nbytes`; what views keep alive counts in full, and once."""
+        """See `Member.nbytes`. A tensor of which a view is kept counts in full, and once."""
         state: _SessionState = session.state
         layers = [layer for _, saved in state.snapshots for layer in saved]
         stores = (tensor.untyped_storage() for tensor in state.row_cache.tensors(layers))
         return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
 
-    def _take_snapshot(self, session: Session) -> None:
+    def _save_snapshot(self, session: Session) -> None:
         state: _SessionState = session.state
-        if session.length and has_states(self._empty):
+        if session.length and has_states(self._empty_cache):
             entry = session.length, state.row_cache.snapshot()
             earlier = [old for old in state.snapshots if old[0] < session.length]
             state.snapshots = [*earlier, entry][-_SNAPSHOTS:]
 
 
 def context_window(config: PreTrainedConfig, tokenizer: Any) -> int:
-    """How many tokens a model can read, by its configuration or else its tokenizer."""
+    """The most tokens that a model can read, by its configuration or else its tokenizer."""
     text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if value := getattr(text, name, None):

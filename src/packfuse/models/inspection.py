@@ -1,4 +1,4 @@
-"""Looks at models before they are loaded, or even fetched: do they make a pack?"""
+"""Checks without loading or downloading weights whether models can form a pack."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from packfuse.settings import MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 
 
-class _Plain(BaseModel):
+class _Report(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelReport(_Plain):
-    """One model; None where it is not known.
+class ModelReport(_Report):
+    """Facts about one model; None for those that could not be read.
 
     Attributes:
         model: Hub id, folder or GGUF file.
-        name: What a pack would call it.
-        architecture: Its class in transformers.
+        name: Its name as a member of a pack.
+        architecture: Name of its class in transformers.
         causal: Whether it is a causal language model.
-        parameters: How many numbers its weights are.
-        memory_bytes: What they take at the dtype asked for.
-        context_window: Tokens that it can read.
-        chat_template: Whether it can chat by itself.
-        vocabulary_size: Tokens, control tokens included.
-        fast_tokenizer: Whether its tokens can be read as bytes.
-        problems: Why it cannot join a pack; empty if it can.
+        parameters: Number of parameters.
+        memory_bytes: Bytes of its weights at the requested dtype.
+        context_window: The most tokens that it can read.
+        chat_template: Whether its tokenizer has a chat template.
+        vocabulary_size: Number of tokens, control tokens included.
+        fast_tokenizer: Whether the bytes of its tokens are known.
+        problems: Reasons why it cannot join a pack; empty if it can.
     """
 
     model: str
@@ -53,13 +53,14 @@ class ModelReport(_Plain):
     problems: list[str] = []
 
 
-class PairReport(_Plain):
-    """How much two vocabularies have in common, compared by the bytes of their tokens.
+class PairReport(_Report):
+    """How much two vocabularies have in common; tokens are compared by their bytes.
 
     Attributes:
-        overlap: Byte strings in both, as a share of those in either.
-        twins: By model, the share of its tokens whose bytes are a token of the other, too.
-        same: Whether they are one tokenizer, so that nothing has to be carried.
+        models: Names of the two models.
+        overlap: Number of byte strings in both, divided by the number in either.
+        twins: By model, the share of its tokens whose bytes are also a token of the other.
+        same: Whether the tokenizers are identical, so that no alignment is needed.
     """
 
     models: tuple[str, str]
@@ -68,15 +69,15 @@ class PairReport(_Plain):
     same: bool
 
 
-class PackReport(_Plain):
-    """What `packfuse check` found.
+class PackReport(_Report):
+    """The result of `packfuse check`.
 
     Attributes:
-        models: In the order asked for.
-        pairs: Every two whose tokenizers could be read.
-        memory_bytes: Weights of all models together, as far as known.
-        verdicts: What follows, in words.
-        ok: Whether all of them can join one pack.
+        models: The models, in the order of the arguments.
+        pairs: All pairs of models whose tokenizers could be read.
+        memory_bytes: Bytes of the weights of all models, as far as they are known.
+        verdicts: Conclusions in plain sentences.
+        ok: Whether all models can join one pack.
     """
 
     models: list[ModelReport]
@@ -88,7 +89,7 @@ class PackReport(_Plain):
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """One model that was looked at, with its vocabulary if that could be read."""
+    """The report on one model, and its vocabulary; None if that could not be read."""
 
     report: ModelReport
     vocabulary: Vocabulary | None
@@ -97,12 +98,15 @@ class Inspected:
 def inspect_model(
     member: MemberSettings, dtype: str = "auto", trust_remote_code: bool = False
 ) -> Inspected:
-    """Look at one model's configuration, tokenizer and weight headers; nothing is raised.
+    """Read a model's configuration, tokenizer and weight headers.
+
+    Errors are listed in `problems` of the report, not raised.
+
 
     Args:
-        member: Which model.
-        dtype: What it would be loaded as, where the member does not say.
-        trust_remote_code: Run code that comes with the tokenizer or the configuration.
+        member: Settings of the member, which name the model.
+        dtype: The dtype for loading, if the settings of the member have none.
+        trust_remote_code: Run code from the repository of the model.
     """
     folder, gguf = split_gguf(member.model)
     shared: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -123,7 +127,7 @@ def inspect_model(
         facts |= _weights(member, dtype)
     except PackError as error:
         problems.append(str(error))
-    except Exception as error:  # whatever a broken repository makes of the libraries
+    except Exception as error:  # broken repositories raise all kinds of errors
         problems.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
     name = member.name or short_name(member.model)
     report = ModelReport(model=member.model, name=name, problems=problems, **facts)
@@ -132,7 +136,7 @@ def inspect_model(
 
 def _architecture(config: Any, problems: list[str]) -> dict[str, Any]:
     causal = is_causal(config)
-    # A GGUF file names its kind of model alone.
+    # A GGUF file names the model type, and no architecture.
     usual = causal_architectures().get(config.model_type, type(config).__name__)
     own = str((config.architectures or [usual])[0])
     if not causal:
@@ -155,21 +159,22 @@ def _weights(member: MemberSettings, dtype: str) -> dict[str, Any]:
     return {"parameters": found.parameters, "memory_bytes": memory}
 
 
-def report(seen: Sequence[Inspected]) -> PackReport:
-    """Put together what was seen of each model.
+def report(inspected: Sequence[Inspected]) -> PackReport:
+    """The report on several models together.
 
     Raises:
-        LoadError: for no models.
+        LoadError: if there are none.
     """
-    if not seen:
-        raise LoadError("there are no models to look at", hint="name at least one")
-    names = unique_names([one.report.name for one in seen])
+    if not inspected:
+        raise LoadError("there are no models to check", hint="name at least one")
+    names = unique_names([one.report.name for one in inspected])
     models = [
-        one.report.model_copy(update={"name": name}) for one, name in zip(seen, names, strict=True)
+        one.report.model_copy(update={"name": name})
+        for one, name in zip(inspected, names, strict=True)
     ]
     read = [
         (model.name, one.vocabulary)
-        for one, model in zip(seen, models, strict=True)
+        for one, model in zip(inspected, models, strict=True)
         if one.vocabulary
     ]
     pairs = [pair(*one, *other) for one, other in combinations(read, 2)]
@@ -183,7 +188,7 @@ def report(seen: Sequence[Inspected]) -> PackReport:
 
 
 def pair(one_name: str, one: Vocabulary, other_name: str, other: Vocabulary) -> PairReport:
-    """Compare two vocabularies by bytes."""
+    """Compare two vocabularies by the bytes of their tokens."""
     common = one.ids_of.keys() & other.ids_of.keys()
     either = one.ids_of.keys() | other.ids_of.keys()
 
@@ -205,17 +210,17 @@ def _verdicts(models: list[ModelReport], pairs: list[PairReport]) -> list[str]:
         return [f"{', '.join(bad)} cannot join a pack."]
     count = len(models)
     found = ["It can be a pack of one." if count == 1 else f"These {count} models make a pack."]
-    silent = [model.name for model in models if not model.chat_template]
-    if silent and len(silent) == count:
-        found.append("None has a chat template: chats are written plainly ('User: ...').")
-    elif silent:
+    without_template = [model.name for model in models if not model.chat_template]
+    if without_template and len(without_template) == count:
+        found.append("None has a chat template: chats are formatted as plain text ('User: ...').")
+    elif without_template:
         found.append(
-            f"Without a chat template ({', '.join(silent)}) a member reads chats written plainly, "
-            "and leaves the end of a turn to the others."
+            f"Members without a chat template ({', '.join(without_template)}) read chats as plain "
+            "text; the other members decide where a turn ends."
         )
     shortest = min(models, key=lambda model: model.context_window or 0)
     window = f"{shortest.context_window or 0:,} tokens, the window of {shortest.name}"
     found.append(f"Together they read up to {window}." if count > 1 else f"It reads {window}.")
     shared = [" and ".join(item.models) for item in pairs if item.same]
-    found += [f"{both} share a tokenizer: nothing is lost between them." for both in shared]
+    found += [f"{both} share a tokenizer: no alignment is needed between them." for both in shared]
     return found

@@ -1,4 +1,11 @@
-"""Copies of members whose weights are 8-bit integers: fast and nearly right, to draft with."""
+"""Copies of members with 8-bit integer weights: draft models for speculative decoding.
+
+Invariants: a copy has the same vocabulary object and the same layout of the KV cache as its member
+(layers, heads, head_dim and dtype). A draft model relies on both: it forks a sequence and sets
+`stream.member` of the fork to the copy, which reads on from the keys and values that the member
+computed. Those of drafted tokens are approximate, so the fork is dropped after drafting and the
+member reads accepted tokens itself. Only linear layers may differ between a member and its copy.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +26,10 @@ _copies: WeakKeyDictionary[HFMember, HFMember] = WeakKeyDictionary()
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with 8-bit weights and one scale an output; it computes in bfloat16."""
+    """A linear layer with int8 weights and one scale per output; it computes in bfloat16."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Round the weights of `linear`, which stays as it is."""
+        """Quantize the weights of `linear`, which is not changed."""
         super().__init__()
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
@@ -31,43 +38,49 @@ class Int8Linear(nn.Module):
         bias: Tensor | None = linear.bias
         self._bias = None if bias is None else bias.detach()
 
-    def forward(self, given: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`, in the type that was given."""
-        flat = given.to(torch.bfloat16).reshape(-1, given.shape[-1])
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`, in the dtype of the input."""
+        flat = hidden.to(torch.bfloat16).reshape(-1, hidden.shape[-1])
         out = int8_linear(flat, self._weight, self._scales)
-        out = out.reshape(*given.shape[:-1], -1).to(given.dtype)
+        out = out.reshape(*hidden.shape[:-1], -1).to(hidden.dtype)
         return out if self._bias is None else out + self._bias
 
 
 def can_copy(member: Member) -> bool:
-    """Whether a quantized copy of this member would be faster."""
+    """Whether `int8_copy` takes this member: a model on processors, and a torch with the kernel."""
     return isinstance(member, HFMember) and member.model.device.type == "cpu" and has_int8_linear()
 
 
 def int8_copy(member: Member) -> HFMember:
-    """The copy of a member, made once; it shares all that is not a linear layer."""
+    """The quantized copy of a member, made once; all but linear layers is shared.
+
+    Raises:
+        TypeError: if the member is not an `HFMember`.
+    """
     if not isinstance(member, HFMember):
-        raise TypeError(f"{member.name} is not a local member")
+        raise TypeError(f"{member.name} is not a transformers model in this process")
     if member not in _copies:
-        light = HFMember(member.name, _light(member.model), member.vocabulary)
+        quantized = HFMember(member.name, _quantized(member.model), member.vocabulary)
         compiled = isinstance(member, Compiled) and member.refused is None
-        _copies[member] = compile_steps(light) if compiled else light
+        _copies[member] = compile_steps(quantized) if compiled else quantized
     return _copies[member]
 
 
-def _light(model: PreTrainedModel) -> PreTrainedModel:
-    """The copy of a model, which all members over it share."""
+def _quantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The quantized copy of a model, made once for all members with that model."""
     if model not in _models:
         shared = {id(p): p for p in model.parameters()}
-        light = copy.deepcopy(model, shared)
-        _replace(light)
-        _models[model] = light
+        # Parameters in the memo of `deepcopy` are shared, not copied.
+        quantized = copy.deepcopy(model, shared)
+        _quantize_linear(quantized)
+        _models[model] = quantized
     return _models[model]
 
 
-def _replace(module: nn.Module) -> None:
+def _quantize_linear(module: nn.Module) -> None:
+    """Replace all linear layers inside a module, in place."""
     for name, child in module.named_children():
         if type(child) is nn.Linear:
             setattr(module, name, Int8Linear(child))
         else:
-            _replace(child)
+            _quantize_linear(child)

@@ -1,4 +1,4 @@
-"""Output heads that work out only the logits that are wanted."""
+"""LM heads that compute only selected logits: at some positions, of some tokens."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from packfuse.hf_compat import children_of, has_hooks, with_child
 from packfuse.models.vocab_subset import VocabSubset
 
-_PROBE = 1e-2
-"""Largest difference of logits, relative to their size, that rounding accounts for."""
+_TOLERANCE = 1e-2
+"""Largest difference of logits, relative to the largest logit, that rounding accounts for."""
 
 
 class SelectiveHead(nn.Module):
-    """An output head at selected places of its input."""
+    """An LM head applied to selected positions of its input."""
 
-    def __init__(self, head: nn.Module, places: Tensor) -> None:
-        """`places` number the rows' positions through, `[P]`: row times width plus position."""
+    def __init__(self, head: nn.Module, positions: Tensor) -> None:
+        """`positions` `[P]` are flat indices into the batch: row times width plus column."""
         super().__init__()
-        self.head, self.places = head, places
+        self.head, self.positions = head, positions
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits `[1, P, columns]` of hidden states `[B, n, H]`."""
-        places = self.places.to(hidden.device)
-        logits: Tensor = self.head(hidden.flatten(0, 1).index_select(0, places)[None])
+        positions = self.positions.to(hidden.device)
+        logits: Tensor = self.head(hidden.flatten(0, 1).index_select(0, positions)[None])
         return logits
 
 
 class _CaptureHidden(nn.Module):
-    """In the place of an output head: keeps what it is given, and makes nothing.
+    """Replaces an LM head: stores its input and returns empty logits.
 
     Attributes:
         hidden: Hidden states `[P, H]`.
@@ -49,7 +49,7 @@ class _CaptureHidden(nn.Module):
 
 
 class _BodyOutput(BaseModelOutputWithPast):
-    """What a body said, and nothing else of what some bodies say."""
+    """Output of `_ReplayBody`; any attribute that only some bodies return is None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -57,7 +57,7 @@ class _BodyOutput(BaseModelOutputWithPast):
 
 
 class _ReplayBody(nn.Module):
-    """In the place of a body: says what the body said before."""
+    """Replaces a model's body: returns hidden states that the body computed before."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -68,15 +68,22 @@ class _ReplayBody(nn.Module):
 
 
 class LMHead:
-    """One model under heads of our own.
+    """A model with its LM head or its body replaced.
 
-    A twin of the model shares its whole body and has another output head. What the model's own
-    `forward` does to logits afterwards (soft caps, scales) is done to these, too. The model itself
-    is never altered, so others may use it at the same time.
+    The model itself is never altered. `with_child` makes a shallow twin: a second module object
+    with its own dict of children, in which one child is replaced; all other children, parameters,
+    buffers and hooks are the same objects as the model's. The invariants:
+
+    - Replacing a child of the twin leaves the model unchanged, so other threads may run the model
+      at the same time. Changing a shared object (weights, hooks of a layer) changes both.
+    - The twin's `forward` is that of the model's class, so what it does to logits (soft caps,
+      scales) is done to the selected logits, too. This needs a `forward` that reads the head from
+      `self`, which `replaceable` checks.
+    - Twins are made for each call and not kept, except for compiled calls.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Find the model's output head."""
+        """Find the model's LM head among its direct children."""
         self.model = model
         head = model.get_output_embeddings()
         children = children_of(model).items()
@@ -85,98 +92,104 @@ class LMHead:
 
     @property
     def replaceable(self) -> bool:
-        """Whether the model's `forward` asks the model object itself for its head.
+        """Whether a twin with another LM head uses that head.
 
-        It does not where the head is deeper inside, or where somebody has put another `forward`
-        into the object, which is bound to the object that it was made for.
+        It does not if the head is a module deeper inside, or if `forward` was set on the model
+        object: such a function is bound to the object for which it was made.
         """
         return self._name is not None and "forward" not in vars(self.model)
 
-    def pick(self, places: Tensor, columns: VocabSubset | None = None) -> PreTrainedModel:
-        """The model with a head that gives the logits at `places` only; see `SelectiveHead`.
+    def select(self, positions: Tensor, subset: VocabSubset | None = None) -> PreTrainedModel:
+        """A twin whose logits are `[1, P, columns]`, at selected positions only.
 
         Args:
-            places: Where.
-            columns: Of which tokens; only what `prunes`.
+            positions: Flat positions `[P]`; see `SelectiveHead`.
+            subset: Tokens of which logits are computed, for which `can_prune` is True; None for
+                all.
         """
-        own: Any = self._own if columns is None else self._pruned[columns]
-        return self._headed(SelectiveHead(own, places))
+        head: Any = self._head if subset is None else self._pruned[subset]
+        return self._with_head(SelectiveHead(head, positions))
 
     @property
-    def apart(self) -> bool:
-        """Whether logits can be made of hidden states, by a model with a head and no body.
+    def separable(self) -> bool:
+        """Whether body and LM head can run one after the other, with the same logits.
 
-        They cannot where the model does something between the two, which is tried once; and they
-        are not where the model has hooks, which would see halves.
+        They cannot if the model does something between the two, which a probe finds out once. They
+        do not if the model has hooks, which would get incomplete outputs.
         """
-        return not has_hooks(self.model) and self.replaceable and self._apart
+        return not has_hooks(self.model) and self.replaceable and self._separable
 
     @cached_property
-    def _apart(self) -> bool:
+    def _separable(self) -> bool:
         if self.model.base_model_prefix not in children_of(self.model):
             return False
-        probe, places = self.probe, torch.arange(2)
+        probe, positions = self.probe_ids, torch.arange(2)
         with torch.no_grad():
             try:
-                whole = self.pick(places)(probe).logits[0].float()
-                body, kept = self.body(places)
+                whole = self.select(positions)(probe).logits[0].float()
+                body, hidden = self.body(positions)
                 body(probe)
-                parts = self.after(kept()).float()
+                parts = self.logits(hidden()).float()
             except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
                 return False
         return whole.shape == parts.shape and bool(whole.any()) and _close(whole, parts)
 
-    def body(self, places: Tensor) -> tuple[PreTrainedModel, Callable[[], Tensor]]:
-        """The model without its head, and what gives the hidden states `[P, H]` when it has run."""
-        keeps = _CaptureHidden()
-        return self._headed(SelectiveHead(keeps, places)), lambda: keeps.hidden
+    def body(self, positions: Tensor) -> tuple[PreTrainedModel, Callable[[], Tensor]]:
+        """A twin without LM head, and a function for its hidden states.
 
-    def after(self, hidden: Tensor) -> Tensor:
-        """The logits `[P, columns]` of hidden states `[P, H]`; only if `apart`."""
+        The function returns the hidden states `[P, H]` at the positions after the twin has run.
+        """
+        capture = _CaptureHidden()
+        return self._with_head(SelectiveHead(capture, positions)), lambda: capture.hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits `[P, columns]` of hidden states `[P, H]`; only if `separable`."""
         twin = with_child(self.model, self.model.base_model_prefix, _ReplayBody(hidden))
         blank = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         logits: Tensor = twin(input_ids=blank).logits[0]
         return logits
 
-    def prunes(self, columns: VocabSubset) -> bool:
-        """Whether there is a head for these columns alone; made when it is first asked for.
+    def can_prune(self, subset: VocabSubset) -> bool:
+        """Whether there is a pruned head for this subset; it is made on the first call.
 
-        There is none where the head is not a plain matrix (quantized, hooked, on another device
-        until it is used), or where the model does more to its logits than work on each by itself.
+        There is none if the head is not a plain linear layer (quantized, hooked, offloaded), or if
+        the model computes logits of which one depends on another.
         """
         if not self.replaceable:
             return False
-        if columns not in self._pruned:
-            self._pruned[columns] = self._prune(columns)
-        return self._pruned[columns] is not None
+        if subset not in self._pruned:
+            self._pruned[subset] = self._prune(subset)
+        return self._pruned[subset] is not None
 
     @property
-    def _own(self) -> nn.Module | None:
+    def _head(self) -> nn.Module | None:
         return children_of(self.model)[self._name] if self._name else None
 
     @property
-    def probe(self) -> Tensor:
-        """Two tokens `[1, 2]`, none of the first ones, which may be padding and mean nothing."""
+    def probe_ids(self) -> Tensor:
+        """Two token ids `[1, 2]`, none of the first ones, which may be padding."""
         embedding: Any = self.model.get_input_embeddings()
         weight: Tensor = embedding.weight
         return torch.tensor([[len(weight) // 2, len(weight) // 3]], device=weight.device)
 
-    def _headed(self, head: SelectiveHead) -> PreTrainedModel:
+    def _with_head(self, head: SelectiveHead) -> PreTrainedModel:
         return with_child(self.model, str(self._name), head)
 
     @torch.no_grad()
-    def _prune(self, columns: VocabSubset) -> nn.Linear | None:
-        own: Any = self._own
-        hooked = has_hooks(own) or "forward" in vars(own)
-        if type(own) is not nn.Linear or hooked or not own.weight.is_floating_point():
+    def _prune(self, subset: VocabSubset) -> nn.Linear | None:
+        head: Any = self._head
+        hooked = has_hooks(head) or "forward" in vars(head)
+        if type(head) is not nn.Linear or hooked or not head.weight.is_floating_point():
             return None
-        ids = columns.ids.to(own.weight.device)
-        pruned = nn.utils.skip_init(nn.Linear, own.in_features, len(ids), bias=own.bias is not None)
-        for name, weight in own.named_parameters():
+        ids = subset.ids.to(head.weight.device)
+        bias = head.bias is not None
+        pruned = nn.utils.skip_init(nn.Linear, head.in_features, len(ids), bias=bias)
+        for name, weight in head.named_parameters():
             setattr(pruned, name, nn.Parameter(weight[ids], requires_grad=False))
-        probe, places = self.probe, torch.arange(2)
+        probe, positions = self.probe_ids, torch.arange(2)
         whole, part = (
-            self._headed(SelectiveHead(h, places))(probe).logits[0].float() for h in (own, pruned)
+            self._with_head(SelectiveHead(h, positions))(probe).logits[0].float()
+            for h in (head, pruned)
         )
         if part.shape[1] != len(ids):
             return None
@@ -184,4 +197,4 @@ class LMHead:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).abs().max() <= _PROBE * one.abs().max())
+    return bool((one - other).abs().max() <= _TOLERANCE * one.abs().max())

@@ -1,4 +1,4 @@
-"""Loading members: hub ids, folders, GGUF files, or objects that are loaded already."""
+"""Loading members from hub ids, folders, GGUF files or loaded (model, tokenizer) pairs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def load_given(models: Sequence[Any]) -> list[HFMember] | None:
-    """Members of (model, tokenizer) pairs; None if the models are named and have to be loaded.
+    """Members of loaded (model, tokenizer) pairs; None if `models` are names.
 
     Raises:
-        ConfigError: for something else than a list, or a mixture of both kinds.
+        ConfigError: if `models` is not a list, or mixes pairs and names.
     """
     if isinstance(models, str | bytes | os.PathLike):
         raise ConfigError("`models` is a list", hint=f"write [{models!r}]")
@@ -50,16 +50,16 @@ def member_entry(model: Any) -> dict[str, Any]:
 
 
 def refuse_loading(overrides: Iterable[str]) -> None:
-    """Refuse settings that have no effect on models that are loaded already.
+    """Raise an error for settings that have no effect on loaded models.
 
     Raises:
-        ConfigError: naming them.
+        ConfigError: if there are any; the message names them.
     """
     useless = sorted({*overrides} & {*LoadSettings.model_fields, "quantization_config"})
     if useless:
         raise ConfigError(
             f"{', '.join(useless)} would have no effect on models that are loaded already",
-            hint="load the models with them",
+            hint="set them when you load the models",
         )
 
 
@@ -67,7 +67,7 @@ def load_members(config: PackConfig) -> list[HFMember]:
     """Load every member of a pack.
 
     Raises:
-        LoadError: for the first that fails; the others are freed.
+        LoadError: if a member fails to load; those loaded before it are freed.
     """
     names = unique_names([m.name or short_name(m.model) for m in config.members])
     members: list[HFMember] = []
@@ -84,7 +84,7 @@ def load_members(config: PackConfig) -> list[HFMember]:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Parsing a tokenizer makes a million objects, none of them garbage, to be walked in vain."""
+    """Pause garbage collection: parsing a tokenizer makes a million objects, all of them in use."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -97,8 +97,13 @@ def _collector_paused() -> Iterator[None]:
 def load_member(name: str, member: MemberSettings, pack: PackConfig) -> HFMember:
     """Load one member.
 
+    Args:
+        name: Its name in the pack.
+        member: Its settings, which take precedence.
+        pack: Settings of the pack.
+
     Raises:
-        LoadError: naming the member and the reason.
+        LoadError: if it cannot be loaded; the message names the member and the reason.
     """
     folder, gguf = split_gguf(member.model)
     shared: dict[str, Any] = {
@@ -138,12 +143,12 @@ def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     if ends is None:
         ends = getattr(model.config.get_text_config(), "eos_token_id", None)
     end_ids = [ends] if isinstance(ends, int) else list(ends or ())
-    columns = int(model.config.get_text_config().vocab_size)
-    return HFMember(name, model, Vocabulary(tokenizer, columns, end_ids))
+    vocab_size = int(model.config.get_text_config().vocab_size)
+    return HFMember(name, model, Vocabulary(tokenizer, vocab_size, end_ids))
 
 
 def split_gguf(model: str) -> tuple[str, str | None]:
-    """The folder and the file of a GGUF path; other models as they are."""
+    """The folder and the file name of a GGUF path; any other model and None."""
     if model.endswith(".gguf"):
         path = Path(model)
         return str(path.parent), path.name
@@ -161,7 +166,7 @@ def short_name(model: str) -> str:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names with numbers where they repeat.
+    """The names, with a number appended to each that occurred before.
 
     Example:
         >>> unique_names(["a", "b", "a"])
@@ -176,7 +181,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def is_causal(config: Any) -> bool:
-    """Whether a model's configuration is that of a causal language model, as far as it says so."""
+    """Whether a configuration is of a causal language model; True if it does not name a class."""
     own = list(config.architectures or [])
     known = set(causal_architectures().values())
     return not own or bool(known.intersection(own)) or hasattr(config, "auto_map")
@@ -206,7 +211,7 @@ def _next_step(error: BaseException) -> str:
     if "safetensors" in text:
         return "the weights are not safetensors; unsafe_weights=True accepts others at your risk"
     if "trust_remote_code" in text:
-        return "it comes with code of its own; trust_remote_code=True runs it at your risk"
+        return "it needs code from its repository; trust_remote_code=True runs it at your risk"
     if isinstance(error, torch.OutOfMemoryError):
         return "use a smaller dtype, a quantization, or device_map='auto'"
-    return "check the id or the path; `packfuse check` looks at models without loading them"
+    return "check the id or the path; `packfuse check` inspects models without loading them"

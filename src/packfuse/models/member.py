@@ -1,4 +1,4 @@
-"""A member of the pack: the one narrow interface through which the engine reaches a model."""
+"""The interface of a member, through which the engine runs a model."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from packfuse.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class ReadCallback:
-    """Who sees log-probabilities as they come.
+    """A callback that gets log-probabilities while a request is read.
 
     Attributes:
-        on_logps: Called with how many tokens had been read at n places, and what was said there,
-            `[n, columns]`.
-        counts: The places wanted, by how many tokens have been read there; None for all.
+        on_logps: Called with counts and log-probabilities `[n, columns]` (nats) over the whole
+            vocabulary. A count is the number of tokens that the session has read at that position.
+        counts: The counts for which it is called; None for all.
     """
 
     on_logps: Callable[[Sequence[int], Tensor], None]
     counts: frozenset[int] | None = None
 
     def wants(self, count: int) -> bool:
-        """Whether what is said after that many tokens is wanted."""
+        """Whether the log-probabilities after the first `count` tokens are passed to it."""
         return self.counts is None or count in self.counts
 
 
 @dataclass(slots=True)
 class Session:
-    """What a member has read in one row. Only its member looks inside `state`.
+    """The tokens that a member has read of one sequence, and the state that it keeps for them.
 
     Attributes:
-        ids: The tokens.
-        state: The member's own.
-        log_normalizers: Logsumexp of its logits after each of the last tokens read, nats, oldest
-            first; None if its logits are not known.
-        observed: At how many places somebody saw the distributions.
-        pruned_mass: Mean probability there of tokens outside the columns asked about.
+        ids: The token ids read so far.
+        state: Private to the member (a KV cache).
+        log_normalizers: Logsumexp of the logits at the positions of the last forward pass, in nats,
+            oldest first; None if the logits are not known.
+        observed: Number of positions over which `pruned_mass` is averaged.
+        pruned_mass: Mean probability of the tokens outside the request's subset at the positions
+            that a callback got.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -53,54 +54,56 @@ class Session:
 
     @property
     def length(self) -> int:
-        """Tokens read."""
+        """Number of tokens read."""
         return len(self.ids)
 
 
 @dataclass(slots=True)
 class Read:
-    """A request: read `ids` on top of `session`.
+    """A request to read tokens after those that a session has read.
 
     Attributes:
-        session: Where to read; it is advanced in place.
-        ids: The tokens to read, at least one.
-        keep: After how many of the last tokens the next-token distribution is wanted.
-        callback: Sees the distributions where it wants them, in chunks, when given.
-        columns: Which tokens count in what is returned; None for all. `callback` sees all anyway.
+        session: The session, which is advanced in place.
+        ids: The token ids to read, at least one.
+        keep: For how many of the last of these tokens the next-token distribution is returned.
+        callback: Gets the log-probabilities at the counts that it names, block by block; None for
+            no callback.
+        subset: The tokens over which the returned distributions are normalized; None for all. The
+            callback gets distributions over all tokens in either case.
     """
 
     session: Session
     ids: Sequence[int]
     keep: int = 1
     callback: ReadCallback | None = None
-    columns: VocabSubset | None = None
+    subset: VocabSubset | None = None
 
     @property
     def active_subset(self) -> VocabSubset | None:
-        """The columns that count: all of them after a prompt on which the others matter."""
-        columns = self.columns
-        if columns is None or columns.exact or self.session.pruned_mass <= MAX_PRUNED_MASS:
-            return columns
+        """`subset`, or None after a prompt on which the pruned tokens have too much probability."""
+        subset = self.subset
+        if subset is None or subset.exact or self.session.pruned_mass <= MAX_PRUNED_MASS:
+            return subset
         return None
 
     def notify(self, counts: Sequence[int], logps: Tensor) -> None:
-        """Show distributions `[n, columns]` after so many tokens to the visitor."""
+        """Pass log-probabilities `[n, columns]` at counts to the callback; measure pruned mass."""
         session = self.session
         if self.callback and len(counts):
             self.callback.on_logps(counts, logps)
-            if self.columns is not None and not self.columns.exact:
-                total = session.pruned_mass * session.observed + self.columns.pruned_mass(logps)
+            if self.subset is not None and not self.subset.exact:
+                total = session.pruned_mass * session.observed + self.subset.pruned_mass(logps)
                 session.observed += len(logps)
                 session.pruned_mass = total / session.observed
 
 
 class Member(ABC):
-    """A causal language model that reads its own tokens.
+    """A causal language model that reads tokens of its own vocabulary.
 
     Attributes:
-        name: What the record and the errors call it.
-        vocabulary: Its tokenizer as bytes.
-        context_window: How many tokens it can read.
+        name: Its name in records and error messages.
+        vocabulary: Its tokenizer, with the bytes of every token.
+        context_window: The most tokens of a session.
     """
 
     name: str
@@ -110,40 +113,44 @@ class Member(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where it takes its tokens."""
+        """The device of its input ids."""
 
     @abstractmethod
     def open(self) -> Session:
-        """A row in which nothing has been read."""
+        """A session that has read nothing."""
 
     @abstractmethod
     def read(self, requests: Sequence[Read]) -> list[Tensor]:
-        """Read tokens in several rows at once.
+        """Read tokens of one or several sessions, as a batch where possible.
 
         Returns:
-            For each request the log-probabilities `[keep, vocabulary.columns]` in nats after its
-            last `keep` tokens, float32; normalized over `columns`, -inf elsewhere.
+            For each request the log-probabilities `[keep, vocabulary.columns]` in nats after each
+            of its last `keep` tokens, float32; normalized over `subset`, -inf elsewhere.
 
         Raises:
             MemberError: if the model fails or gives NaN.
-            PromptError: if a row outgrows the context window.
+            PromptError: if a session would exceed the context window.
         """
 
     @abstractmethod
     def rollback(self, session: Session, length: int) -> None:
-        """Forget what was read after the first `length` tokens, or a little more than that.
+        """Drop the tokens after the first `length`, in place.
 
-        `session.length` says afterwards how much is left, at most `length`.
+        Members with recurrent states may have to drop a few more: afterwards `session.length` is at
+        most `length`.
         """
 
     @abstractmethod
     def fork(self, session: Session) -> Session:
-        """An independent copy; cheap."""
+        """An independent copy of a session, made without copying keys and values."""
 
     @abstractmethod
     def keep(self, session: Session, length: int) -> Session:
-        """An independent copy of the first `length` tokens, or a few less, and of nothing more."""
+        """An independent copy of the first `length` tokens, or of a few fewer.
+
+        Its memory holds these tokens alone.
+        """
 
     @abstractmethod
     def nbytes(self, session: Session) -> int:
-        """Memory that a session holds, shared or not, in bytes."""
+        """Memory that a session keeps alive in bytes, shared tensors included."""

@@ -1,4 +1,8 @@
-"""Members that read at the same time."""
+"""Members that read in parallel threads: the setting `parallel`.
+
+The setting is experimental on processors: on two cores it is slower than one member after the
+other. It was not measured on several devices.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +19,34 @@ from packfuse.models.member import Member
 
 
 def device_groups(members: Sequence[Member], reading: Sequence[int]) -> list[list[int]]:
-    """Which of the members that are reading do it one after the other, by what they compute on.
+    """Group members by what computes them; groups run in parallel, members of a group in turn.
 
-    Each device is a lane. So is each thread that torch may use on the processors, for there a
-    member that reads one token leaves most of them idle; with one thread there is one lane.
+    Each accelerator has one group. The processors have as many as torch has threads, since a member
+    that reads one token leaves most threads idle.
+
+    Args:
+        members: All members.
+        reading: Indices of those that read.
+
+    Returns:
+        Groups of indices from `reading`.
     """
-    found: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     threads, processors = torch.get_num_threads(), 0
     for k in reading:
         device = members[k].device
         name = str(device)
         if device.type == "cpu":
             name, processors = f"cpu {processors % threads}", processors + 1
-        found.setdefault(name, []).append(k)
-    return list(found.values())
+        groups.setdefault(name, []).append(k)
+    return list(groups.values())
 
 
 def run_parallel(tasks: Sequence[Callable[[], None]]) -> None:
-    """Run tasks at the same time, each in a thread with its share of torch's threads.
+    """Run tasks in parallel, each in a thread that computes with its share of torch's threads.
 
-    Returns when all are done. What one of them raises is raised then, the first one's first.
+    Returns when all tasks have ended. If some raise, the error of the first of them in the order of
+    `tasks` is raised then.
     """
     if len(tasks) < 2:
         for task in tasks:
@@ -42,11 +54,11 @@ def run_parallel(tasks: Sequence[Callable[[], None]]) -> None:
         return
     share = max(1, torch.get_num_threads() // len(tasks))
     inference = torch.is_inference_mode_enabled()
-    futures = [_threads().submit(_run, task, share, inference) for task in tasks]
+    futures = [_executor().submit(_run, task, share, inference) for task in tasks]
     try:
         wait(futures)
     except BaseException:
-        # Nobody may go on writing after this.
+        # No task may still write to its session after this function has ended.
         wait(futures)
         raise
     for future in futures:
@@ -54,13 +66,14 @@ def run_parallel(tasks: Sequence[Callable[[], None]]) -> None:
 
 
 def _run(task: Callable[[], None], share: int, inference: bool) -> None:
-    """Gradients and inference are settings of threads, and so is OpenMP's number of them.
+    """Run one task with the caller's inference mode, in a worker thread.
 
-    The caller's thread keeps the pool of threads that it computes with, and its own setting. One
-    more such pool beside it would make all small products slow (dev/log.md).
+    Gradient mode, inference mode and OpenMP's number of threads are settings of each thread. The
+    caller's thread does not run tasks, and its OpenMP pool is not used meanwhile: another pool
+    beside it would slow down all small matrix products (dev/log.md).
     """
     if _own.share != share:
-        # Torch gives a thread its setting when it is first asked for.
+        # The first call sets torch's own default for this thread; it must come before the limit.
         torch.get_num_threads()
         threadpool_limits(share, user_api="openmp")
         _own.share = share
@@ -68,20 +81,20 @@ def _run(task: Callable[[], None], share: int, inference: bool) -> None:
         task()
 
 
-class _Own(threading.local):
-    """How many threads this one computes with; 0 for as many as torch says."""
+class _ThreadShare(threading.local):
+    """Number of OpenMP threads that a worker thread computes with; 0 if it was not set."""
 
     share = 0
 
 
-_own = _Own()
+_own = _ThreadShare()
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="packfuse-lane")
+def _executor() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="packfuse-member")
 
 
 if hasattr(os, "register_at_fork"):
-    # Threads do not survive a fork.
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+    # Threads do not exist in a forked process.
+    os.register_at_fork(after_in_child=_executor.cache_clear)

@@ -1,4 +1,4 @@
-"""Passes whose tensors keep their shapes and places while rows grow: what can be compiled."""
+"""Forward passes whose tensors keep shape and address while rows grow, so that they compile."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from packfuse import hf_compat
 from packfuse.hf_compat import attention_of
 from packfuse.models.kv.ragged import MAX_IDLE_SHARE, ForwardBatch
-from packfuse.models.kv.recurrent import as_kind
+from packfuse.models.kv.recurrent import with_class
 from packfuse.models.kv.store import RowCache
 
 MAX_NEW_TOKENS = 16
-"""Most new tokens of a row; longer reads are passes."""
+"""Most new tokens of a row; longer reads take a `RaggedBatch`."""
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class FixedShapeBatch(ForwardBatch):
-    """Rows that read a few tokens each where they stand, in a store that is shown as a whole.
+    """A forward pass that writes a few new tokens of each row to the store that holds it.
 
-    A row's new tokens go behind its old ones, wherever those end. Rows with fewer new tokens, and
-    those that rest, have padding behind them, which the next step overwrites. Masks hide from every
-    row what is not its own.
+    New tokens are written after the last token of their row, at whatever slot that is. Rows with
+    fewer new tokens, and idle ones, are padded at the right; the next pass overwrites padding.
+    Attention gets the whole store, and a mask hides the slots that do not belong to a row.
     """
 
     def __init__(
@@ -37,10 +38,20 @@ class FixedShapeBatch(ForwardBatch):
         row_caches: Sequence[RowCache],
         new: Sequence[int],
     ) -> None:
-        """Plan to read `new` tokens in each row; only where they `can_read`."""
+        """Plan the pass, for rows of which `can_read` is True.
+
+        Args:
+            empty: An empty cache of the model.
+            config: The model's configuration.
+            row_caches: The rows.
+            new: Number of new tokens of each row.
+
+        Raises:
+            ValueError: if the first row has no store yet.
+        """
         store = row_caches[0].store
         if store is None:
-            raise ValueError("rows that have read nothing do not stand anywhere")
+            raise ValueError("rows that have read no tokens have no KV store")
         self.row_caches, self._new, self._store = list(row_caches), list(new), store
         self._config = config.get_text_config()
         self.width, self.size, self.rows = (
@@ -54,18 +65,20 @@ class FixedShapeBatch(ForwardBatch):
             self._ends[row_cache.row] = max(self._ends[row_cache.row], row_cache.end)
         for row, count in zip(self.rows, new, strict=True):
             self._read[row] = count
-        store.blank()
-        # Claimed at once: a fork that stands here, too, will have to copy.
+        store.zero_free_slots()
+        # Set before the pass runs: a fork that ends at the same slot will copy.
         store.used = max(end + read for end, read in zip(self._ends, self._read, strict=True))
         self.cache = copy.copy(empty)
-        self._layers: list[_Shown] = [as_kind(_Shown, layer) for layer in empty.layers]
+        self._layers: list[_WholeStoreLayer] = [
+            with_class(_WholeStoreLayer, layer) for layer in empty.layers
+        ]
         for index, layer in enumerate(self._layers):
             layer.keys, layer.values = store.layer(index)
         self.cache.layers = list(self._layers)
 
-    def places(self, which: int, places: Sequence[int]) -> list[int]:
+    def flat_positions(self, which: int, positions: Sequence[int]) -> list[int]:
         """See `ForwardBatch`."""
-        return [self.rows[which] * self.width + place for place in places]
+        return [self.rows[which] * self.width + position for position in positions]
 
     def inputs(
         self, ids: Sequence[Sequence[int]], device: torch.device, *, positions: bool
@@ -81,40 +94,41 @@ class FixedShapeBatch(ForwardBatch):
         padding = slots >= (ends + read)[:, None]
         for layer in self._layers:
             layer.rows, layer.slots, layer.padding = rows, slots, padding
-            for held in (layer.keys, layer.values):
-                mark_dynamic(held, 0, 2)
+            for tensor in (layer.keys, layer.values):
+                mark_dynamic(tensor, 0, 2)
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor(padded, device=device),
             "attention_mask": self._masks(slots, starts),
         }
         if positions:
-            # Padding may not stand where a model has no positions any more.
+            # Positions of padding are limited, for models with a table of positions.
             last = (ends + read - 1)[:, None]
             inputs["position_ids"] = (torch.minimum(slots, last) - starts[:, None]).clamp(min=0)
         mark_dynamic(rows, 0)
-        for given in (slots, padding, *inputs.values()):
-            for tensor in given.values() if isinstance(given, dict) else [given]:
+        for value in (slots, padding, *inputs.values()):
+            for tensor in value.values() if isinstance(value, dict) else [value]:
                 mark_dynamic(tensor, 0, -2, -1)
         return {**inputs, "use_cache": True}
 
     def _masks(self, slots: Tensor, starts: Tensor) -> Any:
-        """What each new token sees, as the model's attention takes it.
+        """Attention masks, in the form that the model's attention implementation takes.
 
         Args:
-            slots: Where the tokens are, `[B, n]`.
-            starts: Where their rows begin, `[B]`.
+            slots: Slots of the new tokens, `[B, n]`.
+            starts: First slots of the rows, `[B]`.
 
         Returns:
-            Masks `[B, 1, n, slots]`; by kind of layer where the configuration names kinds.
+            A mask `[B, 1, n, slots]`; a dict of masks by layer type where the configuration names
+            layer types.
         """
-        shown = torch.arange(self._store.slots, device=slots.device)
-        # No views of anything: the compiler would take their bases' sizes for constants.
+        indices = torch.arange(self._store.slots, device=slots.device)
+        # No views of views: the compiler would treat the sizes of their bases as constants.
         first, last = starts[:, None, None, None], slots[:, None, :, None]
-        seen = (shown >= first) & (shown <= last)
+        visible = (indices >= first) & (indices <= last)
         window = getattr(self._config, "sliding_window", None)
-        masks = {FULL: seen}
+        masks = {FULL: visible}
         if window is not None:
-            masks[SLIDING] = seen & (shown > last - window)
+            masks[SLIDING] = visible & (indices > last - window)
         if attention_of(self._config) == "eager":
             keys = self._store.layer(0)[0]
             least = torch.finfo(keys.dtype).min
@@ -133,7 +147,7 @@ class FixedShapeBatch(ForwardBatch):
 
 
 def unsupported_reason(empty: DynamicCache, config: PreTrainedConfig) -> str | None:
-    """Why a model cannot run in a `FixedShapeBatch` (its caches, its attention), or None."""
+    """Why a model cannot run in a `FixedShapeBatch` (its cache, its attention), or None."""
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {FULL, SLIDING}
     layers = {type(layer) for layer in empty.layers} - {DynamicLayer}
@@ -142,14 +156,18 @@ def unsupported_reason(empty: DynamicCache, config: PreTrainedConfig) -> str | N
         return f"it has layers of the kind {', '.join(names)}"
     windows = {getattr(layer, "sliding_window", None) for layer in empty.layers}
     if not windows <= {None, getattr(text, "sliding_window", None)}:
-        return "its layers have windows of their own"
+        return "its layers have different sliding windows"
     if (attention := attention_of(text)) not in ("sdpa", "eager"):
         return f"its attention is {attention!r}, neither 'sdpa' nor 'eager'"
     return None
 
 
 def can_read(row_caches: Sequence[RowCache], new: Sequence[int]) -> bool:
-    """Whether rows can read so many tokens each in a `FixedShapeBatch`."""
+    """Whether rows can read `new` tokens each in a `FixedShapeBatch`.
+
+    They have to be rows of one store with enough free slots, most of the store's rows, and none of
+    them may be shorter than a fork of it in the same row.
+    """
     store, width, rows = row_caches[0].store, max(new), {row_cache.row for row_cache in row_caches}
     if (
         store is None
@@ -162,21 +180,21 @@ def can_read(row_caches: Sequence[RowCache], new: Sequence[int]) -> bool:
     ends = [0] * store.rows
     for row_cache in store.row_caches:
         ends[row_cache.row] = max(ends[row_cache.row], row_cache.end)
-    # A fork that has read further must not be overwritten.
+    # The tokens of a longer fork must not be overwritten.
     return max(ends) + width <= store.slots and all(
         row_cache.end == ends[row_cache.row] for row_cache in row_caches
     )
 
 
 def mark_dynamic(tensor: Tensor, *dims: int) -> None:
-    """Tell the compiler that some sizes will be others; it knows one from several by itself."""
+    """Mark sizes that will change between calls; sizes of 1 are left to the compiler."""
     for dim in {range(tensor.dim())[dim] for dim in dims}:
         if tensor.shape[dim] > 1:
-            mark_dynamic(tensor, dim)
+            hf_compat.mark_dynamic(tensor, dim)
 
 
-class _Shown(DynamicLayer):
-    """An attention layer whose whole store is shown."""
+class _WholeStoreLayer(DynamicLayer):
+    """An attention layer that writes to its store and returns all slots of it."""
 
     is_compileable = True
     keys: Tensor
@@ -188,17 +206,18 @@ class _Shown(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Put new keys and values where they belong; all there are."""
-        # What a model makes of padding might be NaN, which no mask keeps out.
-        nothing = self.padding[:, :, None, None]
-        for held, fresh in ((self.keys, key_states), (self.values, value_states)):
-            held[self.rows[:, None], :, self.slots] = fresh.transpose(1, 2).masked_fill(nothing, 0)
+        """Write new keys and values to their slots; return those of all slots."""
+        # Keys and values of padding may be NaN, which no mask hides: zeros are written instead.
+        padding = self.padding[:, :, None, None]
+        for stored, fresh in ((self.keys, key_states), (self.values, value_states)):
+            new = fresh.transpose(1, 2).masked_fill(padding, 0)
+            stored[self.rows[:, None], :, self.slots] = new
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """All slots."""
+        """Number of slots that attention gets (all), and number of slots before them (0)."""
         return self.keys.shape[-2], 0
 
     def get_seq_length(self) -> Any:
-        """Slots before the first new one, as a tensor, for a number would be compiled in."""
+        """First new slot, as a tensor: the compiler would treat an int as a constant."""
         return self.slots.min()

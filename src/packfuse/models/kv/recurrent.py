@@ -1,4 +1,7 @@
-"""States of layers without a time axis (convolutional, recurrent), one row's or a batch's."""
+"""Convolutional and recurrent states of cache layers, of one row or of a batch.
+
+States have no time axis: they can be copied and restored, but not cut to fewer tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,32 @@ from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
 from packfuse.hf_compat import STATE_FLAGS, STATES, is_stateful
 
 
-def as_kind(kind: type, layer: Any) -> Any:
-    """A layer as one of another class."""
+def with_class(kind: type, layer: Any) -> Any:
+    """A shallow copy of a cache layer that is an instance of another class.
+
+    The constructor of `kind` is not called: the copy has the attributes of `layer` and no others.
+    """
     fresh: Any = object.__new__(kind)
     fresh.__dict__.update(layer.__dict__)
     return fresh
 
 
-def states_of(layer: Any) -> Any:
-    """A copy of a layer's states, without keys and values; None if it has none."""
+def copy_states(layer: Any) -> Any:
+    """A copy of a layer and its states, without keys and values; None for one without states."""
     if not is_stateful(layer):
         return None
     fresh = copy.copy(layer)
     for name in STATES:
-        held = getattr(layer, name).items()
-        setattr(fresh, name, {i: None if t is None else t.clone() for i, t in held})
+        states = getattr(layer, name).items()
+        setattr(fresh, name, {i: None if t is None else t.clone() for i, t in states})
     for name in STATE_FLAGS:
         setattr(fresh, name, dict(getattr(layer, name)))
     return fresh
 
 
-def joined(rows: Sequence[Any]) -> Any:
-    """The states of several rows as a batch's, all empty or none."""
-    layer = states_of(rows[0])
+def stack_rows(rows: Sequence[Any]) -> Any:
+    """The layers of several rows as one layer of a batch; the states of all are empty, or none."""
+    layer = copy_states(rows[0])
     for name in STATES if len(rows) > 1 else ():
         for i, first in getattr(layer, name).items():
             if first is not None:
@@ -42,20 +48,20 @@ def joined(rows: Sequence[Any]) -> Any:
     return layer
 
 
-def parted(batch: Any, rows: int) -> list[Any] | None:
-    """The inverse of `joined`; None for a layer without states."""
+def split_rows(batch: Any, rows: int) -> list[Any] | None:
+    """The inverse of `stack_rows`: a layer for each row; None for a layer without states."""
     if not is_stateful(batch):
         return None
     parts: list[Any] = []
     for row in range(rows):
         single: Any = copy.copy(batch)
-        if hasattr(batch, "running"):
-            single = as_kind(LinearAttentionAndFullAttentionLayer, batch)
+        if hasattr(batch, "forward_batch"):
+            single = with_class(LinearAttentionAndFullAttentionLayer, batch)
             single.keys = single.values = None
-            del single.running, single.index
+            del single.forward_batch, single.index
         for name in STATES:
-            held = getattr(batch, name).items()
-            own = {i: None if t is None else t[row : row + 1].clone() for i, t in held}
+            states = getattr(batch, name).items()
+            own = {i: None if t is None else t[row : row + 1].clone() for i, t in states}
             setattr(single, name, own)
         for name in STATE_FLAGS:
             setattr(single, name, dict(getattr(batch, name)))
