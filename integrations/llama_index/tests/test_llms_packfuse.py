@@ -56,7 +56,7 @@ def test_the_window_is_the_smallest_members():
     from tests.support import packs
 
     windows = [
-        packs.LocalMember(name, pico.tiny_pair(name, context=size)[0], packs.vocabulary(name))
+        packs.HFMember(name, pico.tiny_pair(name, context=size)[0], packs.vocabulary(name))
         for name, size in (("deepseek", 4096), ("mistral", 300))
     ]
     pack = packs.tiny_pack(windows)
