@@ -54,10 +54,10 @@ class Settings(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "it"
+            place = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
             problem = str(first["msg"]).removeprefix("Value error, ")
             known = ", ".join(cls.model_fields)
-            raise ConfigError(f"{where}: {place}: {problem}", hint=f"fields: {known}") from error
+            raise ConfigError(f"{where}: {place}{problem}", hint=f"fields: {known}") from error
 
     @classmethod
     def of(cls, other: Settings) -> Self:
@@ -124,7 +124,7 @@ class PackSettings(Settings):
     @model_validator(mode="after")
     def _parallel_or_compiled(self) -> Self:
         if self.parallel and self.compiled:
-            raise ValueError("compiled and parallel exclude each other: choose one of them")
+            raise ValueError("choose one of parallel=True and compiled=True")
         return self
 
     @field_serializer(*PARTS)
