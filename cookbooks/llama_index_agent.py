@@ -120,10 +120,10 @@ async def main() -> None:
         generate_kwargs={"constraint": react_form(TOOLS)},
     )
     formatter = ReActChatFormatter.from_defaults(system_header=REACT_HEADER)
-    telling = "After a tool has answered, tell the user the answer in one sentence."
+    instruction = "After a tool has answered, tell the user the answer in one sentence."
 
     caller = FunctionAgent(
-        tools=list(TOOLS), llm=calling, initial_tool_choice="any", system_prompt=telling
+        tools=list(TOOLS), llm=calling, initial_tool_choice="any", system_prompt=instruction
     )
     await ask("FunctionAgent", caller, "What is 6 times 7?")
     reasoner = ReActAgent(tools=list(TOOLS), llm=reasoning, formatter=formatter)

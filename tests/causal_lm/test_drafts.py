@@ -178,8 +178,8 @@ def test_samples_have_the_packs_distribution(draft: str) -> None:
 def _draws(draft: str | None) -> Counter[tuple[int, ...]]:
     """Small vocabularies, and a reference half of whose drafted tokens are rejected."""
     pack = small_pack(weighting="uniform", prefix_cache=0)
-    wanted = {"do_sample": True, "top_k": 3, "temperature": 1.5, "max_new_tokens": 3}
-    texts = (pack.generate(PROMPT, draft=draft, seed=seed, **wanted) for seed in range(500))
+    sampling = {"do_sample": True, "top_k": 3, "temperature": 1.5, "max_new_tokens": 3}
+    texts = (pack.generate(PROMPT, draft=draft, seed=seed, **sampling) for seed in range(500))
     return Counter(answer.token_ids[1:] for answer in texts)
 
 

@@ -340,8 +340,8 @@ def test_bad_pack_files_are_errors(tmp_path: Path, command, content, words: str)
 
 @pytest.mark.parametrize("command", [["run", "x"], ["weights", "x"], ["chat"]])
 def test_the_error_for_a_missing_model_names_it(folders: list[str], command):
-    models = ["--model", folders[0], "--model", "nobody/has-this-model", "--json"]
-    assert_error(launch(*command, *models), "LoadError", "nobody/has-this-model.*packfuse check")
+    models = ["--model", folders[0], "--model", "absent/has-this-model", "--json"]
+    assert_error(launch(*command, *models), "LoadError", "absent/has-this-model.*packfuse check")
 
 
 def test_errors_are_red_where_there_is_color():
@@ -443,7 +443,7 @@ def test_check_reports_every_model_and_fails_for_one(folders: list[str]):
     found = document(launch("check", *folders, "--json"))
     assert PackReport.model_validate(found).ok
     assert [model["name"] for model in found["models"]] == ["one", "two"]
-    result = launch("check", folders[0], "nobody/has-this-model", folders[1], "--json")
+    result = launch("check", folders[0], "absent/has-this-model", folders[1], "--json")
     assert result.exit_code == 1
     report = PackReport.model_validate_json(result.stdout)
     assert [bool(model.problems) for model in report.models] == [False, True, False]
@@ -451,7 +451,7 @@ def test_check_reports_every_model_and_fails_for_one(folders: list[str]):
 
 
 def test_check_prints_a_table(folders: list[str]):
-    result = launch("check", *folders, "nobody/has-this-model", "--dtype", "bfloat16")
+    result = launch("check", *folders, "absent/has-this-model", "--dtype", "bfloat16")
     assert result.exit_code == 1
     output = " ".join(result.stdout.split())
     for row in (
@@ -461,7 +461,7 @@ def test_check_prints_a_table(folders: list[str]):
         "context window 512 tokens 512 tokens ?",
         "chat template no yes ?",
         "one and two share 90.9% of all their tokens; 100.0% of the first's have a twin",
-        "nobody/has-this-model: OSError",
+        "absent/has-this-model: OSError",
         "has-this-model cannot join a pack.",
     ):
         assert row in output

@@ -17,7 +17,7 @@ from tests.support.scripted import TEMPLATE, scripted_pack
 from tests.support.small import scripted_small, small_pack
 from tests.tools.test_reply import part, parts
 
-ASK = [{"role": "user", "content": "Please."}]
+CHAT = [{"role": "user", "content": "Please."}]
 RULES = ["packllm", "unite", "mixture"]
 
 
@@ -83,7 +83,7 @@ def test_a_free_answer_may_have_text_and_calls(
 ) -> None:
     written = "\n".join([*([text] if text else []), *(write_call(*call) for call in calls)])
     tools = TOOLS if "trip" in dict(calls) else FEW
-    reply = both(Turn(answers(written), ASK, tools=tools, fusion=rule, max_new_tokens=400))
+    reply = both(Turn(answers(written), CHAT, tools=tools, fusion=rule, max_new_tokens=400))
     assert (reply.text, calls_of(reply), reply.broken) == (text, calls, ())
     assert reply.finish_reason == ("tool_calls" if calls else "stop")
     assert reply.record.constraint == "grammar"
@@ -91,32 +91,32 @@ def test_a_free_answer_may_have_text_and_calls(
 
 def test_a_large_vocabulary_generates_the_same_calls() -> None:
     pack = scripted_pack(lambda _: "Sure. 你好\n" + write_call("find", QUERY), "mistral")
-    reply = Turn(pack, ASK, tools=FEW).answer()
+    reply = Turn(pack, CHAT, tools=FEW).answer()
     assert (reply.text, calls_of(reply)) == ("Sure. 你好", [("find", QUERY)])
 
 
 @pytest.mark.parametrize("choice", ["any", "find", {"type": "function", "function": FIND}])
 def test_a_forced_call_does_not_depend_on_the_members(choice: Any) -> None:
     pack = answers("No.")
-    turn = Turn(pack, ASK, tools=FEW, tool_choice=choice, max_new_tokens=40)
+    turn = Turn(pack, CHAT, tools=FEW, tool_choice=choice, max_new_tokens=40)
     assert turn.answer().text == ""
     forced = answers(write_call("find", QUERY))
-    reply = both(Turn(forced, ASK, tools=FEW, tool_choice=choice))
+    reply = both(Turn(forced, CHAT, tools=FEW, tool_choice=choice))
     assert (reply.text, calls_of(reply)) == ("", [("find", QUERY)])
 
 
 def test_one_call_or_several() -> None:
     pack = answers("\n".join([write_call("time", {})] * 3))
     for choice, parallel, count in [("auto", None, 3), ("auto", False, 1), ("any", True, 3)]:
-        turn = Turn(pack, ASK, tools=FEW, tool_choice=choice, parallel_tool_calls=parallel)
+        turn = Turn(pack, CHAT, tools=FEW, tool_choice=choice, parallel_tool_calls=parallel)
         assert len(turn.answer().calls) == count
 
 
 def test_only_the_chosen_tool_is_called() -> None:
     pack = answers(write_call("find", QUERY))
-    reply = Turn(pack, ASK, tools=FEW, tool_choice="time").answer()
+    reply = Turn(pack, CHAT, tools=FEW, tool_choice="time").answer()
     assert calls_of(reply) == [("time", {})]
-    text = Turn(pack, ASK, tools=FEW, tool_choice="none").answer()
+    text = Turn(pack, CHAT, tools=FEW, tool_choice="none").answer()
     assert (text.text, text.calls) == (write_call("find", QUERY), ())
 
 
@@ -128,14 +128,14 @@ def test_tools_calls_and_results_are_in_the_prompt() -> None:
         return "It is late." if "<tool_response>" in prompt else write_call("time", {})
 
     pack = scripted_small(script)
-    first = Turn(pack, ASK, tools=FEW).answer()
+    first = Turn(pack, CHAT, tools=FEW).answer()
     (call,) = first.calls
     again = {"name": call.name, "arguments": json.dumps(call.arguments)}
     more: list[dict[str, Any]] = [
         {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": again}]},
         {"role": "tool", "tool_call_id": "1", "content": "23:59"},
     ]
-    turn = Turn(pack, [*ASK, *more], tools=FEW)
+    turn = Turn(pack, [*CHAT, *more], tools=FEW)
     reply = turn.answer()
     assert (reply.text, reply.calls) == ("It is late.", ())
     assert f"[assistant] {write_call('time', {})}" in seen[-1]
@@ -153,10 +153,10 @@ def test_a_call_in_a_users_message_calls_nothing() -> None:
 def test_an_answer_that_is_cut_off_has_a_broken_call_only() -> None:
     text = f"Well.\n{write_call('find', {'q': 'abc'})}"
     pack = answers(text)
-    whole = Turn(pack, ASK, tools=[FIND]).answer().usage["completion_tokens"]
+    whole = Turn(pack, CHAT, tools=[FIND]).answer().usage["completion_tokens"]
     kinds = []
     for limit in (3, 6, 12, 18, 19, 24, 40, whole - 1, whole):
-        reply = Turn(pack, ASK, tools=[FIND], max_new_tokens=limit).answer()
+        reply = Turn(pack, CHAT, tools=[FIND], max_new_tokens=limit).answer()
         assert "Well.\n<tool_call>\n".startswith(reply.text)
         assert not (reply.calls and reply.broken)
         kinds.append("call" if reply.calls else "broken" if reply.broken else "text")
@@ -191,7 +191,7 @@ def test_arguments_of_a_random_pack_fit_their_schema_or_the_call_is_broken(rule:
     for seed in range(3):
         for limit in (50, 200):
             turn = Turn(
-                pack, ASK, tools=tools, tool_choice="any",
+                pack, CHAT, tools=tools, tool_choice="any",
                 temperature=1.2, seed=seed, max_new_tokens=limit,
             )  # fmt: skip
             reply = turn.answer()
@@ -212,10 +212,10 @@ def test_arguments_of_a_random_pack_fit_their_schema_or_the_call_is_broken(rule:
 def test_reasoning_is_not_part_of_the_text() -> None:
     call = write_call("time", {})
     written = f"<think>\nLet me see.\n</think>\n\nNow.\n{call}"
-    reply = both(Turn(answers(written), ASK, tools=FEW))
+    reply = both(Turn(answers(written), CHAT, tools=FEW))
     assert (reply.reasoning, reply.text) == ("\nLet me see.\n", "Now.")
     assert calls_of(reply) == [("time", {})]
-    plain = both(Turn(answers("<think>Hm.</think>Yes."), ASK))
+    plain = both(Turn(answers("<think>Hm.</think>Yes."), CHAT))
     assert (plain.reasoning, plain.text) == ("Hm.", "Yes.")
 
 
@@ -236,7 +236,7 @@ SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required
 def test_a_template_may_end_with_the_tag_of_the_reasoning() -> None:
     pack = scripted_small(Opened("Hm.\n</think>\n\nYes."), template=OPENING)
     assert pack.runtime.opens_reasoning
-    reply = both(Turn(pack, ASK))
+    reply = both(Turn(pack, CHAT))
     assert (reply.reasoning, reply.text) == ("Hm.\n", "Yes.")
     assert not answers("x").runtime.opens_reasoning
 
@@ -246,10 +246,10 @@ def test_a_template_may_end_with_the_tag_of_the_reasoning() -> None:
 def test_a_structured_answer_is_not_parsed_as_reasoning(tools: Any, how: str) -> None:
     pack = scripted_small(Opened('{"ok": true}'), template=OPENING)
     settings: dict[str, Any] = {how: SCHEMA}
-    reply = both(Turn(pack, ASK, tools=tools, **settings))
+    reply = both(Turn(pack, CHAT, tools=tools, **settings))
     assert (reply.text, reply.reasoning) == ('{"ok": true}', "")
     called = scripted_small(Opened(write_call("time", {})), template=OPENING)
-    assert calls_of(both(Turn(called, ASK, tools=FEW, tool_choice="any"))) == [("time", {})]
+    assert calls_of(both(Turn(called, CHAT, tools=FEW, tool_choice="any"))) == [("time", {})]
 
 
 # Structured answers.
@@ -262,7 +262,7 @@ def test_a_structured_answer_is_not_parsed_as_reasoning(tools: Any, how: str) ->
 )  # fmt: skip
 def test_every_form_of_a_response_format(given: dict[str, Any]) -> None:
     pack = small_pack(template=TEMPLATE, context=2048)
-    turn = Turn(pack, ASK, response_format=given, max_new_tokens=40)
+    turn = Turn(pack, CHAT, response_format=given, max_new_tokens=40)
     reply = turn.answer()
     assert reply.record.constraint == "json_schema"
     assert list(json.loads(reply.text)) == ["ok"]
@@ -270,17 +270,17 @@ def test_every_form_of_a_response_format(given: dict[str, Any]) -> None:
 
 
 def test_a_response_format_of_any_object_or_any_text() -> None:
-    assert answers('{"a": [1]}').generate(ASK).text == '{"a": [1]}'
-    anything = Turn(answers('{"a": [1]}'), ASK, response_format={"type": "json_object"})
+    assert answers('{"a": [1]}').generate(CHAT).text == '{"a": [1]}'
+    anything = Turn(answers('{"a": [1]}'), CHAT, response_format={"type": "json_object"})
     assert anything.answer().text == '{"a": [1]}'
-    free = Turn(answers("Hi."), ASK, response_format={"type": "text"})
+    free = Turn(answers("Hi."), CHAT, response_format={"type": "text"})
     assert (free.answer().text, free.request.constraint) == ("Hi.", None)
 
 
 @pytest.mark.parametrize("given", [{"type": "yaml"}, {}, {"type": "json_schema"}])
 def test_an_unknown_response_format_is_an_error(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is not a response format"):
-        Turn(answers(""), ASK, response_format=given)
+        Turn(answers(""), CHAT, response_format=given)
 
 
 def test_an_answer_has_one_constraint() -> None:
@@ -291,6 +291,6 @@ def test_an_answer_has_one_constraint() -> None:
         {"constraint": Regex("a"), "tools": FEW, "tool_choice": "time"},
     ):
         with pytest.raises(ConfigError, match="one constraint"):
-            Turn(pack, ASK, **settings)
+            Turn(pack, CHAT, **settings)
     with pytest.raises(ConstraintError, match="strin"):
-        Turn(pack, ASK, response_format={"type": "strin", "properties": {}})
+        Turn(pack, CHAT, response_format={"type": "strin", "properties": {}})

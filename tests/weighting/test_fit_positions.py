@@ -79,7 +79,7 @@ def fit_positions(
     return found
 
 
-def alike(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+def assert_equal(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
     """Equal but for columns of -inf, which are padding."""
     for at in range(len(COUNTS)):
         (one, first), (other, second) = ((s[:, at], y[at]) for s, y in (found, expected))
@@ -106,7 +106,7 @@ def test_any_order_of_members_and_any_split_of_their_reads(
         held = [set(members) for members in found._pending.values()]
         assert all(len(members) == order.index(k) + 1 for members in held)
     assert not found._pending
-    alike(found.stacked(), by_hand(engine(reference).view, rows, candidates))
+    assert_equal(found.stacked(), by_hand(engine(reference).view, rows, candidates))
 
 
 @pytest.mark.parametrize("reference", range(3))
@@ -119,7 +119,7 @@ def test_another_reference_finds_its_scores(reference: int) -> None:
     for k in range(3):
         then = fit_positions(k, 8, known=first.scores)
         assert then.needed == [frozenset()] * 3
-        alike(then.stacked(), by_hand(engine(k).view, rows, 8))
+        assert_equal(then.stacked(), by_hand(engine(k).view, rows, 8))
     # Scores of another number of candidates are not reused.
     assert (
         fit_positions(reference, 7, known=first.scores).needed == fit_positions(reference, 7).needed
@@ -137,4 +137,4 @@ def test_known_scores_need_no_distributions() -> None:
     for k in range(3):
         then.add(k, range(1, LENGTH + 1), rows[k])
         then.add(k, [4], rows[k][3:4])
-    alike(then.stacked(), by_hand(engine(0).view, rows, 8))
+    assert_equal(then.stacked(), by_hand(engine(0).view, rows, 8))

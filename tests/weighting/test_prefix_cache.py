@@ -101,7 +101,7 @@ def read(own: CachedEngine, text: str, weighting: Any = LIMITED) -> tuple[PackSe
     return prefill(own, prompt, weightings().make(weighting), FUSION, prefixes=own.prefixes)
 
 
-def alike(
+def assert_equal(
     one: tuple[PackSequence, Fit], other: tuple[PackSequence, Fit], tolerance: float = EXACT
 ) -> None:
     """Both readings of a prompt give equal weights, losses and next-token distributions."""
@@ -130,10 +130,10 @@ def read_by(own: Engine) -> int:
 @pytest.mark.parametrize("weighting", [LIMITED, "exact", "opt", "sim", "top1", "uniform"], ids=str)
 def test_a_question_on_a_known_context_is_answered_alike(reference: int, weighting: Any) -> None:
     warm, cold = engine(reference=reference), engine(reference=reference, limit=None)
-    alike(read(warm, FIRST, weighting), read(cold, FIRST, weighting))
+    assert_equal(read(warm, FIRST, weighting), read(cold, FIRST, weighting))
     whole, _ = read_by(warm), read_by(cold)
     found, expected = read(warm, SECOND, weighting), read(cold, SECOND, weighting)
-    alike(found, expected)
+    assert_equal(found, expected)
     assert 3 * read_by(warm) < min(whole, read_by(cold))
     assert all(n > 0.7 * size for n, size in zip(*_counts(found[1]), strict=True))
     assert expected[1].cached_tokens == (0, 0)
@@ -151,7 +151,7 @@ ALIGNMENTS: list[Any] = ["bytes", "prefix", "mined", {"name": "mined", "inputs":
 def test_every_alignment(alignment: Any, weighting: Any) -> None:
     warm, cold = (small_engine(alignment, limit) for limit in (PLENTY, None))
     for text in ("the hello lo he " * 8 + '"true": the', "the hello lo he " * 8 + "he\nlo true"):
-        alike(read(warm, text, weighting), read(cold, text, weighting))
+        assert_equal(read(warm, text, weighting), read(cold, text, weighting))
     assert warm.prefixes is not None
     assert read(warm, text, weighting)[1].cached_tokens > (30, 30)
 
@@ -171,7 +171,7 @@ texts = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 def test_any_texts_with_a_common_beginning(start: str, ends: list[str], reference: int) -> None:
     warm, cold = engine(reference=reference), engine(reference=reference, limit=None)
     for end in ends:
-        alike(read(warm, "A" + start + end), read(cold, "A" + start + end))
+        assert_equal(read(warm, "A" + start + end), read(cold, "A" + start + end))
 
 
 @pytest.mark.parametrize("arch", ["lfm2", "qwen3_next"])
@@ -186,7 +186,7 @@ def test_members_that_roll_back_to_saved_states_only(
     tolerance = RECURRENT if arch == "qwen3_next" else EXACT
     for text in (FIRST, SECOND, SECOND + " Olaf", FIRST[: len(FIRST) // 2]):
         found = read(warm, text)
-        alike(found, read(cold, text), tolerance)
+        assert_equal(found, read(cold, text), tolerance)
         if text == SECOND:
             assert found[1].cached_tokens[0] > 40
 
@@ -196,14 +196,14 @@ def test_switching_the_reference_computes_other_scores_only() -> None:
     assert warm.prefixes is not None
     other = CachedEngine(warm.members, 1, warm.alignment, warm.prefixes)
     read(warm, FIRST)
-    alike(read(other, FIRST), read(engine(reference=1, limit=None), FIRST))
+    assert_equal(read(other, FIRST), read(engine(reference=1, limit=None), FIRST))
     read_by(warm)
     for own in (warm, other):
         read(own, SECOND)
     # Both references have their scores now.
     read_by(warm)
     for reference, own in enumerate((warm, other)):
-        alike(read(own, SECOND), read(engine(reference=reference, limit=None), SECOND))
+        assert_equal(read(own, SECOND), read(engine(reference=reference, limit=None), SECOND))
     assert read_by(warm) < 60
 
 
@@ -219,7 +219,9 @@ def test_another_reference_computes_nothing_again(first: int, text: str) -> None
         whole = from_text(prompt, vocabularies, own.reference_index)
         exact = weightings().make("exact")
         found = prefill(own, whole, exact, FUSION, others=others, prefixes=own.prefixes)
-        alike(found, read(engine(reference=own.reference_index, limit=None), prompt, "exact"))
+        assert_equal(
+            found, read(engine(reference=own.reference_index, limit=None), prompt, "exact")
+        )
         spent = read_by(own)
     # What is read: the window of the straddle filters, and a last token that differs.
     assert spent < 40
@@ -260,7 +262,7 @@ def test_scores_are_reused_where_the_sessions_could_not_be_kept(
     assert computed == 0
     cached, size = _counts(found[1])
     assert all(abs(n / m - share) < 0.15 for n, m in zip(cached, size, strict=True))
-    alike(found, read(engine(reference=1, limit=None), FIRST, "exact"))
+    assert_equal(found, read(engine(reference=1, limit=None), FIRST, "exact"))
 
 
 def test_fit_positions_stay_as_the_text_grows() -> None:
@@ -285,14 +287,14 @@ def test_fit_positions_stay_as_the_text_grows() -> None:
 def test_a_prompt_read_without_scores_is_scored_later() -> None:
     warm = engine()
     read(warm, FIRST, {"name": "fixed", "weights": {m.name: 0.5 for m in warm.members}})
-    alike(read(warm, SECOND), read(engine(limit=None), SECOND))
+    assert_equal(read(warm, SECOND), read(engine(limit=None), SECOND))
 
 
 def test_whole_distributions_are_not_cached() -> None:
     weighting = {**LIMITED, "candidates": None}
     warm = engine()
     read(warm, FIRST, weighting)
-    alike(read(warm, SECOND, weighting), read(engine(limit=None), SECOND, weighting))
+    assert_equal(read(warm, SECOND, weighting), read(engine(limit=None), SECOND, weighting))
     assert warm.prefixes is not None
     assert warm.prefixes.nbytes < 2**22
 
@@ -390,8 +392,8 @@ def test_a_member_that_fails_leaves_the_cache_intact() -> None:
     with pytest.raises(MemberError, match="failed"):
         read(warm, SECOND)
     broken.broken = False
-    alike(read(warm, SECOND), read(cold, SECOND))
-    alike(read(warm, FIRST), read(cold, FIRST))
+    assert_equal(read(warm, SECOND), read(cold, SECOND))
+    assert_equal(read(warm, FIRST), read(cold, FIRST))
 
 
 def test_a_model_that_fails_halfway_leaves_the_cache_intact() -> None:
@@ -405,7 +407,7 @@ def test_a_model_that_fails_halfway_leaves_the_cache_intact() -> None:
             read(warm, SECOND)
     finally:
         hook.remove()
-    alike(read(warm, SECOND), read(cold, SECOND))
+    assert_equal(read(warm, SECOND), read(cold, SECOND))
 
 
 def test_a_cancelled_stream_leaves_the_cache_intact() -> None:
@@ -491,7 +493,7 @@ def test_a_prompt_larger_than_the_limit_is_kept_in_part(arch: str) -> None:
     read(own, FIRST)
     assert 0 < cache.nbytes <= cache.limit
     found = read(own, SECOND)
-    alike(found, read(cold, SECOND))
+    assert_equal(found, read(cold, SECOND))
     if arch == "llama":
         assert held(cache) <= cache.nbytes
         for cached, size in zip(*_counts(found[1]), strict=True):

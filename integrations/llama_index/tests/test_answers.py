@@ -195,9 +195,9 @@ def test_an_answer_may_have_a_response_format(llm):
     ],
 )
 def test_bad_arguments(llm, arguments, error, words):
-    for ask in (all_completions, all_chats):
+    for answer_all in (all_completions, all_chats):
         with pytest.raises(error, match=words):
-            ask(llm, PROMPT if ask is all_completions else CHAT, **arguments)
+            answer_all(llm, PROMPT if answer_all is all_completions else CHAT, **arguments)
     with pytest.raises(error, match=words):
         llm.stream_chat(CHAT, **arguments)
     with pytest.raises(error, match=words):

@@ -153,7 +153,7 @@ def test_a_stream_that_is_not_read_runs_nothing(llm):
 
 @pytest.mark.parametrize("way", [*WAYS, "complete", "chat", "stream_complete", "stream_chat"])
 def test_errors_inside_generation_reach_the_caller(llm, way):
-    def ask():
+    def run():
         arguments = {"logits_processor": [Broken()]}
         if way in WAYS:
             return asyncio.run(WAYS[way](llm, **arguments))
@@ -161,7 +161,7 @@ def test_errors_inside_generation_reach_the_caller(llm, way):
         return list(answer) if way.startswith("stream") else answer
 
     with pytest.raises(RuntimeError, match="the third step failed"):
-        ask()
+        run()
     assert llm.complete("Once").text
 
 

@@ -39,8 +39,8 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_call_has_its_events_once(llm, events, way):
-    kind, ask = WAYS[way]
-    answer = ask(llm)
+    kind, call = WAYS[way]
+    answer = call(llm)
     items = len(answer) if isinstance(answer, list) else 0
     assert events.names() == [
         f"LLM{kind}StartEvent",
@@ -104,13 +104,13 @@ def test_a_collector_collects_its_own_block_only(llm):
 
 
 def test_collectors_of_tasks_do_not_mix(llm):
-    async def ask(tokens: int):
+    async def call(tokens: int):
         with collect_fusion() as fusion:
             await llm.acomplete("Once", max_tokens=tokens)
         return [record["usage"]["completion_tokens"] for record in fusion.records]
 
     async def both():
-        return await asyncio.gather(ask(3), ask(4), ask(5))
+        return await asyncio.gather(call(3), call(4), call(5))
 
     assert asyncio.run(both()) == [[3], [4], [5]]
 

@@ -56,12 +56,12 @@ async def drain(stream) -> list:
 
 def all_ways(llm: PackFuse, tools=TOOLS, **arguments) -> list:
     """One answer with tools in all four ways."""
-    ask = {"user_msg": "Do something.", **arguments}
+    arguments = {"user_msg": "Do something.", **arguments}
     return [
-        llm.chat_with_tools(tools, **ask),
-        list(llm.stream_chat_with_tools(tools, **ask))[-1],
-        asyncio.run(llm.achat_with_tools(tools, **ask)),
-        asyncio.run(drain(llm.astream_chat_with_tools(tools, **ask)))[-1],
+        llm.chat_with_tools(tools, **arguments),
+        list(llm.stream_chat_with_tools(tools, **arguments))[-1],
+        asyncio.run(llm.achat_with_tools(tools, **arguments)),
+        asyncio.run(drain(llm.astream_chat_with_tools(tools, **arguments)))[-1],
     ]
 
 
@@ -228,11 +228,11 @@ def test_streamed_structured_predict_is_forced_too(llm):
     parts = list(llm.stream_structured_predict(Wall, PROMPT, thing="wall"))
     assert isinstance(parts[-1], Wall)
 
-    async def ask():
+    async def stream():
         stream = await llm.astream_structured_predict(Wall, PROMPT, thing="wall")
         return [part async for part in stream]
 
-    assert asyncio.run(ask())[-1] == parts[-1]
+    assert asyncio.run(stream())[-1] == parts[-1]
 
 
 # LlamaIndex itself calls a method of pydantic that is deprecated.

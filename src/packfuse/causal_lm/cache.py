@@ -125,7 +125,7 @@ class FusedCache(RowsCache):
         self.sequences, self.length = [], 0
 
     def __len__(self) -> int:
-        """1: the number of layers that transformers sees."""
+        """1: the number of layers for transformers."""
         return 1
 
     def __repr__(self) -> str:

@@ -71,9 +71,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             screen.fail(error)
             raise typer.Exit(1) from error
 
-    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__name__, run.__doc__ = function.__name__, _reflowed(function.__doc__ or "")
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     return run
+
+
+def _reflowed(text: str) -> str:
+    """A docstring with one line per paragraph, so that help is wrapped to the terminal's width."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _parameters(group: type[Any]) -> list[inspect.Parameter]:

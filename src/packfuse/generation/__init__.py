@@ -1,7 +1,7 @@
 """One call of a pack, from the request to the answer with its record.
 
-Other rooms import `Runtime` from `packfuse.generation.runtime`, `Request` from
-`packfuse.generation.request`, `Runner` from `packfuse.generation.runner`, and the results from
-`packfuse.generation.result` and `packfuse.generation.weigh`. This room may use `causal_lm`,
-`weighting`, `fusion` and the rooms below them.
+`pack` imports all modules of this room; other rooms import `Runtime`, `Request` and `Runner` from
+the modules of these names, and the results from `packfuse.generation.result` and
+`packfuse.generation.weigh`. This room may use `causal_lm`, `weighting`, `fusion` and the rooms
+below them.
 """
