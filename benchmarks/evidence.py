@@ -25,7 +25,7 @@ from passages import LENGTH, passages, write_jsonl
 
 from packfuse import Pack
 from packfuse.evaluation import Evaluation, Journal, Setting, evaluate, read_questions
-from packfuse.evaluation.plot import drawing
+from packfuse.evaluation.plot import load_pyplot
 from packfuse.evaluation.tasks import tasks
 from packfuse.registry import parse_spec
 
@@ -144,7 +144,7 @@ def draw(runs: Mapping[str, Any], path: Path) -> None:
     """Loss minus the best member's, with its interval, by run: defaults, equal weights, `top1`."""
     known = [run for run in reversed(runs.values()) if "bits_per_byte" in run["best"]]
     labels = [run["title"] + ", 3 members" * (len(run["members"]) > 2) for run in known]
-    pyplot = drawing()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.45 * len(known)))
     names = {"default": "fitted weights (exact)", "uniform": "equal weights", "top1": "top1"}
     for shift, (name, title) in enumerate(names.items()):

@@ -17,7 +17,7 @@ from packfuse.cli import app
 from packfuse.cli.options import PackOptions
 from packfuse.errors import ConfigError
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import Scored, Written, singles, under
+from packfuse.evaluation.systems import GeneratingSystem, ScoringSystem, singles, under
 from packfuse.fusion.rules.unite import UniTE
 from packfuse.settings import LoadSettings, MemberSettings
 from tests.support import pico
@@ -129,14 +129,14 @@ def test_an_evaluation_runs_the_pack_as_it_is_set() -> None:
     }
     for single in singles(pack):
         assert (single.settings.draft, single.settings.prefix_cache) == ("lookup", 0)
-    scorer = Scored(pack, {"own": Setting.of(pack)}).scorer(0)
+    scorer = ScoringSystem(pack, {"own": Setting.of(pack)}).scorer(0)
     assert [s is not None for s in scorer.engine._subsets] == [
         s is not None for s in pack.model.engine._subsets
     ]
     whole = tiny_pack(pack.members, reference="mistral")
-    assert Written(pack, "x").key != Written(whole, "x").key
+    assert GeneratingSystem(pack, "x").key != GeneratingSystem(whole, "x").key
     named = {"own": Setting.of(pack)}
-    assert Scored(pack, named).key != Scored(whole, named).key
+    assert ScoringSystem(pack, named).key != ScoringSystem(whole, named).key
 
 
 def test_calls_under_other_settings_do_not_meet() -> None:

@@ -15,7 +15,7 @@ import pytest
 from packfuse import Pack
 from packfuse.evaluation import Journal, Setting, evaluate, every_method, grid, read_questions
 from packfuse.evaluation.report import Evaluation
-from packfuse.evaluation.run import Asked
+from packfuse.evaluation.run import QuestionSet
 from packfuse.evaluation.systems import systems
 from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
@@ -39,14 +39,14 @@ def make(name: str, **settings: Any) -> Task:
     return task
 
 
-def asked(folder: Path, name: str, lines: list[dict[str, Any]] | None = None) -> Asked:
+def question_set(folder: Path, name: str, lines: list[dict[str, Any]] | None = None) -> QuestionSet:
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines or LINES[name]))
     return read_questions(path, make(name))
 
 
 def named_pack(**settings: Any) -> Pack:
-    """A pack whose members have a source, so that answers are found again by it."""
+    """A pack whose members have a source, so that outcomes in a journal are found again."""
     pack = small.small_pack(**settings)
     for member in pack.members:
         member.model.name_or_path = f"some/{member.name}"
@@ -55,7 +55,7 @@ def named_pack(**settings: Any) -> Pack:
 
 def run(
     pack: Pack,
-    questions: Asked,
+    questions: QuestionSet,
     name: str,
     folder: Path,
     settings: list[Setting] | None = None,
@@ -66,9 +66,9 @@ def run(
         return evaluate(pack, questions, task, settings, journal=journal, step=step)
 
 
-def timeless(found: Evaluation) -> Any:
+def timeless(result: Evaluation) -> Any:
     """Without what differs between two runs of the same."""
-    plain = found.model_dump(mode="json")
+    plain = result.model_dump(mode="json")
     for row in plain["rows"]:
         del row["tokens_per_second"]
     return plain
@@ -92,7 +92,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             raise RuntimeError("no memory left")
         return real(self, *args, **kwargs)
 
-    # The signature is looked at.
+    # The wrapper has to keep the signature of the model.
     forward.__wrapped__ = real  # type: ignore[attr-defined]
     monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
     yield counted
@@ -107,10 +107,10 @@ def test_a_member_is_the_pack_in_which_it_has_all_weight(tmp_path: Path, name: s
         member: replace(own, weighting=Fixed(weights=weights), reference=member)
         for member, weights in shares.items()
     }
-    found = run(pack, asked(tmp_path, name), name, tmp_path, list(all_weight.values()))
-    assert [row.label for row in found.rows if row.member] == pack.names
+    result = run(pack, question_set(tmp_path, name), name, tmp_path, list(all_weight.values()))
+    assert [row.label for row in result.rows if row.member] == pack.names
     for member, setting in all_weight.items():
-        single, fused = found.row(member), found.row(setting.label)
+        single, fused = result.row(member), result.row(setting.label)
         assert fused.weights == dict(zip(pack.names, shares[member], strict=True))
         assert single.questions == fused.questions == len(LINES[name])
         for figure in ("accuracy", "raw", "bits_per_byte"):
@@ -125,22 +125,22 @@ def test_a_member_is_the_pack_in_which_it_has_all_weight(tmp_path: Path, name: s
 def test_a_writing_member_is_the_pack_in_which_it_has_all_weight(tmp_path: Path) -> None:
     pack = named_pack()
     own = replace(Setting.of(pack), weighting=Fixed(weights=(0.0, 1.0)), reference="short")
-    found = run(pack, asked(tmp_path, "number"), "number", tmp_path, [own])
-    assert found.verdict == "right number"
-    assert [row.questions for row in found.rows] == [4, 4, 4]
+    result = run(pack, question_set(tmp_path, "number"), "number", tmp_path, [own])
+    assert result.verdict == "right number"
+    assert [row.questions for row in result.rows] == [4, 4, 4]
     entries = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    said = [next(iter(outcomes.values())).get("answer") for _, outcomes in entries]
+    answers = [next(iter(outcomes.values())).get("answer") for _, outcomes in entries]
     lengths = [next(iter(outcomes.values()))["length"] for _, outcomes in entries]
-    assert len(said) == 12
-    assert (said[4:8], lengths[4:8]) == (said[8:], lengths[8:])
-    assert found.row("short").length == sum(lengths[8:]) / 4
+    assert len(answers) == 12
+    assert (answers[4:8], lengths[4:8]) == (answers[8:], lengths[8:])
+    assert result.row("short").length == sum(lengths[8:]) / 4
 
 
 def test_figures_are_those_of_the_pack_itself(tmp_path: Path) -> None:
-    """Losses and verdicts from `Pack.score`, question by question."""
+    """Losses and grades from `Pack.score`, question by question."""
     pack = named_pack(weighting="sim", fusion="mixture")
-    questions = asked(tmp_path, "choice")
-    found = run(pack, questions, "choice", tmp_path, [Setting.of(pack)])
+    questions = question_set(tmp_path, "choice")
+    result = run(pack, questions, "choice", tmp_path, [Setting.of(pack)])
     bits, size, right, raw = 0.0, 0, 0, 0
     for question in questions.questions:
         scores = [pack.score(question.prompt, option) for option in question.options]
@@ -150,7 +150,7 @@ def test_figures_are_those_of_the_pack_itself(tmp_path: Path) -> None:
         shares = [score / length for score, length in zip(scores, lengths, strict=True)]
         right += shares.index(max(shares)) == question.gold
         raw += scores.index(max(scores)) == question.gold
-    row = found.row(Setting.of(pack).label)
+    row = result.row(Setting.of(pack).label)
     assert row.bits_per_byte is not None
     assert row.accuracy is not None
     assert row.raw is not None
@@ -159,14 +159,14 @@ def test_figures_are_those_of_the_pack_itself(tmp_path: Path) -> None:
     assert row.setting == Setting.of(pack).dump()
 
 
-def test_every_method_is_asked_by_default_and_the_packs_own_where_answers_are_written(
+def test_every_method_is_evaluated_by_default_and_the_packs_own_if_answers_are_generated(
     tmp_path: Path,
 ) -> None:
     pack = named_pack()
-    found = run(pack, asked(tmp_path, "text"), "text", tmp_path)
-    assert [r.label for r in found.packs] == [s.label for s in every_method(Setting.of(pack))]
-    assert all(row.bits_per_byte and row.accuracy is None for row in found.rows)
-    written = run(pack, asked(tmp_path, "number"), "number", tmp_path)
+    result = run(pack, question_set(tmp_path, "text"), "text", tmp_path)
+    assert [r.label for r in result.packs] == [s.label for s in every_method(Setting.of(pack))]
+    assert all(row.bits_per_byte and row.accuracy is None for row in result.rows)
+    written = run(pack, question_set(tmp_path, "number"), "number", tmp_path)
     assert [row.label for row in written.packs] == [Setting.of(pack).label]
 
 
@@ -174,7 +174,7 @@ def test_every_method_is_asked_by_default_and_the_packs_own_where_answers_are_wr
 def test_after_an_interruption_nothing_is_computed_twice(
     tmp_path: Path, calls: list[int], name: str
 ) -> None:
-    pack, questions = named_pack(), asked(tmp_path, name)
+    pack, questions = named_pack(), question_set(tmp_path, name)
     settings = [] if name == "number" else list(grid(Setting.of(pack), pack.names, 2))
     expected = run(pack, questions, name, tmp_path / "whole", settings or None)
     whole = calls[0]
@@ -193,10 +193,10 @@ def test_after_an_interruption_nothing_is_computed_twice(
         first = calls[0]
         steps: list[tuple[int, int]] = []
         step = partial(_note, steps)
-        found = run(pack, questions, name, folder, settings or None, step)
+        result = run(pack, questions, name, folder, settings or None, step)
         assert calls[0] == whole
         assert 0 < first <= whole
-        assert timeless(found) == timeless(expected)
+        assert timeless(result) == timeless(expected)
         assert steps == [(done + 1, total) for done in range(total)]
     calls[0] = 0
     assert timeless(run(pack, questions, name, tmp_path / "whole", settings or None)) == (
@@ -206,17 +206,19 @@ def test_after_an_interruption_nothing_is_computed_twice(
 
 
 def test_figures_do_not_depend_on_what_was_known_first(tmp_path: Path) -> None:
-    pack, questions = named_pack(), asked(tmp_path, "choice")
+    pack, questions = named_pack(), question_set(tmp_path, "choice")
     own = [Setting.of(pack)]
     expected = run(pack, questions, "choice", tmp_path / "whole", own)
-    late = Asked(questions.source, questions.questions[3:])
+    late = QuestionSet(questions.source, questions.questions[3:])
     run(pack, late, "choice", tmp_path / "late", own)
-    found = run(pack, questions, "choice", tmp_path / "late", own)
-    assert timeless(found) == timeless(expected)
+    result = run(pack, questions, "choice", tmp_path / "late", own)
+    assert timeless(result) == timeless(expected)
 
 
-def test_other_settings_tasks_and_members_are_asked_anew(tmp_path: Path, calls: list[int]) -> None:
-    pack, questions = named_pack(), asked(tmp_path, "choice")
+def test_other_settings_tasks_and_members_are_evaluated_anew(
+    tmp_path: Path, calls: list[int]
+) -> None:
+    pack, questions = named_pack(), question_set(tmp_path, "choice")
     own = Setting.of(pack)
     run(pack, questions, "choice", tmp_path, [own])
     for setting in (replace(own, rule=UniTE(k=3)), replace(own, reference="short")):
@@ -249,20 +251,20 @@ def test_answers_of_another_revision_are_not_taken_for_its_own(tmp_path: Path) -
 def test_a_member_that_fails_stops_alone_and_keeps_its_answers(
     tmp_path: Path, calls: list[int]
 ) -> None:
-    pack, questions = named_pack(), asked(tmp_path, "choice")
+    pack, questions = named_pack(), question_set(tmp_path, "choice")
     own = [Setting.of(pack)]
     expected = run(pack, questions, "choice", tmp_path / "whole", own)
     calls[:] = [0, 5]
-    found = run(pack, questions, "choice", tmp_path / "failing", own)
-    first = found.row("long")
+    result = run(pack, questions, "choice", tmp_path / "failing", own)
+    first = result.row("long")
     assert first.failed is not None
     assert "member 'long' failed" in first.failed
     assert "no memory left" in first.failed
     assert 0 < first.questions < 6
-    for row in found.rows[1:]:
+    for row in result.rows[1:]:
         assert (row.failed, row.questions) == (None, 6)
         assert row.bits_per_byte == expected.row(row.label).bits_per_byte
-    assert found.best["bits_per_byte"] == "short"
+    assert result.best["bits_per_byte"] == "short"
     calls[:] = [0, -1]
     again = run(pack, questions, "choice", tmp_path / "failing", own)
     assert timeless(again) == timeless(expected)
@@ -276,12 +278,12 @@ def test_a_question_that_is_too_long_is_left_out_by_those_that_cannot_read_it(
     long = {**LINES[name][0], "question": "hello" * 70}
     longest = {**LINES[name][0], "question": "x" * 300}
     pack = named_pack(context=200)
-    questions = asked(tmp_path, name, [*LINES[name], long, longest])
+    questions = question_set(tmp_path, name, [*LINES[name], long, longest])
     count = len(LINES[name])
     where = {f"{questions.source}, line {count + 1}", f"{questions.source}, line {count + 2}"}
-    found = run(pack, questions, name, tmp_path, [Setting.of(pack)])
-    assert [row.questions for row in found.rows] == [count + 1, count, count]
-    assert set(found.unread) == where
-    assert all("can read 200" in reason for reason in found.unread.values())
-    assert not any(row.failed for row in found.rows)
-    assert found.questions == count + 2
+    result = run(pack, questions, name, tmp_path, [Setting.of(pack)])
+    assert [row.questions for row in result.rows] == [count + 1, count, count]
+    assert set(result.unread) == where
+    assert all("can read 200" in reason for reason in result.unread.values())
+    assert not any(row.failed for row in result.rows)
+    assert result.questions == count + 2

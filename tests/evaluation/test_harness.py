@@ -99,10 +99,10 @@ def requests(kind: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
 @every_member
 def test_likelihoods_are_those_of_lm_evals_own_model(name: str) -> None:
     fused, plain = both(name)
-    asked = requests("loglikelihood", PAIRS)
-    found = fused.loglikelihood(asked, disable_tqdm=True)
+    instances = requests("loglikelihood", PAIRS)
+    found = fused.loglikelihood(instances, disable_tqdm=True)
     # One at a time: HFLM takes pairs that read alike for one another's, however they are cut.
-    expected = [plain.loglikelihood([own], disable_tqdm=True)[0] for own in asked]
+    expected = [plain.loglikelihood([own], disable_tqdm=True)[0] for own in instances]
     assert [logp for logp, _ in found] == pytest.approx([logp for logp, _ in expected], abs=EXACT)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
@@ -112,10 +112,10 @@ def test_whole_texts_in_windows(name: str) -> None:
     """The small member reads 48 tokens: the last text takes several windows."""
     fused, plain = both(name)
     texts = [("hello",), ("A text that is scored from its first word on.",), ("the 日本 " * 40,)]
-    asked = requests("loglikelihood_rolling", texts)
+    instances = requests("loglikelihood_rolling", texts)
     assert len(member("long").vocabulary.encode(texts[-1][0])) > 3 * 48
-    found = fused.loglikelihood_rolling(asked, disable_tqdm=True)
-    expected = plain.loglikelihood_rolling(asked, disable_tqdm=True)
+    found = fused.loglikelihood_rolling(instances, disable_tqdm=True)
+    expected = plain.loglikelihood_rolling(instances, disable_tqdm=True)
     assert found == pytest.approx(expected, rel=1e-5, abs=EXACT)
 
 
@@ -131,9 +131,11 @@ def test_whole_texts_in_windows(name: str) -> None:
 )
 def test_answers_are_those_of_lm_evals_own_model(name: str, given: dict[str, Any]) -> None:
     fused, plain = both(name)
-    asked = requests("generate_until", [(text, given) for text in ("The capital of", "hel", "x")])
-    found = fused.generate_until(asked, disable_tqdm=True)
-    assert found == plain.generate_until(asked, disable_tqdm=True)
+    instances = requests(
+        "generate_until", [(text, given) for text in ("The capital of", "hel", "x")]
+    )
+    found = fused.generate_until(instances, disable_tqdm=True)
+    assert found == plain.generate_until(instances, disable_tqdm=True)
     assert any(found)
 
 
@@ -147,12 +149,12 @@ def test_likelihoods_of_a_pack_are_its_scores(reference: str) -> None:
     )
 
 
-def test_what_was_answered_is_not_asked_again(
+def test_known_results_are_not_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack = small.small_pack()
     path = tmp_path / "answers.jsonl"
-    asked = {
+    instances = {
         "loglikelihood": requests("loglikelihood", PAIRS[:2]),
         "loglikelihood_rolling": requests("loglikelihood_rolling", [("hello there",)]),
         "generate_until": requests("generate_until", [("hello", {"max_gen_toks": 3})]),
@@ -162,7 +164,8 @@ def test_what_was_answered_is_not_asked_again(
         with Journal(path) as journal:
             model = PackLM(pack, journal=journal)
             return {
-                kind: getattr(model, kind)(own, disable_tqdm=True) for kind, own in asked.items()
+                kind: getattr(model, kind)(own, disable_tqdm=True)
+                for kind, own in instances.items()
             }
 
     expected = answers()
@@ -176,7 +179,7 @@ def test_what_was_answered_is_not_asked_again(
     monkeypatch.setattr(HFMember, "_forward", forward)
     assert answers() == expected
     assert not read
-    # Only the last answer was cut off, and only that is asked for again.
+    # Only the last answer was truncated, and only that one is computed again.
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
     assert answers() == expected
@@ -189,7 +192,7 @@ def test_what_was_answered_is_not_asked_again(
 
 @pytest.fixture
 def include(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of tasks over a local file; lm-eval's own thousands are not looked through."""
+    """A folder of tasks over a local file; lm-eval's own thousands are not indexed."""
     monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
     folder = tmp_path / "tasks"
     folder.mkdir()
@@ -255,7 +258,7 @@ def test_a_system_that_fails_leaves_the_others(
     real = type(broken).forward
 
     def only(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Members are asked through twins of their models, which share the body.
+        # Members run copies of their models, which share the body.
         if self.model is broken.model:
             raise RuntimeError("no memory left")
         return real(self, *args, **kwargs)
@@ -269,7 +272,7 @@ def test_a_system_that_fails_leaves_the_others(
         (0, True),
     ]
     assert "member 'short' failed" in str(found.row("short").failed)
-    with pytest.raises(MemberError, match="could not ask anybody"):
+    with pytest.raises(MemberError, match="every system failed in lm-eval"):
         run(Pack(pack.members[1:], progress=False), ["local_choice"], include, folder=tmp_path)
 
 

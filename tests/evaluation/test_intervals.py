@@ -15,7 +15,7 @@ from packfuse.evaluation.intervals import Figure, difference, in_bits, mean, rat
 RNG = np.random.default_rng(7)
 SIZES = RNG.integers(3, 40, 60).astype(float)
 LOSSES = SIZES * RNG.gamma(2.0, 0.5, 60)
-VERDICTS = (RNG.random(60) < 0.7).astype(float)
+GRADES = (RNG.random(60) < 0.7).astype(float)
 
 
 def twin(top: np.ndarray, bottom: np.ndarray, draws: int = 20_000) -> tuple[float, float]:
@@ -31,8 +31,8 @@ def twin(top: np.ndarray, bottom: np.ndarray, draws: int = 20_000) -> tuple[floa
 
 @pytest.mark.parametrize(
     ("top", "bottom"),
-    [(LOSSES, SIZES), (VERDICTS, np.ones(60)), (LOSSES[:5] - 2, SIZES[:5])],
-    ids=["loss", "verdicts", "few"],
+    [(LOSSES, SIZES), (GRADES, np.ones(60)), (LOSSES[:5] - 2, SIZES[:5])],
+    ids=["loss", "grades", "few"],
 )
 def test_a_ratio_and_its_interval(top: np.ndarray, bottom: np.ndarray) -> None:
     found = ratio(top, bottom, seed=0)
@@ -46,7 +46,7 @@ def test_a_ratio_and_its_interval(top: np.ndarray, bottom: np.ndarray) -> None:
 
 def test_a_difference_is_paired() -> None:
     """Questions differ far more than the systems do: only pairing shows a difference."""
-    better = LOSSES - 0.01 * SIZES - 0.002 * SIZES * VERDICTS
+    better = LOSSES - 0.01 * SIZES - 0.002 * SIZES * GRADES
     found = difference(LOSSES.tolist(), better.tolist(), SIZES.tolist(), seed=0)
     low, high = twin(LOSSES - better, SIZES, 4000)
     assert found.value == pytest.approx((LOSSES - better).sum() / SIZES.sum())
@@ -58,7 +58,7 @@ def test_a_difference_is_paired() -> None:
 
 
 def test_a_mean_is_a_ratio_to_one_each() -> None:
-    assert mean(VERDICTS.tolist(), 3) == ratio(VERDICTS, np.ones(60), 3)
+    assert mean(GRADES.tolist(), 3) == ratio(GRADES, np.ones(60), 3)
 
 
 def test_the_seed_decides() -> None:

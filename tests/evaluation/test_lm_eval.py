@@ -70,8 +70,8 @@ def test_a_greedy_continuation_is_recognized() -> None:
     written = model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :].tolist()
     lm = harness(model)
     for new, expected in ((written, True), ([*written[:2], written[2] + 1], False)):
-        asked = (("", ""), ids[0].tolist(), new)
-        [(logp, greedy)] = lm._loglikelihood_tokens([asked], disable_tqdm=True)
+        tokens = (("", ""), ids[0].tolist(), new)
+        [(logp, greedy)] = lm._loglikelihood_tokens([tokens], disable_tqdm=True)
         assert greedy == expected
         assert logp == pytest.approx(by_hand(model, ids[0].tolist(), new)[0], abs=1e-2)
 

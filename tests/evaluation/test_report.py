@@ -1,4 +1,4 @@
-"""What an evaluation says, against outcomes made by hand: figures, pairs, tables, pictures."""
+"""The report of an evaluation, against outcomes made by hand: figures, pairs, tables, pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from packfuse.errors import ConfigError
-from packfuse.evaluation.markdown import document, section, table, verdict
+from packfuse.evaluation.markdown import comparison, document, section, table
 from packfuse.evaluation.plot import _curves, draw
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.report import Evaluation, summarize
@@ -22,18 +22,18 @@ PNG = b"\x89PNG\r\n\x1a\n"
 Answers = dict[Question, Outcome]
 
 
-def outcomes(verdicts: str, bits: float = 1.0, start: int = 0, **fields: Any) -> Answers:
+def outcomes(grades: str, bits: float = 1.0, start: int = 0, **fields: Any) -> Answers:
     """`y` is right, `n` is wrong; each scored on four bytes at so many bits per byte."""
     return {
         question: Outcome(
-            right=mark == "y", raw=mark == "n", nats=4 * bits * BIT, bytes=4, **fields
+            right=grade == "y", raw=grade == "n", nats=4 * bits * BIT, bytes=4, **fields
         )
-        for question, mark in zip(QUESTIONS[start:], verdicts, strict=False)
+        for question, grade in zip(QUESTIONS[start:], grades, strict=False)
     }
 
 
 def summary(answered: dict[str, Answers], **fields: Any) -> Evaluation:
-    """Members `one` and `two`; whatever else was answered is a setting of the pack."""
+    """Members `one` and `two`; every other label is a setting of the pack."""
     given: dict[str, Any] = {
         "members": ["one", "two"],
         "settings": {
@@ -76,7 +76,7 @@ def test_figures_and_the_best_member_by_each() -> None:
     assert value(pack.against.raw) == pytest.approx(-3 / 6)
     assert value(pack.against.bits_per_byte) == pytest.approx(-0.5)
     assert value(one.against.accuracy) == pytest.approx(-1 / 6)
-    # Nobody is compared with itself.
+    # No system is compared with itself.
     assert one.against.bits_per_byte is None
     assert found.row("two").against.accuracy is None
     assert [row.label for row in found.packs] == ["pack"]
@@ -147,16 +147,16 @@ def test_a_result_is_json_and_back() -> None:
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
 
-def test_the_page_has_the_verdict_and_every_row() -> None:
+def test_the_page_has_the_comparison_and_every_row() -> None:
     found = summary(THREE, skipped=["file, line 9"], unread={"file, line 8": "too long"})
     page = document([found, found])
     assert page.count("## dev.jsonl") == 2
     assert "6 questions (seed 0, 1 lines skipped, 1 unread), task `choice` (shots 0)" in page
-    said = verdict(found, "bits_per_byte")
-    assert said.startswith("Bits/byte: best setting pack, 0.5000; best member one, 1.0000;")
-    assert "-0.5000" in said
-    assert "the interval excludes zero" in said
-    accuracy = verdict(found, "accuracy")
+    bits = comparison(found, "bits_per_byte")
+    assert bits.startswith("Bits/byte: best setting pack, 0.5000; best member one, 1.0000;")
+    assert "-0.5000" in bits
+    assert "the interval excludes zero" in bits
+    accuracy = comparison(found, "accuracy")
     assert "best setting pack, 83.3%; best member two, 50.0%" in accuracy
     assert "+33.3" in accuracy
     lines = table(found).splitlines()
@@ -169,16 +169,16 @@ def test_the_page_has_the_verdict_and_every_row() -> None:
     assert section(found, level=3).startswith("### dev.jsonl")
 
 
-def test_a_pack_that_is_worse_is_said_to_be() -> None:
+def test_a_pack_that_is_worse_is_reported_as_worse() -> None:
     found = summary({**THREE, "pack": outcomes("nnnnnn", 3.0)})
-    assert "+2.0000" in verdict(found, "bits_per_byte")
-    assert "0.0%" in verdict(found, "accuracy")
-    assert "-50.0" in verdict(found, "accuracy")
+    assert "+2.0000" in comparison(found, "bits_per_byte")
+    assert "0.0%" in comparison(found, "accuracy")
+    assert "-50.0" in comparison(found, "accuracy")
 
 
 def test_failures_are_on_the_page() -> None:
     found = summary({**THREE, "pack": {}}, failed={"pack": "member 'one' failed: no memory"})
-    assert verdict(found, "accuracy") == ""
+    assert comparison(found, "accuracy") == ""
     assert "**pack stopped: member 'one' failed: no memory**" in document([found])
 
 
@@ -238,7 +238,7 @@ def test_a_picture_is_drawn_of_whatever_there_is(tmp_path: Path, kind: str) -> N
     assert document([found])
 
 
-def test_without_matplotlib_it_says_what_to_install(
+def test_without_matplotlib_the_error_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)

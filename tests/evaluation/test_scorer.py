@@ -1,4 +1,4 @@
-"""Many settings in one reading, against `Pack.score` of each alone and models asked by hand."""
+"""Many settings in one forward pass, against `Pack.score` of each and models run by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from packfuse.errors import ConfigError, PromptError
 from packfuse.evaluation import Setting, every_method, grid
 from packfuse.evaluation.multi_fusion import IMPOSSIBLE, FusedTokens, total
 from packfuse.evaluation.scorer import Method, Scorer
-from packfuse.evaluation.systems import Scored, alone, under
+from packfuse.evaluation.systems import ScoringSystem, alone, under
 from packfuse.fusion.gates.safe import Safe
 from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.unite import UniTE
@@ -28,7 +28,7 @@ from tests.support import packs, small
 CONTEXT = 'She said hello to the others, and: "the'
 TEXTS = (" true hello", " long 日本", "\n")
 EXACT = 2e-4
-"""Largest difference in nats of one text; both sides read the same in other chunks."""
+"""Largest difference in nats of one text; both sides read the same text in other chunks."""
 
 GATES = (Safe(),)
 
@@ -46,10 +46,10 @@ def test_all_settings_in_one_reading_equal_each_alone(alignment: str, reference:
     chosen.append(replace(fixed(own, 0.3, 0.7), rule=UniTE(k=2)))
     chosen += [replace(s, gate=gate) for s in (own, fixed(own, 0, 1)) for gate in GATES]
     assert len(every_method(own)) == len(rules().parts) * (len(weightings().parts) - 1)
-    scored = Scored(pack, {setting.label: setting for setting in chosen})
-    readings = scored.readings(CONTEXT, TEXTS)
+    scored = ScoringSystem(pack, {setting.label: setting for setting in chosen})
+    prompts = scored.scored_prompts(CONTEXT, TEXTS)
     for setting in chosen:
-        found = readings.under(setting).scores
+        found = prompts.under(setting).scores
         at = scored._at[setting.label]
         single = under(pack, setting)
         for column, text in enumerate(TEXTS):
@@ -64,10 +64,10 @@ def test_real_vocabularies_agree_as_well() -> None:
     members = [packs.tiny_member("mistral"), small.small_pack().members[0]]
     pack = packs.tiny_pack(members, reference="mistral")
     chosen = [Setting.parse(text, pack) for text in ("", "mixture/sim", "unite/opt//long")]
-    scored = Scored(pack, {setting.label: setting for setting in chosen})
-    readings = scored.readings("The capital of France is ", ["Paris", "Roma, naturally"])
+    scored = ScoringSystem(pack, {setting.label: setting for setting in chosen})
+    prompts = scored.scored_prompts("The capital of France is ", ["Paris", "Roma, naturally"])
     for setting in chosen:
-        found = readings.under(setting).scores
+        found = prompts.under(setting).scores
         single = under(pack, setting)
         for column, text in enumerate(("Paris", "Roma, naturally")):
             expected = single.score("The capital of France is ", text)
@@ -79,10 +79,10 @@ def test_real_vocabularies_agree_as_well() -> None:
 def test_a_second_question_is_not_touched_by_the_first() -> None:
     pack = small.small_pack()
     chosen = {setting.label: setting for setting in every_method(Setting.of(pack))}
-    one, two = Scored(pack, chosen), Scored(pack, chosen)
-    first = one.readings("Another thing: ", ["hello"]).under(Setting.of(pack)).scores
-    after = one.readings(CONTEXT, TEXTS).under(Setting.of(pack)).scores
-    alone_ = two.readings(CONTEXT, TEXTS).under(Setting.of(pack)).scores
+    one, two = ScoringSystem(pack, chosen), ScoringSystem(pack, chosen)
+    first = one.scored_prompts("Another thing: ", ["hello"]).under(Setting.of(pack)).scores
+    after = one.scored_prompts(CONTEXT, TEXTS).under(Setting.of(pack)).scores
+    alone_ = two.scored_prompts(CONTEXT, TEXTS).under(Setting.of(pack)).scores
     assert np.array_equal(after.logps, alone_.logps)
     assert np.array_equal(after.weights, alone_.weights)
     assert not np.allclose(first.logps[:, 0], after.logps[:, 0])
@@ -102,7 +102,7 @@ def by_hand(pack: Pack, head: Sequence[int], new: Sequence[int]) -> tuple[float,
 def test_one_member_is_the_bare_model(name: str) -> None:
     pack = alone(packs.tiny_member(name, seed=3))
     vocabulary = pack.members[0].vocabulary
-    scorer = Scored(pack, {name: Setting.of(pack)}).scorer(0)
+    scorer = ScoringSystem(pack, {name: Setting.of(pack)}).scorer(0)
     texts = [" Paris", " 中文 and more", "!"]
     found = scorer.score("The capital of France is", texts)
     head: list[int] = vocabulary.tokenizer("The capital of France is").input_ids
@@ -126,13 +126,13 @@ def test_what_greedy_decoding_writes_is_greedy_and_nothing_else() -> None:
     for _ in range(4):
         _, best = by_hand(pack, head, [*written, 0])
         written.append(best[-1])
-    scorer = Scored(pack, {"long": Setting.of(pack)}).scorer(0)
+    scorer = ScoringSystem(pack, {"long": Setting.of(pack)}).scorer(0)
     for end in range(1, 5):
-        logps, greedy = scorer.follow(head, written[:end])
+        logps, greedy = scorer.score_ids(head, written[:end])
         assert greedy.tolist() == [True]
         assert logps[0] == pytest.approx(by_hand(pack, head, written[:end])[0], abs=EXACT)
         other = [*written[: end - 1], (written[end - 1] + 1) % 256]
-        logps, greedy = scorer.follow(head, other)
+        logps, greedy = scorer.score_ids(head, other)
         assert greedy.tolist() == [False]
         assert logps[0] == pytest.approx(by_hand(pack, head, other)[0], abs=EXACT)
 
@@ -145,7 +145,7 @@ def test_following_ids_is_scoring_their_text() -> None:
     own = scorer.engine.reference
     for column, text in enumerate(TEXTS):
         head, whole = own.encode(CONTEXT), own.encode(CONTEXT + text)
-        logps, greedy = scorer.follow(head, whole[len(head) :])
+        logps, greedy = scorer.score_ids(head, whole[len(head) :])
         assert logps == pytest.approx(scores.logps[:, column], abs=EXACT)
         assert greedy.tolist() == scores.greedy[:, column].tolist()
 
@@ -154,12 +154,12 @@ def test_a_token_outside_the_union_counts_one_in_a_million() -> None:
     """UniTE with k = 1: only the members' best tokens have a probability."""
     pack = alone(small.small_pack().members[0])
     vocabulary = pack.members[0].vocabulary
-    scored = Scored(pack, {"only": replace(Setting.of(pack), rule=UniTE(k=1))})
+    scored = ScoringSystem(pack, {"only": replace(Setting.of(pack), rule=UniTE(k=1))})
     head = vocabulary.encode(CONTEXT)
     _, [best] = by_hand(pack, head, [0])
     never = next(byte for byte in b"xyz" if byte != best)
     _, after = by_hand(pack, [*head, never], [0])
-    logps, greedy = scored.scorer(0).follow(head, [never, after[0]])
+    logps, greedy = scored.scorer(0).score_ids(head, [never, after[0]])
     assert logps[0] == pytest.approx(math.log(1e-6), abs=1e-5)
     assert not greedy[0]
     scores = scored.scorer(0).score(CONTEXT, [chr(never)])
@@ -169,11 +169,11 @@ def test_a_token_outside_the_union_counts_one_in_a_million() -> None:
 
 
 def test_total_replaces_nothing_but_what_is_impossible() -> None:
-    said = [
+    positions = [
         FusedTokens(np.array([[-1.0], [-np.inf]]), np.array([0, 0]), np.array([True, True])),
         FusedTokens(np.array([[-2.0], [-30.0]]), np.array([0, 0]), np.array([True, True])),
     ]
-    sums, missing = total(said)
+    sums, missing = total(positions)
     assert sums == pytest.approx([-3.0, math.log(1e-6) - 30.0])
     assert missing.tolist() == [0, 1]
 
@@ -183,17 +183,17 @@ def test_settings_of_several_alignments_are_not_scored_together() -> None:
     own = Setting.of(pack)
     mixed = {name: replace(own, alignment=alignments().make(name)) for name in ("bytes", "prefix")}
     with pytest.raises(ConfigError, match="share one alignment"):
-        Scored(pack, mixed)
+        ScoringSystem(pack, mixed)
 
 
 def test_what_cannot_be_read_is_refused_and_the_next_one_is_not() -> None:
     pack = small.small_pack(context=64)
-    scored = Scored(pack, {"own": Setting.of(pack)})
-    expected = scored.readings("x", ["y"]).under(Setting.of(pack)).scores.logps
+    scored = ScoringSystem(pack, {"own": Setting.of(pack)})
+    expected = scored.scored_prompts("x", ["y"]).under(Setting.of(pack)).scores.logps
     for context, text in (("x" * 70, "y"), ("x" * 60, "y" * 20), ("", "y"), ("hell", "o")):
         with pytest.raises(PromptError):
-            scored.readings(context, [text]).under(Setting.of(pack))
-    assert scored.readings("x", ["y"]).under(Setting.of(pack)).scores.logps.tolist() == (
+            scored.scored_prompts(context, [text]).under(Setting.of(pack))
+    assert scored.scored_prompts("x", ["y"]).under(Setting.of(pack)).scores.logps.tolist() == (
         expected.tolist()
     )
 

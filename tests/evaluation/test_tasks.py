@@ -1,4 +1,4 @@
-"""Question files and tasks: what is read, what is refused and where, and who is right."""
+"""Question files and tasks: what is read, what is refused and where, and how answers are graded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packfuse.evaluation import read_questions, task_for
 from packfuse.evaluation.files import Fields, read_lines
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.tasks import tasks
-from packfuse.evaluation.tasks.answer import plain
+from packfuse.evaluation.tasks.answer import normalize
 from packfuse.evaluation.tasks.base import Likelihoods, Task
 from packfuse.evaluation.tasks.number import last_number
 
@@ -44,7 +44,7 @@ def read(name: str, line: dict[str, Any]) -> Question | None:
     return make(name).read(Fields(line, "here"))
 
 
-def asked(name: str) -> Question:
+def example(name: str) -> Question:
     question = read(name, LINES[name])
     assert question is not None
     return question
@@ -55,7 +55,7 @@ def write(path: Path, *lines: Any) -> Path:
     return path
 
 
-def found(*logps: float, first: str = "", **fields: Any) -> Likelihoods:
+def likelihoods(*logps: float, first: str = "", **fields: Any) -> Likelihoods:
     count = len(logps)
     given = {"sizes": [4] * count, "exact": [True] * count, "impossible": [0] * count, **fields}
     return Likelihoods(logps=logps, first=first, **given)
@@ -66,42 +66,44 @@ def test_every_task_that_there_is_is_tested() -> None:
 
 
 def test_choice() -> None:
-    question = asked("choice")
+    question = example("choice")
     assert question.prompt == "Question: Sky?\nAnswer:"
     assert question.options == (" red", " blue")
     assert (question.gold, question.solution) == (1, " blue")
     task = make("choice")
     # " red" has 4 bytes, " blue" 5: -4 / 4 is less than -4.5 / 5, though -4 is more than -4.5.
-    per_byte = task.judge(question, found(-4.0, -4.5, sizes=[4, 5], impossible=[0, 2]))
+    per_byte = task.score_options(
+        question, likelihoods(-4.0, -4.5, sizes=[4, 5], impossible=[0, 2])
+    )
     assert (per_byte.answer, per_byte.right, per_byte.raw) == ("blue", True, False)
     assert (per_byte.nats, per_byte.bytes, per_byte.impossible) == (4.5, 5, 2)
-    wrong = task.judge(question, found(-3.0, -4.5, exact=[False, True]))
+    wrong = task.score_options(question, likelihoods(-3.0, -4.5, exact=[False, True]))
     assert (wrong.answer, wrong.right, wrong.raw, wrong.exact) == ("red", False, False, False)
 
 
 def test_letter() -> None:
-    question = asked("letter")
+    question = example("letter")
     assert question.prompt == "Question: Sky?\nA. red\nB. blue\nAnswer:"
     assert (question.options, question.gold, question.solution) == ((" A", " B"), 1, " B")
     task = make("letter")
-    right = task.judge(question, found(-1.0, -2.0, first=" B"))
+    right = task.score_options(question, likelihoods(-1.0, -2.0, first=" B"))
     assert (right.answer, right.right, right.raw, right.nats) == ("B", True, False, 2.0)
-    other = task.judge(question, found(-2.0, -1.0, first=" Because"))
+    other = task.score_options(question, likelihoods(-2.0, -1.0, first=" Because"))
     assert (other.answer, other.right, other.raw) == ("Because", False, True)
 
 
 def test_number() -> None:
-    question = asked("number")
+    question = example("number")
     assert (question.prompt, question.accepted) == ("Question: 3 + 4?\nAnswer:", ("7",))
     assert question.solution == f" {NUMBER['answer']}"
     task = make("number")
-    assert task.mark(question, " so it is 7.0!").right
-    assert not task.mark(question, "8").right
-    silent = task.mark(question, "I do not know ")
-    assert (silent.answer, silent.right, silent.length) == ("", False, 13)
+    assert task.grade_text(question, " so it is 7.0!").right
+    assert not task.grade_text(question, "8").right
+    empty = task.grade_text(question, "I do not know ")
+    assert (empty.answer, empty.right, empty.length) == ("", False, 13)
     zero = read("number", {"question": "3 - 3?", "answer": "0"})
     assert zero is not None
-    assert task.mark(zero, "0") == Outcome(answer="0", right=True, length=1)
+    assert task.grade_text(zero, "0") == Outcome(answer="0", right=True, length=1)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +141,12 @@ def test_any_text_has_a_number_or_none(text: str) -> None:
 
 
 def test_answer() -> None:
-    question = asked("answer")
+    question = example("answer")
     assert question.accepted == ("Paris", "City of Light")
     assert question.solution == " Paris"
     task = make("answer")
     for text, right in ((" paris.", True), ("the City of  Light", True), ("Rome", False)):
-        outcome = task.mark(question, text)
+        outcome = task.grade_text(question, text)
         assert outcome == Outcome(right=right, answer=text.strip(), length=len(text.strip()))
     single = read("answer", {"question": "?", "answer": "A"})
     assert single is not None
@@ -161,15 +163,15 @@ def test_answer() -> None:
     ],
 )
 def test_answers_are_compared_in_plain_words(text: str, expected: str) -> None:
-    assert plain(text) == expected
+    assert normalize(text) == expected
 
 
 @given(st.text())
-def test_plain_words_have_no_case_no_marks_and_no_spaces_at_the_ends(text: str) -> None:
-    words = plain(text)
+def test_plain_words_have_no_case_no_punctuation_and_no_spaces_at_the_ends(text: str) -> None:
+    words = normalize(text)
     assert words == words.strip()
     assert not set(words) & set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~\n\t")
-    assert plain(f"  {text}  ") == words
+    assert normalize(f"  {text}  ") == words
 
 
 @given(st.text(min_size=1), st.floats(0.05, 0.95))
@@ -187,11 +189,11 @@ def test_a_text_is_cut_before_a_word_and_nothing_is_lost(text: str, share: float
 
 
 def test_text() -> None:
-    assert asked("text").prompt == "Once upon a time there was"
-    assert asked("text").options == (" a small town by the sea.",)
+    assert example("text").prompt == "Once upon a time there was"
+    assert example("text").options == (" a small town by the sea.",)
     for text in ("oneword", "word ", " word", "word   "):
         assert read("text", {"text": text}) is None
-    outcome = make("text").judge(asked("text"), found(-6.0))
+    outcome = make("text").score_options(example("text"), likelihoods(-6.0))
     assert (outcome.right, outcome.nats, outcome.bytes) == (None, 6.0, 4)
 
 
@@ -235,7 +237,7 @@ def test_lines_whose_answer_is_no_option_are_left_out(tmp_path: Path, name: str)
     assert len(read_.questions) == 1
     assert read_.skipped == [f"{tmp_path / 'file.jsonl'}, line {n}" for n in range(2, 7)]
     only = write(tmp_path / "none.jsonl", *lines[1:])
-    with pytest.raises(DataError, match="no question left to ask: 5 lines, 5 skipped"):
+    with pytest.raises(DataError, match="no question left: 5 lines, 5 skipped"):
         read_questions(only, make(name))
 
 
@@ -283,7 +285,7 @@ def test_worked_examples_are_left_out_of_the_questions(tmp_path: Path, name: str
     path = write(tmp_path / "file.jsonl", *({**LINES[name], field: text} for text in texts))
     plain_ = read_questions(path, make(name)).questions
     shown = read_questions(path, make(name, shots=2), seed=0).questions
-    # The same draw: the first two are shown, the rest is asked.
+    # The same draw: the first two are shown, the rest is evaluated.
     worked = "".join(f"{q.prompt}{q.solution}\n\n" for q in plain_[:2])
     assert [q.prompt for q in shown] == [worked + q.prompt for q in plain_[2:]]
     assert [q.where for q in shown] == [q.where for q in plain_[2:]]
@@ -293,5 +295,5 @@ def test_worked_examples_are_left_out_of_the_questions(tmp_path: Path, name: str
     other = read_questions(path, make(name), seed=1).questions
     assert {q.where for q in other} == {q.where for q in plain_}
     assert other != plain_
-    with pytest.raises(DataError, match="no question left to ask: 6 lines, 0 skipped, 6 worked"):
+    with pytest.raises(DataError, match="no question left: 6 lines, 0 skipped, 6 few-shot"):
         read_questions(path, make(name, shots=6))

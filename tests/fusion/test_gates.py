@@ -14,7 +14,7 @@ from torch import Tensor
 from packfuse import Pack
 from packfuse.errors import ConfigError
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import Scored
+from packfuse.evaluation.systems import ScoringSystem
 from packfuse.fusion.gates import gates
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every
@@ -102,7 +102,9 @@ def test_the_score_of_a_text_is_the_sum_over_its_positions(pack: Pack, gate: Gat
     assert gate.name == "every" or 0 < opened < len(asked.new)
     assert pack.score(PROMPT, text, gate=gate) == pytest.approx(total, abs=1e-3)
     setting = replace(Setting.of(pack), gate=gate)
-    scores = Scored(pack, {"gated": setting}).readings(PROMPT, [text]).under(setting).scores
+    scores = (
+        ScoringSystem(pack, {"gated": setting}).scored_prompts(PROMPT, [text]).under(setting).scores
+    )
     assert scores.logps[0, 0] == pytest.approx(total, abs=1e-3)
     assert scores.fused[0, 0] == pytest.approx(opened / len(asked.new))
 

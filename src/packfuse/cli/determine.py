@@ -1,4 +1,4 @@
-"""`packfuse determine`: selects the models that make the best pack on given questions."""
+"""`packfuse determine`: selects the models of a pack on a file of questions."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ def determine(
     ] = None,
     within: Annotated[
         float,
-        typer.Option(min=0, help="Largest relative difference to the best model.", **_LIMITS),
+        typer.Option(min=0, help="Largest relative distance to the best model's score.", **_LIMITS),
     ] = 0.1,
     length_ratio: Annotated[
-        float, typer.Option(min=1, help="Largest ratio of answer lengths.", **_LIMITS)
+        float, typer.Option(min=1, help="Largest ratio of mean answer lengths.", **_LIMITS)
     ] = 2.0,
     certain: Annotated[
         bool,
-        typer.Option("--certain", help="Count only gains whose interval excludes zero.", **_LIMITS),
+        typer.Option(
+            "--certain", help="Accept only gains whose interval excludes zero.", **_LIMITS
+        ),
     ] = False,
     limit: Annotated[int | None, typer.Option(min=4, help="Number of questions.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
@@ -54,41 +56,42 @@ def determine(
 ) -> None:
     """Select the models that make the best pack on your questions.
 
-    The candidates are the models of --model or --pack. The best one is selected first. Each other
-    one is added if it is good enough (--within), gives answers of similar length (--length-ratio),
-    and improves the pack on held-out questions. The result is written to pack.yaml, with reasons.
-    Answers are stored beside it, so that the same command resumes after an interruption. Models are
-    loaded one at a time until they are fused.
+    Candidates are those of --model or --pack. The best model comes first. Each next one is added if
+    its score is near the best (--within), its answers have a similar length (--length-ratio), and
+    the pack with it is better on held-out questions. Writes pack.yaml with the reasons. Results are
+    kept beside it, so that the same command resumes after an interruption. Models are loaded one at
+    a time, until packs of them are tested.
     """
-    if out.exists() and not _written_here(out):
+    if out.exists() and not _is_determined(out):
         raise ConfigError(f"{out} is there already", hint="name another file with --out")
     config = _candidates(pack)
     screen.wait("Reading the questions ...")
     from packfuse.evaluation import Journal, read_questions, task_for
-    from packfuse.evaluation.determination import DetermineLimits, commented
+    from packfuse.evaluation.determination import DetermineLimits, yaml_comments
     from packfuse.evaluation.determine import Determiner
     from packfuse.evaluation.tasks import tasks
 
-    kind = tasks().make(parse_spec(task)) if task else task_for(file)
-    questions = read_questions(file, kind, limit, seed)
+    chosen = tasks().make(parse_spec(task)) if task else task_for(file)
+    questions = read_questions(file, chosen, limit, seed)
     quiet(screen)
     limits = DetermineLimits(within, length_ratio, certain)
-    with Journal(out.with_suffix(".answers.jsonl")) as journal, stage_progress() as tell:
-        found = Determiner(
-            config, questions, kind, journal=journal, limits=limits, seed=seed, tell=tell
-        ).run()
-    found.config.write(out, commented(found))
-    screen.document(found.model_dump(mode="json"))
-    screen.show(_table(found), *_conclusion(found, out))
+    with Journal(out.with_suffix(".answers.jsonl")) as journal, stage_progress() as progress:
+        determiner = Determiner(
+            config, questions, chosen, journal=journal, limits=limits, seed=seed, progress=progress
+        )
+        result = determiner.run()
+    result.config.write(out, yaml_comments(result))
+    screen.document(result.model_dump(mode="json"))
+    screen.show(_table(result), *_conclusion(result, out))
 
 
-def _written_here(path: Path) -> bool:
+def _is_determined(path: Path) -> bool:
     """Whether a file was written by this command."""
     return path.is_file() and path.read_bytes().startswith(b"# Determined")
 
 
 def _candidates(pack: PackOptions) -> PackConfig:
-    """The candidates as a configuration, with absolute paths."""
+    """The candidates as a configuration, with absolute paths of folders."""
     settings = pack.settings()
     if pack.pack:
         config = PackConfig.read(pack.pack)
@@ -99,27 +102,31 @@ def _candidates(pack: PackOptions) -> PackConfig:
     return PackConfig.check({"members": models, **settings})
 
 
-def _table(found: Determination) -> Table:
-    table = plain_table("model", found.measure, "bits/byte", "length", "selected")
-    for one in found.candidates:
-        figures = [(one.score, ".4f"), (one.bits_per_byte, ".4f"), (one.length, ".0f")]
+def _table(result: Determination) -> Table:
+    table = plain_table("model", result.measure, "bits/byte", "length", "stays")
+    for candidate in result.candidates:
+        figures = [
+            (candidate.score, ".4f"),
+            (candidate.bits_per_byte, ".4f"),
+            (candidate.length, ".0f"),
+        ]
         table.add_row(
-            Text(one.name, "bold" if one.stays else ""),
+            Text(candidate.name, "bold" if candidate.stays else ""),
             *("-" if value is None else format(value, form) for value, form in figures),
-            "yes" if one.stays else "no",
+            "yes" if candidate.stays else "no",
         )
     return table
 
 
-def _conclusion(found: Determination, out: Path) -> list[Text]:
-    names = [member.name or member.model for member in found.config.members]
+def _conclusion(result: Determination, out: Path) -> list[Text]:
+    names = [member.name or member.model for member in result.config.members]
     if len(names) == 1:
         line = f"{names[0]} alone is best: no candidate makes a better pack."
     else:
-        method = [rules().text(found.setting["fusion"])]
-        method.append(weightings().text(found.setting["weighting"]))
+        method = [rules().text(result.setting["fusion"])]
+        method.append(weightings().text(result.setting["weighting"]))
         line = f"The pack: {' and '.join(names)}, {' with '.join(method)}."
-    reasons = [Text(f"{one.name}: {one.reason}", "dim") for one in found.candidates]
+    reasons = [Text(f"{one.name}: {one.reason}", "dim") for one in result.candidates]
     return [
         Text(),
         *reasons,

@@ -1,4 +1,4 @@
-"""`packfuse eval`: compares the pack with each of its members on questions."""
+"""`packfuse eval`: compares a pack with each of its members."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def evaluate(
 ) -> None:
     """Compare the pack with each of its members, with paired confidence intervals.
 
-    Writes results.json, report.md and one plot per file to the folder of --out. Every answer is
-    also written to answers.jsonl there at once, so that the same command resumes after an
-    interruption. Exit status 1 if a member failed; the results of the others are written.
+    Writes results.json, report.md and one plot per file to the folder of --out. Every result is
+    also appended to answers.jsonl there, so that the same command resumes after an interruption.
+    Exit status 1 if a member failed; the results of the others are kept.
     """
     if not files and not lm_eval:
         raise ConfigError("nothing to evaluate on", hint="name a file, or --lm-eval TASK")
@@ -98,41 +98,34 @@ def evaluate(
 
     chosen = tasks().make(parse_spec(task)) if task else None
 
-    # Every file is checked before models are loaded.
+    # Every file is checked before a model is loaded.
     kinds = {path: chosen or task_for(path) for path in files or []}
     questions = {path: read_questions(path, kind, limit, seed) for path, kind in kinds.items()}
     loaded = pack.load(screen)
     settings = _settings(loaded, setting or [], grid)
-    found: list[Evaluation] = []
+    results: list[Evaluation] = []
     with Journal(out / "answers.jsonl") as journal:
         from packfuse.evaluation import evaluate as run
 
         for path, kind in kinds.items():
             with question_progress(path.name) as step:
-                found.append(
-                    run(
-                        loaded,
-                        questions[path],
-                        kind,
-                        settings,
-                        journal=journal,
-                        seed=seed,
-                        step=step,
-                    )
+                result = run(
+                    loaded, questions[path], kind, settings, journal=journal, seed=seed, step=step
                 )
-            _write(screen, out, found, len(found) - 1)
+            results.append(result)
+            _write(screen, out, results, len(results) - 1)
         if lm_eval:
             from packfuse.evaluation.lm_tasks import evaluate_tasks
 
-            found += evaluate_tasks(
+            results += evaluate_tasks(
                 loaded, lm_eval, settings, journal=journal, limit=limit, seed=seed, include=include
             )
-            _write(screen, out, found, len(questions))
-    screen.document([one.model_dump(mode="json") for one in found])
-    for one in found:
-        screen.show(*_view(one))
+            _write(screen, out, results, len(questions))
+    screen.document([result.model_dump(mode="json") for result in results])
+    for result in results:
+        screen.show(*_view(result))
     screen.show(Text(f"\n{out / 'report.md'} has all figures.", "dim"))
-    if any(row.failed for one in found for row in one.rows):
+    if any(row.failed for result in results for row in result.rows):
         raise typer.Exit(1)
 
 
@@ -146,42 +139,39 @@ def _settings(pack: Pack, texts: list[str], steps: int) -> list[Setting] | None:
     return chosen or None
 
 
-def _write(screen: Screen, out: Path, found: list[Evaluation], start: int) -> None:
-    """Write the results so far, with plots from number `start` on."""
+def _write(screen: Screen, out: Path, results: list[Evaluation], start: int) -> None:
+    """Write the results so far, with plots of the results from index `start` on."""
     from packfuse.evaluation.markdown import document
     from packfuse.evaluation.plot import draw
     from packfuse.models.loading import unique_names
     from packfuse.paths import write_text
 
-    write_text(out / "results.json", _json(found))
-    write_text(out / "report.md", document(found))
-    names = unique_names([Path(one.source).stem for one in found])
+    write_text(out / "results.json", _json(results))
+    write_text(out / "report.md", document(results))
+    names = unique_names([Path(result.source).stem for result in results])
     try:
-        for one, name in list(zip(found, names, strict=True))[start:]:
-            draw(one, out / f"{name}.png")
+        for result, name in list(zip(results, names, strict=True))[start:]:
+            draw(result, out / f"{name}.png")
     except ConfigError as error:
         screen.note(Text(f"no plot: {error}", "dim"))
 
 
-def _json(found: list[Evaluation]) -> str:
-    return "[\n" + ",\n".join(one.model_dump_json(indent=1) for one in found) + "\n]\n"
+def _json(results: list[Evaluation]) -> str:
+    return "[\n" + ",\n".join(result.model_dump_json(indent=1) for result in results) + "\n]\n"
 
 
-def _view(found: Evaluation) -> list[Table | Text]:
-    """A table for the terminal, best system first, and a sentence for each measure."""
-    from packfuse.evaluation.markdown import verdict
+def _view(result: Evaluation) -> list[Table | Text]:
+    """A table for the terminal, best first, and the comparisons with the best member."""
+    from packfuse.evaluation.markdown import comparison
 
-    lower_is_better = not any(row.accuracy for row in found.rows)
-    table = plain_table("system", found.verdict, "Δ", "bits/byte", "Δ", "tokens/s")
+    plain_text = not any(row.accuracy for row in result.rows)
+    table = plain_table("system", result.verdict, "Δ", "bits/byte", "Δ", "tokens/s")
 
     def order(row: object) -> float:
-        figure = getattr(row, "bits_per_byte" if lower_is_better else "accuracy")
-        if figure is None:
-            return math.inf
-        value: float = figure.value
-        return value if lower_is_better else -value
+        figure = getattr(row, "bits_per_byte" if plain_text else "accuracy")
+        return math.inf if figure is None else figure.value if plain_text else -figure.value
 
-    for row in sorted(found.rows, key=lambda row: (not row.member, order(row))):
+    for row in sorted(result.rows, key=lambda row: (not row.member, order(row))):
         table.add_row(
             Text(row.label, "bold" if row.member else ""),
             _percent(row.accuracy),
@@ -190,11 +180,13 @@ def _view(found: Evaluation) -> list[Table | Text]:
             _bits(row.against.bits_per_byte, signed=True),
             f"{row.tokens_per_second:.0f}",
         )
-    lines = [Text(line) for name in found.best if (line := verdict(found, name))]
-    skipped = [f"{len(found.skipped)} lines skipped"] if found.skipped else []
-    skipped += [f"{len(found.unread)} questions unread"] if found.unread else []
-    head = ", ".join([f"{found.source}: {found.questions} questions", *skipped])
-    lines += [Text(f"{row.label} stopped: {row.failed}", "red") for row in found.rows if row.failed]
+    lines = [Text(line) for name in result.best if (line := comparison(result, name))]
+    skipped = [f"{len(result.skipped)} lines skipped"] if result.skipped else []
+    skipped += [f"{len(result.unread)} questions unread"] if result.unread else []
+    head = ", ".join([f"{result.source}: {result.questions} questions", *skipped])
+    lines += [
+        Text(f"{row.label} stopped: {row.failed}", "red") for row in result.rows if row.failed
+    ]
     return [Text(f"\n{head}", "bold"), table, *lines]
 
 

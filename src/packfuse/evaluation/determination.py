@@ -1,4 +1,4 @@
-"""What came of determining a pack: every candidate with its figures and the reason."""
+"""The result of determining a pack: every candidate with its figures and the reason."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from packfuse.evaluation.intervals import Figure
 from packfuse.settings import PackConfig
 
 WITHIN = 0.1
-"""How far below the best model a candidate may be: UniTE's 10 %."""
+"""Largest relative distance to the best model's score: UniTE's 10 %."""
 LENGTH_RATIO = 2.0
-"""How much longer than the best model's its answers may be: UniTE's factor."""
+"""Largest ratio of mean answer lengths to the best model: UniTE's factor."""
 
 
 class Candidate(BaseModel):
-    """One model and what became of it.
+    """One model, its figures, and whether it is in the pack.
 
     Attributes:
         name: Short name.
         model: Hub id, folder or GGUF file.
-        score: On the development questions: accuracy, or bits per byte for plain text.
-        bits_per_byte: Loss on the right answers; None where answers are written.
-        length: Mean characters of its answers; None where nothing is written.
-        gain: On the held-back questions: how much better the pack is with it than without, in
-            bits per byte saved, or accuracy; None if it did not come to that.
-        stays: Whether it is in the pack.
-        reason: Why, or why not.
+        score: Accuracy on the development questions, or bits per byte for plain text.
+        bits_per_byte: Loss on the right answers, bits per byte; None if answers are generated.
+        length: Mean characters of the answers; None if no answers are generated.
+        gain: Improvement of the pack by the candidate on the held-back questions, in bits per byte
+            saved or in accuracy; None if it was not measured.
+        stays: Whether the candidate is in the pack.
+        reason: The reason for that.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,16 +44,16 @@ class Candidate(BaseModel):
 
 
 class Determination(BaseModel):
-    """Which models make the pack, and how it is run.
+    """The models of the pack, and its setting.
 
     Attributes:
-        source: The questions.
-        measure: What `Candidate.score` is.
-        development: Questions to choose by.
-        held_back: Questions to verify by.
-        candidates: Best first; those that could not be measured last.
-        setting: The pack's fitted setting, as plain JSON.
-        config: The pack.
+        source: The file of the questions.
+        measure: Metric of `Candidate.score`.
+        development: Number of questions for the choice of models and setting.
+        held_back: Number of questions for the verification.
+        candidates: Best first; candidates that could not be measured come last.
+        setting: The pack's setting as plain JSON.
+        config: The configuration of the pack.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +69,7 @@ class Determination(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class DetermineLimits:
-    """Who may join.
+    """Conditions that a candidate has to meet.
 
     Attributes:
         within: Largest relative distance to the best model's score.
@@ -82,25 +82,27 @@ class DetermineLimits:
     certain: bool = False
 
 
-def commented(found: Determination) -> str:
-    """The reasons and the measured table, as YAML comments to stand before the pack."""
+def yaml_comments(result: Determination) -> str:
+    """The figures and the reasons as YAML comments, for the head of the pack's file."""
     lines = [
-        f"Determined on {found.source}: {found.development} questions to choose by, "
-        f"{found.held_back} held back to verify.",
+        f"Determined on {result.source}: {result.development} questions to choose by, "
+        f"{result.held_back} held back to verify.",
         "",
-        f"{'model':32} {found.measure:>13} {'bits/byte':>9} {'length':>7}  stays",
+        f"{'model':32} {result.measure:>13} {'bits/byte':>9} {'length':>7}  stays",
     ]
-    for one in found.candidates:
+    for candidate in result.candidates:
         figures = [
-            f"{'-' if one.score is None else f'{one.score:.4f}':>13}",
-            f"{'-' if one.bits_per_byte is None else f'{one.bits_per_byte:.4f}':>9}",
-            f"{'-' if one.length is None else f'{one.length:.0f}':>7}",
+            f"{'-' if candidate.score is None else f'{candidate.score:.4f}':>13}",
+            f"{'-' if candidate.bits_per_byte is None else f'{candidate.bits_per_byte:.4f}':>9}",
+            f"{'-' if candidate.length is None else f'{candidate.length:.0f}':>7}",
         ]
-        lines.append(f"{one.name:32} {' '.join(figures)}  {'yes' if one.stays else 'no'}")
-        lines.append(f"    {one.reason}")
+        lines.append(
+            f"{candidate.name:32} {' '.join(figures)}  {'yes' if candidate.stays else 'no'}"
+        )
+        lines.append(f"    {candidate.reason}")
     return "".join(f"# {_one_line(line)}".rstrip() + "\n" for line in lines)
 
 
 def _one_line(text: str) -> str:
-    """A text that stays in its comment: what a library says may have lines and control codes."""
+    """A text on one line: errors of libraries may have line breaks and control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,4 +1,4 @@
-"""Which models belong together: Determine-then-Ensemble, and then the proof by fusing."""
+"""Selects the models of a pack: Determine-then-Ensemble (UniTE), then a test of each fused pack."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from packfuse.evaluation.intervals import Figure, difference, in_bits
 from packfuse.evaluation.journal import Journal
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.report import losses
-from packfuse.evaluation.run import Asked, ask
+from packfuse.evaluation.run import QuestionSet, run_system
 from packfuse.evaluation.setting import Setting, every_method
-from packfuse.evaluation.systems import Scored, System, Written, alone, under
+from packfuse.evaluation.systems import GeneratingSystem, ScoringSystem, System, alone, under
 from packfuse.evaluation.tasks.base import Task
 from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import load_member, short_name, unique_names
@@ -24,20 +24,32 @@ from packfuse.settings import PackConfig
 
 
 class Determiner:
-    """Measures candidates one at a time, and packs of those that may join."""
+    """Measures candidates one at a time, then packs of the candidates that meet the limits.
+
+    The two criteria (score and answer length) are those of UniTE's Determine-then-Ensemble.
+    """
 
     def __init__(
         self,
         config: PackConfig,
-        asked: Asked,
+        questions: QuestionSet,
         task: Task,
         *,
         journal: Journal,
         limits: DetermineLimits | None = None,
         seed: int = 0,
-        tell: LabeledProgressCallback | None = None,
+        progress: LabeledProgressCallback | None = None,
     ) -> None:
-        """Split the questions: every other one is held back.
+        """Split the questions: every second one is held back.
+
+        Args:
+            config: The candidates, and the setting of the packs.
+            questions: The questions.
+            task: The task of the questions.
+            journal: Keeps the outcomes; known outcomes are not computed again.
+            limits: Conditions that a candidate has to meet.
+            seed: Seed of the bootstrap intervals.
+            progress: Called with (step, questions done, questions in total).
 
         Raises:
             ConfigError: for fewer than two models or four questions.
@@ -45,97 +57,98 @@ class Determiner:
         least = 4
         if len(config.members) == 1:
             raise ConfigError("one model makes no choice", hint="name two or more")
-        if len(asked.questions) < least:
+        if len(questions.questions) < least:
             raise ConfigError(
-                f"{len(asked.questions)} questions are too few to choose by and to verify",
+                f"{len(questions.questions)} questions are too few to select models and to verify",
                 hint="give a hundred or more",
             )
-        self.config, self.asked, self.task, self.journal = config, asked, task, journal
-        self.limits, self.seed, self.tell = limits or DetermineLimits(), seed, tell
-        self.development, self.held_back = asked.questions[::2], asked.questions[1::2]
+        self.config, self.task, self.journal = config, task, journal
+        self.limits, self.seed, self.progress = limits or DetermineLimits(), seed, progress
+        self.source = questions.source
+        self.development, self.held_back = questions.questions[::2], questions.questions[1::2]
         self.names = unique_names([m.name or short_name(m.model) for m in config.members])
         self._members = dict(zip(self.names, config.members, strict=True))
         self._loaded: dict[str, HFMember] = {}
 
     def run(self) -> Determination:
-        """Measure every candidate, and let in those that make the pack better.
+        """Measure every candidate, and add those that make the pack better.
 
         Raises:
             LoadError: if no candidate can be measured.
         """
-        ranked = self._ranked(list(map(self._measured, self.names)))
+        ranked = self._rank(list(map(self._measure, self.names)))
         if ranked[0].score is None:
             raise LoadError("no candidate could be measured", hint=ranked[0].reason)
         best = ranked[0].model_copy(
-            update={"stays": True, "reason": f"best of all by {self._measure}"}
+            update={"stays": True, "reason": f"best of all by {self._metric}"}
         )
-        inside, setting, found = [best.name], self._alone(best.name), [best]
+        names, setting, candidates = [best.name], self._setting_alone(best.name), [best]
         for candidate in ranked[1:]:
             reason = self._refusal(candidate, best)
             if reason:
-                found.append(candidate.model_copy(update={"reason": reason}))
+                candidates.append(candidate.model_copy(update={"reason": reason}))
                 continue
-            joined, better = self._joined(candidate, inside, setting)
-            found.append(joined)
-            if joined.stays:
-                inside, setting = [*inside, candidate.name], better
+            tested, fitted = self._test(candidate, names, setting)
+            candidates.append(tested)
+            if tested.stays:
+                names, setting = [*names, candidate.name], fitted
         self._loaded.clear()
         return Determination(
-            source=self.asked.source,
-            measure=self._measure,
+            source=self.source,
+            measure=self._metric,
             development=len(self.development),
             held_back=len(self.held_back),
-            candidates=found,
+            candidates=candidates,
             setting=setting.dump(),
-            config=self._config(inside, setting),
+            config=self._config(names, setting),
         )
 
     @property
-    def _measure(self) -> Literal["accuracy", "bits per byte"]:
+    def _metric(self) -> Literal["accuracy", "bits per byte"]:
         return "bits per byte" if self.task.name == "text" else "accuracy"
 
-    def _measured(self, name: str) -> Candidate:
-        """One model alone on the development questions; it is loaded for that and freed."""
+    def _measure(self, name: str) -> Candidate:
+        """Load one model, evaluate it alone on the development questions, and free it."""
         candidate = Candidate(name=name, model=self._members[name].model)
         try:
             own = self._pack([name])
             system = self._system(own, [Setting.of(own)])
-            outcomes = self._ask(system, self.development, f"{name} alone")
+            results = self._run(system, self.development, f"{name} alone")
         except PackError as error:
             return candidate.model_copy(update={"reason": str(error)})
         finally:
             self._loaded.clear()
             gc.collect()
-        found = list(next(iter(outcomes.values())).values())
-        bits = _bits(found)
-        right = [outcome.right for outcome in found if outcome.right is not None]
+        outcomes = list(next(iter(results.values())).values())
+        bits = _bits(outcomes)
+        right = [outcome.right for outcome in outcomes if outcome.right is not None]
         accuracy = sum(right) / len(right) if right else None
         return candidate.model_copy(
             update={
-                "score": bits if self._measure == "bits per byte" else accuracy,
+                "score": bits if self._metric == "bits per byte" else accuracy,
                 "bits_per_byte": bits,
-                "length": sum(outcome.length for outcome in found) / len(found)
+                "length": sum(outcome.length for outcome in outcomes) / len(outcomes)
                 if self.task.generates
                 else None,
             }
         )
 
-    def _ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Best first; loss breaks ties, and the order in which they were named."""
-        sign = 1 if self._measure == "bits per byte" else -1
+    def _rank(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Best first; ties are broken by the loss, then by the order of the configuration."""
+        sign = 1 if self._metric == "bits per byte" else -1
         return sorted(
             candidates,
             key=lambda c: (c.score is None, sign * (c.score or 0.0), c.bits_per_byte or 0.0),
         )
 
     def _refusal(self, candidate: Candidate, best: Candidate) -> str:
-        """Why a candidate may not join by the paper's two criteria; empty if it may."""
+        """Why a candidate does not meet the paper's two criteria; empty if it meets both."""
         if candidate.score is None or best.score is None:
             return candidate.reason
         gap = abs(best.score - candidate.score) / max(best.score, 1e-9)
         if gap > self.limits.within:
             return (
-                f"{self._measure} {candidate.score:.3f} is {gap:.0%} from the best, "
+                f"{self._metric} {candidate.score:.3f} is {gap:.0%} from the best, "
                 f"more than {self.limits.within:.0%}"
             )
         lengths = [candidate.length, best.length]
@@ -148,17 +161,21 @@ class Determiner:
                 )
         return ""
 
-    def _joined(
-        self, candidate: Candidate, inside: Sequence[str], setting: Setting
+    def _test(
+        self, candidate: Candidate, names: Sequence[str], setting: Setting
     ) -> tuple[Candidate, Setting]:
-        """Whether the pack is better with the candidate, on the held-back questions."""
-        names = [*inside, candidate.name]
+        """Compare the pack with and without a candidate on the held-back questions.
+
+        Returns:
+            The candidate with its gain, and the setting of the pack with it.
+        """
+        extended = [*names, candidate.name]
         try:
-            without = self._pack(inside)
-            before = self._answers(without, setting, self.held_back, " + ".join(inside))
-            pack = self._pack(names)
-            fitted = self._fitted(pack)
-            after = self._answers(pack, fitted, self.held_back, " + ".join(names))
+            without = self._pack(names)
+            before = self._evaluate(without, setting, " + ".join(names))
+            pack = self._pack(extended)
+            fitted = self._fit(pack)
+            after = self._evaluate(pack, fitted, " + ".join(extended))
             gain = self._gain(before, after)
         except PackError as error:
             return candidate.model_copy(update={"reason": f"fusing failed: {error}"}), setting
@@ -171,48 +188,47 @@ class Determiner:
         update = {"gain": gain, "stays": better, "reason": reason}
         return candidate.model_copy(update=update), fitted
 
-    def _fitted(self, pack: Pack) -> Setting:
-        """The setting that is best on the development questions; written answers have no choice."""
+    def _fit(self, pack: Pack) -> Setting:
+        """The setting of lowest loss on the development questions; the pack's if it generates."""
         own = Setting.of(pack)
         if self.task.generates:
             return own
         settings = every_method(own)
         system = self._system(pack, settings)
-        outcomes = self._ask(system, self.development, f"{' + '.join(pack.names)}, settings")
-        losses = {s.label: _bits(list(outcomes[s.label].values())) or 0.0 for s in settings}
+        results = self._run(system, self.development, f"{' + '.join(pack.names)}, settings")
+        losses = {s.label: _bits(list(results[s.label].values())) or 0.0 for s in settings}
         return min(settings, key=lambda s: losses[s.label])
 
-    def _answers(
-        self, pack: Pack, setting: Setting, questions: Sequence[Question], what: str
-    ) -> dict[Question, Outcome]:
-        return self._ask(self._system(pack, [setting]), questions, what)[setting.label]
+    def _evaluate(self, pack: Pack, setting: Setting, step: str) -> dict[Question, Outcome]:
+        """Outcomes on the held-back questions."""
+        return self._run(self._system(pack, [setting]), self.held_back, step)[setting.label]
 
     def _gain(self, before: dict[Question, Outcome], after: dict[Question, Outcome]) -> Figure:
-        """How much better `after` is on the questions that both answered.
+        """The improvement from `before` to `after`, in accuracy or in bits per byte saved.
 
         Raises:
-            PackError: if there is none.
+            PackError: if no question has both outcomes.
         """
-        both = [question for question in before if question in after]
-        if not both:
-            raise PackError("no question was answered with it and without it")
-        ones, others = [after[q] for q in both], [before[q] for q in both]
+        common = [question for question in before if question in after]
+        if not common:
+            raise PackError("no question has an outcome both with and without the candidate")
+        news, olds = [after[q] for q in common], [before[q] for q in common]
         if self.task.generates:
-            new, old = ([float(one.right or False) for one in side] for side in (ones, others))
-            return difference(new, old, [1.0] * len(both), self.seed)
+            new, old = ([float(one.right or False) for one in side] for side in (news, olds))
+            return difference(new, old, [1.0] * len(common), self.seed)
         pairs = [
-            # Where other bytes were scored, their loss stands for as many as before.
+            # If other bytes were scored, the new loss is scaled to the old number of bytes.
             (old.nats or 0.0, (new.nats or 0.0) * old.bytes / max(1, new.bytes))
-            for new, old in zip(ones, others, strict=True)
+            for new, old in zip(news, olds, strict=True)
         ]
-        olds, news = (in_bits(side) for side in zip(*pairs, strict=True))
-        return difference(olds, news, [outcome.bytes for outcome in others], self.seed)
+        old_bits, new_bits = (in_bits(side) for side in zip(*pairs, strict=True))
+        return difference(old_bits, new_bits, [outcome.bytes for outcome in olds], self.seed)
 
-    def _alone(self, name: str) -> Setting:
+    def _setting_alone(self, name: str) -> Setting:
         return Setting.of(self._pack([name]))
 
     def _pack(self, names: Sequence[str]) -> Pack:
-        """A pack of candidates; those that are not in it are freed."""
+        """A pack of the named candidates; other loaded models are freed."""
         others = set(self._loaded) - set(names)
         for other in others:
             del self._loaded[other]
@@ -241,39 +257,40 @@ class Determiner:
     def _system(self, pack: Pack, settings: Sequence[Setting]) -> System:
         if self.task.generates:
             (setting,) = settings
-            return Written(under(pack, setting), setting.label)
-        return Scored(pack, {setting.label: setting for setting in settings})
+            return GeneratingSystem(under(pack, setting), setting.label)
+        return ScoringSystem(pack, {setting.label: setting for setting in settings})
 
-    def _ask(
-        self, system: System, questions: Sequence[Question], what: str
+    def _run(
+        self, system: System, questions: Sequence[Question], step: str
     ) -> dict[str, dict[Question, Outcome]]:
         """Outcomes by label.
 
         Raises:
-            PackError: if a member fails, or nothing could be read.
+            PackError: if a member fails, or no question could be read.
         """
-        tell = self.tell
-        found = ask(
+        progress = self.progress
+        result = run_system(
             system,
             self.task,
             questions,
             self.journal,
-            tell and (lambda done, total: tell(what, done, total)),
+            progress and (lambda done, total: progress(step, done, total)),
         )
-        if found.failed:
-            raise PackError(found.failed)
-        if not all(found.outcomes.values()):
-            raise PackError("no question could be read", hint=next(iter(found.unread.values()), ""))
-        return found.outcomes
+        if result.failed:
+            raise PackError(result.failed)
+        if not all(result.outcomes.values()):
+            hint = next(iter(result.unread.values()), "")
+            raise PackError("no question could be read", hint=hint)
+        return result.outcomes
 
     def _config(self, names: Sequence[str], setting: Setting) -> PackConfig:
-        """The pack as it is written down."""
+        """The configuration of the pack."""
         dumped = setting.dump()
         members = [self._members[name].model_copy(update={"name": name}) for name in names]
         return PackConfig.check({**self.config.model_dump(), **dumped, "members": members})
 
 
 def _bits(outcomes: Sequence[Outcome]) -> float | None:
-    """Loss on the right answers, bits per byte; None where none was scored."""
+    """Loss on the right answers, bits per byte; None if none was scored."""
     bits, sizes = losses(outcomes)
     return sum(bits) / sum(sizes) if sizes else None

@@ -1,4 +1,4 @@
-"""Question files: JSON lines, read with errors that name the file, the line and the field."""
+"""Question files in JSON lines; errors name the file, the line and the field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packfuse.errors import DataError
 from packfuse.registry import suggest
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""What JSON can spell, but no tokenizer can read."""
+"""Lone surrogates: valid in JSON, but not encodable as UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +22,18 @@ class Fields:
     """The fields of one line.
 
     Attributes:
-        data: Their values.
-        where: The file and the line, for errors.
+        data: Values by field.
+        where: The file and the line, for error messages.
     """
 
     data: Mapping[str, Any]
     where: str
 
     def text(self, name: str) -> str:
-        """A field that holds text.
+        """The value of a field that holds a text.
 
         Raises:
-            DataError: if it is missing, empty, or something else.
+            DataError: if the field is missing, empty, or not a text.
         """
         value = self._value(name)
         if isinstance(value, str) and value.strip():
@@ -41,23 +41,23 @@ class Fields:
         raise DataError(f"{self.where}: field {name!r} holds {value!r}, not a text")
 
     def texts(self, name: str) -> list[str]:
-        """A field that holds a text or a list of them.
+        """The value of a field that holds a text or a list of texts.
 
         Raises:
-            DataError: likewise.
+            DataError: if the field is missing or empty, or contains anything but texts.
         """
         value = self._value(name)
-        found = [value] if isinstance(value, str) else value
-        texts = isinstance(found, list) and all(isinstance(t, str) and t.strip() for t in found)
-        if texts and found:
-            return list(found)
+        texts = [value] if isinstance(value, str) else value
+        valid = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
+        if valid and texts:
+            return list(texts)
         raise DataError(f"{self.where}: field {name!r} holds {value!r}, not texts")
 
     def choice(self) -> tuple[dict[str, str], str] | None:
         """The options of a multiple choice by letter, and the right letter.
 
         Returns:
-            None where fewer than two letters have a text, or the right one has none.
+            None if fewer than two letters have a text, or the right letter has none.
 
         Raises:
             DataError: if the fields `A`, `B` or `answer` are missing.
@@ -81,10 +81,10 @@ class Fields:
 
 
 def read_lines(path: Path) -> Iterator[Fields]:
-    """The lines of a file of JSON objects; blank ones are passed over.
+    """The lines of a file of JSON objects; blank lines are skipped.
 
     Raises:
-        DataError: if it cannot be read, is empty, or a line is not a JSON object.
+        DataError: if the file cannot be read or is empty, or a line is not a JSON object.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -93,7 +93,7 @@ def read_lines(path: Path) -> Iterator[Fields]:
         raise DataError(f"cannot read {path}: {reason}") from error
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise DataError(f"{path} is empty", hint="it holds one JSON object a line")
+        raise DataError(f"{path} is empty", hint="write one JSON object a line")
     for number, line in lines:
         where = f"{path}, line {number}"
         try:
@@ -104,5 +104,7 @@ def read_lines(path: Path) -> Iterator[Fields]:
             raise DataError(f"{where}: not a JSON object", hint='write {"question": ..., ...}')
         for name, value in data.items():
             if _SURROGATE.search(json.dumps([name, value], ensure_ascii=False)):
-                raise DataError(f"{where}: field {name!r} holds half a character, which is no text")
+                raise DataError(
+                    f"{where}: field {name!r} holds half a character (a lone surrogate)"
+                )
         yield Fields(data, where)

@@ -1,4 +1,4 @@
-"""Figures with their bootstrap intervals, and paired differences."""
+"""Figures with bootstrap intervals, and paired differences (`scipy.stats.bootstrap`)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Figure(BaseModel):
 
     Attributes:
         value: The value on all questions.
-        low: Lower end of its 95 % bootstrap interval (percentiles over resampled questions).
-        high: Upper end.
+        low: Lower end of the 95 % bootstrap interval (percentiles over resampled questions).
+        high: Upper end of that interval.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,12 +36,12 @@ class Figure(BaseModel):
 
 
 def mean(values: Sequence[float], seed: int) -> Figure:
-    """The mean of one value a question."""
+    """The mean of one value per question."""
     return ratio(values, np.ones(len(values)), seed)
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int) -> Figure:
-    """Sum over sum: questions are drawn, each with both of its numbers.
+    """Sum of numerators over sum of denominators; both are resampled together by question.
 
     Example:
         >>> ratio([1.0, 3.0], [1.0, 1.0], seed=0).value
@@ -55,10 +55,10 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int) -> Figure:
     def statistic(
         top: NDArray[np.float64], bottom: NDArray[np.float64], axis: int = -1
     ) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = top.sum(axis) / bottom.sum(axis)
-        return found
+        ratios: NDArray[np.float64] = top.sum(axis) / bottom.sum(axis)
+        return ratios
 
-    found = bootstrap(
+    interval = bootstrap(
         (top, bottom),
         statistic,
         paired=True,
@@ -69,16 +69,16 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, seed: int) -> Figure:
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Figure(value=value, low=float(found.low), high=float(found.high))
+    return Figure(value=value, low=float(interval.low), high=float(interval.high))
 
 
 def difference(
     one: Sequence[float], other: Sequence[float], sizes: Sequence[float], seed: int
 ) -> Figure:
-    """`one` minus `other` on the same questions, per unit of size: a paired bootstrap."""
+    """`one` minus `other` on the same questions, per unit of `sizes`, by a paired bootstrap."""
     return ratio(np.asarray(one, float) - np.asarray(other, float), sizes, seed)
 
 
 def in_bits(nats: Sequence[float]) -> list[float]:
-    """Nats as bits."""
+    """Nats converted to bits."""
     return [value / math.log(2) for value in nats]

@@ -1,4 +1,4 @@
-"""A file that remembers results by key, line by line, so that an interruption loses nothing."""
+"""A file of results by key, one a line, from which an interrupted evaluation resumes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import IO, Any
 from packfuse.errors import DataError
 
 _BEGIN = b'["'
-"""How every entry begins: what was cut off is told from what is something else."""
+"""Start of every entry; it tells a truncated entry from the content of another file."""
 
 
 class Journal:
-    """Plain JSON values by key, in one file of JSON lines that only grows.
+    """JSON values by key, in one append-only file of JSON lines.
 
     Example:
         >>> with Journal(Path(getfixture("tmp_path")) / "journal.jsonl") as journal:
@@ -25,13 +25,13 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; a last line that was cut off is dropped.
+        """Read the existing entries; a truncated last line is dropped.
 
         Raises:
-            DataError: if the file cannot be read or written, or holds something else.
+            DataError: if the file cannot be read or written, or is not a journal.
         """
         self.path = path
-        self._known: dict[str, Any] = {}
+        self._entries: dict[str, Any] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = path.read_bytes() if path.exists() else b""
@@ -53,7 +53,7 @@ class Journal:
                 raise self._foreign(number) from error
             if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
                 raise self._foreign(number)
-            self._known[entry[0]] = entry[1]
+            self._entries[entry[0]] = entry[1]
 
     def _foreign(self, number: int) -> DataError:
         return DataError(
@@ -62,7 +62,7 @@ class Journal:
         )
 
     def __enter__(self) -> Journal:
-        """Itself."""
+        """The journal itself."""
         return self
 
     def __exit__(
@@ -75,17 +75,17 @@ class Journal:
         self._file.close()
 
     def get(self, key: str) -> Any:
-        """The value kept under a key, or None."""
-        return self._known.get(key)
+        """The value of a key, or None if there is no entry."""
+        return self._entries.get(key)
 
     def add(self, key: str, value: Any) -> None:
-        """Keep a value; it is on disk when this returns."""
+        """Append an entry; it is flushed to the file before this returns."""
         line = json.dumps([key, value], ensure_ascii=False)
         self._file.write(line.encode(errors="surrogatepass") + b"\n")
         self._file.flush()
-        self._known[key] = value
+        self._entries[key] = value
 
 
 def digest(*parts: str) -> str:
-    """A key that stands for all of these texts."""
+    """A key for a sequence of texts: the first 128 bits of their SHA-256, as hexadecimal digits."""
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval by name: each member alone and the pack, on the same documents."""
+"""Evaluation on tasks of lm-eval: each member alone and the pack, on the same documents."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from packfuse.evaluation.systems import singles, under
 from packfuse.pack import Pack
 from packfuse.registry import suggest
 
-_VERDICTS = ("acc_norm", "exact_match", "acc", "em")
-"""Per-document metrics that say whether an answer is right, the first one that a task has."""
+_METRICS = ("acc_norm", "exact_match", "acc", "em")
+"""Per-document metrics that grade an answer as right or wrong; the first that a task has counts."""
 
 
 def evaluate_tasks(
@@ -33,16 +33,19 @@ def evaluate_tasks(
 
     Args:
         pack: The pack.
-        names: Of tasks or groups of them.
-        settings: Of the pack; its own by default.
-        journal: Keeps every answer, and gives it again.
-        limit: Documents of each task.
-        seed: Of the bootstrap intervals.
-        include: A folder of further task files.
+        names: Names of tasks or groups.
+        settings: Settings of the pack; its own by default.
+        journal: Keeps every result; known results are not computed again.
+        limit: Largest number of documents per task.
+        seed: Seed of the bootstrap intervals.
+        include: Folder of further task files.
+
+    Returns:
+        One evaluation per task.
 
     Raises:
         ConfigError: for an unknown task, or if lm-eval is not installed.
-        DataError: if the data of a task cannot be had.
+        DataError: if the data of a task is not available.
         MemberError: if every system failed.
     """
     manager = _manager(names, include)
@@ -53,12 +56,12 @@ def evaluate_tasks(
     chosen = list(settings or [Setting.of(pack)])
     systems = {own.names[0]: own for own in singles(pack)}
     systems |= {setting.label: under(pack, setting) for setting in chosen}
-    answered: dict[str, dict[str, dict[Question, Outcome]]] = {}
+    results: dict[str, dict[str, dict[Question, Outcome]]] = {}
     failed: dict[str, str] = {}
-    for label, one in systems.items():
-        model = PackLM(one, journal=journal)
+    for label, system in systems.items():
+        model = PackLM(system, journal=journal)
         try:
-            found = simple_evaluate(
+            output = simple_evaluate(
                 model=model,
                 tasks=list(names),
                 task_manager=manager,
@@ -69,10 +72,10 @@ def evaluate_tasks(
         except (MemberError, PromptError) as error:
             failed[label] = str(error)
             continue
-        for task, samples in found["samples"].items():
-            answered.setdefault(task, {})[label] = dict(_outcomes(task, samples))
-    if not answered:
-        raise MemberError(f"lm-eval could not ask anybody: {next(iter(failed.values()))}")
+        for task, samples in output["samples"].items():
+            results.setdefault(task, {})[label] = dict(_outcomes(task, samples))
+    if not results:
+        raise MemberError(f"every system failed in lm-eval: {next(iter(failed.values()))}")
     return [
         summarize(
             task,
@@ -85,17 +88,17 @@ def evaluate_tasks(
             questions=max(map(len, outcomes.values())),
             seed=seed,
         )
-        for task, outcomes in answered.items()
+        for task, outcomes in results.items()
     ]
 
 
 def _manager(names: Sequence[str], include: Path | None) -> Any:
-    """lm-eval's index of tasks, once all that are asked for have been loaded."""
+    """lm-eval's task manager, after a check that all named tasks can be loaded."""
     try:
         from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
     except ImportError as error:
         raise ConfigError(
-            "tasks by name need lm-eval", hint="pip install 'packfuse[eval]'"
+            "tasks of lm-eval need the package lm-eval", hint="pip install 'packfuse[eval]'"
         ) from error
     manager = TaskManager(include_path=include)
     for name in names:
@@ -104,16 +107,16 @@ def _manager(names: Sequence[str], include: Path | None) -> Any:
         try:
             manager.load([name])
         except Exception as error:
-            # Whatever the task's own data source raises: no network, no such file, no such set.
+            # The task's data source may raise any error: no network, a missing file.
             raise DataError(
                 f"the data of task {name!r} cannot be had: {error}",
-                hint="go online once, so that it is kept, or use a file of JSON lines",
+                hint="go online once, so that the data is cached, or use a JSON Lines file",
             ) from error
     return manager
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    """The nearest of some thousand names."""
+    """A hint with the most similar of the known names."""
     _, _, near = suggest(name, known).rpartition("; ")
     return near if near.startswith("did you mean") else "`lm-eval ls tasks` lists them"
 
@@ -121,7 +124,7 @@ def _near(name: str, known: Sequence[str]) -> str:
 def _outcomes(task: str, samples: Sequence[dict[str, Any]]) -> Iterator[tuple[Question, Outcome]]:
     for sample in samples:
         question = Question(f"{task}, document {sample['doc_id']}", sample["doc_hash"])
-        name = next((name for name in _VERDICTS if name in sample["metrics"]), None)
+        name = next((name for name in _METRICS if name in sample["metrics"]), None)
         nats, size = _loss(sample)
         yield (
             question,
@@ -136,11 +139,11 @@ def _outcomes(task: str, samples: Sequence[dict[str, Any]]) -> Iterator[tuple[Qu
 
 
 def _loss(sample: dict[str, Any]) -> tuple[float | None, int]:
-    """Negative log-likelihood of the right text, nats, and its bytes, where it was scored."""
+    """Negative log-likelihood of the right text in nats and its bytes; None and 0 if not scored."""
     if "bits_per_byte" in sample["metrics"]:
         logp, size = sample["bits_per_byte"]
         return -float(logp), int(size)
-    target, asked = sample["target"], sample["arguments"]
-    if isinstance(target, int) and len(asked) > 1 and target < len(asked):
-        return -float(sample["filtered_resps"][target][0]), len(asked[target][1].encode())
+    target, requests = sample["target"], sample["arguments"]
+    if isinstance(target, int) and len(requests) > 1 and target < len(requests):
+        return -float(sample["filtered_resps"][target][0]), len(requests[target][1].encode())
     return None, 0

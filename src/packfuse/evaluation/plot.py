@@ -1,4 +1,4 @@
-"""An evaluation as a picture: accuracy with intervals, and loss against weight."""
+"""Plots of an evaluation: accuracy with intervals, and loss by weight."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ _COLORS = {"member": "#444444", "pack": "#1f77b4"}
 _ROW_INCHES = 0.24
 
 
-def draw(found: Evaluation, path: Path) -> None:
+def draw(evaluation: Evaluation, path: Path) -> None:
     """Write a PNG or SVG.
 
-    Left, each system's accuracy (loss, where nothing can be wrong) with its interval; right, loss
-    against the weight of a member where settings have fixed weights.
+    The left plot shows each system's accuracy (for plain text: its loss in bits per byte) with the
+    interval; the right plot shows the loss by the weight of a member for settings with fixed
+    weights.
 
     Raises:
-        ConfigError: without matplotlib.
+        ConfigError: if matplotlib is not installed.
     """
-    pyplot = drawing()
-    curves = _curves(found)
-    name = "accuracy" if any(row.accuracy for row in found.rows) else "bits_per_byte"
-    shown = [row for row in found.rows if getattr(row, name) and not _share(found, row)]
+    pyplot = load_pyplot()
+    curves = _curves(evaluation)
+    name = "accuracy" if any(row.accuracy for row in evaluation.rows) else "bits_per_byte"
+    shown = [row for row in evaluation.rows if getattr(row, name) and not _share(evaluation, row)]
     height = max(3.0, 1.2 + _ROW_INCHES * len(shown))
     figure, axes = pyplot.subplots(
         1, 2 if curves else 1, figsize=(13 if curves else 8, height), squeeze=False
     )
-    _intervals(axes[0][0], shown, name, found)
+    _intervals(axes[0][0], shown, name, evaluation)
     if curves:
-        _weights(axes[0][1], curves, found)
-    figure.suptitle(f"{found.source.rpartition('/')[2]}, {found.questions} questions")
+        _weights(axes[0][1], curves, evaluation)
+    figure.suptitle(f"{evaluation.source.rpartition('/')[2]}, {evaluation.questions} questions")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
-def drawing() -> Any:
-    """Matplotlib's pyplot, without a window.
+def load_pyplot() -> Any:
+    """Matplotlib's pyplot with a backend that opens no window.
 
     Raises:
-        ConfigError: without matplotlib.
+        ConfigError: if matplotlib is not installed.
     """
     try:
         import matplotlib as mpl
@@ -56,24 +57,26 @@ def drawing() -> Any:
     return pyplot
 
 
-def _intervals(axes: Any, rows: Sequence[ReportRow], name: str, found: Evaluation) -> None:
+def _intervals(axes: Any, rows: Sequence[ReportRow], name: str, evaluation: Evaluation) -> None:
     for at, row in enumerate(reversed(rows)):
         figure = getattr(row, name)
         color = _COLORS["member" if row.member else "pack"]
         axes.plot([figure.low, figure.high], [at, at], color=color, linewidth=1.5)
         axes.plot([figure.value], [at], "o", color=color, markersize=4)
-    if name in found.best:
-        best = getattr(found.row(found.best[name]), name).value
+    if name in evaluation.best:
+        best = getattr(evaluation.row(evaluation.best[name]), name).value
         axes.axvline(best, color=_COLORS["member"], linestyle=":", linewidth=1)
     axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)], fontsize=7)
-    axes.set_xlabel("bits per byte" if name == "bits_per_byte" else found.verdict)
+    axes.set_xlabel("bits per byte" if name == "bits_per_byte" else evaluation.verdict)
 
 
-def _weights(axes: Any, curves: dict[str, list[tuple[float, float]]], found: Evaluation) -> None:
+def _weights(
+    axes: Any, curves: dict[str, list[tuple[float, float]]], evaluation: Evaluation
+) -> None:
     for label, points in curves.items():
         shares, losses = zip(*sorted(points), strict=True)
         axes.plot(shares, losses, "o-", label=label, markersize=3)
-    for row in found.rows:
+    for row in evaluation.rows:
         if row.member and row.bits_per_byte:
             axes.axhline(
                 row.bits_per_byte.value, color=_COLORS["member"], linestyle=":", linewidth=1
@@ -84,11 +87,11 @@ def _weights(axes: Any, curves: dict[str, list[tuple[float, float]]], found: Eva
     axes.legend(fontsize=7)
 
 
-def _curves(found: Evaluation) -> dict[str, list[tuple[float, float]]]:
-    """Loss by weight of a member, for each rule and reference with fixed weights."""
+def _curves(evaluation: Evaluation) -> dict[str, list[tuple[float, float]]]:
+    """Points (weight of a member, loss in bits per byte) by rule and reference."""
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in found.packs:
-        share = _share(found, row)
+    for row in evaluation.packs:
+        share = _share(evaluation, row)
         if share and row.setting and row.bits_per_byte:
             name, weight = share
             label = f"{row.setting['fusion']['name']}, {name}, in {row.setting['reference']}"
@@ -96,13 +99,13 @@ def _curves(found: Evaluation) -> dict[str, list[tuple[float, float]]]:
     return {label: points for label, points in curves.items() if len(points) > 1}
 
 
-def _share(found: Evaluation, row: ReportRow) -> tuple[str, float] | None:
-    """The member whose weight a setting fixes: the one that differs from the others."""
+def _share(evaluation: Evaluation, row: ReportRow) -> tuple[str, float] | None:
+    """The member whose fixed weight differs from the others, and that weight."""
     weighting = (row.setting or {}).get("weighting", {})
     if weighting.get("name") != "fixed" or not isinstance(weighting.get("weights"), dict):
         return None
     weights: dict[str, float] = weighting["weights"]
-    names = found.members
+    names = evaluation.members
     pair = 2
     if len(names) == pair:
         return names[-1], weights[names[-1]]

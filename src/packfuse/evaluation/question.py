@@ -1,4 +1,4 @@
-"""One question of a development set, and what a system made of it."""
+"""One question of a development set, and the outcome of one system on it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic import BaseModel, ConfigDict
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, in plain text.
+    """A prompt with its right answer, as plain text.
 
     Attributes:
-        where: The file and the line it comes from.
-        prompt: What the models read.
-        options: Texts that may follow, to be scored; empty where an answer is generated.
-        gold: Which option is right.
-        accepted: Answers that count as right, where one is generated.
-        solution: The right answer written out, for worked examples.
+        where: The file and the line of the question.
+        prompt: The prompt.
+        options: Continuations to score; empty if an answer is generated.
+        gold: Index of the right option.
+        accepted: Answers that count as right if an answer is generated.
+        solution: The right answer as it continues the prompt, for few-shot examples.
     """
 
     where: str
@@ -30,33 +30,33 @@ class Question:
 
     @property
     def key(self) -> str:
-        """A digest of its content, wherever it stands."""
+        """A digest of the content; it does not depend on the file and the line."""
         parts = [self.prompt, *self.options, str(self.gold), *self.accepted]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
-    def after(self, worked: str) -> Question:
-        """The same question with worked examples before it."""
-        return replace(self, prompt=worked + self.prompt) if worked else self
+    def with_prefix(self, examples: str) -> Question:
+        """The same question with few-shot examples before its prompt."""
+        return replace(self, prompt=examples + self.prompt) if examples else self
 
 
 class Outcome(BaseModel):
-    """What one system made of one question.
+    """The result of one system on one question.
 
     Attributes:
-        answer: Its answer: an option's text, a letter, or what it wrote; empty for plain text.
-        right: Whether that is right; None where nothing can be wrong.
-        raw: The same by likelihood not divided by length; None where there is no such thing.
-        nats: Negative log-likelihood of the right answer; None where it was not scored.
-        bytes: Bytes it was scored on.
-        exact: Whether these are the bytes of the answer and no others.
+        answer: An option's text, a letter, or the generated text; empty for plain text.
+        right: Whether the answer is right; None for plain text.
+        raw: The same by log-likelihood without normalization by length; None if it does not apply.
+        nats: Negative log-likelihood of the right answer, nats; None if it was not scored.
+        bytes: Bytes that were scored.
+        exact: Whether the scored bytes are those of the answer and no others.
         impossible: Tokens that a rule gave no probability; each counts -log(1e-6) nats.
-        length: Characters written, where an answer was generated.
-        tokens: Tokens read and written.
-        fused: Share of the answer's tokens at which members were fused, not left to the reference.
-        seconds: What that took; settings that shared a reading share its time.
-        reference: In whose tokens.
-        weights: By member.
-        prompt_bits: By member, bits per byte of the prompt; None if it was not scored.
+        length: Characters of the generated answer.
+        tokens: Tokens read and generated.
+        fused: Share of the answer's tokens at which the gate was open and members were fused.
+        seconds: Wall-clock time, seconds; settings that share a forward pass share its time.
+        reference: Name of the reference member.
+        weights: Weight of each member by name.
+        prompt_bits: Bits per byte of the prompt by member; None if the prompt was not scored.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -1,4 +1,4 @@
-"""The result of an evaluation: one row a system, everything with its interval."""
+"""The results of an evaluation: one row per system, each figure with its interval."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from pydantic import BaseModel, ConfigDict
 from packfuse.evaluation.intervals import Figure, difference, in_bits, mean, ratio
 from packfuse.evaluation.question import Outcome, Question
 
-Answered = Mapping[Question, Outcome]
+Outcomes = Mapping[Question, Outcome]
 
 
-class Against(BaseModel):
-    """A system minus the best member, on the questions that both answered."""
+class Differences(BaseModel):
+    """A system's figures minus the best member's, on the questions that both have outcomes of.
+
+    Attributes:
+        accuracy: Difference of accuracies.
+        raw: Difference of accuracies without normalization.
+        bits_per_byte: Difference of losses, bits per byte; negative if the system is better.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,20 +33,21 @@ class ReportRow(BaseModel):
     """One system.
 
     Attributes:
-        label: What tables call it: a member's name, or the setting.
-        member: Whether it is a member alone.
+        label: Name in tables: a member's name, or the label of the setting.
+        member: Whether the system is a member alone.
         setting: The setting as plain JSON; None for a member alone.
-        questions: How many it answered.
-        accuracy: Share answered rightly; None for plain text.
-        raw: The same by likelihood not divided by length, or among the options alone.
-        bits_per_byte: Loss on the right answer; None where it was not scored.
-        tokens_per_second: Read and written; settings that shared a reading share its time.
-        length: Mean characters written; None where nothing was.
-        inexact: Questions where some other bytes than the answer's were scored as well.
-        impossible: Tokens that had no probability.
-        weights: By member, the mean over the questions.
-        against: This minus the best member alone, by each figure.
-        failed: Why it stopped before the end, if it did.
+        questions: Number of questions with an outcome.
+        accuracy: Share of right answers; None for plain text.
+        raw: The same by log-likelihood without normalization, or among the options alone.
+        bits_per_byte: Loss on the right answers, bits per byte; None if they were not scored.
+        tokens_per_second: Tokens read and generated per second; settings that share a forward
+            pass share its time.
+        length: Mean characters of the generated answers; None if none was generated.
+        inexact: Questions for which bytes other than the answer's were scored as well.
+        impossible: Tokens without probability.
+        weights: Mean weight of each member by name.
+        against: Differences to the best member alone.
+        failed: The error at which the system stopped; None if it finished.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,24 +64,24 @@ class ReportRow(BaseModel):
     inexact: int = 0
     impossible: int = 0
     weights: dict[str, float] = {}
-    against: Against = Against()
+    against: Differences = Differences()
     failed: str | None = None
 
 
 class Evaluation(BaseModel):
-    """One file under one task.
+    """The results on one file under one task.
 
     Attributes:
-        source: The file.
-        task: With its parameters.
-        verdict: What accuracy means here.
-        seed: Of the choice of questions and of the intervals.
-        questions: How many were asked.
-        skipped: Lines that could not be asked: their answer is none of their options.
-        unread: Questions that some system could not read, by the reason.
-        members: In the pack's order.
-        best: The best member by each figure.
-        rows: Members first.
+        source: The file, or the name of the lm-eval task.
+        task: The task with its parameters.
+        verdict: Name of the accuracy metric.
+        seed: Seed of the order of questions and of the intervals.
+        questions: Number of questions.
+        skipped: Lines without a usable question: their answer is none of their options.
+        unread: By location, the error of each question that some system could not read.
+        members: Names of the members, in the pack's order.
+        best: Name of the best member by figure.
+        rows: The systems, members first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,10 +98,10 @@ class Evaluation(BaseModel):
     rows: list[ReportRow]
 
     def row(self, label: str) -> ReportRow:
-        """A system by its label.
+        """The row of a system by its label.
 
         Raises:
-            KeyError: if there is none.
+            KeyError: if there is no such system.
         """
         for row in self.rows:
             if row.label == label:
@@ -103,7 +110,7 @@ class Evaluation(BaseModel):
 
     @property
     def packs(self) -> list[ReportRow]:
-        """The settings of the pack."""
+        """The rows of the pack's settings."""
         return [row for row in self.rows if not row.member]
 
 
@@ -113,8 +120,8 @@ _FIGURES = ("accuracy", "raw", "bits_per_byte")
 def summarize(
     source: str,
     task: dict[str, Any],
-    verdict: str,
-    answered: Mapping[str, Answered],
+    metric: str,
+    outcomes: Mapping[str, Outcomes],
     *,
     members: Sequence[str],
     settings: Mapping[str, dict[str, Any]],
@@ -124,38 +131,38 @@ def summarize(
     questions: int,
     seed: int,
 ) -> Evaluation:
-    """Figures for every system, and each minus the best member.
+    """The figures of every system, and their differences to the best member.
 
     Args:
-        source: Where the questions come from.
-        task: Their kind, with its parameters.
-        verdict: What being right is called.
-        answered: By label, the outcome of each question.
-        members: Names of the members; they are labels too.
-        settings: By label of a setting, what it is.
-        failed: By label, why a system stopped.
-        skipped: Lines that could not be asked.
-        unread: Questions that could not be read.
-        questions: How many were asked.
-        seed: Of the intervals.
+        source: The file, or the name of the lm-eval task.
+        task: The task with its parameters.
+        metric: Name of the accuracy metric.
+        outcomes: By label, the outcome of each question.
+        members: Names of the members; each is a label.
+        settings: Settings as plain JSON, by label.
+        failed: By label, the error at which a system stopped.
+        skipped: Lines without a usable question.
+        unread: By location, the error of each question that could not be read.
+        questions: Number of questions.
+        seed: Seed of the bootstrap intervals.
     """
     rows = {
-        label: _row(label, outcomes, settings.get(label), failed.get(label), seed)
-        for label, outcomes in answered.items()
+        label: _row(label, list(known.values()), settings.get(label), failed.get(label), seed)
+        for label, known in outcomes.items()
     }
     best = {
-        name: found
+        name: member
         for name in _FIGURES
-        if (found := _best(name, [rows[m] for m in members if m in rows])) is not None
+        if (member := _best(name, [rows[m] for m in members if m in rows])) is not None
     }
     compared = [
-        row.model_copy(update={"against": _against(row.label, best, answered, seed)})
+        row.model_copy(update={"against": _differences(row.label, best, outcomes, seed)})
         for row in rows.values()
     ]
     return Evaluation(
         source=source,
         task=task,
-        verdict=verdict,
+        verdict=metric,
         seed=seed,
         questions=questions,
         skipped=list(skipped),
@@ -168,87 +175,86 @@ def summarize(
 
 def _row(
     label: str,
-    outcomes: Answered,
+    outcomes: Sequence[Outcome],
     setting: dict[str, Any] | None,
     failed: str | None,
     seed: int,
 ) -> ReportRow:
-    found = list(outcomes.values())
-    if not found:
+    if not outcomes:
         return ReportRow(
             label=label, member=setting is None, setting=setting, questions=0, failed=failed
         )
-    seconds = sum(outcome.seconds for outcome in found)
-    bits, sizes = losses(found)
-    wrote = any(outcome.length for outcome in found)
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    bits, sizes = losses(outcomes)
+    generated = any(outcome.length for outcome in outcomes)
     return ReportRow(
         label=label,
         member=setting is None,
         setting=setting,
-        questions=len(found),
-        accuracy=_share([outcome.right for outcome in found], seed),
-        raw=_share([outcome.raw for outcome in found], seed),
+        questions=len(outcomes),
+        accuracy=_share([outcome.right for outcome in outcomes], seed),
+        raw=_share([outcome.raw for outcome in outcomes], seed),
         bits_per_byte=ratio(bits, sizes, seed) if sizes else None,
-        tokens_per_second=sum(outcome.tokens for outcome in found) / seconds if seconds else 0.0,
-        length=sum(outcome.length for outcome in found) / len(found) if wrote else None,
-        inexact=sum(not outcome.exact for outcome in found),
-        impossible=sum(outcome.impossible for outcome in found),
+        tokens_per_second=sum(outcome.tokens for outcome in outcomes) / seconds if seconds else 0.0,
+        length=sum(outcome.length for outcome in outcomes) / len(outcomes) if generated else None,
+        inexact=sum(not outcome.exact for outcome in outcomes),
+        impossible=sum(outcome.impossible for outcome in outcomes),
         weights={
-            name: sum(outcome.weights.get(name, 0.0) for outcome in found) / len(found)
-            for name in found[0].weights
+            name: sum(outcome.weights.get(name, 0.0) for outcome in outcomes) / len(outcomes)
+            for name in outcomes[0].weights
         },
         failed=failed,
     )
 
 
 def losses(outcomes: Sequence[Outcome]) -> tuple[list[float], list[int]]:
-    """Loss on the right answers, bits, and the bytes it was taken on, of those that were scored."""
+    """Loss on each right answer that was scored, bits, and the bytes that were scored."""
     scored = [(o.nats, o.bytes) for o in outcomes if o.nats is not None and o.bytes]
     return in_bits([nats for nats, _ in scored]), [size for _, size in scored]
 
 
-def _share(verdicts: Sequence[bool | None], seed: int) -> Figure | None:
-    known = [float(verdict) for verdict in verdicts if verdict is not None]
+def _share(grades: Sequence[bool | None], seed: int) -> Figure | None:
+    known = [float(grade) for grade in grades if grade is not None]
     return mean(known, seed) if known else None
 
 
 def _best(name: str, rows: Sequence[ReportRow]) -> str | None:
     """The member with the highest accuracy, or the lowest loss.
 
-    One that stopped early counts only if all did: it may have been lucky with its few questions.
+    A member that stopped early counts only if all did: its few questions may have been easy.
     """
-    every = [row for row in rows if getattr(row, name) is not None]
-    whole = [row for row in every if not row.failed]
-    known = [(getattr(row, name), row.label) for row in whole or every]
+    measured = [row for row in rows if getattr(row, name) is not None]
+    finished = [row for row in measured if not row.failed]
+    known = [(getattr(row, name), row.label) for row in finished or measured]
     if not known:
         return None
     sign = 1 if name == "bits_per_byte" else -1
     return min(known, key=lambda pair: sign * pair[0].value)[1]
 
 
-def _against(
-    label: str, best: Mapping[str, str], answered: Mapping[str, Answered], seed: int
-) -> Against:
-    found: dict[str, Figure] = {}
+def _differences(
+    label: str, best: Mapping[str, str], outcomes: Mapping[str, Outcomes], seed: int
+) -> Differences:
+    figures: dict[str, Figure] = {}
     for name, member in best.items():
-        mine, its = answered[label], answered[member]
-        both = [question for question in mine if question in its]
-        pairs = [_pair(name, mine[question], its[question]) for question in both]
+        own, base = outcomes[label], outcomes[member]
+        common = [question for question in own if question in base]
+        pairs = [_pair(name, own[question], base[question]) for question in common]
         known = [pair for pair in pairs if pair is not None]
         if known and label != member:
             ones, others, sizes = zip(*known, strict=True)
-            found[name] = difference(ones, others, sizes, seed)
-    return Against(**found)
+            figures[name] = difference(ones, others, sizes, seed)
+    return Differences(**figures)
 
 
-def _pair(name: str, mine: Outcome, its: Outcome) -> tuple[float, float, float] | None:
-    """Both systems' numbers on one question, and the size they are measured by."""
+def _pair(name: str, own: Outcome, base: Outcome) -> tuple[float, float, float] | None:
+    """The values of a system and of the best member on one question, and the question's size."""
     if name == "bits_per_byte":
-        if mine.nats is None or its.nats is None or not mine.bytes or not its.bytes:
+        if own.nats is None or base.nats is None or not own.bytes or not base.bytes:
             return None
-        # Where other bytes were scored, their loss stands for as many as the member's.
-        one, other = in_bits([mine.nats * its.bytes / mine.bytes, its.nats])
-        return one, other, float(its.bytes)
+        # If the system scored other bytes, its loss is scaled to the member's number of bytes.
+        loss, base_loss = in_bits([own.nats * base.bytes / own.bytes, base.nats])
+        return loss, base_loss, float(base.bytes)
     field = "right" if name == "accuracy" else "raw"
-    one_, other_ = getattr(mine, field), getattr(its, field)
-    return None if one_ is None or other_ is None else (float(one_), float(other_), 1.0)
+    grade, base_grade = getattr(own, field), getattr(base, field)
+    return None if grade is None or base_grade is None else (float(grade), float(base_grade), 1.0)

@@ -1,4 +1,4 @@
-"""Runs every system on every question, and keeps what is known when it is known."""
+"""Runs every system on every question, and keeps each outcome as soon as it is known."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from packfuse.progress import ProgressCallback
 
 
 @dataclass(slots=True)
-class Asked:
+class QuestionSet:
     """The questions of one file.
 
     Attributes:
         source: The file.
-        questions: In the order in which they are asked.
-        skipped: Lines that could not be asked.
+        questions: The questions, in the order of evaluation.
+        skipped: Lines without a usable question.
     """
 
     source: str
@@ -37,46 +37,53 @@ class Asked:
 
 
 def task_for(path: Path) -> Task:
-    """The task whose fields a file has.
+    """The task that fits the fields of a file's first line.
 
     Raises:
-        DataError: if there is none.
+        DataError: if the file cannot be read, or no task fits.
     """
     first = next(read_lines(path))
     for part in tasks().parts.values():
         if part.fits(list(first.data), first.data.get("answer")):
-            made: Task = part()
-            return made
+            task: Task = part()
+            return task
     raise DataError(
         f"{first.where}: no task has the fields {', '.join(first.data)}",
-        hint=f"name one of {', '.join(tasks().parts)}; docs/evaluation.md says what each needs",
+        hint=f"name one of {', '.join(tasks().parts)}; the README lists the fields of each",
     )
 
 
-def read_questions(path: Path, task: Task, limit: int | None = None, seed: int = 0) -> Asked:
-    """Questions from a file, drawn by `seed`, each after the task's worked examples.
+def read_questions(path: Path, task: Task, limit: int | None = None, seed: int = 0) -> QuestionSet:
+    """Questions of a file in random order, each after the task's few-shot examples.
+
+    Args:
+        path: The file.
+        task: The task that reads its lines.
+        limit: Largest number of questions.
+        seed: Seed of the order.
 
     Raises:
-        DataError: naming the file, the line and the field; or if too few questions are left.
+        DataError: for a wrong line, with the file, the line and the field; or if no question is
+            left.
     """
-    made = [(task.read(fields), fields.where) for fields in read_lines(path)]
-    questions = [question for question, _ in made if question is not None]
-    skipped = [where for question, where in made if question is None]
+    lines = [(task.read(fields), fields.where) for fields in read_lines(path)]
+    questions = [question for question, _ in lines if question is not None]
+    skipped = [where for question, where in lines if question is None]
     random.Random(seed).shuffle(questions)  # noqa: S311 - a choice of questions, no secret
-    shown, asked = questions[: task.shots], questions[task.shots :]
-    if not asked:
+    examples, rest = questions[: task.shots], questions[task.shots :]
+    if not rest:
         raise DataError(
-            f"{path} has no question left to ask: {len(made)} lines, {len(skipped)} skipped, "
-            f"{len(shown)} worked examples"
+            f"{path} has no question left: {len(lines)} lines, {len(skipped)} skipped, "
+            f"{len(examples)} few-shot examples"
         )
-    worked = task.worked(shown)
-    chosen = asked if limit is None else asked[:limit]
-    return Asked(str(path), [question.after(worked) for question in chosen], skipped)
+    prefix = task.few_shot_prefix(examples)
+    chosen = rest if limit is None else rest[:limit]
+    return QuestionSet(str(path), [question.with_prefix(prefix) for question in chosen], skipped)
 
 
 def evaluate(
     pack: Pack,
-    asked: Asked,
+    questions: QuestionSet,
     task: Task,
     settings: Sequence[Setting] | None = None,
     *,
@@ -84,47 +91,48 @@ def evaluate(
     seed: int = 0,
     step: ProgressCallback | None = None,
 ) -> Evaluation:
-    """Each member alone and the pack under `settings`, on the same questions.
+    """Evaluate each member alone and the pack under `settings` on the same questions.
 
-    A system whose member fails stops there; what it answered before counts, and the others go on.
+    A system whose member fails stops; its earlier outcomes count, and the other systems continue.
 
     Args:
-        pack: The pack; its lock is held while it runs.
-        asked: The questions.
-        task: Their kind.
-        settings: By default every rule with every weighting where options are scored, and the
-            pack's own where answers are written.
-        journal: Where outcomes are kept, and found again.
-        seed: Of the bootstrap intervals.
+        pack: The pack; its lock is held during the evaluation.
+        questions: The questions.
+        task: The task of the questions.
+        settings: By default every rule with every weighting if options are scored, and the pack's
+            own setting if answers are generated.
+        journal: Keeps the outcomes; known outcomes are not computed again.
+        seed: Seed of the bootstrap intervals.
         step: Called with (questions done, questions in total) over all systems.
 
     Returns:
-        The figures. `Evaluation.rows` tells of systems that failed.
+        The figures. `ReportRow.failed` names the error of a system that stopped.
     """
     own = Setting.of(pack)
     chosen = list(settings or ([own] if task.generates else every_method(own)))
     parts = systems(pack, task, chosen)
-    size = len(asked.questions)
-    answered: dict[str, dict[Question, Outcome]] = {}
+    size = len(questions.questions)
+    outcomes: dict[str, dict[Question, Outcome]] = {}
     failed: dict[str, str] = {}
     unread: dict[str, str] = {}
     with pack.lock:
         for number, system in enumerate(parts):
-            found = ask(system, task, asked.questions, journal, _tell(step, number, size, parts))
-            answered.update(found.outcomes)
-            unread.update(found.unread)
-            if found.failed:
-                failed.update(dict.fromkeys(system.labels, found.failed))
+            progress = _overall_progress(step, number, size, parts)
+            result = run_system(system, task, questions.questions, journal, progress)
+            outcomes.update(result.outcomes)
+            unread.update(result.unread)
+            if result.failed:
+                failed.update(dict.fromkeys(system.labels, result.failed))
     labels = dict.fromkeys([*pack.names, *(setting.label for setting in chosen)])
     return summarize(
-        asked.source,
+        questions.source,
         tasks().dump(task),
-        task.verdict,
-        {label: answered[label] for label in labels},
+        task.metric,
+        {label: outcomes[label] for label in labels},
         members=pack.names,
         settings={setting.label: setting.dump() for setting in chosen},
         failed=failed,
-        skipped=asked.skipped,
+        skipped=questions.skipped,
         unread=unread,
         questions=size,
         seed=seed,
@@ -132,13 +140,13 @@ def evaluate(
 
 
 @dataclass(slots=True)
-class Found:
-    """What one system made of the questions.
+class SystemOutcomes:
+    """The outcomes of one system.
 
     Attributes:
-        outcomes: By label, by question.
-        unread: Questions that it could not read, with the reason, by where they stand.
-        failed: Why it stopped before the end, if it did.
+        outcomes: Outcomes by label and question.
+        unread: By location, the error of each question that a member could not read.
+        failed: The error at which the system stopped; None if it finished.
     """
 
     outcomes: dict[str, dict[Question, Outcome]]
@@ -146,54 +154,55 @@ class Found:
     failed: str | None = None
 
 
-def ask(
+def run_system(
     system: System,
     task: Task,
     questions: Sequence[Question],
     journal: Journal,
-    tell: ProgressCallback | None = None,
-) -> Found:
-    """Put every question to one system, but for those it has answered before.
+    progress: ProgressCallback | None = None,
+) -> SystemOutcomes:
+    """Run one system on the questions; outcomes that the journal has are not computed again.
 
     Args:
-        system: Who is asked.
-        task: The kind of the questions.
-        questions: In order.
-        journal: Where outcomes are kept, and found again.
-        tell: Called with (questions done, questions in total).
+        system: The system.
+        task: The task of the questions.
+        questions: The questions, in order.
+        journal: Keeps the outcomes.
+        progress: Called with (questions done, questions in total).
     """
-    found = Found({label: {} for label in system.labels})
+    result = SystemOutcomes({label: {} for label in system.labels})
     try:
-        for done, (question, answers) in enumerate(_each(system, task, questions, journal, found)):
-            for label, outcome in (answers or {}).items():
-                found.outcomes[label][question] = outcome
-            if tell:
-                tell(done + 1, len(questions))
+        pairs = _outcomes(system, task, questions, journal, result.unread)
+        for done, (question, outcomes) in enumerate(pairs):
+            for label, outcome in (outcomes or {}).items():
+                result.outcomes[label][question] = outcome
+            if progress:
+                progress(done + 1, len(questions))
     except MemberError as error:
-        found.failed = str(error)
-    # Those known before came first: figures shall not depend on where an interruption was.
-    found.outcomes = {
+        result.failed = str(error)
+    # Outcomes of the journal came first; the order of the figures must not depend on that.
+    result.outcomes = {
         label: {question: known[question] for question in questions if question in known}
-        for label, known in found.outcomes.items()
+        for label, known in result.outcomes.items()
     }
-    return found
+    return result
 
 
-def _tell(
+def _overall_progress(
     step: ProgressCallback | None, number: int, size: int, parts: Sequence[System]
 ) -> ProgressCallback | None:
-    """Progress of one system as progress of all."""
+    """The progress of system `number` as progress over all systems."""
     return step and (lambda done, _: step(number * size + done, len(parts) * size))
 
 
-def _each(
+def _outcomes(
     system: System,
     task: Task,
     questions: Sequence[Question],
     journal: Journal,
-    found: Found,
+    unread: dict[str, str],
 ) -> Iterator[tuple[Question, dict[str, Outcome] | None]]:
-    """Outcomes by question: those known before, then the others, in batches."""
+    """Outcomes by question: those of the journal first, then new ones in batches."""
     fresh: list[tuple[Question, str]] = []
     for question in questions:
         key = digest(system.key, task.name, task.model_dump_json(), question.key)
@@ -204,25 +213,25 @@ def _each(
             yield question, {label: Outcome(**fields) for label, fields in known.items()}
     for start in range(0, len(fresh), system.batch):
         batch = fresh[start : start + system.batch]
-        answers = _answers(system, task, [question for question, _ in batch], found.unread)
-        for (_, key), said in zip(batch, answers, strict=True):
-            if said is not None:
-                journal.add(key, {label: _plain(outcome) for label, outcome in said.items()})
-        yield from zip((question for question, _ in batch), answers, strict=True)
+        results = _run_batch(system, task, [question for question, _ in batch], unread)
+        for (_, key), outcomes in zip(batch, results, strict=True):
+            if outcomes is not None:
+                journal.add(key, {label: _dump(outcome) for label, outcome in outcomes.items()})
+        yield from zip((question for question, _ in batch), results, strict=True)
 
 
-def _plain(outcome: Outcome) -> dict[str, Any]:
+def _dump(outcome: Outcome) -> dict[str, Any]:
     return outcome.model_dump(mode="json", exclude_defaults=True)
 
 
-def _answers(
+def _run_batch(
     system: System, task: Task, batch: Sequence[Question], unread: dict[str, str]
 ) -> list[dict[str, Outcome] | None]:
-    """A batch; if it holds questions that cannot be read, one question after the other."""
+    """Run a batch; if it has a question that is too long, run its questions one by one."""
     try:
         return list(system.run(task, batch))
     except PromptError as error:
         if len(batch) == 1:
             unread[batch[0].where] = str(error)
             return [None]
-    return [_answers(system, task, [question], unread)[0] for question in batch]
+    return [_run_batch(system, task, [question], unread)[0] for question in batch]

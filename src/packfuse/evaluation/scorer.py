@@ -1,4 +1,4 @@
-"""Continuations of a text scored under many settings, in one reading by the members."""
+"""Log-probabilities of continuations under many settings, in one forward pass of the members."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from packfuse.weighting.prefill import Fit, PromptReading, finish, fit_weights, 
 
 
 class Method(NamedTuple):
-    """How members are combined and weighted, and where."""
+    """A rule, a weighting and a gate."""
 
     rule: Rule
     weighting: Weighting
@@ -35,17 +35,17 @@ class Method(NamedTuple):
 
 @dataclass(slots=True)
 class Scores:
-    """The scores of n texts after one context, under S settings.
+    """The scores of n texts after one context, under S settings of K members.
 
     Attributes:
         logps: Log-probability of each text, `[S, n]`, nats.
-        sizes: Bytes scored of each, `[n]`.
+        sizes: Bytes scored of each text, `[n]`.
         exact: Whether these are the bytes of the text and no others, `[n]`.
-        greedy: Whether each text is what greedy decoding would write, `[S, n]`.
-        impossible: Tokens that had no probability and count `IMPOSSIBLE`, `[S, n]`.
+        greedy: Whether greedy decoding would generate the text, `[S, n]`.
+        impossible: Tokens without probability, each of which counts `IMPOSSIBLE`, `[S, n]`.
         fused: Share of each text's tokens at which the setting's gate was open, `[S, n]`.
-        first: The most probable token after the context, by setting.
-        weights: `[S, K]`.
+        first: Bytes of the most probable token after the context, `[S]`.
+        weights: The members' weights, `[S, K]`.
         tokens: Reference tokens read, context included.
         fit: The members' losses on the context.
     """
@@ -63,7 +63,7 @@ class Scores:
 
 
 class Scorer:
-    """One reference and one alignment; any number of rules with their weightings."""
+    """Scores texts in one reference vocabulary and one alignment, under any number of methods."""
 
     def __init__(
         self,
@@ -75,16 +75,16 @@ class Scorer:
         *,
         heads: HeadsName = "full",
     ) -> None:
-        """Pair the members; `methods` are by setting, `heads` as in `Engine`."""
+        """Align the members; `methods` are by setting, `heads` is as in `Engine`."""
         self.methods = list(methods)
         self.engine = Engine(members, reference, alignment, progress, heads=heads)
         self.fusion = MultiFusion([m.rule for m in methods], [m.gate for m in methods])
         self._vocabularies = [member.vocabulary for member in members]
         names = [member.name for member in members]
-        self._given = {
-            at: given
+        self._constant = {
+            at: constant
             for at, method in enumerate(self.methods)
-            if (given := method.weighting.for_members(names)) is not None
+            if (constant := method.weighting.for_members(names)) is not None
         }
 
     def score(self, context: str, texts: Sequence[str]) -> Scores:
@@ -95,36 +95,41 @@ class Scorer:
             ConfigError: for an empty text.
             MemberError: if a member fails.
         """
-        asked = [Continuation.of(self.engine.reference, context, text) for text in texts]
-        row, fit = self._read(asked[0].head)
-        opening = self.fusion.at_last_position([item.new[0] for item in asked])
-        said = [
-            [_column(opening, column), *self._follow(row.fork(), item.new)]
-            for column, item in enumerate(asked)
+        items = [Continuation.of(self.engine.reference, context, text) for text in texts]
+        sequence, fit = self._read(items[0].head)
+        first = self.fusion.at_last_position([item.new[0] for item in items])
+        scored = [
+            [_column(first, column), *self._extend(sequence.fork(), item.new)]
+            for column, item in enumerate(items)
         ]
-        sums = [total(places) for places in said]
+        sums = [total(positions) for positions in scored]
         return Scores(
             logps=np.stack([logps for logps, _ in sums], 1),
-            sizes=[item.size for item in asked],
-            exact=[item.exact for item in asked],
-            greedy=np.stack([_greedy(p, i.new) for p, i in zip(said, asked, strict=True)], 1),
+            sizes=[item.size for item in items],
+            exact=[item.exact for item in items],
+            greedy=np.stack([_greedy(p, i.new) for p, i in zip(scored, items, strict=True)], 1),
             impossible=np.stack([missing for _, missing in sums], 1),
-            fused=np.stack([np.mean([place.fused for place in places], 0) for places in said], 1),
-            first=[self.engine.reference.decode([int(token)]) for token in opening.first],
+            fused=np.stack([np.mean([p.fused for p in positions], 0) for positions in scored], 1),
+            first=[self.engine.reference.decode([int(token)]) for token in first.first],
             weights=self.fusion.weights,
-            tokens=len(asked[0].head) + sum(len(item.new) for item in asked),
+            tokens=len(items[0].head) + sum(len(item.new) for item in items),
             fit=fit,
         )
 
     def weigh(self, context: str) -> Fit:
-        """The members' losses on a context; nothing is scored after it."""
+        """The members' losses on a context, without a continuation.
+
+        Raises:
+            PromptError: for an empty context, or one that is too long for a member.
+            MemberError: if a member fails.
+        """
         plain = from_text(bare(context), self._vocabularies, self.engine.reference_index).stream
         return self._read(plain)[1]
 
     def _read(self, ids: Sequence[int]) -> tuple[PackSequence, Fit]:
-        """Read the context and fit all weights to it: a sequence at its end."""
+        """Read the context and fit all weights to it; the returned sequence holds the context."""
         prompt = from_ids(ids, self._vocabularies, self.engine.reference_index)
-        weights, reading = dict(self._given), None
+        weights, reading = dict(self._constant), None
         for limits, group in self._fitted().items():
             scores = any(m.weighting.needs_scores(m.rule.pool) for m in group.values())
             reading = self._read_once(prompt, limits, scores)
@@ -145,41 +150,46 @@ class Scorer:
         )
 
     def _fitted(self) -> dict[FitLimits, dict[int, Method]]:
-        """The settings whose weights are fitted, in groups that look at as much of the context."""
+        """The methods whose weights are fitted, by the part of the context that they read."""
         groups: dict[FitLimits, dict[int, Method]] = {}
         for at, method in enumerate(self.methods):
-            if at not in self._given:
+            if at not in self._constant:
                 groups.setdefault(method.weighting.limits, {})[at] = method
         return groups
 
-    def follow(
+    def score_ids(
         self, head: Sequence[int], new: Sequence[int]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Reference ids scored after others, to which weights are fitted.
+        """Score reference token ids `new` after `head`; weights are fitted to `head`.
 
         Returns:
-            By setting `[S]`: log-probability in nats, and whether greedy decoding would write them.
-        """
-        row, _ = self._read(head)
-        places = [self.fusion.at_last_position(new[:1]), *self._follow(row, new)]
-        return total(places)[0], _greedy(places, new)
+            By setting, `[S]`: the log-probability in nats, and whether greedy decoding would
+            generate the ids.
 
-    def _follow(self, row: PackSequence, new: Sequence[int]) -> list[FusedTokens]:
-        """Extend a sequence; the positions after the first of the new ids."""
+        Raises:
+            PromptError: for an empty head, or one that is too long for a member.
+            MemberError: if a member fails.
+        """
+        sequence, _ = self._read(head)
+        positions = [self.fusion.at_last_position(new[:1]), *self._extend(sequence, new)]
+        return total(positions)[0], _greedy(positions, new)
+
+    def _extend(self, sequence: PackSequence, new: Sequence[int]) -> list[FusedTokens]:
+        """Extend a sequence; the results at the positions of `new[1:]`."""
         if len(new) == 1:
             return []
-        self.fusion.look_at([[token] for token in new[1:]])
-        self.engine.advance([row], [new[:-1]], self.fusion, len(new) - 1)
-        return self.fusion.found
+        self.fusion.set_targets([[token] for token in new[1:]])
+        self.engine.advance([sequence], [new[:-1]], self.fusion, len(new) - 1)
+        return self.fusion.results
 
 
-def _column(said: FusedTokens, column: int) -> FusedTokens:
-    """The findings on one of the tokens looked at."""
-    return replace(said, logps=said.logps[:, column : column + 1])
+def _column(position: FusedTokens, column: int) -> FusedTokens:
+    """The results of one target token."""
+    return replace(position, logps=position.logps[:, column : column + 1])
 
 
-def _greedy(said: Sequence[FusedTokens], tokens: Sequence[int]) -> NDArray[np.bool_]:
-    """Whether these tokens are the likeliest ones at every place, by setting."""
-    hits = [place.first == token for place, token in zip(said, tokens, strict=True)]
-    found: NDArray[np.bool_] = np.stack(hits).min(0)
-    return found
+def _greedy(positions: Sequence[FusedTokens], tokens: Sequence[int]) -> NDArray[np.bool_]:
+    """Whether the tokens are the most probable ones at every position, by setting `[S]`."""
+    hits = [position.first == token for position, token in zip(positions, tokens, strict=True)]
+    greedy: NDArray[np.bool_] = np.stack(hits).min(0)
+    return greedy

@@ -1,4 +1,4 @@
-"""How a pack is run in an evaluation: rule, weighting, alignment, reference, gate."""
+"""The settings under which a pack is evaluated: rule, weighting, alignment, reference, gate."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Setting:
 
     Attributes:
         rule: How distributions are combined.
-        weighting: Whom to trust.
-        alignment: How vocabularies are compared.
+        weighting: How the members' weights are fitted to the prompt.
+        alignment: How vocabularies are aligned.
         reference: A member's name, or "auto".
-        gate: Where members are fused.
+        gate: At which positions members are fused.
     """
 
     rule: Rule
@@ -43,19 +43,19 @@ class Setting:
 
     @classmethod
     def of(cls, pack: Pack) -> Setting:
-        """The pack's own."""
+        """The setting of a pack."""
         parts = pack.runtime.parts
         reference = pack.settings.reference
         return cls(parts.rule, parts.weighting, parts.alignment, reference, parts.gate)
 
     @classmethod
     def parse(cls, text: str, pack: Pack) -> Setting:
-        """A setting as people write it: `RULE/WEIGHTING/ALIGNMENT/REFERENCE/GATE`.
+        """A setting from its text, `RULE/WEIGHTING/ALIGNMENT/REFERENCE/GATE`.
 
-        What is left out at the end, or empty, is the pack's own.
+        Parts that are empty or omitted at the end are those of `pack`.
 
         Raises:
-            ConfigError: for unknown names.
+            ConfigError: for too many parts, an unknown name, or a wrong parameter.
         """
         parts = text.split("/")
         if len(parts) > _PARTS:
@@ -79,13 +79,13 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """What tables call it; a gate that is always open goes without saying."""
+        """The name in tables; the gate is omitted if it is always open."""
         gate = gates().text(gates().dump(self.gate))
         return " · ".join([*self.method, self.reference, *([gate] if gate != Every.name else [])])
 
     @property
     def method(self) -> tuple[str, str, str]:
-        """Rule, weighting and alignment in words."""
+        """Rule, weighting and alignment as text."""
         weighting = self.weighting
         if isinstance(weighting, Fixed) and isinstance(weighting.weights, dict):
             shares = " ".join(f"{name}={share:g}" for name, share in weighting.weights.items())
@@ -98,7 +98,7 @@ class Setting:
         )
 
     def dump(self) -> dict[str, Any]:
-        """Everything, as plain JSON types."""
+        """The setting as plain JSON types."""
         return {
             "fusion": rules().dump(self.rule),
             "weighting": weightings().dump(self.weighting),
@@ -109,8 +109,8 @@ class Setting:
 
 
 def every_method(own: Setting) -> list[Setting]:
-    """Every rule with every weighting that needs no parameters, otherwise as `own`."""
-    asked = [
+    """Every rule with every weighting without required parameters, otherwise as `own`."""
+    free = [
         part()
         for part in weightings().parts.values()
         if not any(field.is_required() for field in part.model_fields.values())
@@ -118,14 +118,14 @@ def every_method(own: Setting) -> list[Setting]:
     return [
         replace(own, rule=rule(), weighting=weighting)
         for rule in rules().parts.values()
-        for weighting in asked
+        for weighting in free
     ]
 
 
 def grid(own: Setting, names: Sequence[str], steps: int) -> Iterator[Setting]:
-    """Fixed weights: each member's share from 0 to 1 in `steps` steps, the others alike.
+    """Fixed weights: each member's share from 0 to 1 in `steps` steps, the rest shared equally.
 
-    With two members the second's share says all.
+    With two members only the share of the second one is varied.
 
     Raises:
         ConfigError: for one member.

@@ -1,4 +1,4 @@
-"""What is compared: each member alone, and the pack under settings."""
+"""The systems of an evaluation: each member alone, and the pack under each setting."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from packfuse.pack import Pack
 from packfuse.settings import PackConfig, PackSettings
 
 BATCH = 8
-"""Answers that are written side by side."""
+"""Answers that are generated in one batch."""
 
 
 class System(ABC):
-    """Answers questions in one or several ways at once.
+    """A pack or a member under one or several settings, each with a label.
 
     Attributes:
-        labels: What tables call these ways.
-        identity: Everything that its answers depend on besides the question, as plain JSON.
-        batch: How many questions it takes at a time.
+        labels: Names of the settings in tables.
+        identity: Everything that the outcomes depend on besides the question, as plain JSON.
+        batch: Questions per call of `run`.
     """
 
     labels: list[str]
@@ -40,20 +40,21 @@ class System(ABC):
 
     @property
     def key(self) -> str:
-        """Its identity as text."""
+        """The identity as text."""
         return json.dumps(self.identity, sort_keys=True)
 
     @abstractmethod
     def run(self, task: Task, questions: Sequence[Question]) -> list[dict[str, Outcome]]:
-        """What each way makes of each question, by label.
+        """Outcomes by label, for each question.
 
         Raises:
-            PackError: if a question cannot be read, or a member fails.
+            PromptError: if a question is too long for a member.
+            MemberError: if a member fails.
         """
 
 
-class Scored(System):
-    """Scores options; settings that share an alignment share the members' readings."""
+class ScoringSystem(System):
+    """Scores options; all settings share the members' forward passes."""
 
     def __init__(self, pack: Pack, settings: Mapping[str, Setting]) -> None:
         """`settings` by label; all with one alignment.
@@ -75,36 +76,36 @@ class Scored(System):
         methods = {
             name: Method(own.rule, own.weighting, own.gate) for name, own in settings.items()
         }
-        # Settings that differ in their references alone are combined once.
+        # Settings that differ only in their references share one method.
         self._methods: list[Method] = []
         self._methods += (m for m in methods.values() if m not in self._methods)
         self._at = {name: self._methods.index(method) for name, method in methods.items()}
         self._scorers: dict[tuple[int, Alignment], Scorer] = {}
 
     def run(self, task: Task, questions: Sequence[Question]) -> list[dict[str, Outcome]]:
-        """Score the options of each question."""
-        return [self._answer(task, question) for question in questions]
+        """Score the options of each question; see `System.run`."""
+        return [self._score(task, question) for question in questions]
 
-    def _answer(self, task: Task, question: Question) -> dict[str, Outcome]:
-        readings = self.readings(question.prompt, question.options)
-        answers: dict[str, Outcome] = {}
+    def _score(self, task: Task, question: Question) -> dict[str, Outcome]:
+        prompts = self.scored_prompts(question.prompt, question.options)
+        outcomes: dict[str, Outcome] = {}
         for label, setting in self.settings.items():
-            reading = readings.under(setting)
-            outcome = self._outcome(task, question, self._at[label], reading.scores)
-            answers[label] = outcome.model_copy(
+            prompt = prompts.under(setting)
+            outcome = self._outcome(task, question, self._at[label], prompt.scores)
+            outcomes[label] = outcome.model_copy(
                 update={
-                    "seconds": reading.seconds,
-                    "reference": self.pack.names[reading.reference],
+                    "seconds": prompt.seconds,
+                    "reference": self.pack.names[prompt.reference],
                 }
             )
-        return answers
+        return outcomes
 
-    def readings(self, prompt: str, options: Sequence[str]) -> Readings:
-        """A prompt with its options, read in the tokens of whichever reference is asked for."""
-        return Readings(self, prompt, options)
+    def scored_prompts(self, prompt: str, options: Sequence[str]) -> ScoredPrompts:
+        """A prompt with its options, to be scored in the vocabulary of any reference."""
+        return ScoredPrompts(self, prompt, options)
 
     def scorer(self, reference: int, alignment: Alignment | None = None) -> Scorer:
-        """Scores under all settings in the tokens of member number `reference`."""
+        """The scorer of all settings in the vocabulary of member number `reference`."""
         key = reference, alignment or self.alignment
         if key not in self._scorers:
             heads = self.pack.settings.heads
@@ -112,7 +113,8 @@ class Scored(System):
         return self._scorers[key]
 
     def _outcome(self, task: Task, question: Question, at: int, scores: Scores) -> Outcome:
-        found = Likelihoods(
+        """The outcome under method number `at`."""
+        likelihoods = Likelihoods(
             logps=scores.logps[at].tolist(),
             sizes=scores.sizes,
             exact=scores.exact,
@@ -121,7 +123,7 @@ class Scored(System):
         )
         bits = scores.fit.bits_per_byte
         names = self.pack.names
-        return task.judge(question, found).model_copy(
+        return task.score_options(question, likelihoods).model_copy(
             update={
                 "tokens": scores.tokens,
                 "fused": float(scores.fused[at, question.gold]),
@@ -134,56 +136,67 @@ class Scored(System):
 
 
 @dataclass(slots=True)
-class Reading:
-    """A prompt with its options, read in one reference's tokens; seconds are those it took."""
+class ScoredPrompt:
+    """A prompt with its options, scored in one reference's vocabulary.
+
+    Attributes:
+        reference: Index of the reference member.
+        scores: Scores of the options under all settings.
+        seconds: Wall-clock time, seconds.
+    """
 
     reference: int
     scores: Scores
     seconds: float
 
 
-class Readings:
-    """One prompt, read once in each reference's tokens that some setting wants."""
+class ScoredPrompts:
+    """One prompt with its options, scored once for each reference that a setting uses."""
 
-    def __init__(self, scored: Scored, prompt: str, options: Sequence[str]) -> None:
-        """Nothing is read yet."""
-        self.scored, self.prompt, self.options = scored, prompt, options
-        self._found: dict[int, Reading] = {}
-        self._best: int | None = None
+    def __init__(self, system: ScoringSystem, prompt: str, options: Sequence[str]) -> None:
+        """Scoring is deferred to the first call of `under`."""
+        self.system, self.prompt, self.options = system, prompt, options
+        self._by_reference: dict[int, ScoredPrompt] = {}
+        self._auto: int | None = None
 
-    def under(self, setting: Setting) -> Reading:
-        """Read in the tokens of the setting's reference."""
+    def under(self, setting: Setting) -> ScoredPrompt:
+        """The scores in the vocabulary of the setting's reference.
+
+        Raises:
+            PromptError: if the prompt is empty, or too long for a member.
+            MemberError: if a member fails.
+        """
         if setting.reference != "auto":
-            return self._in(self.scored.pack.names.index(setting.reference))
-        if self._best is None:
-            self._best = self._auto()
-        return self._in(self._best)
+            return self._score(self.system.pack.names.index(setting.reference))
+        if self._auto is None:
+            self._auto = self._choose_reference()
+        return self._score(self._auto)
 
-    def _in(self, reference: int) -> Reading:
-        if reference not in self._found:
+    def _score(self, reference: int) -> ScoredPrompt:
+        if reference not in self._by_reference:
             started = time.perf_counter()
-            scores = self.scored.scorer(reference).score(self.prompt, self.options)
+            scores = self.system.scorer(reference).score(self.prompt, self.options)
             seconds = time.perf_counter() - started
-            self._found[reference] = Reading(reference, scores, seconds)
-        return self._found[reference]
+            self._by_reference[reference] = ScoredPrompt(reference, scores, seconds)
+        return self._by_reference[reference]
 
-    def _auto(self) -> int:
-        """The member that reads the prompt best in its own tokens, as `Pack` chooses."""
-        default, alignment = self.scored.pack.default_reference, self.scored.alignment
-        if alignment.reading is alignment and default in self._found:
-            fit = self._found[default].scores.fit
+    def _choose_reference(self) -> int:
+        """The member of lowest loss on the prompt in its own tokens, as `Pack` chooses."""
+        default, alignment = self.system.pack.default_reference, self.system.alignment
+        if alignment.reading is alignment and default in self._by_reference:
+            fit = self._by_reference[default].scores.fit
         else:
-            fit = self.scored.scorer(default, alignment.reading).weigh(self.prompt)
+            fit = self.system.scorer(default, alignment.reading).weigh(self.prompt)
         return default if fit.losses is None else int(np.argmin(fit.losses))
 
 
-class Written(System):
-    """Writes answers, under one setting."""
+class GeneratingSystem(System):
+    """Generates answers under one setting."""
 
     batch = BATCH
 
     def __init__(self, pack: Pack, label: str, **arguments: Any) -> None:
-        """`arguments` are for `Pack.generate`."""
+        """`arguments` are passed to `Pack.generate`."""
         self.pack, self.labels, self.arguments = pack, [label], arguments
         self.identity = {
             "members": pack.identity["members"],
@@ -192,17 +205,17 @@ class Written(System):
         }
 
     def run(self, task: Task, questions: Sequence[Question]) -> list[dict[str, Outcome]]:
-        """Write an answer to each question, as one batch."""
+        """Generate an answer to each question in one batch; see `System.run`."""
         started = time.perf_counter()
         answers = self.pack.generate(
             [question.prompt for question in questions],
             **{"max_new_tokens": task.max_tokens, "stop": task.stop or None, **self.arguments},
         )
         seconds = (time.perf_counter() - started) / len(questions)
-        found: list[dict[str, Outcome]] = []
+        outcomes: list[dict[str, Outcome]] = []
         for question, answer in zip(questions, answers, strict=True):
             record = answer.record
-            marked = task.mark(question, answer.text).model_copy(
+            outcome = task.grade_text(question, answer.text).model_copy(
                 update={
                     "seconds": seconds,
                     "tokens": record.usage.total_tokens,
@@ -212,19 +225,19 @@ class Written(System):
                     "prompt_bits": record.bits_per_byte,
                 }
             )
-            found.append({self.labels[0]: marked})
-        return found
+            outcomes.append({self.labels[0]: outcome})
+        return outcomes
 
 
 def alone(
     member: HFMember, config: PackConfig | None = None, settings: PackSettings | None = None
 ) -> Pack:
-    """One member as a pack of its own: the same code, and exactly its own distribution.
+    """One member as a pack of its own: the same code, and exactly the member's distribution.
 
     Args:
-        member: Which one.
-        config: What it was loaded from, so that its answers are told from another revision's.
-        settings: Those of the whole pack, of which the ones that do not fuse count here.
+        member: The member.
+        config: The configuration it was loaded from; its revision is part of the identity.
+        settings: Settings of the whole pack; those that do not concern fusion are kept.
     """
     whole = settings or PackSettings()
     own = PackSettings(
@@ -237,7 +250,7 @@ def alone(
 
 
 def singles(pack: Pack) -> list[Pack]:
-    """Each member of a pack alone."""
+    """Each member of a pack as a pack of its own, in the pack's order."""
     whole = pack._config
     configs: list[PackConfig | None] = [None] * len(pack.members)
     if whole is not None:
@@ -253,21 +266,23 @@ def systems(pack: Pack, task: Task, settings: Sequence[Setting]) -> list[System]
     labels = {setting.label: setting for setting in settings}
     if task.generates:
         return [
-            *(Written(own, own.names[0]) for own in singles(pack)),
-            *(Written(under(pack, setting), label) for label, setting in labels.items()),
+            *(GeneratingSystem(own, own.names[0]) for own in singles(pack)),
+            *(GeneratingSystem(under(pack, setting), label) for label, setting in labels.items()),
         ]
     kinds = dict.fromkeys(setting.alignment for setting in settings)
     return [
-        *(Scored(own, {own.names[0]: Setting.of(own)}) for own in singles(pack)),
+        *(ScoringSystem(own, {own.names[0]: Setting.of(own)}) for own in singles(pack)),
         *(
-            Scored(pack, {name: own for name, own in labels.items() if own.alignment == kind})
+            ScoringSystem(
+                pack, {name: own for name, own in labels.items() if own.alignment == kind}
+            )
             for kind in kinds
         ),
     ]
 
 
 def under(pack: Pack, setting: Setting) -> Pack:
-    """The same members under another setting."""
+    """A pack of the same members under another setting."""
     return Pack(
         pack.members,
         pack.settings,

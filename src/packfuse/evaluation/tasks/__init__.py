@@ -1,8 +1,8 @@
-"""Kinds of questions for `packfuse eval`: how a line is read, and how an answer is judged.
+"""Task types of `packfuse eval`: how a line becomes a question, and how an answer is graded.
 
-One task a file; `tasks()` finds them, and those of installed plugins. A task is a subclass of
-`packfuse.evaluation.tasks.base.Task`. This room may use `evaluation.question` and
-`evaluation.files`.
+Other rooms may import `tasks()`, which finds the tasks of this folder (one a file) and those of
+installed plugins, and the interface `base.Task`. This room may use `evaluation.question`,
+`evaluation.files` and the root modules; none of them imports torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from packfuse.registry import Registry
 
 @cache
 def tasks() -> Registry[Any]:
-    """The tasks of `packfuse eval`."""
+    """The registry of tasks."""
     from packfuse.evaluation.tasks.base import Task
 
     return Registry("task", "packfuse.tasks", "packfuse.evaluation.tasks", Task)

@@ -1,4 +1,4 @@
-"""The interface of a task: a line of a file in, a question out, and a verdict on what was said."""
+"""The interface of a task: it reads a question from a line of a file, and grades the answers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from packfuse.evaluation.question import Outcome, Question
 
 @dataclass(frozen=True, slots=True)
 class Likelihoods:
-    """What one system makes of a question's options.
+    """One system's log-likelihoods of a question's options.
 
     Attributes:
         logps: Log-probability of each option, nats.
-        sizes: Bytes it was taken on.
+        sizes: Bytes of each option that were scored.
         exact: Whether these are the option's bytes and no others.
-        impossible: Tokens of each that had no probability.
-        first: What the system would write first.
+        impossible: Tokens of each option that had no probability.
+        first: The most probable first token, as text.
     """
 
     logps: Sequence[float]
@@ -32,7 +32,7 @@ class Likelihoods:
     first: str
 
     def outcome(self, gold: int) -> Outcome:
-        """The loss on the right option; the verdict is the task's."""
+        """The loss on the right option; the task adds the grade."""
         return Outcome(
             nats=-self.logps[gold],
             bytes=self.sizes[gold],
@@ -42,22 +42,22 @@ class Likelihoods:
 
 
 class Task(BaseModel, ABC):
-    """A kind of question. One file in this folder; it registers itself by its `name`."""
+    """A kind of question. One file in this folder; the registry finds it by its `name`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
     generates: ClassVar[bool] = False
-    """Whether an answer is written, or options are scored."""
-    verdict: ClassVar[str] = "accuracy"
-    """What `Outcome.right` is called in tables."""
+    """Whether an answer is generated; otherwise options are scored."""
+    metric: ClassVar[str] = "accuracy"
+    """Name of the mean of `Outcome.right` in tables."""
     stop: ClassVar[tuple[str, ...]] = ()
-    """Texts before which a written answer ends."""
+    """Stop strings of a generated answer."""
 
     shots: int = Field(default=0, ge=0)
-    """Worked examples before each question, taken from the same file and left out of it."""
+    """Few-shot examples before each question, from the same file; they are not evaluated."""
     max_tokens: int = Field(default=16, ge=1)
-    """Longest written answer, tokens."""
+    """Longest generated answer, tokens."""
 
     @classmethod
     @abstractmethod
@@ -66,25 +66,37 @@ class Task(BaseModel, ABC):
 
     @abstractmethod
     def read(self, fields: Fields) -> Question | None:
-        """A question from one line, or None for one that cannot be asked.
+        """A question from one line, or None if the line has no usable question.
 
         Raises:
             DataError: naming the file, the line and the field.
         """
 
-    def judge(self, question: Question, found: Likelihoods) -> Outcome:
-        """The verdict on scored options; for tasks that do not generate."""
+    def score_options(self, question: Question, likelihoods: Likelihoods) -> Outcome:
+        """The outcome of scored options.
+
+        Raises:
+            NotImplementedError: for a task that generates answers.
+        """
         raise NotImplementedError
 
-    def mark(self, question: Question, text: str) -> Outcome:
-        """The verdict on a written answer; for tasks that generate."""
+    def grade_text(self, question: Question, text: str) -> Outcome:
+        """The outcome of a generated answer.
+
+        Raises:
+            NotImplementedError: for a task that scores options.
+        """
         raise NotImplementedError
 
     @staticmethod
-    def ask(fields: Fields, *lines: str) -> str:
-        """How a question is worded, as in lm-eval: `Question: ...`, further lines, `Answer:`."""
+    def format_prompt(fields: Fields, *lines: str) -> str:
+        """A prompt in the format of lm-eval: `Question: ...`, further lines, `Answer:`.
+
+        Raises:
+            DataError: if the field `question` is missing or is not a text.
+        """
         return "\n".join([f"Question: {fields.text('question').strip()}", *lines, "Answer:"])
 
-    def worked(self, questions: Sequence[Question]) -> str:
-        """Worked examples, to stand before a question."""
+    def few_shot_prefix(self, questions: Sequence[Question]) -> str:
+        """Questions with their solutions, as the prefix of a few-shot prompt."""
         return "".join(f"{question.prompt}{question.solution}\n\n" for question in questions)

@@ -1,4 +1,4 @@
-"""Multiple choice by the letter that is written, as the papers do it."""
+"""Multiple choice by the letter of the first token, the format of the papers."""
 
 from __future__ import annotations
 
@@ -13,38 +13,47 @@ from packfuse.evaluation.tasks.base import Likelihoods, Task
 
 
 class Letter(Task):
-    """All options are shown, and the first token written has to be the right letter.
+    """The prompt lists all options, and the first token has to be the right letter.
 
-    That is how PackLLM's and UniTE's code scores ARC, MMLU and PIQA. Fields as for `choice`.
+    The published code of PackLLM and UniTE scores ARC, MMLU and PIQA in the same way. Fields
+    as for `choice`.
     """
 
     name: ClassVar[str] = "letter"
 
     @classmethod
     def fits(cls, fields: Sequence[str], answer: object) -> bool:
-        """Never chosen by itself: `choice` takes the same files."""
+        """Never inferred from the fields: `choice` takes the same files."""
         return False
 
     def read(self, fields: Fields) -> Question | None:
-        """The question, a line for each option, and `Answer:`."""
-        found = fields.choice()
-        if found is None:
+        """The prompt is the question, a line for each option, and `Answer:`.
+
+        Raises:
+            DataError: if a field is missing or is not a text.
+        """
+        choice = fields.choice()
+        if choice is None:
             return None
-        options, answer = found
+        options, answer = choice
         lines = [f"{letter}. {text}" for letter, text in options.items()]
-        prompt = self.ask(fields, *lines)
+        prompt = self.format_prompt(fields, *lines)
         gold = list(options).index(answer)
         return Question(
-            fields.where, prompt, tuple(f" {o}" for o in options), gold, solution=f" {answer}"
+            fields.where,
+            prompt,
+            tuple(f" {letter}" for letter in options),
+            gold,
+            solution=f" {answer}",
         )
 
-    def judge(self, question: Question, found: Likelihoods) -> Outcome:
-        """Right if the first token is the letter; `raw`: if it is the likeliest of the letters."""
-        written = found.first.strip()
-        return found.outcome(question.gold).model_copy(
+    def score_options(self, question: Question, likelihoods: Likelihoods) -> Outcome:
+        """`right` if the first token is the letter, `raw` if it is the most probable letter."""
+        first = likelihoods.first.strip()
+        return likelihoods.outcome(question.gold).model_copy(
             update={
-                "answer": written,
-                "right": written == question.options[question.gold].strip(),
-                "raw": int(np.argmax(found.logps)) == question.gold,
+                "answer": first,
+                "right": first == question.options[question.gold].strip(),
+                "raw": int(np.argmax(likelihoods.logps)) == question.gold,
             }
         )

@@ -13,31 +13,35 @@ from packfuse.evaluation.tasks.base import Likelihoods, Task
 
 
 class Text(Task):
-    """The second part of each text, after its first part, to which weights are fitted.
+    """The loss on the second part of each text; weights are fitted to the first part.
 
-    Field: `text`. The cut is made before a word, where no token of any member should straddle it;
-    `Outcome.exact` tells where one does.
+    Field: `text`. The text is split before a word, where tokens of the members rarely cross the
+    boundary; `Outcome.exact` is false where one does.
     """
 
     name: ClassVar[str] = "text"
 
     share: float = Field(default=0.5, gt=0, lt=1)
-    """How much of the text is given."""
+    """Length of the first part, as a share of the text's characters."""
 
     @classmethod
     def fits(cls, fields: Sequence[str], answer: object) -> bool:
-        """A text."""
+        """Whether the file has texts."""
         return "text" in fields
 
     def read(self, fields: Fields) -> Question | None:
-        """Cut before a word near the given share; texts without an inner space are left out."""
+        """Split before the first word after `share`; texts without such a word are skipped.
+
+        Raises:
+            DataError: if the field is missing or is not a text.
+        """
         text = fields.text("text")
         cut = text.find(" ", int(len(text) * self.share))
-        given, rest = text[:cut].rstrip(), text[len(text[:cut].rstrip()) :]
-        if cut < 0 or not given or not rest.strip():
+        prompt, rest = text[:cut].rstrip(), text[len(text[:cut].rstrip()) :]
+        if cut < 0 or not prompt or not rest.strip():
             return None
-        return Question(fields.where, given, (rest,), solution=rest)
+        return Question(fields.where, prompt, (rest,), solution=rest)
 
-    def judge(self, question: Question, found: Likelihoods) -> Outcome:
-        """Nothing can be wrong; the loss counts."""
-        return found.outcome(0)
+    def score_options(self, question: Question, likelihoods: Likelihoods) -> Outcome:
+        """The loss alone; there is no right or wrong answer."""
+        return likelihoods.outcome(0)
