@@ -25,7 +25,7 @@ from passages import LENGTH, passages, write_jsonl
 
 from packfuse import Pack
 from packfuse.evaluation import Evaluation, Journal, Setting, evaluate, read_questions
-from packfuse.evaluation.plot import load_pyplot
+from packfuse.evaluation.reports.plot import load_pyplot
 from packfuse.evaluation.tasks import tasks
 from packfuse.registry import parse_spec
 

@@ -16,7 +16,7 @@ from packfuse import Pack, PackConfig
 from packfuse.cli import app
 from packfuse.evaluation import Setting, every_method
 from packfuse.evaluation.determination import Determination
-from packfuse.evaluation.report import Evaluation
+from packfuse.evaluation.reports.report import Evaluation
 from tests.support.bytelevel import save_small
 
 Call = Callable[..., Result]

@@ -14,7 +14,7 @@ import pytest
 
 from packfuse import Pack
 from packfuse.evaluation import Journal, Setting, evaluate, every_method, grid, read_questions
-from packfuse.evaluation.report import Evaluation
+from packfuse.evaluation.reports.report import Evaluation
 from packfuse.evaluation.run import QuestionSet
 from packfuse.evaluation.systems import systems
 from packfuse.evaluation.tasks import tasks

@@ -20,7 +20,7 @@ from packfuse.errors import ConfigError, DataError, MemberError
 from packfuse.evaluation import Journal, Setting
 from packfuse.evaluation.harness import PackLM
 from packfuse.evaluation.lm_tasks import evaluate_tasks
-from packfuse.evaluation.report import Evaluation
+from packfuse.evaluation.reports.report import Evaluation
 from packfuse.evaluation.systems import alone
 from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packfuse.evaluation import intervals
-from packfuse.evaluation.intervals import Figure, difference, in_bits, mean, ratio
+from packfuse.evaluation.reports import intervals
+from packfuse.evaluation.reports.intervals import Figure, difference, in_bits, mean, ratio
 
 RNG = np.random.default_rng(7)
 SIZES = RNG.integers(3, 40, 60).astype(float)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from packfuse.errors import ConfigError
-from packfuse.evaluation.markdown import comparison, document, section, table
-from packfuse.evaluation.plot import _curves, draw
 from packfuse.evaluation.question import Outcome, Question
-from packfuse.evaluation.report import Evaluation, summarize
+from packfuse.evaluation.reports.markdown import comparison, document, section, table
+from packfuse.evaluation.reports.plot import _curves, draw
+from packfuse.evaluation.reports.report import Evaluation, summarize
 
 QUESTIONS = [Question(f"file, line {n}", f"question {n}") for n in range(6)]
 BIT = math.log(2)

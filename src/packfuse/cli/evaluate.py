@@ -19,7 +19,7 @@ from packfuse.registry import parse_spec
 
 if TYPE_CHECKING:
     from packfuse.evaluation import Evaluation, Setting
-    from packfuse.evaluation.intervals import Figure
+    from packfuse.evaluation.reports.intervals import Figure
     from packfuse.pack import Pack
 
 _EVAL = {"rich_help_panel": "Evaluation"}
@@ -141,8 +141,8 @@ def _settings(pack: Pack, texts: list[str], steps: int) -> list[Setting] | None:
 
 def _write(screen: Screen, out: Path, results: list[Evaluation], start: int) -> None:
     """Write the results so far, with plots of the results from index `start` on."""
-    from packfuse.evaluation.markdown import document
-    from packfuse.evaluation.plot import draw
+    from packfuse.evaluation.reports.markdown import document
+    from packfuse.evaluation.reports.plot import draw
     from packfuse.models.loading import unique_names
     from packfuse.paths import write_text
 
@@ -162,7 +162,7 @@ def _json(results: list[Evaluation]) -> str:
 
 def _view(result: Evaluation) -> list[Table | Text]:
     """A table for the terminal, best first, and the comparisons with the best member."""
-    from packfuse.evaluation.markdown import comparison
+    from packfuse.evaluation.reports.markdown import comparison
 
     plain_text = not any(row.accuracy for row in result.rows)
     table = plain_table("system", result.verdict, "Δ", "bits/byte", "Δ", "tokens/s")

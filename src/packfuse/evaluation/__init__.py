@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from packfuse.evaluation.journal import Journal
-    from packfuse.evaluation.report import Evaluation
+    from packfuse.evaluation.reports.report import Evaluation
     from packfuse.evaluation.run import evaluate, read_questions, task_for
     from packfuse.evaluation.setting import Setting, every_method, grid
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Evaluation": "report",
+    "Evaluation": "reports.report",
     "Journal": "journal",
     "Setting": "setting",
     "evaluate": "run",

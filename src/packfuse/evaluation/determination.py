@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from packfuse.evaluation.intervals import Figure
+from packfuse.evaluation.reports.intervals import Figure
 from packfuse.settings import PackConfig
 
 WITHIN = 0.1

@@ -8,10 +8,10 @@ from typing import Literal
 
 from packfuse.errors import ConfigError, LoadError, PackError
 from packfuse.evaluation.determination import Candidate, Determination, DetermineLimits
-from packfuse.evaluation.intervals import Figure, difference, in_bits
 from packfuse.evaluation.journal import Journal
 from packfuse.evaluation.question import Outcome, Question
-from packfuse.evaluation.report import losses
+from packfuse.evaluation.reports.intervals import Figure, difference, in_bits
+from packfuse.evaluation.reports.report import losses
 from packfuse.evaluation.run import QuestionSet, run_system
 from packfuse.evaluation.setting import Setting, every_method
 from packfuse.evaluation.systems import GeneratingSystem, ScoringSystem, System, alone, under

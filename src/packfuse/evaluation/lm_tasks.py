@@ -9,7 +9,7 @@ from typing import Any
 from packfuse.errors import ConfigError, DataError, MemberError, PromptError
 from packfuse.evaluation.journal import Journal
 from packfuse.evaluation.question import Outcome, Question
-from packfuse.evaluation.report import Evaluation, summarize
+from packfuse.evaluation.reports.report import Evaluation, summarize
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.systems import singles, under
 from packfuse.pack import Pack

@@ -12,7 +12,7 @@ from packfuse.errors import DataError, MemberError, PromptError
 from packfuse.evaluation.files import read_lines
 from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.question import Outcome, Question
-from packfuse.evaluation.report import Evaluation, summarize
+from packfuse.evaluation.reports.report import Evaluation, summarize
 from packfuse.evaluation.setting import Setting, every_method
 from packfuse.evaluation.systems import System, systems
 from packfuse.evaluation.tasks import tasks

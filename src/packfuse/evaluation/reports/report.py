@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from packfuse.evaluation.intervals import Figure, difference, in_bits, mean, ratio
 from packfuse.evaluation.question import Outcome, Question
+from packfuse.evaluation.reports.intervals import Figure, difference, in_bits, mean, ratio
 
 Outcomes = Mapping[Question, Outcome]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from packfuse.evaluation.intervals import Figure
-from packfuse.evaluation.report import Evaluation, ReportRow
+from packfuse.evaluation.reports.intervals import Figure
+from packfuse.evaluation.reports.report import Evaluation, ReportRow
 
 
 def document(evaluations: Sequence[Evaluation]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from packfuse.errors import ConfigError
-from packfuse.evaluation.report import Evaluation, ReportRow
+from packfuse.evaluation.reports.report import Evaluation, ReportRow
 
 _COLORS = {"member": "#444444", "pack": "#1f77b4"}
 _ROW_INCHES = 0.24
