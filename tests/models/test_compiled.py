@@ -1,4 +1,4 @@
-"""Compiled steps say what the usual passes say, and are compiled once for all lengths."""
+"""Compiled steps give the results of other passes, and are compiled once for all lengths."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def twin(arch: str = "llama", **settings: Any) -> Compiled:
 
 
 def alone(arch: str, ids: list[int], keep: int = 1) -> Tensor:
-    """What the member itself says after the last tokens, read in one go."""
+    """Log-probabilities of the member itself after the last tokens, read in one pass."""
     one = fusing.member("mistral", arch)
     return one.read([Read(one.open(), ids, keep)])[0]
 
@@ -141,7 +141,7 @@ def test_any_schedule_reads_like_single_rows(arch: str, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt2"])
-def test_rows_go_on_where_they_stand(arch: str, steps: list[tuple[int, int]]) -> None:
+def test_rows_stay_in_their_store(arch: str, steps: list[tuple[int, int]]) -> None:
     """Uneven rows as well: nothing is moved, nothing copied, and every read is a step."""
     one = twin(arch)
     sessions = begun(one, [9, 7, 9, 8])
@@ -152,7 +152,7 @@ def test_rows_go_on_where_they_stand(arch: str, steps: list[tuple[int, int]]) ->
     assert steps == [(4, 1), (4, 3), (4, 2), (4, 1), (4, 4)]
 
 
-def test_what_nobody_has_written_is_hidden() -> None:
+def test_slots_that_were_never_written_are_hidden() -> None:
     """It may hold NaN, and a step is shown all of it."""
     one = twin()
     sessions = begun(one, [9, 7, 9])
@@ -165,7 +165,7 @@ def test_what_nobody_has_written_is_hidden() -> None:
 
 
 def test_what_is_no_step_is_a_pass(steps: list[tuple[int, int]]) -> None:
-    """The first tokens, long reads, a full store, too many rows at rest, forks that look on."""
+    """The first tokens, long reads, a full store, too many rows at rest, forks of longer rows."""
     one = twin()
     (row,) = begun(one, [9])
     assert not steps
@@ -312,7 +312,7 @@ def test_a_pack_compiles(
 
 
 def test_drafts_are_compiled_in_all_lengths(compiler: None) -> None:
-    """Also in those for which products on processors go another way."""
+    """Also in those for which linear layers on processors use another kernel."""
     member = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     pack = Pack([member], progress=False, compiled=True, draft="lookup")
     before = counters["stats"]["unique_graphs"]
@@ -356,8 +356,8 @@ def test_copies_in_8_bit_integers_are_compiled_as_well() -> None:
     assert int8_copy(other).vocabulary is other.vocabulary
     for new in ([1, 300, 301], [302, 303], [304]):
         reads = [Read(m.open(), [1, *new]) for m in (copied, twin_copied)]
-        said = [m.read([r])[0] for m, r in zip((copied, twin_copied), reads, strict=True)]
-        assert fusing.gap(*said) < EXACT
+        logps = [m.read([r])[0] for m, r in zip((copied, twin_copied), reads, strict=True)]
+        assert fusing.gap(*logps) < EXACT
 
 
 def test_a_step_that_breaks_leaves_nothing_behind() -> None:
@@ -379,7 +379,7 @@ def test_a_step_that_breaks_leaves_nothing_behind() -> None:
     assert fusing.gap(logps, member.read([Read(member.open(), kept.ids)])[0]) < EXACT
 
 
-def test_a_compiler_that_fails_is_told_of(compiler: None) -> None:
+def test_a_compiler_that_fails_is_reported(compiler: None) -> None:
     member = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     one = compile_steps(member)
     (row,) = begun(one, [9])
@@ -389,7 +389,7 @@ def test_a_compiler_that_fails_is_told_of(compiler: None) -> None:
     ):
         one.read([Read(row, [5])])
     assert row.length == 0
-    # It says so once, and reads as it ever did.
+    # The error is raised once, and then the member reads without compiled code.
     (row,) = begun(one, [9])
     go_on(one, "llama", [row], [1])
 
@@ -411,7 +411,7 @@ OTHERS = {
 def test_what_the_compiler_refuses_is_read_as_ever(
     name: str, draft: str | None, compiler: None
 ) -> None:
-    """Transformers says of these that they can be compiled."""
+    """Transformers marks these as models that can be compiled."""
     vocabulary = fusing.vocabulary("mistral")
     torch.manual_seed(0)
     model = OTHERS[name](
@@ -468,7 +468,7 @@ def test_padding_that_overflows_does_no_harm() -> None:
             assert fusing.gap(logps, expected) < EXACT
 
 
-def test_more_kinds_of_steps_than_graphs_are_told_of(
+def test_more_kinds_of_steps_than_graphs_are_reported(
     compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(compiled._OWN_GRAPHS, "recompile_limit", 1)
@@ -528,7 +528,7 @@ def test_pruned_heads_go_with_their_pack() -> None:
     pack.generate(PROMPTS[0], max_new_tokens=4)
     held = [weakref.ref(columns) for columns in pack.model.engine._subsets if columns is not None]
     assert held
-    # Members that are compiled already stay so, and the pack says it.
+    # Members that are compiled already stay so, and the pack reports it.
     again = Pack(pack.members, weighting="uniform", progress=False, prefix_cache=0)
     assert again.runtime.compiled
     del pack

@@ -1,4 +1,4 @@
-"""A member reads, rolls back and forks as if it had read everything anew each time."""
+"""Reads, rollbacks and forks give the log-probabilities of one read without a cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from transformers import (
 
 from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.hf_compat import CACHE
-from packfuse.models import hf_member as local
+from packfuse.models import hf_member
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Read, ReadCallback, Session
 from packfuse.models.vocab_subset import VocabSubset
@@ -78,7 +78,7 @@ def test_chunks_read_as_one(arch: str, chunks: list[int]) -> None:
 @every_arch
 @settings(max_examples=20)
 @given(data=st.data())
-def test_any_way_of_reading_ends_in_the_same_place(arch: str, data: st.DataObject) -> None:
+def test_any_schedule_of_reads_gives_the_same(arch: str, data: st.DataObject) -> None:
     """Reads, rollbacks and forks, in several rows at once, at uneven lengths."""
     one = member(arch)
     sessions = [one.open() for _ in range(3)]
@@ -149,9 +149,9 @@ def test_a_row_rolled_back_to_nothing_joins_new_rows(arch: str) -> None:
 
 
 @every_arch
-def test_a_visitor_sees_every_position(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callback_gets_every_position(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = member(arch)
-    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
+    monkeypatch.setattr(hf_member, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     seen: list[tuple[int, Tensor]] = []
     callback = ReadCallback(lambda counts, logps: seen.append((counts[0], logps.clone())))
     kept = one.read([Read(one.open(), IDS, 3, callback)])[0]
@@ -163,10 +163,10 @@ def test_a_visitor_sees_every_position(arch: str, monkeypatch: pytest.MonkeyPatc
 
 @every_arch
 @pytest.mark.parametrize("wanted", [frozenset({2, 3, 11, 30}), frozenset[int]()], ids=len)
-def test_a_visitor_sees_what_it_wants_and_no_more(
+def test_a_callback_gets_its_counts_and_no_others(
     arch: str, wanted: frozenset[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing, too, in some of the passes that a long prompt takes."""
+    """Also where some passes over a long prompt have none of them."""
     monkeypatch.setattr("packfuse.models.batching.MAX_CHUNK_TOKENS", 16)
     one = member(arch)
     seen: dict[int, Tensor] = {}
@@ -183,10 +183,10 @@ def test_a_visitor_sees_what_it_wants_and_no_more(
 
 @pytest.mark.parametrize("apart", [True, False])
 def test_bodies_read_a_long_prompt_in_one_go(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads follow in blocks, where they can; otherwise both read what the head's block holds."""
+    """The LM head follows in blocks where it can; otherwise both read chunks of one block."""
     one = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     one._lm_head.__dict__["_separable"] = apart
-    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
+    monkeypatch.setattr(hf_member, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     model: Any = one.model
     bodies, heads = list[int](), list[int]()
     layer, head = model.model.layers[0], model.lm_head
@@ -205,28 +205,28 @@ def test_bodies_read_a_long_prompt_in_one_go(apart: bool, monkeypatch: pytest.Mo
     assert torch.allclose(log_normalizers[-3:], again.log_normalizers[-3:], atol=1e-4)
 
 
-def test_rows_of_a_batch_hear_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callbacks_get_their_own_row_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of logits do not end where rows do."""
     one = member("llama")
-    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 7 * one.vocabulary.columns)
+    monkeypatch.setattr(hf_member, "LOGITS_BYTES", 4 * 7 * one.vocabulary.columns)
     seen: dict[tuple[int, int], Tensor] = {}
 
-    def watch(row: int) -> ReadCallback:
+    def callback(row: int) -> ReadCallback:
         def on_logps(counts: Sequence[int], logps: Tensor) -> None:
-            said = zip(counts, logps.clone(), strict=True)
-            seen.update({(row, count): logps for count, logps in said})
+            given_now = zip(counts, logps.clone(), strict=True)
+            seen.update({(row, count): logps for count, logps in given_now})
 
         return ReadCallback(on_logps, None if row else frozenset({4, 9, 11}))
 
     texts = [IDS[:18], IDS[3:21], IDS[1:17]]
-    requests = [Read(one.open(), ids, 2, watch(row)) for row, ids in enumerate(texts)]
+    requests = [Read(one.open(), ids, 2, callback(row)) for row, ids in enumerate(texts)]
     found = one.read(requests)
     for row, (ids, kept) in enumerate(zip(texts, found, strict=True)):
         whole = anew("llama", tuple(ids))
         assert fusing.gap(kept, whole[-2:]) < EXACT
-        heard = sorted(count for at, count in seen if at == row)
-        assert heard == ([*range(1, len(ids) + 1)] if row else [4, 9, 11, 17, 18])
-        for count in heard:
+        seen_counts = sorted(count for at, count in seen if at == row)
+        assert seen_counts == ([*range(1, len(ids) + 1)] if row else [4, 9, 11, 17, 18])
+        for count in seen_counts:
             assert fusing.gap(seen[row, count], whole[count - 1]) < EXACT
 
 
@@ -235,19 +235,19 @@ def test_rows_of_a_batch_hear_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 def test_more_rows_than_a_block_of_logits(
     rows: int, pruned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody watches them: they are read as one batch."""
+    """Without callbacks they are read as one batch."""
     one = member("llama")
-    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 4 * one.vocabulary.columns)
-    columns = VocabSubset(torch.arange(5, 300), one.vocabulary.columns) if pruned else None
+    monkeypatch.setattr(hf_member, "LOGITS_BYTES", 4 * 4 * one.vocabulary.columns)
+    subset = VocabSubset(torch.arange(5, 300), one.vocabulary.columns) if pruned else None
     texts = [IDS[k : k + 9] for k in range(rows)]
-    found = one.read([Read(one.open(), ids, 1, subset=columns) for ids in texts])
+    found = one.read([Read(one.open(), ids, 1, subset=subset) for ids in texts])
     for ids, logps in zip(texts, found, strict=True):
         expected = anew("llama", tuple(ids))[-1:]
-        expected = columns.restrict(expected) if columns else expected
+        expected = subset.restrict(expected) if subset else expected
         assert fusing.gap(logps, expected) < EXACT
 
 
-def test_what_a_visitor_raises_is_its_own() -> None:
+def test_errors_of_a_callback_are_not_the_members() -> None:
     def on_logps(_counts: Sequence[int], _logps: Tensor) -> None:
         raise RuntimeError("not the member's fault")
 
@@ -260,32 +260,32 @@ def test_what_a_visitor_raises_is_its_own() -> None:
 
 def test_hooks_on_the_model_see_whole_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     one = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
-    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
+    monkeypatch.setattr(hf_member, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     shapes: list[tuple[int, ...]] = []
     one.model.register_forward_hook(lambda _m, _given, out: shapes.append(tuple(out.logits.shape)))
     one.read([Read(one.open(), IDS, 3, ReadCallback(lambda *_: None))])
     assert [shape[1] for shape in shapes] == [9, 9, 9, 9, 5]
 
 
-def test_few_logits_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_logits_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one = member("llama")
     sizes: list[tuple[int, int]] = []
     forward = one.model.forward
 
-    def watched(**inputs: Any) -> Any:
+    def recorded(**inputs: Any) -> Any:
         sizes.append((inputs["input_ids"].shape[1], inputs["logits_to_keep"]))
         return forward(**inputs)
 
-    monkeypatch.setattr(one.model, "forward", watched)
+    monkeypatch.setattr(one.model, "forward", recorded)
     read(one, one.open(), IDS)
     assert sizes == [(41, 1)]
-    monkeypatch.setattr(local, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
+    monkeypatch.setattr(hf_member, "LOGITS_BYTES", 4 * 9 * one.vocabulary.columns)
     sizes.clear()
     read(one, one.open(), IDS, 20)
     assert sizes == [(30, 9), (9, 9), (2, 2)]
 
 
-def test_logits_nobody_wants_are_not_made() -> None:
+def test_logits_that_are_not_needed_are_not_computed() -> None:
     one, sizes = member("llama"), list[int]()
     head = one.model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _m, _i, output: sizes.append(output.shape[1]))
@@ -304,7 +304,7 @@ def test_logits_nobody_wants_are_not_made() -> None:
 def test_a_forward_put_into_the_model_is_used_as_it_is(
     monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
-    """Without places, with and without `logits_to_keep`."""
+    """The LM head cannot be replaced then; with and without `logits_to_keep`."""
     model = pico.tiny_model(pico.real_tokenizer("mistral"))
     one, forward = HFMember("m", model, member("llama").vocabulary), model.forward
     one._takes_logits_to_keep = kept
@@ -488,6 +488,6 @@ def test_reading_changes_no_member() -> None:
 def test_the_window_is_the_models_or_else_the_tokenizers() -> None:
     tokenizer = pico.real_tokenizer("mistral")
     config = member("llama").model.config
-    assert local.context_window(config, tokenizer) == 512
+    assert hf_member.context_window(config, tokenizer) == 512
     bare = MambaConfig(vocab_size=64)
-    assert local.context_window(bare, tokenizer) == min(tokenizer.model_max_length, 2**31 - 1)
+    assert hf_member.context_window(bare, tokenizer) == min(tokenizer.model_max_length, 2**31 - 1)

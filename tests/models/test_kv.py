@@ -1,4 +1,4 @@
-"""Rows of different lengths read side by side as if each were alone, and share memory unharmed."""
+"""Rows of different lengths give in one batch what each gives alone, and share memory safely."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_states_take_a_pass_for_each_length() -> None:
     pads=st.one_of(st.none(), st.integers(0, 6)),
 )
 def test_batches_hold_every_request_once(counts: list[tuple[int, int]], pads: int | None) -> None:
-    requests = [Read(Session(ids=[1] * row_cache), [2] * new) for new, row_cache in counts]
+    requests = [Read(Session(ids=[1] * read), [2] * new) for new, read in counts]
     found = list(batches(requests, pads))
     assert sorted(row for group in found for row in group) == list(range(len(requests)))
     for group in found:
@@ -167,8 +167,8 @@ def test_uneven_steps_move_as_little_as_they_can(arch: str) -> None:
     for request, logps in zip(requests, one.read(requests), strict=True):
         assert fusing.gap(logps, alone(one, list(request.session.ids))) < EXACT
     assert {session.state.row_cache.store for session in sessions} == {store}
-    for place in (0, 3):
-        row = sessions[place].state.row_cache.row
+    for k in (0, 3):
+        row = sessions[k].state.row_cache.row
         assert torch.equal(store.layers[0][0][row, :, :9], held[row])
     found = one.read([Read(session, [7]) for session in sessions])
     for session, logps in zip(sessions, found, strict=True):
@@ -249,19 +249,19 @@ def test_a_pass_that_fails_leaves_forks_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("arch", pico.ARCHITECTURES)
-def test_layers_show_as_much_of_the_past_as_transformers_own(arch: str) -> None:
+def test_layers_return_the_keys_and_values_of_transformers_own(arch: str) -> None:
     config = fusing.member("mistral", arch).model.config
     empty, theirs = new_cache(config), DynamicCache(config=config)
     row_cache = RowCache(empty)
     attends = [i for i, layer in enumerate(empty.layers) if isinstance(layer, DynamicLayer)]
     for count in (5, 1, 9, 1, 1, 3):
-        running = RaggedBatch(empty, [row_cache], [count])
+        batch = RaggedBatch(empty, [row_cache], [count])
         for i in attends:
-            assert running.cache.get_mask_sizes(count, i) == theirs.get_mask_sizes(count, i)
+            assert batch.cache.get_mask_sizes(count, i) == theirs.get_mask_sizes(count, i)
             fresh = torch.randn(1, 2, count, 4), torch.randn(1, 2, count, 4)
             for own, other in zip(
-                running.cache.update(*fresh, i), theirs.update(*fresh, i), strict=True
+                batch.cache.update(*fresh, i), theirs.update(*fresh, i), strict=True
             ):
                 assert torch.equal(own, other)
-        assert running.cache.is_sliding == theirs.is_sliding
-        running.finish()
+        assert batch.cache.is_sliding == theirs.is_sliding
+        batch.finish()

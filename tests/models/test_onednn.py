@@ -1,4 +1,4 @@
-"""Products are those that torch's own linear layer gives."""
+"""Linear layers by oneDNN give the results of torch's own linear layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from packfuse.models import onednn as products
+from packfuse.models import onednn
 from packfuse.models.int8 import int8_copy
 from packfuse.models.member import Read
 from packfuse.models.onednn import OneDNNLinear, product
@@ -53,7 +53,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(given))
         return product(given, weight, bias)
 
-    monkeypatch.setattr(products, "product", count)
+    monkeypatch.setattr(onednn, "product", count)
     return counts
 
 
@@ -125,7 +125,7 @@ def test_members_read_with_it(counted: list[int]) -> None:
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
     assert counted == [len(IDS)] * len(layers)
     assert seen == [1]
-    # Columns without a token are no part of what a member says.
+    # Columns without a token have no probability.
     expected = expected.masked_fill(found.isneginf(), -torch.inf).log_softmax(-1)
     assert fusing.gap(found, expected) < 1e-4
     counted.clear()
@@ -145,7 +145,7 @@ def test_answers_are_those_without_it(
         assert len(counted) > 50
         with monkeypatch.context() as patch:
             counted.clear()
-            patch.setattr(products, "ENABLED", False)
+            patch.setattr(onednn, "ENABLED", False)
             plain = pack.generate(prompt, max_new_tokens=12, **arguments)
             assert counted == []
         both = (found, plain) if isinstance(found, list) else ([found], [plain])

@@ -1,4 +1,4 @@
-"""Members that read at the same time say what they say one after the other."""
+"""Members that read in parallel give the results that they give one after the other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROMPTS = ["The capital of France is", "one two", "def f(x):\n    return"]
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    """As many lanes on any machine."""
+    """The same number of groups on any machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -43,7 +43,7 @@ def two_threads() -> Iterator[None]:
 
 
 def trio(**settings: Any) -> tuple[Pack, Pack]:
-    """The same members, in lanes and in turn."""
+    """The same members, in parallel and in turn."""
     members = [tiny_member(name) for name in NAMES]
     return tuple(
         Pack(members, weighting="uniform", prefix_cache=0, progress=False, parallel=p, **settings)
@@ -51,7 +51,7 @@ def trio(**settings: Any) -> tuple[Pack, Pack]:
     )  # type: ignore[return-value]
 
 
-def test_as_many_lanes_as_threads() -> None:
+def test_as_many_groups_as_threads() -> None:
     members = [tiny_member(name) for name in NAMES]
     assert device_groups(members, range(3)) == [[0, 2], [1]]
     assert device_groups(members, [0, 2]) == [[0], [2]]
@@ -62,7 +62,7 @@ def test_as_many_lanes_as_threads() -> None:
     assert device_groups(members, range(3)) == [[0], [1], [2]]
 
 
-def test_members_of_another_device_share_a_lane() -> None:
+def test_members_of_another_device_share_a_group() -> None:
     """Two on a device that computes nothing, one on the processors."""
     members = [fusing.member(name) for name in NAMES]
     away = [
@@ -132,7 +132,7 @@ def test_what_one_raises_comes_when_all_have_read() -> None:
         run_parallel([partial(done.append, "fine"), partial(fails, "second")])
 
 
-def test_a_member_that_fails_in_its_lane_fails_the_call() -> None:
+def test_a_member_that_fails_in_its_thread_fails_the_call() -> None:
     together, _ = trio()
     broken = together.members[1].model
     hook = broken.model.register_forward_hook(

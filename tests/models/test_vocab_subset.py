@@ -14,7 +14,7 @@ from packfuse.errors import ConfigError
 from packfuse.fusion.engine import Engine, read_subset
 from packfuse.fusion.pooling import FusionSettings
 from packfuse.fusion.rules import rules
-from packfuse.models import vocab_subset as columns
+from packfuse.models import vocab_subset
 from packfuse.models.hf_member import HFMember
 from packfuse.models.lm_head import LMHead
 from packfuse.models.member import Read, ReadCallback
@@ -103,7 +103,7 @@ def engine(alignment: Any, heads: Any) -> Engine:
     return Engine(members, 0, alignments().make(alignment), heads=heads)
 
 
-def heard(one: Engine, steps: int = 6, rule: str = "packllm") -> Tensor:
+def fused_logps(one: Engine, steps: int = 6, rule: str = "packllm") -> Tensor:
     """Fused distributions along a text, `[steps, V]`."""
     from packfuse.text.prompt import from_ids
 
@@ -127,7 +127,7 @@ def test_tables_lose_nothing(alignment: Any) -> None:
     some = pruned._subsets[1]
     assert some is not None
     assert len(some.ids) < 0.3 * some.count
-    assert fusing.gap(heard(pruned), heard(engine(alignment, "full"))) < 1e-4
+    assert fusing.gap(fused_logps(pruned), fused_logps(engine(alignment, "full"))) < 1e-4
 
 
 def test_bytes_read_the_twins_and_what_the_member_writes_for_the_others() -> None:
@@ -152,7 +152,7 @@ def test_nothing_is_pruned_where_little_would_be_saved() -> None:
 
 def test_rules_that_compare_words_hear_all_of_them() -> None:
     one = engine("prefix", "pruned")
-    assert heard(one, rule="unite").equal(heard(engine("prefix", "full"), rule="unite"))
+    assert fused_logps(one, rule="unite").equal(fused_logps(engine("prefix", "full"), rule="unite"))
 
 
 def test_weights_and_losses_are_those_of_full_heads() -> None:
@@ -210,4 +210,4 @@ def test_packs_remember_the_setting(tmp_path: Any) -> None:
 def test_an_unknown_setting_is_named() -> None:
     with pytest.raises(ConfigError, match=r"heads: Input should be 'full' or 'pruned'"):
         tiny_pack(tiny_members(["mistral"]), heads="half")
-    assert columns.MAX_PRUNED_MASS < columns.MAX_SHARE
+    assert vocab_subset.MAX_PRUNED_MASS < vocab_subset.MAX_SHARE
