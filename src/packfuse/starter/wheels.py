@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -188,7 +189,11 @@ def _largest(folder: Path) -> int:
 
 def _pip() -> list[str]:
     """The command that runs pip: of this Python, else on the path, else by uv."""
-    if importlib.util.find_spec("pip") is not None:
+    with warnings.catch_warnings():
+        # setuptools hooks into the search for pip, and warns if distutils was imported before.
+        warnings.simplefilter("ignore", UserWarning)
+        found = importlib.util.find_spec("pip")
+    if found is not None:
         return [sys.executable, "-m", "pip"]
     if pip := shutil.which("pip"):
         return [pip]
