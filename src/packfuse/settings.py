@@ -54,10 +54,11 @@ class Settings(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             first = error.errors()[0]
-            place = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+            field = ".".join(map(str, first["loc"]))
             problem = str(first["msg"]).removeprefix("Value error, ")
             known = ", ".join(cls.model_fields)
-            raise ConfigError(f"{where}: {place}{problem}", hint=f"fields: {known}") from error
+            place = ": ".join(filter(None, (where, field)))
+            raise ConfigError(f"{place}: {problem}", hint=f"fields: {known}") from error
 
     @classmethod
     def of(cls, other: Settings) -> Self:
