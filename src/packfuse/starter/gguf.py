@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from packfuse.errors import StarterError
 
@@ -25,18 +25,21 @@ class Recipe:
         padding: Token that pads the sequences of a batch.
         split_digits: Split numbers into digits before the byte-level split of GPT-2. In GGUF this
             pre-tokenizer has a name (`smollm`) that transformers does not know.
+        tied: Write one matrix for the embeddings and the LM head, as in the original model. The
+            GGUF file has two, and that of the LM head is quantized with more bits.
+        dtype: Type of the written weights.
     """
 
     origin: str
     end_tokens: tuple[str, ...]
     padding: str
     split_digits: bool = False
+    tied: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 def convert(gguf: Path, folder: Path, recipe: Recipe) -> None:
-    """Write config, generation config, tokenizer and float32 weights of `gguf` to `folder`.
-
-    Dequantized weights stay float32: they have more significant bits than float16 and bfloat16.
+    """Write config, generation config, tokenizer and dequantized weights of `gguf` to `folder`.
 
     Raises:
         StarterError: A token of the recipe is not in the vocabulary.
@@ -94,6 +97,10 @@ def _load_model(gguf: Path, recipe: Recipe, tokenizer: Any) -> Any:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    if recipe.tied:
+        model.get_input_embeddings().weight = model.get_output_embeddings().weight
+        model.config.tie_word_embeddings = True
+    model.to(getattr(torch, recipe.dtype))
     model.config._model_name_or_path = recipe.origin
     model.generation_config = hf.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

