@@ -24,7 +24,7 @@ _LOOP = re.compile(r"(.{12,}?)\1{3,}|(.{2,11}?)\2{11,}", re.DOTALL)
 _SENTENCE = re.compile(r"[.!?](?=\s|$)")
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|$)", re.DOTALL)
 _COMMON = {
-    "en": "the is a of to and you i in it that for are how can with",
+    "en": "the is a of to and you i in it that for are how can with by at what was has here not",
     "de": "der die das ist und ich nicht ein eine zu mir dir wie gut es hat hallo danke",
     "fr": "le la les est et je un une de vous bien merci ça bonjour pas en",
     "es": "el la es y un una de que en hola bien gracias estoy puedo por cómo",
@@ -75,7 +75,7 @@ def _occurs(wanted: str, text: str) -> bool:
 
 
 def language_of(text: str) -> str:
-    """The language of a text by its script and its frequent words."""
+    """The language of a text by its script and its frequent words; empty if these do not tell."""
     if re.search(r"[\u4e00-\u9fff]", text):
         return "zh"
     words = re.findall(r"[^\W\d_]+", text.casefold())
@@ -84,9 +84,10 @@ def language_of(text: str) -> str:
 
 
 def _language(item: Mapping[str, Any], reply: Reply) -> bool:
-    """The right language; an answer of at most three words may be a name."""
-    few = len(reply.text.split()) <= 3
-    return few or language_of(reply.text) == item["language"]
+    """The right language; a short answer may be without frequent words."""
+    found = language_of(reply.text)
+    few = len(reply.text.split()) <= 8
+    return found == item["language"] or (few and not found)
 
 
 def _code(item: Mapping[str, Any], reply: Reply) -> bool:

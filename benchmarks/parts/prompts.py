@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 DATA = Path(__file__).parents[1] / "data" / "first_use"
-TOKENS = {"chat": 96, "form": 48, "code": 200, "rag": 48, "tools": 96}
+TOKENS = {"chat": 128, "form": 64, "code": 320, "rag": 64, "tools": 96}
 """Most tokens of an answer, by part."""
 PASSAGES = 3
 
