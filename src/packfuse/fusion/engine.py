@@ -100,8 +100,18 @@ class Engine:
         twin.members = list(members)
         return twin
 
+    def refresh(self) -> None:
+        """Find out what the members' models are now; see `Member.refresh`."""
+        for member in self.members:
+            member.refresh()
+
     def open(self, prompt: PackPrompt, fusion: Fusion) -> PackSequence:
-        """A sequence in which nothing has been read, with a stream for every member."""
+        """A sequence in which nothing has been read, with a stream for every member.
+
+        Raises:
+            MemberError: if a member's tokens are others than when it joined the pack.
+        """
+        self.refresh()
         parts = zip(
             self.members, self.pairings, prompt.members, self._subsets_for(fusion), strict=True
         )
@@ -147,6 +157,13 @@ class Engine:
             sequence.prefilled = []
         self._fuse(plans, fusion)
 
+    def read_again(self, sequences: Sequence[PackSequence], fusion: Fusion) -> None:
+        """Read and fuse prompts anew that were read by models as they are no more."""
+        for sequence in sequences:
+            sequence.restart()
+            self.read_prompt(sequence, [None] * len(self.members))
+        self.fuse_prompt(sequences, fusion)
+
     @torch.no_grad()
     def advance(
         self,
@@ -177,6 +194,9 @@ class Engine:
             MemberError: if a model fails or gives NaN.
             PromptError: if a sequence outgrows a member's context window.
         """
+        for sequence in sequences:
+            if sequence.is_stale:
+                sequence.restart()
         out: list[list[Tensor]] = [[] for _ in sequences]
         segments: list[list[tuple[list[int], int]]] = []
         for sequence, new, found in zip(sequences, ids, out, strict=True):

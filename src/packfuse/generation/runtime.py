@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from packfuse.alignment import alignments
 from packfuse.alignment.base import Alignment, ReferenceView
 from packfuse.causal_lm.call import CallSettings
+from packfuse.causal_lm.config import fused_generation_config
 from packfuse.causal_lm.drafts import drafts
 from packfuse.causal_lm.drafts.base import Draft
 from packfuse.causal_lm.model import FusedForCausalLM
@@ -194,6 +196,13 @@ class Runtime:
                     engine.compile_ahead(self.call, progress)
                 self._models[reference] = FusedForCausalLM(engine, self.call, self.prefixes)
             return self._models[reference]
+
+    def generation_settings(self, reference: int) -> dict[str, Any]:
+        """The defaults of transformers' `generate` where member `reference` is the reference."""
+        model = self._models.get(reference)
+        own = model.generation_config if model else None
+        settings = (own or fused_generation_config(self.members[reference])).to_dict()
+        return {name: value for name, value in settings.items() if name != "transformers_version"}
 
     def view(self, reference: int) -> ReferenceView:
         """The view of member `reference`: how distributions are carried to it."""

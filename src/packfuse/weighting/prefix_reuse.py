@@ -58,6 +58,7 @@ class PrefixReuse:
             stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream
         )
         self._ids: list[Ids] = [np.array(ids, dtype=np.int64) for ids in own_ids]
+        self._states = cache.states
         matches = cache.match(self._ids)
         self._best = [_longest(matches, k) for k in range(len(self._ids))]
         self._logps = [self._known_logps(matches, k) for k in range(len(self._ids))]
@@ -103,7 +104,7 @@ class PrefixReuse:
                 logps[k] = {**logps[k], self._view(k, scores): own.logps.copy()}
             if scores.limits.candidates is not None:
                 fit_scores = {**fit_scores, **scores.fit_positions.scores}
-        self.cache.add(PrefixEntry(self._ids, sessions, logps, fit_scores))
+        self.cache.add(PrefixEntry(self._ids, self._states, sessions, logps, fit_scores))
 
     def _known_logps(self, matches: Matches, k: int) -> dict[Hashable, Weights]:
         """Tables of the log-probabilities of member k's tokens, NaN where unknown."""

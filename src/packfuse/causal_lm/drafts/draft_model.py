@@ -79,7 +79,7 @@ class ModelDrafter(Drafter):
             if stream is None:
                 continue
             if k in self.drafting_members:
-                stream.member = member
+                stream.hand_over(member)
             else:
                 twin.streams[k] = None
         if len(self.drafting_members) == 1:
