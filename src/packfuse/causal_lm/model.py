@@ -220,8 +220,11 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
     def _empty_sequence(self, call: CallSettings, prepared: PackSequence | None) -> PackSequence:
         """An empty sequence with the weights of a prepared one, or of `forward` alone."""
         vocabularies = [member.vocabulary for member in self.engine.members]
-        sequence = self.engine.open(blank(vocabularies, self.engine.reference_index), call)
-        sequence.weights = prepared.weights if prepared else call.forward_weights
+        prompt = blank(vocabularies, self.engine.reference_index)
+        weights = prepared.weights if prepared else call.forward_weights
+        known = None if weights is None else weights.tolist()
+        sequence = self.engine.open(prompt, call, known)
+        sequence.weights = weights
         return sequence
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from packfuse.alignment.base import Alignment, Pairing, ReferenceView
@@ -105,8 +107,19 @@ class Engine:
         for member in self.members:
             member.refresh()
 
-    def open(self, prompt: PackPrompt, fusion: Fusion) -> PackSequence:
-        """A sequence in which nothing has been read, with a stream for every member.
+    def open(
+        self,
+        prompt: PackPrompt,
+        fusion: Fusion,
+        weights: Sequence[float] | NDArray[np.float64] | None = None,
+    ) -> PackSequence:
+        """A sequence in which nothing has been read.
+
+        Args:
+            prompt: The prompt.
+            fusion: How its positions will be fused.
+            weights: `[K]`, if they are known already: members with weight 0 have no stream and read
+                nothing, but for the reference. None for a stream for every member.
 
         Raises:
             MemberError: if a member's tokens are others than when it joined the pack.
@@ -117,7 +130,9 @@ class Engine:
         )
         streams = [
             MemberStream(member, pairing, own, self.reference, subset)
-            for member, pairing, own, subset in parts
+            if weights is None or weights[k] or k == self.reference_index
+            else None
+            for k, (member, pairing, own, subset) in enumerate(parts)
         ]
         return PackSequence(prompt, streams, self.reference)
 

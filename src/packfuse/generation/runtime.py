@@ -149,11 +149,24 @@ class Runtime:
 
     @property
     def default_reference(self) -> int:
-        """Index of the named reference; with "auto", of the first member with a chat template."""
+        """Index of the reference where no prompt decides; see `reference_under`."""
+        return self.reference_under(self.parts.weighting)
+
+    def reference_under(self, weighting: Weighting) -> int:
+        """Index of the named reference; with "auto", of the first member with a chat template.
+
+        With "auto", a member that has weight 0 on every prompt is no reference.
+        """
         if self.settings.reference != "auto":
             return self.names.index(self.settings.reference)
-        templates = (k for k, m in enumerate(self.members) if m.tokenizer.chat_template)
-        return next(templates, 0)
+        able = self.with_weight(weighting)
+        templates = (k for k in able if self.members[k].tokenizer.chat_template)
+        return next(templates, able[0])
+
+    def with_weight(self, weighting: Weighting) -> list[int]:
+        """The members that may have weight on a prompt: all, unless the weights are fixed."""
+        given = weighting.for_members(self.names)
+        return [k for k in range(len(self.names)) if given is None or given[k] > 0]
 
     @cached_property
     def opens_reasoning(self) -> bool:

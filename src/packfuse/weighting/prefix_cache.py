@@ -150,7 +150,7 @@ class PrefixCache:
 
     def add(self, new: PrefixEntry) -> None:
         """Add a prompt; one that is larger than the limit is cut, or dropped if nothing fits."""
-        fitting = self._cut_to_limit(new) if all(map(len, new.ids)) else None
+        fitting = self._cut_to_limit(new) if any(map(len, new.ids)) else None
         if fitting is None:
             return
         new, _ = fitting

@@ -55,7 +55,8 @@ class PrefixReuse:
         self.cache, self.engine, self.sequence, self.scores = cache, engine, sequence, scores
         self.cached: tuple[int, ...] = tuple(0 for _ in engine.members)
         own_ids = (
-            stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream
+            stream.ids(sequence.text_ids, sequence.text) if stream else []
+            for stream in sequence.streams
         )
         self._ids: list[Ids] = [np.array(ids, dtype=np.int64) for ids in own_ids]
         self._states = cache.states
@@ -94,9 +95,8 @@ class PrefixReuse:
     def keep(self) -> None:
         """Add the prompt to the cache, after every member has read it."""
         sessions = [
-            member.fork(stream.session)
+            member.fork(stream.session) if stream else member.open()
             for member, stream in zip(self.engine.members, self.sequence.streams, strict=True)
-            if stream is not None
         ]
         logps, fit_scores = self._logps, self._fit_scores
         if (scores := self.scores) is not None:
