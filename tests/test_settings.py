@@ -193,3 +193,29 @@ def test_the_packs_model_uses_the_packs_gate() -> None:
     gated, plain = (tiny_pack(members, gate=gate, **settings) for gate in ("safe", "every"))
     ids = torch.tensor([[1, *members[0].vocabulary.encode(prompt)]])
     assert not gated.model(ids).logits.equal(plain.model(ids).logits)
+
+
+def test_a_configuration_is_written_whole_by_any_number_of_threads(tmp_path: Path) -> None:
+    path = tmp_path / "pack.yaml"
+    configs = [PackConfig.check({"members": ["a"] * count}) for count in range(1, 9)]
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(20):
+            list(threads.map(lambda config: config.write(path), configs))
+            assert PackConfig.read(path) in configs
+    assert [file.name for file in tmp_path.iterdir()] == ["pack.yaml"]
+
+
+@pytest.mark.parametrize("name", ["missing/pack.yaml", "x" * 300, "a\0b", ""])
+def test_a_file_that_cannot_be_is_a_typed_error(tmp_path: Path, name: str) -> None:
+    config = PackConfig.check({"members": ["a"]})
+    with pytest.raises(ConfigError, match="cannot write"):
+        config.write(tmp_path / name)
+    with pytest.raises(ConfigError, match="cannot read"):
+        PackConfig.read(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_utf_8_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "pack.yaml").write_bytes(b"members: [\xff]")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        PackConfig.read(tmp_path / "pack.yaml")

@@ -6,14 +6,13 @@ import gc
 import os
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import ConfigError
 from packfuse.generation.batcher import Batcher
-from packfuse.generation.identity import identity_of
+from packfuse.generation.identity import forget_digest, identity_of
 from packfuse.generation.request import Request, make_request
 from packfuse.generation.result import Answer, Chunk
 from packfuse.generation.runner import Runner
@@ -249,10 +248,17 @@ class Pack:
         return min(member.context_window for member in self.members)
 
     def forget(self) -> None:
-        """Empty the prefix cache: the next prompt is read from its beginning."""
+        """Empty the prefix cache, and drop all else that was made from the members' weights.
+
+        The next prompt is read from its beginning. Changes of members are noticed without it, but
+        for edits of single weights through `.data`.
+        """
         with self.lock:
             if self.runtime.prefixes is not None:
                 self.runtime.prefixes.clear()
+            for member in self.members:
+                member.forget()
+                forget_digest(member)
 
     def generate(self, prompt: Any, **arguments: Any) -> Any:
         """Answer a prompt, a chat, or a list of either.
@@ -324,9 +330,14 @@ class Pack:
             return len(vocabulary.encode(prompt))
         return len(render_chat(prompt, [vocabulary], 0, template).ids)
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
-        """Everything that answers depend on besides the call, as plain JSON, for caches."""
+        """Everything that answers depend on besides the call, as plain JSON, for caches.
+
+        Members enter by the content of their models and tokenizers, as they are now: equal in every
+        process that loads the same files, another after an edit, under another adapter, quantized.
+        The first use reads all weights once; later uses take milliseconds.
+        """
         return identity_of(self.runtime, self._config)
 
     def score(self, prompt: str, continuation: str, **arguments: Any) -> float:

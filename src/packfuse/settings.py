@@ -220,10 +220,11 @@ class PackConfig(PackSettings, LoadSettings):
         file = Path(path)
         try:
             data = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{file} is not YAML: {error}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot read {str(file)!r}: {reason}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{file} does not hold a mapping", hint="it begins with `members:`")
         config = cls.check(data, str(file))
@@ -231,12 +232,19 @@ class PackConfig(PackSettings, LoadSettings):
         return config.model_copy(update={"members": members})
 
     def write(self, path: str | os.PathLike[str], comment: str = "") -> None:
-        """Write a YAML file in one piece, after lines that begin with `#`."""
+        """Write a YAML file in one piece, after lines that begin with `#`.
+
+        Raises:
+            ConfigError: if it cannot be written.
+        """
         data = self.model_dump(exclude_none=True)
         ordered = {"version": data.pop("version"), "members": data.pop("members"), **data}
-        write_text(
-            Path(path), comment + yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
-        )
+        text = comment + yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
+        try:
+            write_text(Path(path), text)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot write {os.fspath(path)!r}: {reason}") from error
 
 
 def weighting_part(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from packfuse.alignment.map_cache import cached_map
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing
+from tests.support.disks import full_disk
 
 TABLE = np.array([[0, 1], [2, 3], [40_000, 262_143]])
 
@@ -152,3 +154,18 @@ def test_what_fails_leaves_nothing_behind(folder: Path, pair: Pair) -> None:
     with pytest.raises(KeyboardInterrupt):
         cached_map("kind", 1, *pair, fail)
     assert not folder.exists() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("trouble", ["full", "too long", "unreadable"])
+def test_a_cache_that_fails_costs_nothing_but_time(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    root = tmp_path / ("x" * 300 if trouble == "too long" else "cache")
+    monkeypatch.setenv("PACKFUSE_CACHE", str(root))
+    if trouble == "unreadable":
+        root.mkdir()
+        (root / "alignments").touch(mode=0)
+    disk = full_disk() if trouble == "full" else nullcontext()
+    with disk, pytest.warns(RuntimeWarning, match="cannot be written"):
+        assert np.array_equal(cached_map("kind", 1, *pair, Maker()), TABLE)
+    assert not list(tmp_path.rglob(".*"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from packfuse.errors import DataError
 from packfuse.evaluation.journal import Journal, digest
+from tests.support.disks import full_disk
 
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.floats(allow_nan=False)),
@@ -104,3 +107,54 @@ def test_digests_tell_texts_apart(parts: list[str], others: list[str]) -> None:
     assert (digest(*parts) == digest(*others)) == (parts == others)
     assert digest(*parts) == digest(*parts)
     assert len(digest(*parts)) == 32
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from packfuse.errors import DataError
+from packfuse.evaluation.journal import Journal
+try:
+    with Journal(Path(sys.argv[1])) as journal:
+        print("open", flush=True)
+        sys.stdin.read()
+        for number in range(300):
+            journal.add(f"{sys.argv[2]}-{number}", number)
+except DataError as error:
+    print(error, flush=True)
+"""
+
+
+def test_two_processes_lose_nothing_of_one_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", WRITER, str(path), name]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    first = start("first")
+    assert first.stdout is not None
+    assert first.stdout.readline() == "open\n"
+    second, _ = start("second").communicate("", timeout=60)
+    assert "is in use by another evaluation" in second
+    with pytest.raises(DataError, match="in use"):
+        Journal(path)
+    first.communicate("", timeout=60)
+    third, _ = start("third").communicate("", timeout=60)
+    assert third == "open\n"
+    keys = [f"{name}-{number}" for name in ("first", "third") for number in range(300)]
+    assert list(kept(path, keys).values()) == [*range(300)] * 2
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "a file/journal"])
+def test_a_journal_that_cannot_be_is_a_typed_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(DataError, match="cannot use"):
+        Journal(tmp_path / name)
+
+
+def test_a_full_disk_is_a_typed_error(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        with full_disk(), pytest.raises(DataError, match="cannot use"):
+            journal.add("a", "x" * 100)
+        assert journal.get("a") is None

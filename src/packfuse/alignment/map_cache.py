@@ -27,18 +27,21 @@ def cached_map(
     """The map of `kind` between two vocabularies, from the cache or made and kept there.
 
     The key is the content of both tokenizers and the version of the method; names play no part.
-    A broken file is made anew, with a warning.
+    A broken file is made anew, with a warning; so is one that cannot be read.
     """
     parts = [FORMAT, kind, str(version), one.fingerprint, other.fingerprint]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     path = cache_root() / "alignments" / f"{kind}-{key[:32]}.safetensors"
-    if path.exists():
-        try:
-            return _load(path, key)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            warnings.warn(
-                f"alignment cache {path} is broken and is rebuilt: {error}", RuntimeWarning, 2
-            )
+    try:
+        return _load(path, key)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (ValueError, KeyError, SafetensorError) as error:
+        warnings.warn(
+            f"alignment cache {path} is broken and is rebuilt: {error}", RuntimeWarning, 2
+        )
+    except OSError as error:
+        warnings.warn(f"alignment cache {path} cannot be read: {error}", RuntimeWarning, 2)
     made = make()
     _save(path, key, made)
     return made

@@ -150,6 +150,7 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         """
         sequences = cache.start(len(texts))
         rest = [text[own.length :] for text, own in zip(texts, sequences, strict=False)]
+        self.engine.read_again([own for own in sequences if own.is_stale], call)
         if not sequences or keep > 1 + min(map(len, rest)):
             prepared: Sequence[PackSequence | None] = sequences or [None] * len(texts)
             sequences = [self._empty_sequence(call, one) for one in prepared]
@@ -219,8 +220,11 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
     def _empty_sequence(self, call: CallSettings, prepared: PackSequence | None) -> PackSequence:
         """An empty sequence with the weights of a prepared one, or of `forward` alone."""
         vocabularies = [member.vocabulary for member in self.engine.members]
-        sequence = self.engine.open(blank(vocabularies, self.engine.reference_index), call)
-        sequence.weights = prepared.weights if prepared else call.forward_weights
+        prompt = blank(vocabularies, self.engine.reference_index)
+        weights = prepared.weights if prepared else call.forward_weights
+        known = None if weights is None else weights.tolist()
+        sequence = self.engine.open(prompt, call, known)
+        sequence.weights = weights
         return sequence
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -249,6 +253,8 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
             use_cache = settings.use_cache is not False
             cache = FusedCache(self.call, prompts, use_cache=use_cache)
             arguments[CACHE] = cache
+        elif isinstance(cache, FusedCache):
+            self.engine.refresh()
         if isinstance(cache, FusedCache):
             cache.endings = end_and_pad_ids(settings)
             # The penalty multiplies logits; it would hardly change log-probabilities near 0.

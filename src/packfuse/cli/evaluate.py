@@ -13,7 +13,7 @@ from rich.text import Text
 from packfuse.cli.options import PackOptions
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import plain_table
-from packfuse.errors import ConfigError
+from packfuse.errors import ConfigError, DataError
 from packfuse.progress import question_progress
 from packfuse.registry import parse_spec
 
@@ -146,14 +146,16 @@ def _write(screen: Screen, out: Path, results: list[Evaluation], start: int) -> 
     from packfuse.models.loading import unique_names
     from packfuse.paths import write_text
 
-    write_text(out / "results.json", _json(results))
-    write_text(out / "report.md", document(results))
     names = unique_names([Path(result.source).stem for result in results])
     try:
+        write_text(out / "results.json", _json(results))
+        write_text(out / "report.md", document(results))
         for result, name in list(zip(results, names, strict=True))[start:]:
             draw(result, out / f"{name}.png")
     except ConfigError as error:
         screen.note(Text(f"no plot: {error}", "dim"))
+    except OSError as error:
+        raise DataError(f"cannot write to {out}: {error.strerror}") from error
 
 
 def _json(results: list[Evaluation]) -> str:

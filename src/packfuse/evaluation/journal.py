@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from packfuse.errors import DataError
 
 _BEGIN = b'["'
@@ -27,23 +29,42 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Read the existing entries; a truncated last line is dropped.
 
+        The journal is this object's until it is closed: a lock file beside it says so.
+
         Raises:
-            DataError: if the file cannot be read or written, or is not a journal.
+            DataError: if the file cannot be read or written, is not a journal, or is in use.
         """
         self.path = path
         self._entries: dict[str, Any] = {}
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = path.read_bytes() if path.exists() else b""
-            kept = whole[: whole.rfind(b"\n") + 1]
-            self._read(kept)
-            if not whole.removeprefix(kept).startswith(_BEGIN[: len(whole) - len(kept)]):
-                raise self._foreign(kept.count(b"\n") + 1)
-            self._file: IO[bytes] = path.open("r+b" if whole else "wb")
-            self._file.truncate(len(kept))
-            self._file.seek(len(kept))
-        except OSError as error:
-            raise DataError(f"cannot use {path}: {error.strerror}") from error
+            self._lock.acquire(timeout=0)
+            self._file = self._open()
+        except Timeout as error:
+            raise DataError(
+                f"{path} is in use by another evaluation", hint="wait for it, or name another --out"
+            ) from error
+        except (OSError, ValueError) as error:
+            self._lock.release()
+            raise self._unusable(error) from error
+
+    def _open(self) -> IO[bytes]:
+        """Read the entries; the file, at its end."""
+        whole = self.path.read_bytes() if self.path.exists() else b""
+        kept = whole[: whole.rfind(b"\n") + 1]
+        self._read(kept)
+        if not whole.removeprefix(kept).startswith(_BEGIN[: len(whole) - len(kept)]):
+            raise self._foreign(kept.count(b"\n") + 1)
+        file: IO[bytes] = self.path.open("r+b" if whole else "wb")
+        file.truncate(len(kept))
+        file.seek(len(kept))
+        return file
+
+    def _unusable(self, error: Exception) -> DataError:
+        if isinstance(error, DataError):
+            return error
+        return DataError(f"cannot use {self.path}: {getattr(error, 'strerror', None) or error}")
 
     def _read(self, kept: bytes) -> None:
         for number, line in enumerate(kept.splitlines(), 1):
@@ -71,18 +92,30 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file and release the lock."""
+        try:
+            self._file.close()
+        except OSError as failed:
+            raise self._unusable(failed) from failed
+        finally:
+            self._lock.release()
 
     def get(self, key: str) -> Any:
         """The value of a key, or None if there is no entry."""
         return self._entries.get(key)
 
     def add(self, key: str, value: Any) -> None:
-        """Append an entry; it is flushed to the file before this returns."""
+        """Append an entry; it is flushed to the file before this returns.
+
+        Raises:
+            DataError: if it cannot be written.
+        """
         line = json.dumps([key, value], ensure_ascii=False)
-        self._file.write(line.encode(errors="surrogatepass") + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(line.encode(errors="surrogatepass") + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._unusable(error) from error
         self._entries[key] = value
 
 

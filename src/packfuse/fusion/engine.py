@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from packfuse.alignment.base import Alignment, Pairing, ReferenceView
@@ -100,14 +102,37 @@ class Engine:
         twin.members = list(members)
         return twin
 
-    def open(self, prompt: PackPrompt, fusion: Fusion) -> PackSequence:
-        """A sequence in which nothing has been read, with a stream for every member."""
+    def refresh(self) -> None:
+        """Find out what the members' models are now; see `Member.refresh`."""
+        for member in self.members:
+            member.refresh()
+
+    def open(
+        self,
+        prompt: PackPrompt,
+        fusion: Fusion,
+        weights: Sequence[float] | NDArray[np.float64] | None = None,
+    ) -> PackSequence:
+        """A sequence in which nothing has been read.
+
+        Args:
+            prompt: The prompt.
+            fusion: How its positions will be fused.
+            weights: `[K]`, if they are known already: members with weight 0 have no stream and read
+                nothing, but for the reference. None for a stream for every member.
+
+        Raises:
+            MemberError: if a member's tokens are others than when it joined the pack.
+        """
+        self.refresh()
         parts = zip(
             self.members, self.pairings, prompt.members, self._subsets_for(fusion), strict=True
         )
         streams = [
             MemberStream(member, pairing, own, self.reference, subset)
-            for member, pairing, own, subset in parts
+            if weights is None or weights[k] or k == self.reference_index
+            else None
+            for k, (member, pairing, own, subset) in enumerate(parts)
         ]
         return PackSequence(prompt, streams, self.reference)
 
@@ -147,6 +172,13 @@ class Engine:
             sequence.prefilled = []
         self._fuse(plans, fusion)
 
+    def read_again(self, sequences: Sequence[PackSequence], fusion: Fusion) -> None:
+        """Read and fuse prompts anew that were read by models as they are no more."""
+        for sequence in sequences:
+            sequence.restart()
+            self.read_prompt(sequence, [None] * len(self.members))
+        self.fuse_prompt(sequences, fusion)
+
     @torch.no_grad()
     def advance(
         self,
@@ -177,6 +209,9 @@ class Engine:
             MemberError: if a model fails or gives NaN.
             PromptError: if a sequence outgrows a member's context window.
         """
+        for sequence in sequences:
+            if sequence.is_stale:
+                sequence.restart()
         out: list[list[Tensor]] = [[] for _ in sequences]
         segments: list[list[tuple[list[int], int]]] = []
         for sequence, new, found in zip(sequences, ids, out, strict=True):

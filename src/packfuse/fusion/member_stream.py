@@ -62,9 +62,23 @@ class MemberStream:
         self.base = prompt.text
         self.ends_turns = prompt.ends_turns
         self.session: Session = member.open()
+        self._state = member.state
         self.path = IncrementalTokenizer(member.vocabulary, pairing.lookahead)
         self.straddle = pairing.straddle()
         self.boundary: Boundary | None = None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the member's model is another now than when it read the session."""
+        return self.member.state != self._state
+
+    def restart(self) -> None:
+        """Forget what was read; the next read begins at the beginning."""
+        self.session, self._state, self.boundary = self.member.open(), self.member.state, None
+
+    def hand_over(self, member: Member) -> None:
+        """Let another member read on from the session: a copy with the same KV cache."""
+        self.member, self._state = member, member.state
 
     def fork(self) -> MemberStream:
         """An independent copy."""

@@ -79,6 +79,19 @@ class PackSequence:
         return twin
 
     @property
+    def is_stale(self) -> bool:
+        """Whether a member's model is another now than when it read the sequence."""
+        return any(stream is not None and stream.is_stale for stream in self.streams)
+
+    def restart(self) -> None:
+        """Let the members whose model has changed read everything again."""
+        for stream in self.streams:
+            if stream is not None and stream.is_stale:
+                stream.restart()
+        self.filters_ready, self.saved_states = False, {}
+        self.fused_logps = self.member_logps = None
+
+    @property
     def length(self) -> int:
         """Reference tokens so far, prompt included."""
         return self.offset + len(self.ids)

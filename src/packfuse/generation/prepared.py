@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from packfuse.fusion.sequence import PackSequence
 from packfuse.text.prompt import PackPrompt
-from packfuse.weighting.methods.base import FitLimits
+from packfuse.weighting.methods.base import FitLimits, Weights
 from packfuse.weighting.prefill import PromptReading
 
 
@@ -17,10 +17,12 @@ class ScoreOptions:
     Attributes:
         limits: How much of the prompt is scored.
         fit_positions: Whether distributions at fit positions are needed, besides losses.
+        weights: `[K]`, if they do not depend on the prompt; members with weight 0 do not read it.
     """
 
     limits: FitLimits
     fit_positions: bool
+    weights: Weights | None = None
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,6 +95,7 @@ class FusionRecord(_Plain):
         alignment: The alignment with its parameters.
         weights: Weights by member on this prompt; they sum to one.
         prompt_loss: Loss by member, nats per reference token; None if the prompt was not scored.
+            Members whose weight is fixed to 0 read nothing and are left out.
         bits_per_byte: The same losses in bits per byte of text; None if not scored.
         scored_tokens: Number of reference tokens on which the losses were computed.
         usage: Numbers of tokens.
@@ -171,7 +173,8 @@ class Chunk:
 
 
 def by_name(names: Sequence[str], values: Iterable[float] | None) -> dict[str, float] | None:
-    """Values by member name, as floats; None stays None."""
+    """Values by member name, as floats; None stays None. Members with NaN have no value."""
     if values is None:
         return None
-    return {name: float(value) for name, value in zip(names, values, strict=True)}
+    named = zip(names, map(float, values), strict=True)
+    return {name: value for name, value in named if not math.isnan(value)}

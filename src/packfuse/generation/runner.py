@@ -30,10 +30,10 @@ from packfuse.generation.request import Prompt, Request
 from packfuse.generation.result import Answer
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.trace import TraceRecorder
-from packfuse.text.chat_template import render_chat
+from packfuse.text.chat_template import RenderedChat, render_chat
 from packfuse.text.continuation import Continuation, bare
 from packfuse.text.detokenizer import StreamDetokenizer
-from packfuse.text.prompt import PackPrompt, from_text
+from packfuse.text.prompt import MemberPrompt, PackPrompt, from_text
 from packfuse.weighting.methods.base import Weights
 from packfuse.weighting.prefill import (
     Fit,
@@ -120,14 +120,24 @@ class Runner:
     def prepare(self, index: int, prompt: Prompt) -> tuple[PreparedPrompt, Fit]:
         """Read a prompt and fit its weights."""
         call, runtime = self.request.call, self.runtime
-        engine = runtime.model(runtime.default_reference).engine
+        engine = runtime.model(self._first_reference).engine
         positions = needs_fit_positions(call.weighting, engine, call.rule.pool)
-        item = self.read(index, prompt, ScoreOptions(call.weighting.limits, positions))
-        weights = call.weighting.for_members(runtime.names)
+        weights = self._fixed_weights
+        item = self.read(index, prompt, ScoreOptions(call.weighting.limits, positions, weights))
         item.started = time.perf_counter()
         if weights is None:
             weights = fit_weights(item.reading, call.weighting, call.rule.pool)
         return item, self.finish(item, weights)
+
+    @property
+    def _fixed_weights(self) -> Weights | None:
+        """Weights `[K]` that do not depend on a prompt; None if they do."""
+        return self.request.call.weighting.for_members(self.runtime.names)
+
+    @property
+    def _first_reference(self) -> int:
+        """The reference in whose tokens a prompt is read first."""
+        return self.runtime.reference_under(self.request.call.weighting)
 
     def finish(self, item: PreparedPrompt, weights: Weights) -> Fit:
         """Set the weights of a prompt and fuse the position after it."""
@@ -136,7 +146,7 @@ class Runner:
 
     def read(self, index: int, prompt: Prompt, options: ScoreOptions) -> PreparedPrompt:
         """Read a prompt with every member; with `reference="auto"`, choose its reference."""
-        reference = self.runtime.default_reference
+        reference = self._first_reference
         item = self._read(index, prompt, reference, options)
         better = self._better_reference(item)
         if better == reference:
@@ -159,7 +169,7 @@ class Runner:
             whole = from_text(prompt, vocabularies, reference)
             ids = list(whole.stream)
         else:
-            rendered = render_chat(prompt, vocabularies, reference, self.request.template)
+            rendered = self._rendered(prompt, reference, options.weights)
             whole, ids, stop = rendered.prompt, rendered.ids, (*stop, *rendered.stop)
         own_tokens = runtime.parts.alignment.reading is runtime.parts.alignment
         able = self._possible_references(whole) if own_tokens else []
@@ -171,11 +181,27 @@ class Runner:
             limits=options.limits,
             others={k: partial(runtime.view, k) for k in able if k != reference},
             prefixes=runtime.prefixes,
+            weights=options.weights,
         )
         reading.sequence.offset = len(ids) - len(reading.sequence.ids)
         return PreparedPrompt(
             index, reference, ids, whole, stop, reading, started=time.perf_counter()
         )
+
+    def _rendered(
+        self, chat: Sequence[Any], reference: int, weights: Weights | None
+    ) -> RenderedChat:
+        """A chat for the members that read it; the others get an empty prompt."""
+        vocabularies = self.runtime.vocabularies
+        reading = [
+            k for k in range(len(vocabularies)) if weights is None or weights[k] or k == reference
+        ]
+        own = [vocabularies[k] for k in reading]
+        rendered = render_chat(chat, own, reading.index(reference), self.request.template)
+        members = [MemberPrompt(())] * len(vocabularies)
+        for k, prompt in zip(reading, rendered.prompt.members, strict=True):
+            members[k] = prompt
+        return replace(rendered, prompt=replace(rendered.prompt, members=tuple(members)))
 
     def _better_reference(self, item: PreparedPrompt) -> int:
         """With `reference="auto"`: the possible reference with the lowest prompt loss."""
@@ -188,7 +214,8 @@ class Runner:
         """With `reference="auto"`: the members that can predict the end of a turn."""
         if self.runtime.settings.reference != "auto":
             return []
-        return [k for k, member in enumerate(prompt.members) if member.ends_turns]
+        able = self.runtime.with_weight(self.request.call.weighting)
+        return [k for k in able if prompt.members[k].ends_turns]
 
     def _own_losses(self, item: PreparedPrompt) -> Weights | None:
         """The members' losses on the prompt `[K]`, computed in each member's own tokens."""
@@ -197,7 +224,11 @@ class Runner:
         if own or len(self.runtime.members) == 1 or not item.prompt.stream:
             return item.reading.losses
         reading = read_prompt(
-            engine, item.prompt, self.request.call, prefixes=self.runtime.prefixes
+            engine,
+            item.prompt,
+            self.request.call,
+            prefixes=self.runtime.prefixes,
+            weights=self._fixed_weights,
         )
         return reading.losses
 

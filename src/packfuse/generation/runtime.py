@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from packfuse.alignment import alignments
 from packfuse.alignment.base import Alignment, ReferenceView
 from packfuse.causal_lm.call import CallSettings
+from packfuse.causal_lm.config import fused_generation_config
 from packfuse.causal_lm.drafts import drafts
 from packfuse.causal_lm.drafts.base import Draft
 from packfuse.causal_lm.model import FusedForCausalLM
@@ -147,11 +149,24 @@ class Runtime:
 
     @property
     def default_reference(self) -> int:
-        """Index of the named reference; with "auto", of the first member with a chat template."""
+        """Index of the reference where no prompt decides; see `reference_under`."""
+        return self.reference_under(self.parts.weighting)
+
+    def reference_under(self, weighting: Weighting) -> int:
+        """Index of the named reference; with "auto", of the first member with a chat template.
+
+        With "auto", a member that has weight 0 on every prompt is no reference.
+        """
         if self.settings.reference != "auto":
             return self.names.index(self.settings.reference)
-        templates = (k for k, m in enumerate(self.members) if m.tokenizer.chat_template)
-        return next(templates, 0)
+        able = self.with_weight(weighting)
+        templates = (k for k in able if self.members[k].tokenizer.chat_template)
+        return next(templates, able[0])
+
+    def with_weight(self, weighting: Weighting) -> list[int]:
+        """The members that may have weight on a prompt: all, unless the weights are fixed."""
+        given = weighting.for_members(self.names)
+        return [k for k in range(len(self.names)) if given is None or given[k] > 0]
 
     @cached_property
     def opens_reasoning(self) -> bool:
@@ -194,6 +209,13 @@ class Runtime:
                     engine.compile_ahead(self.call, progress)
                 self._models[reference] = FusedForCausalLM(engine, self.call, self.prefixes)
             return self._models[reference]
+
+    def generation_settings(self, reference: int) -> dict[str, Any]:
+        """The defaults of transformers' `generate` where member `reference` is the reference."""
+        model = self._models.get(reference)
+        own = model.generation_config if model else None
+        settings = (own or fused_generation_config(self.members[reference])).to_dict()
+        return {name: value for name, value in settings.items() if name != "transformers_version"}
 
     def view(self, reference: int) -> ReferenceView:
         """The view of member `reference`: how distributions are carried to it."""

@@ -56,8 +56,8 @@ class Compiled(HFMember):
     Invariants: a `Compiled` is made from another `HFMember` by copying the attributes of that
     member, without `HFMember.__init__`. Both share the model, the vocabulary, the empty cache and
     the `LMHead`, so a session of one can be read by the other. Therefore `HFMember` sets all its
-    attributes in `__init__` and does not assign them later, and everything that only compiled
-    members have is set after the copy.
+    attributes in `__init__` and assigns none later but in `refresh`, which both do for themselves,
+    and everything that only compiled members have is set after the copy.
 
     Attributes:
         refused: Why steps cannot be compiled; None if they can. If it is set, the member reads like
@@ -70,6 +70,11 @@ class Compiled(HFMember):
         self.refused: str | None = None
         # Keys are subsets, which are freed with their pack, or the `LMHead` for the whole head.
         self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
+
+    def forget(self) -> None:
+        """See `Member.forget`."""
+        super().forget()
+        self._calls.clear()
 
     def compile_ahead(self, subset: VocabSubset | None, width: int) -> None:
         """Compile the step in which one row reads `width` tokens.

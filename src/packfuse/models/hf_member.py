@@ -10,18 +10,20 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from packfuse.errors import LoadError, MemberError, PromptError
 from packfuse.hf_compat import CACHE, cache_argument, grouped_attention
 from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks
+from packfuse.models.fingerprint import ModelState
 from packfuse.models.kv.ragged import ForwardBatch, RaggedBatch
 from packfuse.models.kv.store import RowCache, has_states, new_cache
 from packfuse.models.lm_head import LMHead
 from packfuse.models.member import Member, Read, Session
-from packfuse.models.onednn import OneDNNLinear
+from packfuse.models.onednn import OneDNNLinear, has_layers
 from packfuse.models.vocab_subset import VocabSubset
+from packfuse.models.window import context_window
 from packfuse.text.vocabulary import Vocabulary
 
 LOGITS_BYTES = 32 * 2**20
@@ -70,12 +72,10 @@ class HFMember(Member):
         self._takes_logits_to_keep = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters
         self._lm_head = LMHead(model)
-        self._uses_onednn = any(
-            type(module) is nn.Linear and module.weight.dtype == torch.float32
-            for module in model.modules()
-        )
+        self._uses_onednn = has_layers(model)
         # Padding would change recurrent states, and models without position ids count from slot 0.
         self._allows_padding = self._takes_positions and not has_states(self._empty_cache)
+        self.state: ModelState = ModelState.of(model, vocabulary.tokenizer)
 
     @property
     def tokenizer(self) -> Any:
@@ -87,6 +87,20 @@ class HFMember(Member):
         """See `Member.device`."""
         weight: Any = self.model.get_input_embeddings().weight
         return torch.device(weight.device)
+
+    def refresh(self) -> None:
+        """See `Member.refresh`. Adapters, edits in place, `to` and replaced modules are noticed."""
+        state = ModelState.of(self.model, self.tokenizer)
+        if state != self.state:
+            state.check_tokens(self.name, self.state)
+            self.forget()
+            self._empty_cache = new_cache(self.model.config)
+            self._uses_onednn = has_layers(self.model)
+            self.state = state
+
+    def forget(self) -> None:
+        """See `Member.forget`."""
+        self._lm_head.forget()
 
     def open(self) -> Session:
         """See `Member.open`."""
@@ -379,12 +393,3 @@ class HFMember(Member):
             entry = session.length, state.row_cache.snapshot()
             earlier = [old for old in state.snapshots if old[0] < session.length]
             state.snapshots = [*earlier, entry][-_SNAPSHOTS:]
-
-
-def context_window(config: PreTrainedConfig, tokenizer: Any) -> int:
-    """The most tokens that a model can read, by its configuration or else its tokenizer."""
-    text = config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        if value := getattr(text, name, None):
-            return int(value)
-    return int(min(tokenizer.model_max_length, 2**31 - 1))

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer
 from packfuse.errors import LoadError, PackError
 from packfuse.hf_compat import causal_architectures
 from packfuse.models.checkpoint import checkpoint_size
-from packfuse.models.hf_member import context_window
 from packfuse.models.loading import is_causal, short_name, split_gguf, unique_names
+from packfuse.models.window import context_window
 from packfuse.settings import MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 

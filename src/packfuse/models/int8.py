@@ -18,11 +18,13 @@ from transformers import PreTrainedModel
 
 from packfuse.hf_compat import has_int8_linear, int8_linear
 from packfuse.models.compiled import Compiled, compile_steps
+from packfuse.models.fingerprint import ModelState
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Member
 
-_models: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
-_copies: WeakKeyDictionary[HFMember, HFMember] = WeakKeyDictionary()
+_models: WeakKeyDictionary[PreTrainedModel, tuple[ModelState, PreTrainedModel]]
+_models = WeakKeyDictionary()
+_copies: WeakKeyDictionary[HFMember, tuple[ModelState, HFMember]] = WeakKeyDictionary()
 
 
 class Int8Linear(nn.Module):
@@ -52,29 +54,33 @@ def can_copy(member: Member) -> bool:
 
 
 def int8_copy(member: Member) -> HFMember:
-    """The quantized copy of a member, made once; all but linear layers is shared.
+    """The quantized copy of a member, made once for a state; all but linear layers is shared.
 
     Raises:
         TypeError: if the member is not an `HFMember`.
     """
     if not isinstance(member, HFMember):
         raise TypeError(f"{member.name} is not a transformers model in this process")
-    if member not in _copies:
-        quantized = HFMember(member.name, _quantized(member.model), member.vocabulary)
-        compiled = isinstance(member, Compiled) and member.refused is None
-        _copies[member] = compile_steps(quantized) if compiled else quantized
-    return _copies[member]
+    state, quantized = _copies.get(member, (None, member))
+    if state != member.state:
+        quantized = HFMember(member.name, _quantized(member), member.vocabulary)
+        if isinstance(member, Compiled) and member.refused is None:
+            quantized = compile_steps(quantized)
+        _copies[member] = member.state, quantized
+    return quantized
 
 
-def _quantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The quantized copy of a model, made once for all members with that model."""
-    if model not in _models:
+def _quantized(member: HFMember) -> PreTrainedModel:
+    """The quantized copy of a member's model, made once for all members with that model."""
+    model = member.model
+    state, quantized = _models.get(model, (None, model))
+    if state != member.state:
         shared = {id(p): p for p in model.parameters()}
         # Parameters in the memo of `deepcopy` are shared, not copied.
         quantized = copy.deepcopy(model, shared)
         _quantize_linear(quantized)
-        _models[model] = quantized
-    return _models[model]
+        _models[model] = member.state, quantized
+    return quantized
 
 
 def _quantize_linear(module: nn.Module) -> None:

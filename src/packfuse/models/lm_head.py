@@ -161,6 +161,11 @@ class LMHead:
             self._pruned[subset] = self._prune(subset)
         return self._pruned[subset] is not None
 
+    def forget(self) -> None:
+        """Drop pruned heads and the result of the probe, after the model has changed."""
+        self._pruned.clear()
+        vars(self).pop("_separable", None)
+
     @property
     def _head(self) -> nn.Module | None:
         return children_of(self.model)[self._name] if self._name else None

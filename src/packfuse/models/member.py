@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,16 +104,31 @@ class Member(ABC):
         name: Its name in records and error messages.
         vocabulary: Its tokenizer, with the bytes of every token.
         context_window: The most tokens of a session.
+        state: What the model was when `refresh` was called last. Sessions and log-probabilities
+            that were computed in another state are not used again.
     """
 
     name: str
     vocabulary: Vocabulary
     context_window: int
+    state: Hashable = None
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
         """The device of its input ids."""
+
+    def refresh(self) -> None:  # noqa: B027 (nothing to do is the rule)
+        """Find out what the model is now: set `state`, and drop what another state left behind.
+
+        Called before every sequence. Members whose model never changes need do nothing.
+
+        Raises:
+            MemberError: if the model does not fit its vocabulary any more.
+        """
+
+    def forget(self) -> None:  # noqa: B027 (nothing to do is the rule)
+        """Drop what was made from the model's weights, whether or not they seem to have changed."""
 
     @abstractmethod
     def open(self) -> Session:

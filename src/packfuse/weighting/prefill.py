@@ -92,8 +92,9 @@ def read_prompt(
     limits: FitLimits | None = None,
     others: OtherViews | None = None,
     prefixes: PrefixCache | None = None,
+    weights: Weights | None = None,
 ) -> PromptReading:
-    """Read a prompt with every member.
+    """Read a prompt with every member, or with those that will have weight.
 
     Args:
         engine: The members and the reference.
@@ -104,12 +105,14 @@ def read_prompt(
         limits: How much of the prompt is scored.
         others: Further views for which the prefix cache keeps scores.
         prefixes: The prefix cache; None for none.
+        weights: `[K]`, if they do not depend on the prompt: members with weight 0 do not read it,
+            but for the reference. Without distributions at fit positions.
 
     Raises:
-        PromptError: if the prompt is too long for a member.
+        PromptError: if the prompt is too long for a member that reads it.
         MemberError: if a member fails.
     """
-    sequence = engine.open(prompt, fusion)
+    sequence = engine.open(prompt, fusion, weights)
     started = time.perf_counter()
     sequence.feed(prompt.stream)
     scores = None
@@ -213,6 +216,7 @@ def prefill(
         limits=weighting.limits,
         others=others,
         prefixes=prefixes,
+        weights=given,
     )
     started = time.perf_counter()
     weights = given if given is not None else fit_weights(reading, weighting, fusion.rule.pool)
@@ -235,11 +239,14 @@ def _plan_scores(
     others: OtherViews | None,
 ) -> PromptScores:
     vocabularies = [member.vocabulary for member in engine.members]
-    ids = [stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream]
+    ids = [
+        stream.ids(sequence.text_ids, sequence.text) if stream else None
+        for stream in sequence.streams
+    ]
     # In a plain prompt, a member that is fed the reference's ids is scored on these ids.
     mapped = [p if prompt.stream and p.same_ids else None for p in engine.pairings]
     texts = prompt.texts
-    if all(mapped):
+    if all(pairing for pairing, own in zip(mapped, ids, strict=True) if own is not None):
         texts = (engine.reference.decode(sequence.ids),)
     return PromptScores(
         vocabularies, engine.view, ids, texts, fit_positions, limits, mapped, others

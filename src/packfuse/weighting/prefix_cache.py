@@ -37,6 +37,7 @@ class PrefixEntry:
 
     Attributes:
         ids: By member, the tokens of the prompt.
+        states: By member, what its model was when it read the prompt.
         sessions: By member, the session (KV cache) after the prompt, or after a prefix of it.
         logps: By member, tables of the log-probability of each token given the tokens before it,
             nats; NaN where it is unknown. The table under None is for the member's own tokens; the
@@ -45,6 +46,7 @@ class PrefixEntry:
     """
 
     ids: list[Ids]
+    states: list[Hashable]
     sessions: list[Session]
     logps: list[dict[Hashable, Weights]]
     scores: dict[FitKey, FitScore]
@@ -61,9 +63,16 @@ class PrefixEntry:
         tables += sum(table.nbytes for own in self.logps for table in own.values())
         return tables + sum(s.nbytes + y.nbytes for s, y in self.scores.values())
 
-    def shared(self, ids: Sequence[Ids]) -> tuple[int, ...]:
-        """By member, the length of the prefix that this prompt has in common with `ids`."""
-        return tuple(_common_length(*pair) for pair in zip(self.ids, ids, strict=True))
+    def shared(self, ids: Sequence[Ids], states: Sequence[Hashable]) -> tuple[int, ...]:
+        """By member, the length of the prefix that this prompt has in common with `ids`.
+
+        It is 0 for a member whose model is another now than when it read this prompt.
+        """
+        old = zip(self.ids, self.states, strict=True)
+        return tuple(
+            _common_length(own, new) if state == now else 0
+            for (own, state), new, now in zip(old, ids, states, strict=True)
+        )
 
     def scores_within(self, lengths: Sequence[int]) -> dict[FitKey, FitScore]:
         """The scores that depend on the first `lengths[k]` tokens of each member k only."""
@@ -84,6 +93,7 @@ class PrefixEntry:
         lengths = [session.length for session in self.sessions]
         return PrefixEntry(
             [ids[:n].copy() for ids, n in zip(self.ids, lengths, strict=True)],
+            self.states,
             self.sessions,
             [
                 {view: table[:n].copy() for view, table in own.items()}
@@ -116,8 +126,13 @@ class PrefixCache:
         """Number of prompts in the cache."""
         return len(self._entries)
 
+    @property
+    def states(self) -> list[Hashable]:
+        """By member, what its model is now."""
+        return [member.state for member in self.members]
+
     def match(self, ids: Sequence[Ids]) -> list[tuple[PrefixEntry, tuple[int, ...]]]:
-        """Entries with a common prefix.
+        """Entries with a common prefix that members read with the weights that they have now.
 
         Args:
             ids: By member, the tokens of a prompt.
@@ -125,7 +140,8 @@ class PrefixCache:
         Returns:
             Pairs of an entry and, by member, the length of the common prefix.
         """
-        found = [(entry, entry.shared(ids)) for entry, _ in self._entries]
+        states = self.states
+        found = [(entry, entry.shared(ids, states)) for entry, _ in self._entries]
         return [(entry, shared) for entry, shared in found if max(shared) >= _MIN_SHARED]
 
     def touch(self, used: PrefixEntry) -> None:
@@ -134,7 +150,7 @@ class PrefixCache:
 
     def add(self, new: PrefixEntry) -> None:
         """Add a prompt; one that is larger than the limit is cut, or dropped if nothing fits."""
-        fitting = self._cut_to_limit(new) if all(map(len, new.ids)) else None
+        fitting = self._cut_to_limit(new) if any(map(len, new.ids)) else None
         if fitting is None:
             return
         new, _ = fitting
@@ -189,7 +205,7 @@ def prefix_limit(setting: int | str, parameters: int) -> int:
 
 
 def _covers(new: PrefixEntry, old: PrefixEntry) -> bool:
-    shared = old.shared(new.ids)
+    shared = old.shared(new.ids, new.states)
     return all(n >= _COVERED * len(ids) for n, ids in zip(shared, old.ids, strict=True))
 
 

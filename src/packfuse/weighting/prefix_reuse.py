@@ -55,9 +55,11 @@ class PrefixReuse:
         self.cache, self.engine, self.sequence, self.scores = cache, engine, sequence, scores
         self.cached: tuple[int, ...] = tuple(0 for _ in engine.members)
         own_ids = (
-            stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream
+            stream.ids(sequence.text_ids, sequence.text) if stream else []
+            for stream in sequence.streams
         )
         self._ids: list[Ids] = [np.array(ids, dtype=np.int64) for ids in own_ids]
+        self._states = cache.states
         matches = cache.match(self._ids)
         self._best = [_longest(matches, k) for k in range(len(self._ids))]
         self._logps = [self._known_logps(matches, k) for k in range(len(self._ids))]
@@ -93,9 +95,8 @@ class PrefixReuse:
     def keep(self) -> None:
         """Add the prompt to the cache, after every member has read it."""
         sessions = [
-            member.fork(stream.session)
+            member.fork(stream.session) if stream else member.open()
             for member, stream in zip(self.engine.members, self.sequence.streams, strict=True)
-            if stream is not None
         ]
         logps, fit_scores = self._logps, self._fit_scores
         if (scores := self.scores) is not None:
@@ -103,7 +104,7 @@ class PrefixReuse:
                 logps[k] = {**logps[k], self._view(k, scores): own.logps.copy()}
             if scores.limits.candidates is not None:
                 fit_scores = {**fit_scores, **scores.fit_positions.scores}
-        self.cache.add(PrefixEntry(self._ids, sessions, logps, fit_scores))
+        self.cache.add(PrefixEntry(self._ids, self._states, sessions, logps, fit_scores))
 
     def _known_logps(self, matches: Matches, k: int) -> dict[Hashable, Weights]:
         """Tables of the log-probabilities of member k's tokens, NaN where unknown."""

@@ -59,6 +59,7 @@ class PromptScores:
         mapped: See `__init__`.
         members: The log-probabilities, by member.
         common: Offsets of the boundaries that all members share, in ascending order.
+        reads: By member, whether it reads the prompt.
         scored: By member, the indices of the tokens on which losses are computed.
         fit_positions: The members' distributions at fit positions.
     """
@@ -67,7 +68,7 @@ class PromptScores:
         self,
         vocabularies: Sequence[Vocabulary],
         view: ReferenceView,
-        ids: Sequence[list[int]],
+        ids: Sequence[list[int] | None],
         texts: Sequence[bytes],
         fit: bool,
         limits: FitLimits | None = None,
@@ -79,7 +80,7 @@ class PromptScores:
         Args:
             vocabularies: By member.
             view: The reference, and the pairings that carry distributions to it.
-            ids: By member, the tokens of the prompt.
+            ids: By member, the tokens of the prompt; None for a member that does not read it.
             texts: The texts to score, in order; losses are computed on nothing else.
             fit: Whether distributions at fit positions are needed.
             limits: How much of the prompt is scored.
@@ -94,9 +95,12 @@ class PromptScores:
         self.members = []
         for k, pairing in enumerate(self.mapped):
             source = k if pairing is None else self.reference
-            spans = _spans(ids[source], vocabularies[source], texts)
-            self.members.append(MemberScores(ids[source], spans, np.full(len(ids[source]), np.nan)))
-        shared = set.intersection(*(set(own.boundaries) for own in self.members))
+            own = ids[source] if ids[k] is not None else None
+            spans = _spans(own, vocabularies[source], texts) if own else []
+            self.members.append(MemberScores(own or [], spans, np.full(len(own or []), np.nan)))
+        self.reads = [own is not None for own in ids]
+        reading = [own for own, reads in zip(self.members, self.reads, strict=True) if reads]
+        shared = set.intersection(*(set(own.boundaries) for own in reading))
         self.common = sorted(shared)
         self._bounds = self._choose_pieces(_segments(texts))
         self.scored = [[index for index, _ in self._in_pieces(own)] for own in self.members]
@@ -197,15 +201,15 @@ class PromptScores:
         return sum(high - low for low, high in self._bounds)
 
     def losses(self, normalize: str = "reference") -> Weights:
-        """Prompt losses `[K]`; 0 for a prompt without text.
+        """Prompt losses `[K]`; 0 for a prompt without text, NaN for members that do not read it.
 
         Args:
             normalize: Unit: nats per token of the "reference", or per "own" token of the member.
         """
         shared = max(1, self.tokens)
         table = []
-        for own, scored in zip(self.members, self.scored, strict=True):
-            total = -float(np.sum(own.logps[scored])) if scored else 0.0
+        for own, scored, reads in zip(self.members, self.scored, self.reads, strict=True):
+            total = -float(np.sum(own.logps[scored])) if scored else 0.0 if reads else np.nan
             table.append(total / (max(1, len(scored)) if normalize == "own" else shared))
         return np.array(table)
 

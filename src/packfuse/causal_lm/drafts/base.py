@@ -37,10 +37,12 @@ class ReadSequences(Protocol):
     """The part of a call's cache that drafters use.
 
     Attributes:
+        prompts: Prompts that have been read, before the first forward pass.
         sequences: The sequences of the batch; empty before the first forward pass.
         length: Number of positions read so far, left padding included.
     """
 
+    prompts: list[PackSequence]
     sequences: list[PackSequence]
     length: int
 

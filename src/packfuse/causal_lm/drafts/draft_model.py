@@ -34,19 +34,24 @@ class ModelDrafter(Drafter):
 
         Args:
             context: The running answer.
-            drafting_members: Indices of members, the reference among them.
+            drafting_members: Indices of members, the reference among them; those that do not read
+                the sequence do not draft either.
             max_draft_tokens: Longest draft, in tokens.
             quantize: Whether to draft with int8 copies, for members that can be copied.
         """
         super().__init__(context)
         engine = context.engine
-        self.drafting_members = frozenset(drafting_members)
+        begun = next(iter([*context.cache.prompts, *context.cache.sequences]), None)
+        reading = [
+            k for k in range(len(engine.members)) if begun is None or begun.streams[k] is not None
+        ]
+        self.drafting_members = frozenset(drafting_members).intersection(reading)
         members = list(engine.members)
         cost = 0.0
         for k in self.drafting_members:
             copied = quantize and can_copy(members[k])
             members[k] = int8_copy(members[k]) if copied else members[k]
-            cost += (_INT8_COST if copied else 1.0) / len(members)
+            cost += (_INT8_COST if copied else 1.0) / len(reading)
         self._engine = engine.with_members(members)
         self._length = DraftLength(cost, max_draft_tokens, context.device)
 
@@ -79,7 +84,7 @@ class ModelDrafter(Drafter):
             if stream is None:
                 continue
             if k in self.drafting_members:
-                stream.member = member
+                stream.hand_over(member)
             else:
                 twin.streams[k] = None
         if len(self.drafting_members) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from packfuse.errors import ConfigError
 from packfuse.evaluation.reports.report import Evaluation, ReportRow
+from packfuse.paths import write_bytes
 
 _COLORS = {"member": "#444444", "pack": "#1f77b4"}
 _ROW_INCHES = 0.24
@@ -37,8 +39,10 @@ def draw(evaluation: Evaluation, path: Path) -> None:
         _weights(axes[0][1], curves, evaluation)
     figure.suptitle(f"{evaluation.source.rpartition('/')[2]}, {evaluation.questions} questions")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120, format=path.suffix[1:])
     pyplot.close(figure)
+    write_bytes(path, image.getvalue())
 
 
 def load_pyplot() -> Any:
