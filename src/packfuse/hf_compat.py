@@ -205,16 +205,24 @@ class GenerationHooks:
         """
         raise NotImplementedError
 
+    def limit_candidates(self, cache: Any, generator: CandidateGenerator) -> None:
+        """Called with every candidate generator, to leave out candidates without room, in place."""
+        raise NotImplementedError
+
     def decoding_models(self) -> Sequence[nn.Module]:
         """The models that run at every decoding step."""
         raise NotImplementedError
 
     def _get_candidate_generator(self, *_: Any, **given: Any) -> Any:
-        own = self.own_candidate_generator(
-            given["model_kwargs"][CACHE], given["generation_config"], given["logits_processor"]
+        cache = given["model_kwargs"][CACHE]
+        generator = self.own_candidate_generator(
+            cache, given["generation_config"], given["logits_processor"]
         )
-        mixin: Any = super()
-        return mixin._get_candidate_generator(**given) if own is None else own
+        if generator is None:
+            mixin: Any = super()
+            generator = mixin._get_candidate_generator(**given)
+        self.limit_candidates(cache, generator)
+        return generator
 
     @contextmanager
     def _optimize_model_for_decode(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,9 @@ from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.drafts.base import DraftStats
 from packfuse.fusion.sequence import PackSequence
 from packfuse.hf_compat import RowsCache
+
+if TYPE_CHECKING:
+    from packfuse.causal_lm.room import WindowCriteria
 
 
 class FusedCache(RowsCache):
@@ -29,6 +32,9 @@ class FusedCache(RowsCache):
         sequences: The sequences of the batch; empty before the first forward pass.
         length: Number of positions read so far.
         endings: Ids that end an answer.
+        ends_when_full: Whether a sequence ends where a member has no more room, instead of raising
+            an error: once an answer has begun.
+        window: Ends the sequences of the running call that have no more room; None before a call.
         add_log_normalizers: Whether `forward` adds the log normalizers of the members' logits to
             the log-probabilities, so that these have the level of logits.
         draft_stats: Counts of drafted tokens; None if nothing was drafted.
@@ -48,6 +54,8 @@ class FusedCache(RowsCache):
         self.sequences: list[PackSequence] = []
         self.length = 0
         self.endings: frozenset[int] = frozenset()
+        self.ends_when_full = False
+        self.window: WindowCriteria | None = None
         self.add_log_normalizers = False
         self.draft_stats: DraftStats | None = None
 

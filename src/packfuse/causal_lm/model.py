@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -23,6 +29,7 @@ from packfuse.causal_lm.checks import (
 )
 from packfuse.causal_lm.config import FusedConfig, fused_config, fused_generation_config
 from packfuse.causal_lm.drafts.base import DraftContext
+from packfuse.causal_lm.room import WindowCriteria
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition
@@ -41,7 +48,8 @@ from packfuse.text.prompt import blank, from_ids
 from packfuse.weighting.prefill import prefill
 from packfuse.weighting.prefix_cache import PrefixCache
 
-_GENERATE = inspect.signature(GenerationMixin.generate)
+_generate: Any = GenerationMixin.generate
+_GENERATE = inspect.signature(_generate)
 
 
 class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, GenerationMixin):
@@ -191,7 +199,13 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         """
         if keep <= min(map(len, texts)):
             return self.engine.advance(
-                sequences, texts, call, keep, endings=cache.endings, save_states=keep > 1
+                sequences,
+                texts,
+                call,
+                keep,
+                endings=cache.endings,
+                ends_when_full=cache.ends_when_full,
+                save_states=keep > 1,
             )
         # Positions of padding have no distribution: they get zeros, and the mask excludes them.
         found = []
@@ -230,6 +244,13 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """See `GenerationMixin.generate`. Weights are fitted to every prompt first.
 
+        An answer ends where a member's context window has no more room, whatever the other limits
+        of its length; padding follows, as after the end of any shorter answer.
+
+        Warns:
+            UserWarning: naming the member, for an answer that ended for want of room; not for a
+                call with a `cache`, whose `window` tells.
+
         Raises:
             UnsupportedError: for decoding methods that a pack cannot run exactly.
             PromptError: for no prompt, or one that is too long for a member.
@@ -245,6 +266,7 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         settings = self._settings(arguments, ids)
         check_decoding(settings, arguments, self.config.vocab_size)
         cache = arguments.get(CACHE)
+        own_cache = cache is None
         if cache is None:
             mask = arguments.get("attention_mask")
             if mask is None:
@@ -253,16 +275,27 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
             use_cache = settings.use_cache is not False
             cache = FusedCache(self.call, prompts, use_cache=use_cache)
             arguments[CACHE] = cache
-        elif isinstance(cache, FusedCache):
+        if not isinstance(cache, FusedCache):
+            return _generate(self, ids, **arguments)
+        if not own_cache:
             self.engine.refresh()
-        if isinstance(cache, FusedCache):
-            cache.endings = end_and_pad_ids(settings)
-            # The penalty multiplies logits; it would hardly change log-probabilities near 0.
-            cache.add_log_normalizers = settings.repetition_penalty not in (None, 1.0)
-            if settings.cache_implementation is not None:
-                arguments["cache_implementation"] = None
-        generate: Any = GenerationMixin.generate
-        return generate(self, ids, **arguments)
+        cache.endings = end_and_pad_ids(settings)
+        # The penalty multiplies logits; it would hardly change log-probabilities near 0.
+        cache.add_log_normalizers = settings.repetition_penalty not in (None, 1.0)
+        if settings.cache_implementation is not None:
+            arguments["cache_implementation"] = None
+        cache.window = window = WindowCriteria(cache, *ids.shape)
+        criteria = arguments.pop("stopping_criteria", None)
+        arguments["stopping_criteria"] = StoppingCriteriaList([*(criteria or []), window])
+        try:
+            generated = _generate(self, ids, **arguments)
+        finally:
+            cache.ends_when_full = False
+        notes = window.pad(generated, settings.pad_token_id)
+        if own_cache:
+            for note in notes:
+                warnings.warn(note, stacklevel=2)
+        return generated
 
     def _settings(self, arguments: dict[str, Any], ids: Tensor) -> GenerationConfig:
         """The generation settings in force, as `generate` derives them."""
@@ -286,6 +319,12 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         )
         cache.draft_stats = context.stats
         return call.draft.drafter(context)
+
+    def limit_candidates(self, cache: FusedCache, generator: CandidateGenerator) -> None:
+        """Leave out candidates that a member has no room for."""
+        if cache.window is not None:
+            drafting: Any = generator
+            drafting.get_candidates = cache.window.fitting(generator.get_candidates)
 
     def decoding_models(self) -> Sequence[nn.Module]:
         """The members' models."""

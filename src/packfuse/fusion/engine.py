@@ -12,11 +12,11 @@ from torch import Tensor
 
 from packfuse.alignment.base import Alignment, Pairing, ReferenceView
 from packfuse.alignment.straddle import WINDOW
-from packfuse.errors import PromptError
 from packfuse.fusion.carrying import Carrier
 from packfuse.fusion.member_stream import MemberStream
 from packfuse.fusion.pooling import Fusion, pool
 from packfuse.fusion.read_plan import ReadPlan, execute, first_boundary
+from packfuse.fusion.room import check_room, overflow
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.compiled import PRECOMPILED_WIDTHS, Compiled
 from packfuse.models.member import Member, ReadCallback
@@ -154,7 +154,7 @@ class Engine:
         Raises:
             PromptError: if the prompt is too long for a member.
         """
-        self._check_room(sequence)
+        check_room(sequence)
         first = first_boundary(len(sequence.text_ids), 1)
         plan = ReadPlan(sequence, self.reference_index, first, 1)
         execute(self.members, [plan], callbacks)
@@ -188,6 +188,7 @@ class Engine:
         keep: int = 1,
         *,
         endings: Container[int] = (),
+        ends_when_full: bool = False,
         save_states: bool = False,
     ) -> Tensor:
         """Read reference ids and give the fused distribution after each of the last `keep` of them.
@@ -199,6 +200,8 @@ class Engine:
             keep: Positions wanted, counted from the end.
             endings: Ids that end an answer. A sequence whose only new id is one of them is not
                 read: its last distribution is repeated, since no token follows.
+            ends_when_full: The same for a sequence whose new ids have no room in a member's context
+                window. Without it, that is an error.
             save_states: Save the streams' states at each position, so that cropping to it costs
                 nothing.
 
@@ -215,9 +218,11 @@ class Engine:
         out: list[list[Tensor]] = [[] for _ in sequences]
         segments: list[list[tuple[list[int], int]]] = []
         for sequence, new, found in zip(sequences, ids, out, strict=True):
-            if len(new) == 1 and new[0] in endings and sequence.fused_logps is not None:
-                sequence.unread.append(new[0])
-                found.append(sequence.fused_logps)
+            ended = len(new) == 1 and new[0] in endings
+            last = sequence.fused_logps
+            if last is not None and (ended or (ends_when_full and overflow(sequence, new))):
+                sequence.unread.extend(new)
+                found.extend([last] * keep)
                 segments.append([])
             else:
                 segments.append(list(self._segments([*sequence.unread, *new], keep)))
@@ -269,20 +274,6 @@ class Engine:
             return ReadPlan(sequence, self.reference_index, before + 1, kept, filters_ready=True)
         first = first_boundary(len(sequence.text_ids), kept)
         return ReadPlan(sequence, self.reference_index, first, kept)
-
-    def _check_room(self, sequence: PackSequence) -> None:
-        """Refuse a prompt that is too long for a member, naming the member."""
-        for stream in sequence.streams:
-            if stream is None:
-                continue
-            member = stream.member
-            length, fits = len(stream.ids(sequence.text_ids, sequence.text)), member.context_window
-            if length > fits:
-                raise PromptError(
-                    f"the prompt is {length} tokens long for member {member.name!r}, "
-                    f"which can read {fits}",
-                    hint=f"shorten it by {length - fits} tokens or more",
-                )
 
     def _fuse(
         self, plans: Sequence[ReadPlan], fusion: Fusion, *, save_states: bool = False

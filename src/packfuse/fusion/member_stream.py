@@ -89,6 +89,12 @@ class MemberStream:
         twin.straddle = self.straddle.copy() if self.straddle else None
         return twin
 
+    def outline(self) -> MemberStream:
+        """A copy that tokenizes on its own and shares the session, for `PackSequence.outline`."""
+        twin = copy.copy(self)
+        twin.path = self.path.copy()
+        return twin
+
     def ids(self, text_ids: Sequence[int], text: bytes) -> list[int]:
         """The member's ids of the whole sequence."""
         if self.pairing.same_ids:
@@ -187,6 +193,10 @@ class MemberStream:
         boundaries: list[Boundary] = []
         for step, same in zip(steps, served, strict=True):
             logps = main
+            if not same and len(step.ids) > self.member.context_window:
+                # A shorter text may take more tokens. What has no room counts as no boundary.
+                boundaries.append(Boundary(None, whole=False))
+                continue
             if not same:
                 side = self.member.fork(self.session)
                 logps = yield from self._read(side, step.ids, max(1, step.first))

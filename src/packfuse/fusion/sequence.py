@@ -78,6 +78,14 @@ class PackSequence:
         twin.streams = [stream and stream.fork() for stream in self.streams]
         return twin
 
+    def outline(self) -> PackSequence:
+        """A copy that can be fed and measured, but not read: it shares the members' sessions."""
+        twin = copy.copy(self)
+        twin.ids, twin.text_ids, twin.ends = list(self.ids), list(self.text_ids), list(self.ends)
+        twin._closed = list(self._closed)
+        twin.streams = [stream and stream.outline() for stream in self.streams]
+        return twin
+
     @property
     def is_stale(self) -> bool:
         """Whether a member's model is another now than when it read the sequence."""
@@ -107,19 +115,20 @@ class PackSequence:
     def append(self, ids: Sequence[int]) -> None:
         """Append text tokens."""
         for index in ids:
-            self.text += self._spelled(index)
+            self.text += self.spelled([index])
+            if self._first_text is None:
+                self._first_text = len(self.ids)
             self.ids.append(index)
             self.text_ids.append(index)
             self.ends.append(len(self.text))
 
-    def _spelled(self, index: int) -> bytes:
-        token = self.reference.token_bytes[index] or b""
-        if self._first_text is None:
-            self._first_text = len(self.ids)
-            if self.prompt.fresh:
-                # The dummy space of the reference's tokenizer is no part of the text.
-                return token.removeprefix(self.reference.text_prefix)
-        return token
+    def spelled(self, ids: Sequence[int]) -> bytes:
+        """The bytes that text tokens add to `text`."""
+        text = self.reference.decode(ids)
+        if self._first_text is None and self.prompt.fresh:
+            # The dummy space of the reference's tokenizer is no part of the text.
+            return text.removeprefix(self.reference.text_prefix)
+        return text
 
     def close(self, index: int) -> None:
         """Append a control token: the ids before it become fixed for every member."""

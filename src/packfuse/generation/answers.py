@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from packfuse.alignment import alignments
 from packfuse.causal_lm.drafts import drafts
 from packfuse.causal_lm.drafts.base import DraftStats
+from packfuse.causal_lm.room import Full
 from packfuse.fusion.gates import gates
 from packfuse.fusion.rules import rules
 from packfuse.generation.prepared import PreparedPrompt
@@ -49,7 +50,14 @@ class BatchInfo:
 
 
 def make_answer(
-    batch: BatchInfo, item: PreparedPrompt, fit: Fit, ids: list[int], row: int, *, cancelled: bool
+    batch: BatchInfo,
+    item: PreparedPrompt,
+    fit: Fit,
+    ids: list[int],
+    row: int,
+    *,
+    cancelled: bool,
+    full: Full | None = None,
 ) -> Answer:
     """The answer of one row.
 
@@ -60,7 +68,10 @@ def make_answer(
         ids: The generated ids of the row, with padding after the end.
         row: Index of the row in the batch.
         cancelled: Whether the prompt was cancelled.
+        full: Where the row ended for want of room in a member's context window; None if not.
     """
+    if full is not None:
+        ids = ids[: full.length]
     vocabulary = batch.runtime.members[item.reference].vocabulary
     ends = set(vocabulary.end_ids)
     end = next((i for i, token in enumerate(ids) if token in ends), None)
@@ -74,6 +85,8 @@ def make_answer(
     if reason == "length" and cancelled:
         reason = "cancelled"
     record = _record(batch, item, fit, ids, row, reason, stopped)
+    if full is not None and reason == "length":
+        record = record.model_copy(update={"notes": [*record.notes, str(full)]})
     return Answer(text, record, tuple(ids))
 
 

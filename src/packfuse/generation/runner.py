@@ -23,6 +23,7 @@ from packfuse.causal_lm.drafts.base import Draft
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.causal_lm.stopping import CancelCriteria, StopTextCriteria
 from packfuse.errors import PromptError
+from packfuse.fusion.room import check_room
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.answers import BatchInfo, make_answer
 from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
@@ -93,6 +94,7 @@ class Runner:
         item, _ = self.prepare(0, bare(prompt))
         model = self.runtime.model(item.reference)
         scored = Continuation.of(model.engine.reference, prompt, continuation)
+        check_room(item.sequence, scored.new[:-1])
         return self._sum_logps(model, item.sequence, scored.new)
 
     def _sum_logps(
@@ -273,7 +275,8 @@ class Runner:
             item, fit = batch[row // each]
             new = tokens[ids.shape[1] : cancelled.lengths.get(row // each)]
             stopped = self.cancels[item.index].is_set()
-            answer = make_answer(info, item, fit, new, row, cancelled=stopped)
+            full = cache.window.full(row // each, new) if cache.window else None
+            answer = make_answer(info, item, fit, new, row, cancelled=stopped, full=full)
             answers.setdefault(item.index, []).append(answer)
         return answers
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from packfuse.causal_lm.drafts.base import DraftContext, Drafter, Proposal
 from packfuse.causal_lm.drafts.length import DraftLength
+from packfuse.fusion.room import overflow
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.int8 import can_copy, int8_copy
 
@@ -65,7 +66,7 @@ class ModelDrafter(Drafter):
         ends = self.context.engine.reference.end_ids
         tokens: list[int] = []
         scores: list[Tensor] = []
-        while new and len(tokens) < limit:
+        while new and len(tokens) < limit and not overflow(sequence, new):
             logits = self._engine.advance([sequence], [new], self.context.fusion)[:, -1]
             token, processed = self.context.choose(ids, logits)
             tokens.append(token)
