@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.drafts.base import DraftStats
+from packfuse.causal_lm.room import WindowCriteria
 from packfuse.fusion.sequence import PackSequence
 from packfuse.hf_compat import RowsCache
-
-if TYPE_CHECKING:
-    from packfuse.causal_lm.room import WindowCriteria
 
 
 class FusedCache(RowsCache):

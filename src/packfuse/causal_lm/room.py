@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from packfuse.causal_lm.cache import FusedCache
 from packfuse.fusion.room import overflow
 from packfuse.fusion.sequence import PackSequence
 
@@ -38,13 +37,23 @@ class Full(NamedTuple):
         )
 
 
+class CallCache(Protocol):
+    """What is used of a `FusedCache`, which holds the criteria."""
+
+    sequences: list[PackSequence]
+    prompts: list[PackSequence]
+    length: int
+    endings: frozenset[int]
+    ends_when_full: bool
+
+
 class WindowCriteria(StoppingCriteria):
     """Ends a sequence whose last token some member could not read any more.
 
     That token stays in the answer: to choose it, nothing had to be read after it.
     """
 
-    def __init__(self, cache: FusedCache, prompts: int, prompt_length: int) -> None:
+    def __init__(self, cache: CallCache, prompts: int, prompt_length: int) -> None:
         """Watch one call of `generate`.
 
         Args:
