@@ -1,4 +1,4 @@
-"""All private or version-dependent names of transformers and torch that packfuse uses.
+"""Private or version-dependent names of transformers and torch; `hf_generation` has `generate`.
 
 Tested with transformers 5.20 (oldest) to 5.24 (newest), torch 2.9 (oldest) to 2.14 (newest).
 Features are looked up by name, not by version number. Differences within this range:
@@ -18,14 +18,14 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel, cache_utils
+from transformers import Cache, PreTrainedModel, cache_utils
 from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -34,7 +34,6 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.integrations import sdpa_attention
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -45,6 +44,9 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 _OLD_CACHE = "past_key_values"
 CACHE = "cache" if any(f.name == "cache" for f in fields(CausalLMOutputWithPast)) else _OLD_CACHE
 """Name of the KV cache in `generate`, in models of transformers and in their outputs."""
+
+CACHE_NAMES = ("cache", _OLD_CACHE)
+"""Both names."""
 
 
 def cache_argument(model: nn.Module) -> str | None:
@@ -151,85 +153,6 @@ class RowsCache(Cache):
 
     def activate_past_recording(self) -> None:
         """Does nothing: the cache can always be cropped."""
-
-
-# Steps of `generate`.
-
-
-def generation_settings(
-    model: Any, config: GenerationConfig | None, arguments: Mapping[str, Any], ids: Tensor
-) -> GenerationConfig:
-    """The settings that `generate` derives from a configuration and its other arguments."""
-    mixin: Any = GenerationMixin
-    settings: GenerationConfig
-    settings, _ = mixin._prepare_generation_config(model, config, **arguments)
-    masked = arguments.get("attention_mask") is not None
-    mixin._prepare_special_tokens(model, settings, masked, device=ids.device, batch_size=len(ids))
-    return settings
-
-
-def generation_mask(model: Any, ids: Tensor, settings: GenerationConfig) -> Tensor:
-    """The attention mask that `generate` makes for ids without a mask."""
-    mask: Tensor = model._prepare_attention_mask_for_generation(ids, settings, {})
-    return mask
-
-
-def end_and_pad_ids(settings: GenerationConfig) -> frozenset[int]:
-    """End-of-sequence and padding ids of settings from `generation_settings`."""
-    tensors = (settings._eos_token_tensor, settings._pad_token_tensor)
-    return frozenset(i for ids in tensors if ids is not None for i in ids.flatten().tolist())
-
-
-def decoding_optimized(model: nn.Module) -> AbstractContextManager[Any]:
-    """The context in which `generate` runs a model's decoding steps (kernels for experts)."""
-    optimized: Callable[[], AbstractContextManager[Any]]
-    optimized = getattr(model, "_optimize_model_for_decode", nullcontext)
-    return optimized()
-
-
-class GenerationHooks:
-    """Mixin with the private methods of `generate` that a fused model overrides.
-
-    It comes before `GenerationMixin` among the bases of a class.
-    """
-
-    def own_candidate_generator(
-        self, cache: Any, settings: GenerationConfig, processors: Any
-    ) -> CandidateGenerator | None:
-        """The candidate generator of speculative decoding; None for the one of `generate`.
-
-        Args:
-            cache: The KV cache of the call.
-            settings: The generation settings of the call.
-            processors: Logits processors of the call.
-        """
-        raise NotImplementedError
-
-    def limit_candidates(self, cache: Any, generator: CandidateGenerator) -> None:
-        """Called with every candidate generator, to leave out candidates without room, in place."""
-        raise NotImplementedError
-
-    def decoding_models(self) -> Sequence[nn.Module]:
-        """The models that run at every decoding step."""
-        raise NotImplementedError
-
-    def _get_candidate_generator(self, *_: Any, **given: Any) -> Any:
-        cache = given["model_kwargs"][CACHE]
-        generator = self.own_candidate_generator(
-            cache, given["generation_config"], given["logits_processor"]
-        )
-        if generator is None:
-            mixin: Any = super()
-            generator = mixin._get_candidate_generator(**given)
-        self.limit_candidates(cache, generator)
-        return generator
-
-    @contextmanager
-    def _optimize_model_for_decode(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for model in self.decoding_models():
-                stack.enter_context(decoding_optimized(model))
-            yield
 
 
 # Facts about models.

@@ -9,11 +9,19 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from packfuse.causal_lm.checks import check_call
 from packfuse.causal_lm.model import FusedForCausalLM
-from packfuse.errors import ConfigError
+from packfuse.errors import ConfigError, PromptError
 from packfuse.generation.batcher import Batcher
+from packfuse.generation.call_arguments import (
+    SCORE,
+    WEIGH,
+    check_unicode,
+    only,
+    template_arguments,
+)
 from packfuse.generation.identity import forget_digest, identity_of
-from packfuse.generation.request import Request, make_request
+from packfuse.generation.request import Request, check_stream, make_request
 from packfuse.generation.result import Answer, Chunk
 from packfuse.generation.runner import Runner
 from packfuse.generation.runtime import Parts, Runtime
@@ -268,7 +276,9 @@ class Pack:
             **arguments: transformers' generation arguments by their own names, and `stop`, `seed`,
                 `trace`, `fusion`, `weighting`, `weights`, `draft`, `gate`, `chat_template_kwargs`,
                 `constraint` (a JSON schema, a pydantic model, `Regex` or `Grammar` of
-                `packfuse.constraint`).
+                `packfuse.constraint`). Sampling keeps the 50 most probable tokens unless `top_k`
+                says otherwise, as in transformers; `top_k=0` keeps all. Arguments that hold or
+                receive token ids mean those of the default reference, which is used then.
 
         Returns:
             An `Answer` (`.text`, `.record`) for one prompt, a list of them for a list. Several
@@ -276,14 +286,15 @@ class Pack:
 
         Raises:
             PromptError: for an empty or malformed prompt, or one that is too long.
-            ConfigError: for unknown settings.
+            ConfigError: for arguments that are unknown, unusable or without effect; nothing has
+                been read then.
+            UnsupportedError: for arguments of transformers that a pack does not honor.
             WeightsError: for unusable weights.
         """
         request = self.request(prompt, arguments)
         with self.lock:
             answers: list[Answer] = Runner(self.runtime, request).run()
-        several = request.arguments.get("num_return_sequences", 1) > 1
-        return answers[0] if request.single and not several else answers
+        return answers[0] if request.single and request.answers_each == 1 else answers
 
     def stream(self, prompt: Any, **arguments: Any) -> Iterator[Chunk]:
         """Answer one prompt or chat piece by piece.
@@ -305,14 +316,14 @@ class Pack:
         """A checked call, for front ends that run it themselves; see `generate`."""
         request = make_request(prompt, arguments, self.runtime.call_with_draft)
         request.call.weighting.for_members(self.names)
+        check_call(self.model, request.arguments)
         return request
 
     def run_stream(
         self, request: Request, cancel: threading.Event | None = None
     ) -> Generator[Chunk]:
         """See `stream`; setting `cancel` stops generation within one step."""
-        if not request.single or request.arguments.get("num_beams", 1) > 1:
-            raise ConfigError("a stream answers one prompt, without beams", hint="use generate")
+        check_stream(request)
         return stream_answer(Runner(self.runtime, request, [cancel] if cancel else None))
 
     def count_tokens(self, prompt: Any, **template: Any) -> int:
@@ -327,8 +338,9 @@ class Pack:
         """
         vocabulary = self.members[self.default_reference].vocabulary
         if isinstance(prompt, str):
+            check_unicode(prompt, "the text", PromptError)
             return len(vocabulary.encode(prompt))
-        return len(render_chat(prompt, [vocabulary], 0, template).ids)
+        return len(render_chat(prompt, [vocabulary], 0, template_arguments(template)).ids)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -346,11 +358,18 @@ class Pack:
         What exactly is scored is lm-eval's definition, in the reference's tokens; see
         `packfuse.text.continuation`. Weights are fitted to the prompt.
 
+        Args:
+            prompt: Text.
+            continuation: Text after it.
+            **arguments: `fusion`, `weighting`, `weights` and `gate`, as in `generate`.
+
         Raises:
             PromptError: if either is empty.
+            ConfigError: for other arguments, which have no effect on a score.
         """
         if not continuation:
             raise ConfigError("the continuation is empty", hint="give at least one character")
+        only(arguments, SCORE, "score")
         request = self.request(prompt, arguments)
         with self.lock:
             return Runner(self.runtime, request).score(continuation)
@@ -369,6 +388,7 @@ class Pack:
             PromptError: for an empty or malformed prompt, or one that is too long.
             ConfigError: for unknown settings, or several prompts.
         """
+        only(arguments, WEIGH, "weights")
         request = make_request(prompt, arguments, self.runtime.call)
         if not request.single:
             raise ConfigError("one prompt is weighed at a time", hint="give a text or one chat")

@@ -17,6 +17,7 @@ from packfuse.cli import app
 from packfuse.evaluation import Setting, every_method
 from packfuse.evaluation.determination import Determination
 from packfuse.evaluation.reports.report import Evaluation
+from packfuse.fusion.engine import Engine
 from tests.support.bytelevel import save_small
 
 Call = Callable[..., Result]
@@ -263,3 +264,30 @@ def test_determine_needs_two_candidates(folders: list[str], call: Call) -> None:
     result = CliRunner().invoke(app, ["determine", "texts.jsonl", "--model", folders[0]])
     assert "one model makes no choice" in failed(result)
     assert "no candidates" in failed(CliRunner().invoke(app, ["determine", "texts.jsonl"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["choices.jsonl", "--draft", "lookup"], "--draft has no effect"),
+        (["choices.jsonl", "--include", "."], "--include has no effect"),
+        (["--lm-eval", "piqa", "--task", "letter"], "--task has no effect"),
+    ],
+)
+def test_options_without_effect_are_refused(call: Call, arguments: list[str], words: str) -> None:
+    assert words in failed(call("eval", *arguments))
+
+
+def test_the_packs_own_settings_are_used(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine that scores has the pack's heads and runs members as the pack does."""
+    made: list[tuple[Any, Any]] = []
+    start = Engine.__init__
+
+    def noted(self: Engine, *arguments: Any, **settings: Any) -> None:
+        made.append((settings.get("heads"), settings.get("parallel")))
+        start(self, *arguments, **settings)
+
+    monkeypatch.setattr(Engine, "__init__", noted)
+    call("eval", "choices.jsonl", "--heads", "pruned", "--parallel", "--setting", "mixture/uniform")
+    assert ("pruned", True) in made
+    assert all(heads == "pruned" for heads, parallel in made if parallel)

@@ -102,7 +102,7 @@ class Alignment(BaseModel, ABC):
     parameters. The registry finds it by its `name`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     """The name in settings: `alignment="<name>"`."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.drafts.base import DraftStats
@@ -25,6 +26,7 @@ class FusedCache(RowsCache):
         call: The settings of the call; None for the model's own.
         prompts: Prompts that have been read already. The first forward pass starts from their ends;
             each starts as many sequences as there are per prompt (beams, return sequences).
+        prompt_count: Number of prompts at the start of the call.
         use_cache: Whether sequences stay between forward passes. If not, each pass reads everything
             after the prompts again.
         sequences: The sequences of the batch; empty before the first forward pass.
@@ -36,6 +38,9 @@ class FusedCache(RowsCache):
         add_log_normalizers: Whether `forward` adds the log normalizers of the members' logits to
             the log-probabilities, so that these have the level of logits.
         draft_stats: Counts of drafted tokens; None if nothing was drafted.
+        weights: Weights `[K]` of each sequence that starts without a prompt; empty for those of
+            `forward`.
+        seed: Seed with which tokens are sampled; None for torch's global random numbers.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class FusedCache(RowsCache):
         super().__init__()
         self.call, self.use_cache = call, use_cache
         self.prompts = list(prompts)
+        self.prompt_count = len(self.prompts)
         self.sequences: list[PackSequence] = []
         self.length = 0
         self.endings: frozenset[int] = frozenset()
@@ -56,6 +62,8 @@ class FusedCache(RowsCache):
         self.window: WindowCriteria | None = None
         self.add_log_normalizers = False
         self.draft_stats: DraftStats | None = None
+        self.weights: list[Tensor | None] = []
+        self.seed: int | None = None
 
     def start(self, count: int) -> list[PackSequence]:
         """`count` sequences at the ends of their prompts; none if there are no prompts.
@@ -73,6 +81,12 @@ class FusedCache(RowsCache):
         if self.use_cache:
             self.prompts = []
         return sequences
+
+    def row_weights(self, count: int) -> list[Tensor | None]:
+        """The weights of `count` sequences, each with those of its prompt."""
+        known = self.sequences or self.prompts
+        each = max(count // max(len(known), 1), 1)
+        return [one.weights for one in known for _ in range(each)]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of positions read so far."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from torch import Tensor
-from transformers import LogitsProcessor
 
+from packfuse.causal_lm.processors import LevelFree
 from packfuse.constraint import Constraint
 from packfuse.errors import ConstraintError
 from packfuse.text.vocabulary import Vocabulary
@@ -19,7 +19,7 @@ from packfuse.text.vocabulary import Vocabulary
 _tokenizers: WeakKeyDictionary[Vocabulary, LLTokenizer] = WeakKeyDictionary()
 
 
-class ConstraintProcessor(LogitsProcessor):
+class ConstraintProcessor(LevelFree):
     """Masks forbidden tokens in every sequence of a batch.
 
     The state of the grammar is stored by the tokens generated so far, not by the index in the

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
 )
@@ -21,27 +22,34 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.call import CallSettings
+from packfuse.causal_lm.call_processors import processors_of_call
 from packfuse.causal_lm.checks import (
+    NOT_READ,
     UnsupportedMethods,
-    check_decoding,
+    check_arguments,
+    check_processing,
+    check_settings,
     checked_cache,
+    forbids_tokens,
+    settings_in_force,
     unpadded,
+    wants_logits,
 )
 from packfuse.causal_lm.config import FusedConfig, fused_config, fused_generation_config
 from packfuse.causal_lm.drafts.base import DraftContext
+from packfuse.causal_lm.normalizers import log_normalizers
+from packfuse.causal_lm.processors import FiniteScores, SeededChoice
 from packfuse.causal_lm.room import WindowCriteria
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
-from packfuse.hf_compat import (
-    CACHE,
+from packfuse.hf_compat import CACHE, causal_output, name_cache
+from packfuse.hf_generation import (
     GenerationHooks,
-    causal_output,
+    beam_noise,
     end_and_pad_ids,
     generation_mask,
-    generation_settings,
-    name_cache,
 )
 from packfuse.models.hf_member import HFMember
 from packfuse.text.prompt import blank, from_ids
@@ -98,7 +106,7 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         return_dict: bool | None = None,
         labels: Tensor | None = None,
         past_key_values: FusedCache | None = None,
-        **_: Any,
+        **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Fused next-token log-probabilities.
 
@@ -112,17 +120,23 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
             return_dict: False for a tuple.
             labels: Not supported: a pack cannot be trained.
             past_key_values: The name of `cache` in transformers before 5.24.
+            others: What `generate` passes besides, without effect.
 
         Returns:
             `logits` `[B, kept, V]`: normalized log-probabilities, nats, float32; zeros at positions
             of padding.
 
         Raises:
-            UnsupportedError: for labels, or another kind of cache.
+            UnsupportedError: for labels, outputs of layers, inputs that are not ids, or another
+                kind of cache.
             PromptError: for a mask with zeros elsewhere, or a context that is too long.
         """
-        if labels is not None:
-            raise UnsupportedError("a pack has no loss to train on", hint="leave out `labels`")
+        for name, value in {**others, "labels": labels}.items():
+            if name in NOT_READ and value is not None and value is not False:
+                raise UnsupportedError(
+                    f"a pack cannot honor {name}: it reads ids, and has no loss and no layers",
+                    hint=f"leave out `{name}`",
+                )
         cache = checked_cache(past_key_values if cache is None else cache)
         call = cache.call or self.call
         columns = input_ids.shape[1]
@@ -134,7 +148,7 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         else:
             sequences, logits = self._start(texts, keep, call, cache)
         if cache.add_log_normalizers:
-            logits = logits + self._log_normalizers(sequences, keep)
+            logits = logits + log_normalizers(sequences, keep, self.device)
         if cache.use_cache:
             cache.sequences = sequences
             cache.length += columns
@@ -160,8 +174,9 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         rest = [text[own.length :] for text, own in zip(texts, sequences, strict=False)]
         self.engine.read_again([own for own in sequences if own.is_stale], call)
         if not sequences or keep > 1 + min(map(len, rest)):
-            prepared: Sequence[PackSequence | None] = sequences or [None] * len(texts)
-            sequences = [self._empty_sequence(call, one) for one in prepared]
+            known = cache.weights or [call.forward_weights] * len(texts)
+            weights = [one.weights for one in sequences] or known
+            sequences = [self._empty_sequence(call, own) for own in weights]
             return sequences, self._advance(sequences, texts, keep, call, cache)
         first = self._after_prompts(sequences, call)
         if not rest[0]:
@@ -214,28 +229,10 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
             found.append(nn.functional.pad(logits, (0, 0, keep - len(logits), 0)))
         return torch.stack(found)
 
-    def _log_normalizers(self, sequences: Sequence[PackSequence], keep: int) -> Tensor:
-        """The weighted mean of the members' log normalizers, `[B, keep, 1]`, nats."""
-        found = torch.zeros(len(sequences), keep, 1, device=self.device)
-        for index, sequence in enumerate(sequences):
-            count = len(sequence.streams)
-            own = sequence.weights
-            weights = [1 / count] * count if own is None else own.tolist()
-            for stream, weight in zip(sequence.streams, weights, strict=True):
-                known = stream.session.log_normalizers if stream else None
-                if known is not None and weight:
-                    last = weight * known[-keep:].to(found).nan_to_num(0.0, 0.0, 0.0)
-                    # A member with fewer tokens there: its first value stands for the others.
-                    found[index, :, 0] += nn.functional.pad(
-                        last[None, None], (keep - len(last), 0), mode="replicate"
-                    )[0, 0]
-        return found
-
-    def _empty_sequence(self, call: CallSettings, prepared: PackSequence | None) -> PackSequence:
-        """An empty sequence with the weights of a prepared one, or of `forward` alone."""
+    def _empty_sequence(self, call: CallSettings, weights: Tensor | None) -> PackSequence:
+        """An empty sequence with these weights `[K]`."""
         vocabularies = [member.vocabulary for member in self.engine.members]
         prompt = blank(vocabularies, self.engine.reference_index)
-        weights = prepared.weights if prepared else call.forward_weights
         known = None if weights is None else weights.tolist()
         sequence = self.engine.open(prompt, call, known)
         sequence.weights = weights
@@ -253,6 +250,8 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
 
         Raises:
             UnsupportedError: for decoding methods that a pack cannot run exactly.
+            ConfigError: for arguments that are unknown, out of range, or contradict each other;
+                nothing has been read then.
             PromptError: for no prompt, or one that is too long for a member.
         """
         named = _GENERATE.bind(self, *args, **kwargs).arguments
@@ -263,32 +262,31 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         if ids is None:
             raise PromptError("there is nothing to generate from", hint="pass `input_ids`")
         name_cache(arguments)
-        settings = self._settings(arguments, ids)
-        check_decoding(settings, arguments, self.config.vocab_size)
+        reference = self.engine.reference
+        check_arguments(arguments, reference.tokenizer, reference.columns)
+        settings = settings_in_force(self, arguments, ids)
+        check_settings(self, settings, arguments)
         cache = arguments.get(CACHE)
         own_cache = cache is None
         if cache is None:
-            mask = arguments.get("attention_mask")
-            if mask is None:
-                mask = generation_mask(self, ids, settings)
-            prompts = self._read_prompts(unpadded(ids, mask))
-            use_cache = settings.use_cache is not False
-            cache = FusedCache(self.call, prompts, use_cache=use_cache)
-            arguments[CACHE] = cache
+            check_processing(self, vars(settings))
+            cache = arguments[CACHE] = self._read(ids, settings, arguments)
         if not isinstance(cache, FusedCache):
             return _generate(self, ids, **arguments)
         if not own_cache:
             self.engine.refresh()
         cache.endings = end_and_pad_ids(settings)
-        # The penalty multiplies logits; it would hardly change log-probabilities near 0.
-        cache.add_log_normalizers = settings.repetition_penalty not in (None, 1.0)
+        cache.add_log_normalizers = wants_logits(settings, arguments)
         if settings.cache_implementation is not None:
             arguments["cache_implementation"] = None
         cache.window = window = WindowCriteria(cache, *ids.shape)
         criteria = arguments.pop("stopping_criteria", None)
         arguments["stopping_criteria"] = StoppingCriteriaList([*(criteria or []), window])
+        seed = cache.seed
+        noise = None if seed is None else SeededChoice(seed, *ids.shape)
         try:
-            generated = _generate(self, ids, **arguments)
+            with beam_noise(noise):
+                generated = _generate(self, ids, **arguments)
         finally:
             cache.ends_when_full = False
         notes = window.pad(generated, settings.pad_token_id)
@@ -297,10 +295,28 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
                 warnings.warn(note, stacklevel=2)
         return generated
 
-    def _settings(self, arguments: dict[str, Any], ids: Tensor) -> GenerationConfig:
-        """The generation settings in force, as `generate` derives them."""
-        given = {key: value for key, value in arguments.items() if key != "generation_config"}
-        return generation_settings(self, arguments.get("generation_config"), given, ids)
+    def _read(
+        self, ids: Tensor, settings: GenerationConfig, arguments: dict[str, Any]
+    ) -> FusedCache:
+        """The cache of a call, with its prompts read."""
+        mask = arguments.get("attention_mask")
+        if mask is None:
+            mask = generation_mask(self, ids, settings)
+        call = self.call
+        if forbids_tokens({**vars(settings), **arguments}):
+            call = replace(call, full_support=True)
+        prompts = self._read_prompts(unpadded(ids, mask), call)
+        return FusedCache(call, prompts, use_cache=settings.use_cache is not False)
+
+    def own_processors(
+        self, cache: Any, settings: GenerationConfig, processors: LogitsProcessorList, start: int
+    ) -> LogitsProcessorList:
+        """See `processors_of_call`."""
+        return processors_of_call(self, self.call, cache, settings, processors, start)
+
+    def shaping_processors(self, processors: Any) -> Any:
+        """See `GenerationHooks`."""
+        return processors.shaping if isinstance(processors, FiniteScores) else processors
 
     def own_candidate_generator(
         self, cache: FusedCache, settings: GenerationConfig, processors: Any
@@ -330,7 +346,7 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         """The members' models."""
         return list(self.members)
 
-    def _read_prompts(self, texts: list[list[int]]) -> list[PackSequence]:
+    def _read_prompts(self, texts: list[list[int]], call: CallSettings) -> list[PackSequence]:
         """Read prompts and fit their weights; a prompt that occurs twice is read once."""
         vocabularies = [member.vocabulary for member in self.engine.members]
         read: dict[tuple[int, ...], PackSequence] = {}
@@ -344,8 +360,8 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
             sequence, _ = prefill(
                 self.engine,
                 prompt,
-                self.call.weighting,
-                self.call,
+                call.weighting,
+                call,
                 score=False,
                 prefixes=self.prefixes,
             )

@@ -1,4 +1,4 @@
-"""Stopping criteria that transformers does not have: stop strings in the text, and cancellation."""
+"""Stopping criteria: stop strings in the text, cancellation, and why a row ended."""
 
 from __future__ import annotations
 
@@ -37,6 +37,48 @@ class StopTextCriteria(StoppingCriteria):
         tails = [self.vocabulary.decode(ids) for ids in input_ids[:, first:].tolist()]
         done = [any(stop in tail for stop in self.stop) for tail in tails]
         return torch.tensor(done, device=input_ids.device)
+
+
+class RowEnds:
+    """When and why rows of a batch ended before an end token and the maximum length.
+
+    Attributes:
+        lengths: Length at the end by row, prompt included.
+        reasons: The reason by row.
+        fired: The first reason of any row; None if there was none.
+    """
+
+    def __init__(self) -> None:
+        """Start without ended rows."""
+        self.lengths: dict[int, int] = {}
+        self.reasons: dict[int, str] = {}
+        self.fired: str | None = None
+
+    def watch(self, criteria: StoppingCriteria, reason: str) -> StoppingCriteria:
+        """The same criteria, which record the rows that they end, with a reason."""
+        return _Watched(self, criteria, reason)
+
+    def record(self, done: Tensor, length: int, reason: str) -> None:
+        """Record the rows that are done, `[B]`, at a length."""
+        for row in done.nonzero().flatten().tolist():
+            self.fired = self.fired or reason
+            if row not in self.lengths:
+                self.lengths[row], self.reasons[row] = length, reason
+
+
+class _Watched(StoppingCriteria):
+    """Criteria that record the rows that they end."""
+
+    def __init__(self, ends: RowEnds, criteria: StoppingCriteria, reason: str) -> None:
+        self._ends, self._criteria, self._reason = ends, criteria, reason
+
+    def __call__(self, input_ids: Tensor, scores: Any, **settings: Any) -> Tensor:
+        """Which sequences are done, `[B]`."""
+        found: Any = self._criteria(input_ids, scores, **settings)
+        done = torch.as_tensor(found, dtype=torch.bool, device=input_ids.device)
+        done = done.expand(len(input_ids))
+        self._ends.record(done, input_ids.shape[1], self._reason)
+        return done
 
 
 class CancelCriteria(StoppingCriteria):

@@ -100,6 +100,14 @@ def evaluate(
 
     # Every file is checked before a model is loaded.
     kinds = {path: chosen or task_for(path) for path in files or []}
+    generated = any(kind.generates for kind in kinds.values())
+    for option, given, effective, needed in (
+        ("--task", task, files, "a file"),
+        ("--include", include, lm_eval, "--lm-eval"),
+        ("--draft", pack.draft, generated or lm_eval, "a task whose answers are generated"),
+    ):
+        if given and not effective:
+            raise ConfigError(f"{option} has no effect without {needed}", hint="leave it out")
     questions = {path: read_questions(path, kind, limit, seed) for path, kind in kinds.items()}
     loaded = pack.load(screen)
     settings = _settings(loaded, setting or [], grid)

@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     @dataclass(frozen=True)
     class _Settings(_Models):
         weighting: str | None = None
+        draft: str | None = None
         prefix_cache: str | None = None
 
 else:

@@ -74,10 +74,13 @@ class Scorer:
         progress: ProgressCallback | None = None,
         *,
         heads: HeadsName = "full",
+        parallel: bool = False,
     ) -> None:
-        """Align the members; `methods` are by setting, `heads` is as in `Engine`."""
+        """Align the members; `methods` are by setting, others as in `Engine`."""
         self.methods = list(methods)
-        self.engine = Engine(members, reference, alignment, progress, heads=heads)
+        self.engine = Engine(
+            members, reference, alignment, progress, heads=heads, parallel=parallel
+        )
         self.fusion = MultiFusion([m.rule for m in methods], [m.gate for m in methods])
         self._vocabularies = [member.vocabulary for member in members]
         names = [member.name for member in members]

@@ -108,8 +108,10 @@ class ScoringSystem(System):
         """The scorer of all settings in the vocabulary of member number `reference`."""
         key = reference, alignment or self.alignment
         if key not in self._scorers:
-            heads = self.pack.settings.heads
-            self._scorers[key] = Scorer(self.pack.members, *key, self._methods, heads=heads)
+            own = self.pack.settings
+            self._scorers[key] = Scorer(
+                self.pack.members, *key, self._methods, heads=own.heads, parallel=own.parallel
+            )
         return self._scorers[key]
 
     def _outcome(self, task: Task, question: Question, at: int, scores: Scores) -> Outcome:

@@ -8,6 +8,7 @@ from packfuse.alignment import alignments
 from packfuse.causal_lm.drafts import drafts
 from packfuse.causal_lm.drafts.base import DraftStats
 from packfuse.causal_lm.room import Full
+from packfuse.causal_lm.stopping import RowEnds
 from packfuse.fusion.gates import gates
 from packfuse.fusion.rules import rules
 from packfuse.generation.prepared import PreparedPrompt
@@ -24,6 +25,7 @@ from packfuse.generation.result import (
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.trace import TraceRecorder
 from packfuse.text.detokenizer import detokenize
+from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.prefill import Fit
 
@@ -37,6 +39,7 @@ class BatchInfo:
         request: The request.
         recorder: The records of every step; None with beams or several return sequences.
         drafts: Counts of drafted tokens; None without drafts.
+        ends: Which rows were ended by criteria.
         notes: Notes for the records.
         seconds: Time of generation.
     """
@@ -45,8 +48,30 @@ class BatchInfo:
     request: Request
     recorder: TraceRecorder | None
     drafts: DraftStats | None
+    ends: RowEnds
     notes: list[str]
     seconds: float
+
+    def length(self, row: int) -> int | None:
+        """Length of a row that criteria ended, prompt included; None for any other."""
+        # Rows of beams change places between steps.
+        return None if self.request.beams > 1 else self.ends.lengths.get(row)
+
+    def reason(self, row: int, generated: int) -> FinishReason:
+        """Why a row ended that has neither an end token nor a stop string."""
+        limit = self.request.arguments.get("max_new_tokens")
+        if self.request.beams > 1:
+            found = None if generated == limit else self.ends.fired
+        else:
+            found = self.ends.reasons.get(row)
+        return "time" if found == "time" else "criteria" if found else "length"
+
+    def end_ids(self, vocabulary: Vocabulary) -> frozenset[int]:
+        """Ids that end an answer: the call's, or those of the reference."""
+        own = self.request.arguments.get("eos_token_id")
+        if own is None:
+            return frozenset(vocabulary.end_ids)
+        return frozenset([own] if isinstance(own, int) else own)
 
 
 def make_answer(
@@ -73,7 +98,7 @@ def make_answer(
     if full is not None:
         ids = ids[: full.length]
     vocabulary = batch.runtime.members[item.reference].vocabulary
-    ends = set(vocabulary.end_ids)
+    ends = batch.end_ids(vocabulary)
     end = next((i for i, token in enumerate(ids) if token in ends), None)
     ids = ids if end is None else ids[: end + 1]
     text, stopped = detokenize(ids, vocabulary, item.stop)
@@ -81,9 +106,9 @@ def make_answer(
         # Remove the padding after a stop string.
         while not vocabulary.token_bytes[ids[-1]]:
             ids.pop()
-    reason: FinishReason = "stop" if stopped is not None or end is not None else "length"
-    if reason == "length" and cancelled:
-        reason = "cancelled"
+    reason: FinishReason = "stop"
+    if stopped is None and end is None:
+        reason = "cancelled" if cancelled else batch.reason(row, len(ids))
     record = _record(batch, item, fit, ids, row, reason, stopped)
     if full is not None and reason == "length":
         record = record.model_copy(update={"notes": [*record.notes, str(full)]})

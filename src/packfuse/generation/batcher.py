@@ -47,12 +47,17 @@ class Batcher:
             CancelledError: if the call was cancelled before it began.
         """
         call = _Call(request, cancel or threading.Event())
-        with self._mutex:
-            self._waiting.append(call)
-        with self._runtime.lock:
-            if not call.answer.done():
-                time.sleep(_GATHER_SECONDS)
-                self._run(self._take_batch(call))
+        try:
+            with self._mutex:
+                self._waiting.append(call)
+            with self._runtime.lock:
+                if not call.answer.done():
+                    time.sleep(_GATHER_SECONDS)
+                    self._run(self._take_batch(call))
+        finally:
+            # Only an interrupted call is still there.
+            with self._mutex:
+                self._waiting = [other for other in self._waiting if other is not call]
         return call.answer.result()
 
     def _take_batch(self, call: _Call) -> list[_Call]:

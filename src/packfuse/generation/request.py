@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import BaseModel
+
+from packfuse.causal_lm.arguments import IN_ONE_VOCABULARY, short
 from packfuse.causal_lm.call import CallSettings
+from packfuse.causal_lm.checks import forbids_tokens, typed_errors
 from packfuse.causal_lm.drafts import drafts
 from packfuse.constraint import Constraint, as_constraint
 from packfuse.errors import ConfigError, PromptError
 from packfuse.fusion.gates import gates
 from packfuse.fusion.rules import rules
+from packfuse.generation.call_arguments import (
+    MAX_NEW_TOKENS,
+    check_unicode,
+    generation_arguments,
+    stop_strings,
+    template_arguments,
+)
 from packfuse.settings import weighting_part
 from packfuse.weighting.methods import weightings
 
+__all__ = ["MAX_NEW_TOKENS", "Prompt", "Request", "check_stream", "make_request"]
+
 Prompt = str | Sequence[dict[str, Any]]
-
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-
-MAX_NEW_TOKENS = 256
-"""Default for the maximum length of an answer, in tokens."""
 
 
 @dataclass(slots=True)
@@ -37,6 +46,9 @@ class Request:
         constraint: The constraint on the answers, for constrained decoding.
         template: Arguments for the chat templates.
         arguments: Arguments of transformers' `generate`.
+        max_time: Time after which generation stops, seconds; None for no limit.
+        pins: Arguments that hold or receive token ids: those of the default reference, so that
+            `reference="auto"` chooses no other.
     """
 
     prompts: list[Prompt]
@@ -48,27 +60,42 @@ class Request:
     constraint: Constraint | None = None
     template: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+    max_time: float | None = None
+    pins: tuple[str, ...] = ()
+    _settings: str | None = None
+
+    def __post_init__(self) -> None:
+        self._settings = self._settings or self._plain_settings()
 
     def can_batch_with(self, other: Request) -> bool:
         """Whether both can be answered as one batch: equal settings, and no seed.
 
-        Requests with objects of the caller (processors, streamers) are answered alone, since such
-        objects may have a state.
+        Only plain data is compared. Requests with objects of the caller (processors, streamers) are
+        answered alone, since such objects may have a state, and may do anything when compared.
         """
-        settings = [item.name for item in fields(self) if item.name not in ("prompts", "single")]
-        return (
-            self._can_batch
-            and other._can_batch
-            and all(getattr(self, name) == getattr(other, name) for name in settings)
-        )
+        return self._settings is not None and self._settings == other._settings
 
-    @property
-    def _can_batch(self) -> bool:
-        plain = all(map(_is_plain, self.arguments.values()))
+    def _plain_settings(self) -> str | None:
+        """Everything but the prompts as text; None for a request that is answered alone."""
         # transformers counts padding in these lengths.
         counts_padding = any(self.arguments.get(name) for name in ("max_length", "min_length"))
-        unseeded = self.seed is None
-        return self.single and self.one_row_each and plain and not counts_padding and unseeded
+        shared = self.single and self.one_row_each and not counts_padding and self.seed is None
+        if not shared or self.max_time is not None:
+            return None
+        call = self.call
+        if call.observer is not None or call.forward_weights is not None:
+            return None
+        parts = (call.rule, call.gate, call.weighting, call.draft, self.constraint)
+        try:
+            return json.dumps(
+                [
+                    [_plain_part(part) for part in parts],
+                    [self.stop, self.trace, call.full_support, self.pins],
+                    [_plain(self.template), _plain(self.arguments)],
+                ]
+            )
+        except Exception:  # whatever an object of the caller does, it is no plain data
+            return None
 
     @property
     def one_row_each(self) -> bool:
@@ -77,10 +104,28 @@ class Request:
         Only then can steps be recorded. Not so for beams, several return sequences, and the drafts
         of transformers' own arguments.
         """
-        several = ("num_beams", "num_return_sequences")
         drafting = ("assistant_model", "prompt_lookup_num_tokens")
-        return all(self.arguments.get(n, 1) in (None, 1) for n in several) and not any(
-            self.arguments.get(n) for n in drafting
+        several = self.beams > 1 or self.answers_each > 1
+        return not several and not any(self.arguments.get(n) is not None for n in drafting)
+
+    @property
+    def answers_each(self) -> int:
+        """Number of answers to each prompt (`num_return_sequences`)."""
+        return int(self.arguments.get("num_return_sequences", 1))
+
+    @property
+    def beams(self) -> int:
+        """Number of beams; 1 without beam search."""
+        return int(self.arguments.get("num_beams", 1))
+
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether the pack's draft method can be used: one answer, token after token."""
+        return (
+            self.one_row_each
+            and len(self.prompts) == 1
+            and self.arguments.get("use_cache") is not False
+            and self.arguments.get("guidance_scale") in (None, 1)
         )
 
 
@@ -94,41 +139,86 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
 
     Raises:
         PromptError: for an empty prompt or list, or a prompt that is neither text nor chat.
-        ConfigError: for unknown settings or an unusable stop list.
+        ConfigError: for unknown, unusable or contradictory arguments.
+        UnsupportedError: for arguments of transformers that a pack does not honor.
     """
-    rest = dict(arguments)
     prompts, single = _prompts(prompt)
-    constraint = as_constraint(rest.pop("constraint", None))
-    return Request(
+    generation = generation_arguments(arguments)
+    pins = tuple(name for name in IN_ONE_VOCABULARY if name in generation)
+    stops = generation.pop("stop_strings", None)
+    with typed_errors("constraint"):
+        constraint = as_constraint(arguments.get("constraint"))
+    full_support = constraint is not None or forbids_tokens(generation)
+    request = Request(
         prompts=prompts,
         single=single,
-        call=replace(_call(rest, call), full_support=constraint is not None),
-        stop=_stop(rest.pop("stop", None)),
-        seed=rest.pop("seed", None),
-        trace=bool(rest.pop("trace", False)),
+        call=replace(_call(arguments, call), full_support=full_support),
+        stop=stop_strings(arguments.get("stop"), stops),
+        seed=_seed(arguments.get("seed")),
+        trace=_flag("trace", arguments.get("trace")),
         constraint=constraint,
-        template=dict(rest.pop("chat_template_kwargs", None) or {}),
-        arguments=_sampling(rest),
+        template=template_arguments(arguments.get("chat_template_kwargs")),
+        max_time=generation.pop("max_time", None),
+        arguments=generation,
+        pins=pins,
     )
+    _check_rows(request)
+    return request
 
 
-def _call(rest: dict[str, Any], call: CallSettings) -> CallSettings:
-    """Take the settings of the call out of its arguments."""
+def check_stream(request: Request) -> None:
+    """Refuse a request that a stream cannot answer.
+
+    Raises:
+        ConfigError: for several prompts, beams or return sequences, and for a streamer.
+    """
+    if not request.single or request.beams > 1 or request.answers_each > 1:
+        raise ConfigError(
+            "a stream answers one prompt, without beams and several return sequences",
+            hint="use generate",
+        )
+    if request.arguments.get("streamer") is not None:
+        raise ConfigError("a stream takes no streamer", hint="leave it out, or use generate")
+
+
+def _check_rows(request: Request) -> None:
+    """Refuse what works for one answer at a time only, where there are several.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+    several = len(request.prompts) > 1 or request.answers_each > 1 or request.beams > 1
+    for name in ("streamer", "assistant_model", "prompt_lookup_num_tokens"):
+        if request.arguments.get(name) is not None and several:
+            raise ConfigError(
+                f"{name} is for one prompt with one answer, without beams",
+                hint=f"leave out {name}, or make one call a prompt",
+            )
+
+
+def _call(arguments: Mapping[str, Any], call: CallSettings) -> CallSettings:
+    """The settings of the call: those in its arguments, and the pack's."""
     fusion, weighting, weights, gate = (
-        rest.pop(name, None) for name in ("fusion", "weighting", "weights", "gate")
+        arguments.get(name) for name in ("fusion", "weighting", "weights", "gate")
     )
     changes: dict[str, Any] = {}
     if fusion is not None:
-        changes["rule"] = rules().make(fusion)
+        with typed_errors("fusion"):
+            changes["rule"] = rules().make(fusion)
     if weights is not None:
-        changes["weighting"] = weightings().make({"name": "fixed", "weights": weights})
+        with typed_errors("weights"):
+            changes["weighting"] = weightings().make({"name": "fixed", "weights": weights})
     elif weighting is not None:
-        changes["weighting"] = weightings().make(weighting_part(weighting))
+        with typed_errors("weighting"):
+            changes["weighting"] = weightings().make(weighting_part(weighting))
     if gate is not None:
-        changes["gate"] = gates().make(gate)
-    if "draft" in rest:
-        draft = rest.pop("draft")
-        changes["draft"] = None if draft in (None, "none") else drafts().make(draft)
+        with typed_errors("gate"):
+            changes["gate"] = gates().make(gate)
+    if "draft" in arguments:
+        draft = arguments["draft"]
+        none = draft is None or (isinstance(draft, str) and draft == "none")
+        with typed_errors("draft"):
+            changes["draft"] = None if none else drafts().make(draft)
     return replace(call, **changes)
 
 
@@ -152,34 +242,47 @@ def _prompts(prompt: Any) -> tuple[list[Prompt], bool]:
 def _text(prompt: str) -> str:
     if not prompt:
         raise PromptError("the prompt is empty", hint="give at least one character")
+    check_unicode(prompt, "the prompt", PromptError)
     return prompt
 
 
-def _stop(stop: Any) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    for item in strings:
-        if not isinstance(item, str) or not item:
-            raise ConfigError(f"{item!r} cannot be a stop string", hint="leave it out")
-    return strings
+def _seed(seed: Any) -> int | None:
+    """A seed as a number that is not negative."""
+    if seed is None:
+        return None
+    if hasattr(seed, "item"):
+        seed = seed.item()
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise ConfigError(
+            f"seed={short(seed)} cannot be used", hint="it is a whole number of at most 64 bits"
+        )
+    return seed
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a number, a text, None, or a list of these."""
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, bool | int | float | str | None)
+def _flag(name: str, value: Any) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise ConfigError(f"{name}={short(value)} cannot be used", hint="it is True or False")
 
 
-def _sampling(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Set `do_sample` from the sampling arguments (temperature 0 is greedy), and the length."""
-    if arguments.get("temperature") == 0:
-        arguments = {k: v for k, v in arguments.items() if k not in _SAMPLING}
-        arguments["do_sample"] = False
-    elif "do_sample" not in arguments:
-        arguments["do_sample"] = any(arguments.get(name) is not None for name in _SAMPLING)
-    lengths = ("max_new_tokens", "max_length", "generation_config")
-    if not any(arguments.get(name) is not None for name in lengths):
-        arguments["max_new_tokens"] = MAX_NEW_TOKENS
-    return arguments
+def _plain_part(part: BaseModel | None) -> Any:
+    """A part as plain data; parts of different classes are never equal."""
+    if part is None:
+        return None
+    kind = type(part)
+    return [f"{kind.__module__}.{kind.__qualname__}", id(kind), part.model_dump(mode="json")]
+
+
+def _plain(value: Any) -> Any:
+    """Plain data as it is, with the items of mappings in order.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(value, dict):
+        return ["mapping", sorted((repr(key), _plain(item)) for key, item in value.items())]
+    if type(value) in (list, tuple):
+        return [type(value).__name__, [_plain(item) for item in value]]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{type(value).__name__} is no plain data")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "time", "criteria", "cancelled"]
 
 
 class _Plain(BaseModel):
@@ -94,12 +94,14 @@ class FusionRecord(_Plain):
         weighting: The weighting with its parameters.
         alignment: The alignment with its parameters.
         weights: Weights by member on this prompt; they sum to one.
-        prompt_loss: Loss by member, nats per reference token; None if the prompt was not scored.
-            Members whose weight is fixed to 0 read nothing and are left out.
+        prompt_loss: Loss by member, nats per reference token; 9999 where it is infinite; None if
+            the prompt was not scored. Members whose weight is fixed to 0 read nothing and are left
+            out.
         bits_per_byte: The same losses in bits per byte of text; None if not scored.
         scored_tokens: Number of reference tokens on which the losses were computed.
         usage: Numbers of tokens.
-        finish_reason: "stop" (an end token or a stop string), "length" or "cancelled".
+        finish_reason: "stop" (an end token or a stop string), "length", "time" (`max_time`),
+            "criteria" (a stopping criterion of the call) or "cancelled".
         stop: The stop string that ended the answer, if one did.
         agreed: Share of steps at which all members with a weight above 0 had the same most probable
             token; None if steps were not recorded.
@@ -172,9 +174,17 @@ class Chunk:
     record: FusionRecord | None = None
 
 
+NO_INFINITY = 9999.0
+"""Written for a loss that is infinite: JSON has no infinity."""
+
+
 def by_name(names: Sequence[str], values: Iterable[float] | None) -> dict[str, float] | None:
-    """Values by member name, as floats; None stays None. Members with NaN have no value."""
+    """Values by member name, as finite floats; None stays None. Members with NaN have no value."""
     if values is None:
         return None
     named = zip(names, map(float, values), strict=True)
-    return {name: value for name, value in named if not math.isnan(value)}
+    return {
+        name: value if math.isfinite(value) else NO_INFINITY
+        for name, value in named
+        if not math.isnan(value)
+    }

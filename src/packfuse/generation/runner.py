@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from packfuse.causal_lm.cache import FusedCache
@@ -21,11 +20,12 @@ from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.constraint_processor import ConstraintProcessor
 from packfuse.causal_lm.drafts.base import Draft
 from packfuse.causal_lm.model import FusedForCausalLM
-from packfuse.causal_lm.stopping import CancelCriteria, StopTextCriteria
+from packfuse.causal_lm.stopping import CancelCriteria, RowEnds, StopTextCriteria
 from packfuse.errors import PromptError
 from packfuse.fusion.room import check_room
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.answers import BatchInfo, make_answer
+from packfuse.generation.call_arguments import check_unicode
 from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
 from packfuse.generation.request import Prompt, Request
 from packfuse.generation.result import Answer
@@ -66,6 +66,7 @@ class Runner:
         """
         self.runtime, self.request = runtime, request
         self.cancels = list(cancels or [threading.Event() for _ in request.prompts])
+        self._started = time.time()
 
     def run(self, streamer: BaseStreamer | None = None) -> list[Answer]:
         """Answer every prompt; prompts with the same reference and stop strings form a batch.
@@ -78,12 +79,12 @@ class Runner:
         """
         if all(cancel.is_set() for cancel in self.cancels):
             raise CancelledError
-        with self._seeded():
-            prepared = [self.prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
-            answers: dict[int, list[Answer]] = {}
-            for key in dict.fromkeys((item.reference, item.stop) for item, _ in prepared):
-                batch = [pair for pair in prepared if (pair[0].reference, pair[0].stop) == key]
-                answers.update(self._generate(key[0], batch, streamer))
+        self._started = time.time()
+        prepared = [self.prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
+        answers: dict[int, list[Answer]] = {}
+        for key in dict.fromkeys((item.reference, item.stop) for item, _ in prepared):
+            batch = [pair for pair in prepared if (pair[0].reference, pair[0].stop) == key]
+            answers.update(self._generate(key[0], batch, streamer))
         return [answer for index in sorted(answers) for answer in answers[index]]
 
     def score(self, continuation: str) -> float:
@@ -91,6 +92,7 @@ class Runner:
         prompt = self.request.prompts[0]
         if not isinstance(prompt, str):
             raise PromptError("only text can be scored", hint="render the chat first")
+        check_unicode(continuation, "the continuation", PromptError)
         item, _ = self.prepare(0, bare(prompt))
         model = self.runtime.model(item.reference)
         scored = Continuation.of(model.engine.reference, prompt, continuation)
@@ -109,15 +111,6 @@ class Runner:
             following = torch.tensor(new[start + 1 : start + 1 + len(part)], device=logps.device)
             total += float(logps.gather(1, following[:, None]).sum())
         return total
-
-    @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """Use random numbers from the request's seed, if it has one."""
-        seed = self.request.seed
-        with torch.random.fork_rng() if seed is not None else nullcontext():
-            if seed is not None:
-                torch.manual_seed(seed)
-            yield
 
     def prepare(self, index: int, prompt: Prompt) -> tuple[PreparedPrompt, Fit]:
         """Read a prompt and fit its weights."""
@@ -213,8 +206,11 @@ class Runner:
         return min(able, key=lambda k: float(losses[k]))
 
     def _possible_references(self, prompt: PackPrompt) -> list[int]:
-        """With `reference="auto"`: the members that can predict the end of a turn."""
-        if self.runtime.settings.reference != "auto":
+        """With `reference="auto"`: the members that can predict the end of a turn.
+
+        Only the default reference is possible for a call with token ids, which are its ids.
+        """
+        if self.runtime.settings.reference != "auto" or self.request.pins:
             return []
         able = self.runtime.with_weight(self.request.call.weighting)
         return [k for k in able if prompt.members[k].ends_turns]
@@ -249,31 +245,34 @@ class Runner:
             [item.sequence for item in items],
             use_cache=request.arguments.get("use_cache") is not False,
         )
+        cache.seed = request.seed
         ids, mask = _padded([item.ids for item in items], model)
         cancelled = CancelCriteria([self.cancels[item.index] for item in items])
-        arguments = self._arguments(model, items[0].stop, cancelled, ids.shape[1])
+        ends = RowEnds()
+        arguments = self._arguments(model, items[0].stop, cancelled, ends, ids.shape[1])
+        given = arguments.pop("streamer", None)
+        streamer = streamer or given
         if isinstance(streamer, AnswerStreamer):
             streamer.begin(StreamDetokenizer(model.engine.reference, items[0].stop))
         started = time.perf_counter()
-        sequences = model.generate(
+        sequences: Tensor = model.generate(
             ids, attention_mask=mask, cache=cache, streamer=streamer, **arguments
         )
         seconds = time.perf_counter() - started
-        if not isinstance(sequences, Tensor):
-            sequences = sequences.sequences
         each = len(sequences) // len(batch)
         info = BatchInfo(
             runtime=self.runtime,
             request=request,
             recorder=recorder,
             drafts=cache.draft_stats,
-            notes=self._draft_notes,
+            ends=ends,
+            notes=[*self._draft_notes, *self._pin_notes],
             seconds=seconds,
         )
         answers: dict[int, list[Answer]] = {}
         for row, tokens in enumerate(sequences.tolist()):
             item, fit = batch[row // each]
-            new = tokens[ids.shape[1] : cancelled.lengths.get(row // each)]
+            new = tokens[ids.shape[1] : cancelled.lengths.get(row // each, info.length(row))]
             stopped = self.cancels[item.index].is_set()
             full = cache.window.full(row // each, new) if cache.window else None
             answer = make_answer(info, item, fit, new, row, cancelled=stopped, full=full)
@@ -285,12 +284,17 @@ class Runner:
         model: FusedForCausalLM,
         stop: tuple[str, ...],
         cancelled: CancelCriteria,
+        ends: RowEnds,
         prompt_length: int,
     ) -> dict[str, Any]:
         """The arguments of transformers' `generate` besides the prompts."""
         arguments, reference = dict(self.request.arguments), model.engine.reference
-        criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
+        own = arguments.pop("stopping_criteria", None) or []
+        criteria = StoppingCriteriaList([ends.watch(one, "criteria") for one in own])
         criteria.append(cancelled)
+        if self.request.max_time is not None:
+            timer = MaxTimeCriteria(self.request.max_time, initial_timestamp=self._started)
+            criteria.append(ends.watch(timer, "time"))
         if stop:
             criteria.append(StopTextCriteria(reference, stop, prompt_length))
         processors = LogitsProcessorList(arguments.pop("logits_processor", None) or [])
@@ -318,7 +322,7 @@ class Runner:
     def _draft(self) -> Draft | None:
         """The draft method, which is used for a single answer only: a batch is faster without."""
         request = self.request
-        return request.call.draft if request.one_row_each and len(request.prompts) == 1 else None
+        return request.call.draft if request.takes_drafts else None
 
     @property
     def _draft_notes(self) -> list[str]:
@@ -328,6 +332,15 @@ class Runner:
         return [
             "no drafts: they are used for one prompt at a time, without beams or several sequences"
         ]
+
+    @property
+    def _pin_notes(self) -> list[str]:
+        """The note for a call with token ids, where prompts would choose the reference."""
+        request, names = self.request, self.runtime.names
+        if not request.pins or self.runtime.settings.reference != "auto" or len(names) == 1:
+            return []
+        name, pins = names[self.runtime.default_reference], ", ".join(request.pins)
+        return [f"the reference is {name!r}, the default, whose token ids these are: {pins}"]
 
 
 class AnswerStreamer(BaseStreamer):

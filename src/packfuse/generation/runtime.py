@@ -194,6 +194,9 @@ class Runtime:
         Args:
             reference: Index of the member.
         """
+        # A call that is only checked does not wait for one that runs.
+        if reference in self._models:
+            return self._models[reference]
         with self.lock:
             if reference not in self._models:
                 with alignment_progress(self._progress) as progress:

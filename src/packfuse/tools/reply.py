@@ -15,6 +15,15 @@ from packfuse.tools.protocol import CALL, END_CALL
 
 THINK, END_THINK = "<think>", "</think>"
 
+_OPENAI = {"time": "length", "criteria": "stop"}
+"""Finish reasons that OpenAI's API does not have."""
+_CUT_OFF = {
+    "length": "cut off by max_new_tokens",
+    "time": "cut off by max_time",
+    "criteria": "ended by a stopping criterion",
+    "cancelled": "cancelled",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
@@ -68,8 +77,12 @@ class Reply:
 
     @property
     def finish_reason(self) -> str:
-        """The finish reason of the record; "tool_calls" for an answer that ended with calls."""
-        reason = self.record.finish_reason
+        """The finish reason under OpenAI's names, which front ends expect.
+
+        "tool_calls" for an answer that ended with calls, "length" for one that was out of time, and
+        "stop" for one that a stopping criterion ended; the record distinguishes these.
+        """
+        reason = _OPENAI.get(self.record.finish_reason, self.record.finish_reason)
         return "tool_calls" if reason == "stop" and self.calls else reason
 
     @property
@@ -235,8 +248,7 @@ class ReplyParser:
             # A stop string ended the answer inside the opening tag of a call.
             self._state, held = "call", ""
         if self._state == "call":
-            reasons = {"length": "cut off by max_new_tokens", "cancelled": "cancelled"}
-            reason = reasons.get(record.finish_reason, "ended by a stop string")
+            reason = _CUT_OFF.get(record.finish_reason, "ended by a stop string")
             return ReplyDelta(broken=_broken(held, f"the call was {reason} and is not complete"))
         return ReplyDelta(text=held)
 

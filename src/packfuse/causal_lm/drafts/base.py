@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.candidate_generator import CandidateGenerator
 
+from packfuse.causal_lm.processors import FiniteScores
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import Fusion
 from packfuse.fusion.sequence import PackSequence
@@ -86,12 +87,15 @@ class DraftContext:
 
     def allowed_prefix(self, ids: Tensor, draft: Sequence[int]) -> list[int]:
         """The longest prefix of a draft after `ids` `[1, n]` that no logits processor forbids."""
-        if not self.processors:
+        processors = self.processors
+        if isinstance(processors, FiniteScores):
+            processors = processors.shaping
+        if not processors:
             return list(draft)
         kept: list[int] = []
         for token in draft:
             blank = torch.zeros(1, self.engine.reference.columns, device=ids.device)
-            scores: Any = self.processors(ids, blank)  # type: ignore[arg-type]
+            scores: Any = processors(ids, blank)  # type: ignore[arg-type]
             if torch.isneginf(scores[0, token]):
                 break
             kept.append(token)
@@ -164,7 +168,7 @@ class Draft(BaseModel, ABC):
     parameters. The registry finds it by its `name`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     """The name in settings: `draft="<name>"`."""

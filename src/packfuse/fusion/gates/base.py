@@ -19,7 +19,7 @@ class Gate(BaseModel, ABC):
     The registry finds it by its `name`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     """The name in settings: `gate="<name>"`."""

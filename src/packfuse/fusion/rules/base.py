@@ -33,7 +33,7 @@ class Rule(BaseModel, ABC):
         tensor([[0.1000, 0.9000]])
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     """The name in settings: `fusion="<name>"`."""

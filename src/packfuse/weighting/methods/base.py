@@ -94,7 +94,7 @@ class Weighting(BaseModel, ABC):
         array([0.75, 0.25])
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     """The name in settings: `weighting="<name>"`."""
