@@ -25,9 +25,11 @@ from packfuse.causal_lm.checks import (
     UnsupportedMethods,
     check_decoding,
     checked_cache,
+    single_pad_id,
     unpadded,
 )
 from packfuse.causal_lm.config import FusedConfig, fused_config, fused_generation_config
+from packfuse.causal_lm.copies import SharedMembers
 from packfuse.causal_lm.drafts.base import DraftContext
 from packfuse.causal_lm.room import WindowCriteria
 from packfuse.errors import PromptError, UnsupportedError
@@ -52,7 +54,9 @@ _generate: Any = GenerationMixin.generate
 _GENERATE = inspect.signature(_generate)
 
 
-class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, GenerationMixin):
+class FusedForCausalLM(
+    SharedMembers, UnsupportedMethods, GenerationHooks, PreTrainedModel, GenerationMixin
+):
     """A pack as one causal language model, over the reference's vocabulary.
 
     `generate`, pipelines and lm-eval use it like any other model. `forward` returns fused
@@ -263,6 +267,7 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         if ids is None:
             raise PromptError("there is nothing to generate from", hint="pass `input_ids`")
         name_cache(arguments)
+        single_pad_id(arguments, self.generation_config)
         settings = self._settings(arguments, ids)
         check_decoding(settings, arguments, self.config.vocab_size)
         cache = arguments.get(CACHE)

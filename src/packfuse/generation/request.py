@@ -34,6 +34,7 @@ class Request:
         stop: Stop strings.
         seed: Random seed; None for none.
         trace: Whether to record every step.
+        top_logprobs: Number of the most probable tokens that are recorded at every step.
         constraint: The constraint on the answers, for constrained decoding.
         template: Arguments for the chat templates.
         arguments: Arguments of transformers' `generate`.
@@ -45,6 +46,7 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     trace: bool = False
+    top_logprobs: int = 0
     constraint: Constraint | None = None
     template: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -71,17 +73,36 @@ class Request:
         return self.single and self.one_row_each and plain and not counts_padding and unseeded
 
     @property
+    def answers_each(self) -> int:
+        """Number of answers to each prompt (`num_return_sequences`)."""
+        return _count(self.arguments, "num_return_sequences")
+
+    def one_answer(self, what: str) -> None:
+        """Refuse a request of several answers to a prompt.
+
+        Args:
+            what: What has room for one answer only, for the error.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        refuse_several(self.arguments, what)
+
+    @property
+    def beams(self) -> int:
+        """Number of beams; 1 without beam search."""
+        return _count(self.arguments, "num_beams")
+
+    @property
     def one_row_each(self) -> bool:
         """Whether each prompt has one row of the batch, at the same index in every step.
 
         Only then can steps be recorded. Not so for beams, several return sequences, and the drafts
         of transformers' own arguments.
         """
-        several = ("num_beams", "num_return_sequences")
         drafting = ("assistant_model", "prompt_lookup_num_tokens")
-        return all(self.arguments.get(n, 1) in (None, 1) for n in several) and not any(
-            self.arguments.get(n) for n in drafting
-        )
+        several = self.beams > 1 or self.answers_each > 1
+        return not several and not any(self.arguments.get(name) for name in drafting)
 
 
 def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) -> Request:
@@ -99,17 +120,63 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
     rest = dict(arguments)
     prompts, single = _prompts(prompt)
     constraint = as_constraint(rest.pop("constraint", None))
-    return Request(
+    top = _top_logprobs(rest)
+    request = Request(
         prompts=prompts,
         single=single,
         call=replace(_call(rest, call), full_support=constraint is not None),
         stop=_stop(rest.pop("stop", None)),
         seed=rest.pop("seed", None),
-        trace=bool(rest.pop("trace", False)),
+        trace=bool(rest.pop("trace", False)) or top is not None,
+        top_logprobs=top or 0,
         constraint=constraint,
         template=dict(rest.pop("chat_template_kwargs", None) or {}),
         arguments=_sampling(rest),
     )
+    if top is not None and not request.one_row_each:
+        raise ConfigError(
+            "top_logprobs are not recorded with beams or several return sequences",
+            hint="ask for one answer, or leave out top_logprobs",
+        )
+    if request.arguments.get("streamer") is not None and (
+        not request.single or request.beams > 1 or request.answers_each > 1
+    ):
+        raise ConfigError(
+            "a streamer is for one prompt and one answer, without beams",
+            hint="leave out streamer, or call generate for each prompt",
+        )
+    return request
+
+
+def _top_logprobs(rest: dict[str, Any]) -> int | None:
+    """Take `top_logprobs` out of the arguments of a call."""
+    top = rest.pop("top_logprobs", None)
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 0):
+        raise ConfigError(f"top_logprobs={top!r} is not a number of tokens", hint="0 or more")
+    return top
+
+
+def refuse_several(arguments: Mapping[str, Any], what: str) -> None:
+    """Refuse arguments of a call that ask for several answers to a prompt.
+
+    Args:
+        arguments: Arguments of `Pack.generate`.
+        what: What has room for one answer only, for the error.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+    if (count := _count(arguments, "num_return_sequences")) > 1:
+        raise ConfigError(
+            f"{what} has room for one answer, and num_return_sequences={count} asks for several",
+            hint="use generate, or leave it out",
+        )
+
+
+def _count(arguments: Mapping[str, Any], name: str) -> int:
+    """A number in the arguments or their `generation_config`; 1 if neither has it."""
+    config = arguments.get("generation_config")
+    return arguments.get(name) or getattr(config, name, None) or 1
 
 
 def _call(rest: dict[str, Any], call: CallSettings) -> CallSettings:

@@ -30,6 +30,7 @@ from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
 from packfuse.generation.request import Prompt, Request
 from packfuse.generation.result import Answer
 from packfuse.generation.runtime import Runtime
+from packfuse.generation.streamers import AnswerStreamer, adapted
 from packfuse.generation.trace import TraceRecorder
 from packfuse.text.chat_template import RenderedChat, render_chat
 from packfuse.text.continuation import Continuation, bare
@@ -252,8 +253,11 @@ class Runner:
         ids, mask = _padded([item.ids for item in items], model)
         cancelled = CancelCriteria([self.cancels[item.index] for item in items])
         arguments = self._arguments(model, items[0].stop, cancelled, ids.shape[1])
+        given = arguments.pop("streamer", None)
+        streamer = streamer or adapted(given)
         if isinstance(streamer, AnswerStreamer):
-            streamer.begin(StreamDetokenizer(model.engine.reference, items[0].stop))
+            detokenizer = StreamDetokenizer(model.engine.reference, items[0].stop)
+            streamer.begin(detokenizer, recorder)
         started = time.perf_counter()
         sequences = model.generate(
             ids, attention_mask=mask, cache=cache, streamer=streamer, **arguments
@@ -312,7 +316,7 @@ class Runner:
         if not self.request.one_row_each:
             return None
         drafted = self._draft.max_draft_tokens if self._draft else 0
-        return TraceRecorder(model.engine, self.request.trace, drafted)
+        return TraceRecorder(model.engine, self.request.trace, drafted, self.request.top_logprobs)
 
     @property
     def _draft(self) -> Draft | None:
@@ -330,18 +334,11 @@ class Runner:
         ]
 
 
-class AnswerStreamer(BaseStreamer):
-    """A streamer for the ids of one answer."""
-
-    def begin(self, detokenizer: StreamDetokenizer) -> None:
-        """Called with the detokenizer of the answer, before the first ids."""
-        raise NotImplementedError
-
-
 def _padded(rows: Sequence[Sequence[int]], model: FusedForCausalLM) -> tuple[Tensor, Tensor]:
     """Left-padded ids and their attention mask, `[B, width]`."""
     width = max(map(len, rows))
     pad = model.config.pad_token_id or 0
+    pad = pad[0] if isinstance(pad, list | tuple) else pad
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
