@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -16,6 +20,7 @@ from packfuse.progress import (
     question_progress,
     stage_progress,
 )
+from tests.support import bytelevel
 
 
 def console(terminal: bool) -> Console:
@@ -82,3 +87,34 @@ def test_quiet_stages_print_nothing():
         with reporter.stage("download", 10) as report:
             report(3, 10)
         assert output(shown) == ""
+
+
+LOADING = """
+import sys
+from packfuse import Pack
+sources = sys.argv[1:]
+pack = Pack.from_pretrained(sources, progress=False)
+pack.generate("Once", max_new_tokens=2)
+Pack(pack.members, progress=False, alignment="mined")
+import pickle
+pickle.loads(pickle.dumps(pack))
+from transformers.utils import logging
+assert logging.is_progress_bar_enabled()
+"""
+
+
+def test_without_progress_nothing_is_printed(tmp_path: Path) -> None:
+    """Also none of the bars of the libraries, which do not ask for a terminal."""
+    models = [str(bytelevel.save_small(tmp_path / name, 300, 0)) for name in "ab"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOADING, *models],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PACKFUSE_CACHE": str(tmp_path / "cache"),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,11 @@ MAX_THREADS = 64
 @cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="packfuse")
+
+
+if hasattr(os, "register_at_fork"):
+    # Threads do not exist in a forked process.
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 async def call(work: Callable[[threading.Event], T]) -> T:

@@ -58,6 +58,10 @@ class UnsupportedError(PackError, NotImplementedError):
     """A pack cannot do this exactly, and does not approximate it."""
 
 
+class ForkError(PackError, RuntimeError):
+    """A process was forked while its parent used what the child asks for."""
+
+
 class StarterError(PackError, RuntimeError):
     """The starter pack cannot be fetched, verified or converted, or its expert is missing."""
 

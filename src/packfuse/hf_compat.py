@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -225,6 +226,15 @@ class _Users:
         with cls.lock:
             cls.count += change
             sdpa_attention.use_gqa_in_sdpa = _grouped_on_cpu if cls.count else _original_choice
+
+    @classmethod
+    def renew_lock(cls) -> None:
+        """In a forked child nobody would release a lock that another thread held."""
+        cls.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Users.renew_lock)
 
 
 @contextmanager

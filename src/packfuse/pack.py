@@ -20,12 +20,12 @@ from packfuse.generation.call_arguments import (
     only,
     template_arguments,
 )
-from packfuse.generation.identity import forget_digest, identity_of
-from packfuse.generation.request import Request, check_stream, make_request
+from packfuse.generation.identity import described, forget_digest, identity_of
+from packfuse.generation.request import Request, make_request
 from packfuse.generation.result import Answer, Chunk
 from packfuse.generation.runner import Runner
 from packfuse.generation.runtime import Parts, Runtime
-from packfuse.generation.streaming import stream_answer
+from packfuse.generation.streaming import check_stream, stream_answer
 from packfuse.generation.weigh import Weighing, compare_weightings
 from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import (
@@ -35,6 +35,8 @@ from packfuse.models.loading import (
     member_entry,
     refuse_loading,
 )
+from packfuse.process import PackLock
+from packfuse.progress import library_bars
 from packfuse.settings import PackConfig, PackSettings
 from packfuse.text.chat_template import render_chat
 
@@ -196,7 +198,8 @@ class Pack:
     def _load(cls, config: PackConfig, progress: bool) -> Pack:
         # Names are checked before anything heavy is loaded.
         Parts.of(config)
-        members = load_members(config)
+        with library_bars(shown=progress):
+            members = load_members(config)
         try:
             return cls(members, PackSettings.of(config), config=config, progress=progress)
         except BaseException:
@@ -210,11 +213,32 @@ class Pack:
         Raises:
             ConfigError: if the members were handed over as objects, which no file can name.
         """
+        self._named_config.write(Path(path))
+
+    @property
+    def _named_config(self) -> PackConfig:
         if self._config is None:
             raise ConfigError(
-                "this pack was made of loaded models", hint="load it by name to save it by name"
+                "a pack of loaded models cannot be pickled or saved",
+                hint="load it by name (Pack.from_pretrained(names))",
             )
-        self._config.replace(**self.runtime.named_settings.values).write(Path(path))
+        return self._config.replace(**self.runtime.named_settings.values)
+
+    def __repr__(self) -> str:
+        """The members with their numbers of parameters, and how they are fused."""
+        return described(self.runtime)
+
+    def __copy__(self) -> Pack:
+        """The pack itself: copies share the members."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pack:
+        """The pack itself: copies share the members, which are large."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: the pack is loaded again by the names of its members, as by a file."""
+        return type(self)._load, (self._named_config, False)
 
     @property
     def members(self) -> list[HFMember]:
@@ -227,7 +251,7 @@ class Pack:
         return self.runtime.names
 
     @property
-    def lock(self) -> threading.RLock:
+    def lock(self) -> PackLock:
         """Held while a call runs."""
         return self.runtime.lock
 
@@ -274,15 +298,16 @@ class Pack:
         Args:
             prompt: Text; messages `[{"role": ..., "content": ...}]`; or a list of texts or chats.
             **arguments: transformers' generation arguments by their own names, and `stop`, `seed`,
-                `trace`, `fusion`, `weighting`, `weights`, `draft`, `gate`, `chat_template_kwargs`,
-                `constraint` (a JSON schema, a pydantic model, `Regex` or `Grammar` of
-                `packfuse.constraint`). Sampling keeps the 50 most probable tokens unless `top_k`
+                `trace`, `top_logprobs`, `fusion`, `weighting`, `weights`, `draft`, `gate`,
+                `chat_template_kwargs`, `constraint` (a JSON schema, a pydantic model, `Regex` or
+                `Grammar` of `packfuse.constraint`). Sampling keeps the 50 most probable tokens unless `top_k`
                 says otherwise, as in transformers; `top_k=0` keeps all. Arguments that hold or
                 receive token ids mean those of the default reference, which is used then.
 
         Returns:
-            An `Answer` (`.text`, `.record`) for one prompt, a list of them for a list. Several
-            return sequences come as a list as well.
+            An `Answer` (`.text`, `.record`) for one prompt, a list of them for a list. With
+            `num_return_sequences`, a list: all answers to the first prompt, then those to the
+            second.
 
         Raises:
             PromptError: for an empty or malformed prompt, or one that is too long.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -111,6 +114,38 @@ class StageReporter:
             yield lambda done, size: report(label, min(done, size), size)
             # A stage that was skipped or was shorter than expected still ends complete.
             report(label, total or 1, total or 1)
+
+
+@contextmanager
+def library_bars(*, shown: bool) -> Iterator[None]:
+    """A block in which transformers and the hub draw their own bars only if `shown`."""
+    if shown:
+        yield
+        return
+    # Imported here, as they load slowly.
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    gguf: Any = modeling_gguf_pytorch_utils
+    bar, enabled = gguf.tqdm, logging.is_progress_bar_enabled()
+    hub_disabled = are_progress_bars_disabled()
+    # This turns off the hub's bars as well; no setting turns off the bar of GGUF files.
+    gguf.tqdm = partial(bar, disable=True)
+    with warnings.catch_warnings():
+        # The hub warns if an environment variable decides about its bars.
+        warnings.filterwarnings("ignore", "Cannot (dis|en)able progress bars")
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Cannot (dis|en)able progress bars")
+            if enabled:
+                logging.enable_progress_bar()
+            if hub_disabled:
+                disable_progress_bars()
 
 
 @contextmanager

@@ -448,7 +448,7 @@ def test_the_attributes_that_transformers_uses() -> None:
     assert model.get_input_embeddings() is own.model.get_input_embeddings()
     assert model.get_output_embeddings() is own.model.get_output_embeddings()
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
-    assert model.generation_config.eos_token_id == [own.tokenizer.eos_token_id]
+    assert model.generation_config.eos_token_id == own.tokenizer.eos_token_id
     state = {name: value.clone() for name, value in own.model.state_dict().items()}
     model.tie_weights()
     assert not model.training

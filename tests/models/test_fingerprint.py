@@ -196,7 +196,8 @@ def test_what_a_user_holds_is_read_again_after_a_change(change: Callable[[Any], 
     pack = pack_of(own, weighting="uniform")
     chat = pack_of(own, weighting="uniform").model
     ids = torch.tensor([pack.tokenizer(PROMPT).input_ids])
-    held = FusedCache(pack.model.call, pack.model._read_prompts(ids.tolist()))
+    call = pack.model.call
+    held = FusedCache(call, pack.model._read_prompts(ids.tolist(), call))
     begun = FusedCache(pack.model.call)
     pack.model.generate(ids, cache=begun, max_new_tokens=1)
     change(own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +22,6 @@ class FusionCallbackHandler(BaseCallbackHandler):
     def __init__(self) -> None:
         """Start without records."""
         super().__init__()
-        self._lock = threading.Lock()
         self.records: list[dict[str, Any]] = []
 
     def __repr__(self) -> str:
@@ -38,8 +36,7 @@ class FusionCallbackHandler(BaseCallbackHandler):
                 if isinstance(generation, ChatGeneration):
                     info = generation.message.response_metadata
                 if "fusion" in info:
-                    with self._lock:
-                        self.records.append(info["fusion"])
+                    self.records.append(info["fusion"])
 
 
 _collector: ContextVar[FusionCallbackHandler | None] = ContextVar("fusion_callback", default=None)

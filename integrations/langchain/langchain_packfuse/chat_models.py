@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import merge_configs
@@ -19,14 +19,19 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_packfuse.fields import PackFuseFields
-from langchain_packfuse.messages import chunks_of, message_of, turn_of
+from langchain_packfuse.messages import Metadata, chunk_of, message_of, turn_of
 from langchain_packfuse.structured import parser_for, response_format, with_raw
 from packfuse.aio import call, iterate
+from packfuse.errors import ConfigError
 from packfuse.tools import Reply, Turn
+from packfuse.tools.arguments import TURN_ARGUMENTS
 from packfuse.tools.tool import Tool, parse_tool_choice
 
 _THREADS = 64
 """Number of threads of `batch`: prompts that wait at the same time form one batch of the pack."""
+_FROM_LANGCHAIN = ("ls_structured_output_format", "stream")
+"""Arguments of a call that LangChain itself has read."""
+_METHODS = ("json_schema", "json_mode", "function_calling")
 
 
 class ChatPackFuse(PackFuseFields, BaseChatModel):
@@ -43,6 +48,13 @@ class ChatPackFuse(PackFuseFields, BaseChatModel):
         >>> answer.response_metadata["fusion"]["weights"]  # doctest: +SKIP
         {'SmolLM2-135M-Instruct': 0.46, 'gemma-3-270m': 0.54}
     """
+
+    _further_arguments: ClassVar[tuple[str, ...]] = (
+        *PackFuseFields._further_arguments, *TURN_ARGUMENTS, *_FROM_LANGCHAIN, "strict",
+    )  # fmt: skip
+
+    streaming: bool | None = None
+    """Whether `invoke` streams, so that callbacks get every token."""
 
     @property
     def _llm_type(self) -> str:
@@ -61,10 +73,21 @@ class ChatPackFuse(PackFuseFields, BaseChatModel):
             open_weights=True,
         )
 
+    def _check(self) -> None:
+        self._turn([HumanMessage(".")], None, {})
+
     def _turn(
         self, messages: list[BaseMessage], stop: list[str] | None, call: dict[str, Any]
-    ) -> Turn:
-        return turn_of(self.pack, messages, **self._arguments(stop, call))
+    ) -> tuple[Turn, Metadata]:
+        """The turn that answers messages, and what the metadata of its answers have."""
+        arguments, metadata = self._call(stop, call)
+        for name in _FROM_LANGCHAIN:
+            arguments.pop(name, None)
+        if "strict" in arguments and not {"tools", "response_format"} & arguments.keys():
+            msg = "strict is for tools and response formats, and the call has neither"
+            raise ConfigError(msg, hint="leave it out")
+        arguments.pop("strict", None)  # constrained answers always fit their schema
+        return turn_of(self.pack, messages, **arguments), metadata
 
     def _generate(
         self,
@@ -73,7 +96,8 @@ class ChatPackFuse(PackFuseFields, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._result(self._turn(messages, stop, kwargs).answer())
+        turn, metadata = self._turn(messages, stop, kwargs)
+        return _result(turn.answers(), metadata)
 
     async def _agenerate(
         self,
@@ -82,11 +106,8 @@ class ChatPackFuse(PackFuseFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._result(await call(self._turn(messages, stop, kwargs).answer))
-
-    def _result(self, reply: Reply) -> ChatResult:
-        message = message_of(reply, self.model_name)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        turn, metadata = self._turn(messages, stop, kwargs)
+        return _result(await call(turn.answers), metadata)
 
     def _stream(
         self,
@@ -96,9 +117,10 @@ class ChatPackFuse(PackFuseFields, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         calls = itertools.count()
+        turn, metadata = self._turn(messages, stop, kwargs)
         # LangChain calls the callbacks for new tokens itself.
-        for delta in self._turn(messages, stop, kwargs).stream():
-            yield ChatGenerationChunk(message=chunks_of(delta, self.model_name, calls))
+        for delta in turn.stream():
+            yield ChatGenerationChunk(message=chunk_of(delta, metadata, calls))
 
     async def _astream(
         self,
@@ -108,8 +130,9 @@ class ChatPackFuse(PackFuseFields, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         calls = itertools.count()
-        async for delta in iterate(self._turn(messages, stop, kwargs).stream):
-            yield ChatGenerationChunk(message=chunks_of(delta, self.model_name, calls))
+        turn, metadata = self._turn(messages, stop, kwargs)
+        async for delta in iterate(turn.stream):
+            yield ChatGenerationChunk(message=chunk_of(delta, metadata, calls))
 
     def batch(
         self,
@@ -123,7 +146,8 @@ class ChatPackFuse(PackFuseFields, BaseChatModel):
             config = [merge_configs(defaults, each) for each in config]
         else:
             config = merge_configs(defaults, config)
-        return super().batch(inputs, config, **kwargs)
+        answers: list[AIMessage] = super().batch(inputs, config, **kwargs)
+        return answers
 
     def bind_tools(
         self,
@@ -166,20 +190,37 @@ class ChatPackFuse(PackFuseFields, BaseChatModel):
     ) -> Runnable[LanguageModelInput, Any]:
         """Constrain answers to a schema, and parse them.
 
+        An answer that was cut off is an error, which names the reason why it ended.
+
         Args:
             schema: A pydantic model, a TypedDict, a JSON schema or an OpenAI tool.
             include_raw: Whether to return `{"raw", "parsed", "parsing_error"}`.
             method: "json_schema" and "json_mode" constrain the whole answer to the schema;
                 "function_calling" forces a call.
-            strict: Ignored: all answers fit the schema.
+            strict: For LangChain's interface: all answers fit the schema in either case.
             **kwargs: Settings of the calls.
+
+        Raises:
+            ConfigError: for an unknown method or setting.
         """
+        if method not in _METHODS:
+            raise ConfigError(f"unknown method {method!r}", hint=f"known: {', '.join(_METHODS)}")
+        self._arguments(None, kwargs)  # raises for unknown settings
+        traced = {"kwargs": {"method": method}, "schema": schema}
         if method == "function_calling":
-            return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
-        model = self.bind(
-            response_format=response_format(schema),
-            ls_structured_output_format={"kwargs": {"method": method}, "schema": schema},
-            **kwargs,
-        )
-        parser = parser_for(schema)
+            model = self.bind_tools(
+                [schema], tool_choice="any", ls_structured_output_format=traced, **kwargs
+            )
+        else:
+            model = self.bind(
+                response_format=response_format(schema),
+                ls_structured_output_format=traced,
+                **kwargs,
+            )
+        parser = parser_for(schema, calling=method == "function_calling")
         return with_raw(model, parser) if include_raw else model | parser
+
+
+def _result(replies: Sequence[Reply], metadata: Metadata) -> ChatResult:
+    messages = [message_of(reply, metadata) for reply in replies]
+    return ChatResult(generations=[ChatGeneration(message=message) for message in messages])

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableConfig
 from pydantic import Field
 
-from langchain_packfuse.messages import turn_of
+from langchain_packfuse.messages import Metadata, turn_of
 from packfuse import Pack
 from packfuse.errors import ConfigError
+from packfuse.generation.request import refuse_several
 from packfuse.settings import PackSettings
-from packfuse.tools.arguments import merge_arguments
+from packfuse.tools.arguments import as_fields, check_names, merge_arguments
+from packfuse.tools.logprobs import take_logprobs
 
-_RENAMED = {"timeout": "max_time"}
-"""Names of generation arguments in LangChain, and in transformers."""
-_IGNORED = ("strict", "ls_structured_output_format")
-"""Arguments that LangChain passes to every provider, and that are ignored here."""
+_LOG = logging.getLogger(__name__)
+_REMOTE = ("api_key", "max_retries")
+"""Fields that LangChain's own tests pass to every chat model; only a remote model needs them."""
 _TRACED = ("temperature", "max_tokens", "max_new_tokens")
 """Arguments of a call that are traced in LangSmith."""
 
@@ -35,8 +38,12 @@ class PackFuseFields(BaseLanguageModel[Any]):
     """The fields that `ChatPackFuse` and `PackFuseLLM` share.
 
     All but `pack` can be passed to the constructor, bound, made configurable, or passed to a single
-    call. The arguments of a call take precedence.
+    call. The arguments of a call take precedence. So can all arguments of `Pack.generate`, which
+    the constructor puts into `model_kwargs`. Unknown names are errors.
     """
+
+    _further_arguments: ClassVar[tuple[str, ...]] = ("logprobs",)
+    """Arguments of a call besides those of `Pack.generate`."""
 
     pack: Any = Field(default=None, exclude=True, repr=False)
     """The `packfuse.Pack`."""
@@ -58,7 +65,7 @@ class PackFuseFields(BaseLanguageModel[Any]):
     """Smallest probability of a sampled token, relative to the most probable one."""
     repetition_penalty: float | None = None
     """Penalty on repeated tokens (above 1)."""
-    stop: list[str] | None = None
+    stop: list[str] | str | None = None
     """Stop strings. They end an answer, and are not part of it."""
     seed: int | None = None
     """Random seed."""
@@ -66,8 +73,14 @@ class PackFuseFields(BaseLanguageModel[Any]):
     """Time in seconds after which generation stops."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Arguments for the members' chat templates."""
+    n: int | None = None
+    """Number of answers to each prompt, for `generate`; None for one."""
+    logprobs: bool | None = None
+    """Whether answers have the log-probability of every token, in OpenAI's layout."""
+    top_logprobs: int | None = None
+    """Number of the most probable tokens that `logprobs` lists at every step."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of transformers' `generate`."""
+    """Further arguments of `Pack.generate`. The constructor takes them by their own names too."""
 
     def __init__(
         self,
@@ -86,14 +99,40 @@ class PackFuseFields(BaseLanguageModel[Any]):
             pack_file: A YAML file; see `Pack.from_config`.
             load_kwargs: Further arguments of these two: fields of `packfuse.settings.PackSettings`
                 and `LoadSettings`, and `progress`.
-            **settings: The fields of this class.
+            **settings: The fields of this class, and all arguments of `Pack.generate`.
 
         Raises:
-            ConfigError: unless exactly one of `pack`, `models` and `pack_file` is given.
+            ConfigError: for unknown or unusable settings, or unless exactly one of `pack`, `models`
+                and `pack_file` is given.
             LoadError: if a member cannot be loaded.
         """
+        fields = self._as_fields(settings)
         pack = Pack.given(pack=pack, models=models, pack_file=pack_file, **(load_kwargs or {}))
-        super().__init__(pack=pack, **settings)  # type: ignore[call-arg]
+        super().__init__(pack=pack, **fields)  # type: ignore[call-arg]
+        self._check()
+
+    @classmethod
+    def _as_fields(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings as fields; those without a field are in `model_kwargs`.
+
+        Raises:
+            ConfigError: for unknown settings, or two values of one setting.
+        """
+        for name in _REMOTE:
+            if settings.pop(name, None) is not None:
+                _LOG.warning("%s has no effect: a pack runs in this process", name)
+        own = cls.model_fields.keys() - {"pack", "model_kwargs"}
+        further = settings.pop("model_kwargs", None) or {}
+        fields, rest = as_fields(cls.__name__, (settings, further), own, cls._further_arguments)
+        return {**fields, "model_kwargs": rest}
+
+    def _check(self) -> None:
+        """Check the settings like a call.
+
+        Raises:
+            ConfigError: for settings that no call can have.
+        """
+        raise NotImplementedError
 
     @property
     def model_name(self) -> str:
@@ -113,15 +152,71 @@ class PackFuseFields(BaseLanguageModel[Any]):
         return {**self.pack.identity, **self._settings}
 
     def _arguments(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of one call, under packfuse's names."""
-        settings, own = self._settings, {**call, "stop": call.get("stop") if stop is None else stop}
+        """The arguments of one call, under transformers' names.
+
+        Raises:
+            ConfigError: for unknown arguments, or two values of one argument.
+        """
+        own = {**call, "stop": call.get("stop") if stop is None else stop}
         if own.pop("model", None) is not None:
             msg = "a call cannot change the models of a pack"
             raise ConfigError(msg, hint="make another pack")
-        further = settings.pop("model_kwargs")
-        model_kwargs = own.pop("model_kwargs", further)
-        arguments = merge_arguments(merge_arguments(model_kwargs, settings), own)
-        return {_RENAMED.get(k, k): v for k, v in arguments.items() if k not in _IGNORED}
+        further = own.pop("model_kwargs", None) or {}
+        for given in (own, further):
+            check_names(f"a call of {type(self).__name__}", given, self._further_arguments)
+        settings = self._settings
+        defaults = merge_arguments(settings.pop("model_kwargs"), settings)
+        return merge_arguments(defaults, merge_arguments(further, own))
+
+    def _call(
+        self, stop: list[str] | None, call: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Metadata]:
+        """The arguments of one call for a pack, and what its metadata have."""
+        arguments = self._arguments(stop, call)
+        traced = bool(arguments.get("trace"))
+        return arguments, Metadata(self.model_name, traced, take_logprobs(arguments))
+
+    def _one_answer(self, method: str, call: Mapping[str, Any]) -> None:
+        """Refuse several answers where a method has room for one.
+
+        Raises:
+            ConfigError: naming the method and the argument.
+        """
+        refuse_several(self._arguments(None, call), f"{type(self).__name__}.{method}")
+
+    def invoke(
+        self,
+        input: Any,  # noqa: A002 (LangChain's name)
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """See `Runnable.invoke`; several answers come from `generate` only."""
+        self._one_answer("invoke", kwargs)
+        return super().invoke(input, config, **kwargs)  # type: ignore[safe-super]
+
+    async def ainvoke(
+        self,
+        input: Any,  # noqa: A002 (LangChain's name)
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """See `Runnable.ainvoke`; several answers come from `agenerate` only."""
+        self._one_answer("ainvoke", kwargs)
+        return await super().ainvoke(input, config, **kwargs)
+
+    def batch(
+        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
+        """See `Runnable.batch`; several answers come from `generate` only."""
+        self._one_answer("batch", kwargs)
+        return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(
+        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
+        """See `Runnable.abatch`; several answers come from `agenerate` only."""
+        self._one_answer("abatch", kwargs)
+        return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         """The parameters that are traced in LangSmith."""
@@ -136,11 +231,13 @@ class PackFuseFields(BaseLanguageModel[Any]):
         if (length := arguments.get("max_new_tokens")) is not None:
             params["ls_max_tokens"] = length
         if stops := arguments.get("stop"):
-            params["ls_stop"] = list(stops)
+            params["ls_stop"] = [stops] if isinstance(stops, str) else list(stops)
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
         """The token ids of a text, in the default reference's vocabulary."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
         ids: list[int] = self.pack.members[self.pack.default_reference].vocabulary.encode(text)
         return ids
 

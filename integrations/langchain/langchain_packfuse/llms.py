@@ -15,6 +15,7 @@ from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from langchain_packfuse.fields import PackFuseFields
+from langchain_packfuse.messages import Metadata
 from packfuse.aio import call, iterate
 from packfuse.tools import Completion, Reply, ReplyDelta, complete
 
@@ -34,6 +35,10 @@ class PackFuseLLM(PackFuseFields, BaseLLM):
     @property
     def _llm_type(self) -> str:
         return "packfuse"
+
+    def _check(self) -> None:
+        arguments, _ = self._call(None, {})
+        Completion(self.pack, ".", **arguments)
 
     def generate(
         self, prompts: list[str], stop: Any = None, *args: Any, **kwargs: Any
@@ -85,9 +90,17 @@ class PackFuseLLM(PackFuseFields, BaseLLM):
         kwargs: dict[str, Any],
         cancel: threading.Event | None,
     ) -> LLMResult:
-        replies = complete(self.pack, prompts, cancel, **self._arguments(stop, kwargs))
-        generations = [[Generation(text=r.text, generation_info=_info(r))] for r in replies]
+        arguments, metadata = self._call(stop, kwargs)
+        replies = complete(self.pack, prompts, cancel, **arguments)
+        each = len(replies) // len(prompts)
+        generations = [
+            [_generation(reply, metadata) for reply in replies[start : start + each]]
+            for start in range(0, len(replies), each)
+        ]
         usage = {key: sum(r.usage[key] for r in replies) for key in replies[0].usage}
+        # A prompt counts once, however many answers it has.
+        usage["prompt_tokens"] //= each
+        usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
         output = {"model_name": self.model_name, "token_usage": usage}
         return LLMResult(generations=generations, llm_output=output)
 
@@ -98,9 +111,10 @@ class PackFuseLLM(PackFuseFields, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        completion = Completion(self.pack, prompt, **self._arguments(stop, kwargs))
+        arguments, metadata = self._call(stop, kwargs)
+        completion = Completion(self.pack, prompt, **arguments)
         for delta in completion.stream():
-            chunk = _chunk(delta)
+            chunk = _chunk(delta, metadata)
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -112,18 +126,21 @@ class PackFuseLLM(PackFuseFields, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        completion = Completion(self.pack, prompt, **self._arguments(stop, kwargs))
+        arguments, metadata = self._call(stop, kwargs)
+        completion = Completion(self.pack, prompt, **arguments)
         async for delta in iterate(completion.stream):
-            chunk = _chunk(delta)
+            chunk = _chunk(delta, metadata)
             if run_manager:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
 
-def _info(reply: Reply) -> dict[str, Any]:
-    return {"finish_reason": reply.finish_reason, "fusion": reply.fusion}
+def _generation(reply: Reply, metadata: Metadata) -> Generation:
+    info = {**metadata.info(reply), **metadata.steps(reply.record.trace)}
+    return Generation(text=reply.text, generation_info=info)
 
 
-def _chunk(delta: ReplyDelta) -> GenerationChunk:
-    info = _info(delta.reply) if delta.reply else None
-    return GenerationChunk(text=delta.text, generation_info=info)
+def _chunk(delta: ReplyDelta, metadata: Metadata) -> GenerationChunk:
+    info = metadata.info(delta.reply) if delta.reply else {}
+    info |= metadata.steps(delta.trace)
+    return GenerationChunk(text=delta.text, generation_info=info or None)

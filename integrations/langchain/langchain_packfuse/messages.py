@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_core.messages import (
     AIMessage,
@@ -17,7 +17,9 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from packfuse import Pack
+from packfuse.generation.result import TraceStep
 from packfuse.tools import InvalidCall, Reply, ReplyDelta, Turn
+from packfuse.tools.logprobs import openai_logprobs
 
 
 def turn_of(
@@ -38,19 +40,37 @@ def turn_of(
     return Turn(pack, chat, tools=plain, **arguments)
 
 
-def metadata(reply: Reply, model_name: str) -> dict[str, Any]:
-    """The `response_metadata` of an answer."""
-    found = {
-        "model_name": model_name,
-        "finish_reason": reply.finish_reason,
-        "fusion": reply.fusion,
-    }
-    if reply.broken:
-        found["invalid_tool_call_errors"] = [broken.error for broken in reply.broken]
-    return found
+class Metadata(NamedTuple):
+    """What the metadata of an answer have.
+
+    Attributes:
+        model_name: The name of the pack.
+        traced: Whether the call asked for the trace of the fusion record.
+        logprobs: Whether it asked for log-probabilities.
+    """
+
+    model_name: str
+    traced: bool
+    logprobs: bool
+
+    def info(self, reply: Reply) -> dict[str, Any]:
+        """The reason why an answer ended, and its fusion record."""
+        fusion = reply.fusion if self.traced else {**reply.fusion, "trace": None}
+        return {"finish_reason": reply.finish_reason, "fusion": fusion}
+
+    def steps(self, trace: Sequence[TraceStep] | None) -> dict[str, Any]:
+        """The log-probabilities of generated tokens, if they are asked for."""
+        return {"logprobs": openai_logprobs(trace)} if self.logprobs and trace else {}
+
+    def response(self, reply: Reply) -> dict[str, Any]:
+        """The `response_metadata` of an answer, without log-probabilities."""
+        found = {"model_name": self.model_name, **self.info(reply)}
+        if reply.broken:
+            found["invalid_tool_call_errors"] = [broken.error for broken in reply.broken]
+        return found
 
 
-def message_of(reply: Reply, model_name: str) -> AIMessage:
+def message_of(reply: Reply, metadata: Metadata) -> AIMessage:
     """A reply as a message."""
     return AIMessage(
         content=reply.text,
@@ -61,17 +81,23 @@ def message_of(reply: Reply, model_name: str) -> AIMessage:
             for b in reply.broken
         ],
         usage_metadata=_usage(reply),
-        response_metadata=metadata(reply, model_name),
+        response_metadata={**metadata.response(reply), **metadata.steps(reply.record.trace)},
     )
 
 
-def chunks_of(delta: ReplyDelta, model_name: str, calls: Iterator[int]) -> AIMessageChunk:
+def chunk_of(delta: ReplyDelta, metadata: Metadata, calls: Iterator[int]) -> AIMessageChunk:
     """A delta of a reply as a chunk; `calls` counts the tool calls."""
+    chunk = _chunk(delta, metadata, calls)
+    chunk.response_metadata |= metadata.steps(delta.trace)
+    return chunk
+
+
+def _chunk(delta: ReplyDelta, metadata: Metadata, calls: Iterator[int]) -> AIMessageChunk:
     if delta.reply is not None:
         return AIMessageChunk(
             content="",
             usage_metadata=_usage(delta.reply),
-            response_metadata=metadata(delta.reply, model_name),
+            response_metadata=metadata.response(delta.reply),
             chunk_position="last",
         )
     if delta.call is not None:

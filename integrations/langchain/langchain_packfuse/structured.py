@@ -27,6 +27,8 @@ class StrictParser(BaseGenerationOutputParser[Any]):
 
     model: Any = None
     """A pydantic model of the result; None for plain data."""
+    calling: bool = False
+    """Whether the result is the arguments of a tool call, instead of the text."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         """Parse an answer.
@@ -34,15 +36,45 @@ class StrictParser(BaseGenerationOutputParser[Any]):
         Raises:
             OutputParserException: if the answer is not complete, or does not fit the model.
         """
-        text = result[0].text
+        answer = result[0]
+        data = _call_arguments(answer) if self.calling else _json(answer)
+        if self.model is None:
+            return data
         try:
-            data = json.loads(text)
-            return data if self.model is None else _validated(self.model, data)
+            return _validated(self.model, data)
         except ValueError as error:
-            reason = _finish_reason(result[0])
-            msg = f"the answer is not complete JSON (finish_reason {reason!r}): {error}"
-            hint = "raise max_tokens" if reason == "length" else "see the answer"
-            raise OutputParserException(f"{msg} ({hint})", llm_output=text) from error
+            name = getattr(self.model, "__name__", self.model)
+            msg = f"the answer does not fit {name}: {error}"
+            raise OutputParserException(msg, llm_output=json.dumps(data)) from error
+
+
+def _json(answer: Generation) -> Any:
+    """The text of an answer as data."""
+    try:
+        return json.loads(answer.text)
+    except ValueError as error:
+        raise _incomplete("complete JSON", str(error), answer, answer.text) from error
+
+
+def _call_arguments(answer: Generation) -> Any:
+    """The arguments of the first call of an answer."""
+    message = answer.message if isinstance(answer, ChatGeneration) else None
+    if not isinstance(message, AIMessage):
+        raise _incomplete("a message with a tool call", "it is text", answer, answer.text)
+    if message.tool_calls:
+        return message.tool_calls[0]["args"]
+    errors = message.response_metadata.get("invalid_tool_call_errors")
+    problem = "; ".join(errors) if errors else f"it is {message.text!r}"
+    begun = "".join(str(call["args"]) for call in message.invalid_tool_calls)
+    raise _incomplete("a complete tool call", problem, answer, begun or message.text)
+
+
+def _incomplete(wanted: str, problem: str, answer: Generation, text: str) -> OutputParserException:
+    """The error for an answer that is not as wanted."""
+    reason = _finish_reason(answer)
+    msg = f"the answer is not {wanted} (finish_reason {reason!r}): {problem}"
+    hint = "raise max_tokens" if reason == "length" else "see the answer"
+    return OutputParserException(f"{msg} ({hint})", llm_output=text)
 
 
 def _validated(model: Any, data: Any) -> Any:
@@ -56,10 +88,12 @@ def _finish_reason(generation: Generation) -> Any:
     return None
 
 
-def parser_for(schema: dict[str, Any] | type | TypeBaseModel) -> StrictParser:
-    """The parser for a schema."""
+def parser_for(
+    schema: dict[str, Any] | type | TypeBaseModel, *, calling: bool = False
+) -> StrictParser:
+    """The parser for a schema; with `calling`, the answer is a tool call."""
     is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
-    return StrictParser(model=schema if is_model else None)
+    return StrictParser(model=schema if is_model else None, calling=calling)
 
 
 def with_raw(model: Runnable[Any, Any], parser: StrictParser) -> Runnable[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -209,6 +210,26 @@ def check_call(model: Any, arguments: Mapping[str, Any]) -> None:
     check_arguments(own, reference.tokenizer, reference.columns)
     check_settings(model, settings_in_force(model, own, torch.zeros(1, 1).long()), own)
     check_processing(model, own)
+
+
+def single_pad_id(arguments: dict[str, Any], default: GenerationConfig) -> None:
+    """Use the first of several padding ids, in place: people pad with `config.eos_token_id`.
+
+    Args:
+        arguments: The arguments of `generate`.
+        default: The model's own configuration.
+    """
+    given: Any = arguments.get("generation_config")
+    if isinstance(getattr(given, "pad_token_id", None), list | tuple):
+        given = arguments["generation_config"] = copy.copy(given)
+        given.pad_token_id = _first(given.pad_token_id)
+    default.pad_token_id = _first(default.pad_token_id)
+    if "pad_token_id" in arguments:
+        arguments["pad_token_id"] = _first(arguments["pad_token_id"])
+
+
+def _first(pad: Any) -> Any:
+    return pad[0] if isinstance(pad, list | tuple) and pad else pad
 
 
 def check_decoding(

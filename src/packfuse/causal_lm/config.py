@@ -28,7 +28,7 @@ def fused_config(engine: Engine, reference: HFMember) -> FusedConfig:
         vocab_size=engine.reference.columns,
         max_position_embeddings=min(member.context_window for member in engine.members),
         bos_token_id=getattr(own, "bos_token_id", None),
-        eos_token_id=list(engine.reference.end_ids) or None,
+        eos_token_id=_end_id(reference),
         pad_token_id=_pad_id(reference),
     )
     config.architectures = ["FusedForCausalLM"]
@@ -39,9 +39,15 @@ def fused_generation_config(reference: HFMember) -> GenerationConfig:
     """The reference's special token ids, without its sampling defaults."""
     return GenerationConfig(
         bos_token_id=reference.tokenizer.bos_token_id,
-        eos_token_id=list(reference.vocabulary.end_ids) or None,
+        eos_token_id=_end_id(reference),
         pad_token_id=_pad_id(reference),
     )
+
+
+def _end_id(reference: HFMember) -> int | list[int] | None:
+    """The id that ends a text; a list where several do."""
+    ends = list(reference.vocabulary.end_ids)
+    return ends[0] if len(ends) == 1 else ends or None
 
 
 def _pad_id(reference: HFMember) -> int | None:

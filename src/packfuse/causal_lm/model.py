@@ -32,10 +32,12 @@ from packfuse.causal_lm.checks import (
     checked_cache,
     forbids_tokens,
     settings_in_force,
+    single_pad_id,
     unpadded,
     wants_logits,
 )
 from packfuse.causal_lm.config import FusedConfig, fused_config, fused_generation_config
+from packfuse.causal_lm.copies import SharedMembers
 from packfuse.causal_lm.drafts.base import DraftContext
 from packfuse.causal_lm.normalizers import log_normalizers
 from packfuse.causal_lm.processors import FiniteScores, SeededChoice
@@ -60,7 +62,9 @@ _generate: Any = GenerationMixin.generate
 _GENERATE = inspect.signature(_generate)
 
 
-class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, GenerationMixin):
+class FusedForCausalLM(
+    SharedMembers, UnsupportedMethods, GenerationHooks, PreTrainedModel, GenerationMixin
+):
     """A pack as one causal language model, over the reference's vocabulary.
 
     `generate`, pipelines and lm-eval use it like any other model. `forward` returns fused
@@ -262,6 +266,7 @@ class FusedForCausalLM(UnsupportedMethods, GenerationHooks, PreTrainedModel, Gen
         if ids is None:
             raise PromptError("there is nothing to generate from", hint="pass `input_ids`")
         name_cache(arguments)
+        single_pad_id(arguments, self.generation_config)
         reference = self.engine.reference
         check_arguments(arguments, reference.tokenizer, reference.columns)
         settings = settings_in_force(self, arguments, ids)

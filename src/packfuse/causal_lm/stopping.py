@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from packfuse.process import EXITING
 from packfuse.text.vocabulary import Vocabulary
 
 
@@ -82,7 +83,7 @@ class _Watched(StoppingCriteria):
 
 
 class CancelCriteria(StoppingCriteria):
-    """Ends the sequences of prompts that were cancelled.
+    """Ends the sequences of prompts that were cancelled, and all when the interpreter ends.
 
     Attributes:
         lengths: By cancelled prompt, the length of its sequences at that time, prompt included.
@@ -96,7 +97,7 @@ class CancelCriteria(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Which sequences are done, `[B]`."""
         for index, event in enumerate(self.events):
-            if event.is_set():
+            if event.is_set() or EXITING.is_set():
                 self.lengths.setdefault(index, input_ids.shape[1])
         done = torch.tensor([i in self.lengths for i in range(len(self.events))])
         done = done.to(input_ids.device)

@@ -25,7 +25,15 @@ MAX_NEW_TOKENS = 256
 
 SETTINGS = ("fusion", "weighting", "weights", "gate", "draft")
 """Arguments that replace settings of the pack."""
-OWN = (*SETTINGS, "constraint", "stop", "seed", "trace", "chat_template_kwargs")
+OWN = (
+    *SETTINGS,
+    "constraint",
+    "stop",
+    "seed",
+    "trace",
+    "top_logprobs",
+    "chat_template_kwargs",
+)
 """Arguments that transformers does not have."""
 
 SCORE = ("fusion", "weighting", "weights", "gate")

@@ -1,4 +1,4 @@
-"""The identity of a pack: everything that its answers depend on, for caches of answers."""
+"""The identity of a pack: everything that its answers depend on, for caches; and in one line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from weakref import WeakKeyDictionary
 import xxhash
 from transformers import PreTrainedModel
 
+from packfuse.fusion.rules import rules
 from packfuse.generation.runtime import Runtime
 from packfuse.models.fingerprint import ModelState, content_digest
 from packfuse.models.hf_member import HFMember
 from packfuse.settings import PackConfig
+from packfuse.weighting.methods import weightings
 
 _digests: WeakKeyDictionary[PreTrainedModel, tuple[ModelState, str]] = WeakKeyDictionary()
 """By model, its state when its content was read last, and the digest of its content."""
@@ -67,3 +69,27 @@ def forget_digest(member: HFMember) -> None:
 
 def _digest(*parts: Any) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True, default=str).encode())
+
+
+def described(runtime: Runtime) -> str:
+    """A pack in one line: its members with their sizes, and how they are fused."""
+    members = [f"{m.name} ({_short(m.model.num_parameters())})" for m in runtime.members]
+    rule, weighting = runtime.parts.rule, runtime.parts.weighting
+    return (
+        f"Pack({', '.join(members)}; reference {runtime.settings.reference}, "
+        f"fusion {rules().text(rules().dump(rule))}, "
+        f"weighting {weightings().text(weightings().dump(weighting))})"
+    )
+
+
+def _short(parameters: int) -> str:
+    """A number of parameters in three digits.
+
+    Example:
+        >>> _short(134_515_008)
+        '135M'
+    """
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.3g}{unit}"
+    return str(parameters)

@@ -27,7 +27,7 @@ from packfuse.generation.call_arguments import (
 from packfuse.settings import weighting_part
 from packfuse.weighting.methods import weightings
 
-__all__ = ["MAX_NEW_TOKENS", "Prompt", "Request", "check_stream", "make_request"]
+__all__ = ["MAX_NEW_TOKENS", "Prompt", "Request", "make_request", "refuse_several"]
 
 Prompt = str | Sequence[dict[str, Any]]
 
@@ -43,6 +43,7 @@ class Request:
         stop: Stop strings.
         seed: Random seed; None for none.
         trace: Whether to record every step.
+        top_logprobs: Number of the most probable tokens that are recorded at every step.
         constraint: The constraint on the answers, for constrained decoding.
         template: Arguments for the chat templates.
         arguments: Arguments of transformers' `generate`.
@@ -57,6 +58,7 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     trace: bool = False
+    top_logprobs: int = 0
     constraint: Constraint | None = None
     template: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -90,12 +92,33 @@ class Request:
             return json.dumps(
                 [
                     [_plain_part(part) for part in parts],
-                    [self.stop, self.trace, call.full_support, self.pins],
+                    [self.stop, self.trace, self.top_logprobs, call.full_support, self.pins],
                     [_plain(self.template), _plain(self.arguments)],
                 ]
             )
         except Exception:  # whatever an object of the caller does, it is no plain data
             return None
+
+    @property
+    def answers_each(self) -> int:
+        """Number of answers to each prompt (`num_return_sequences`)."""
+        return _count(self.arguments, "num_return_sequences")
+
+    def one_answer(self, what: str) -> None:
+        """Refuse a request of several answers to a prompt.
+
+        Args:
+            what: What has room for one answer only, for the error.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        refuse_several(self.arguments, what)
+
+    @property
+    def beams(self) -> int:
+        """Number of beams; 1 without beam search."""
+        return _count(self.arguments, "num_beams")
 
     @property
     def one_row_each(self) -> bool:
@@ -107,16 +130,6 @@ class Request:
         drafting = ("assistant_model", "prompt_lookup_num_tokens")
         several = self.beams > 1 or self.answers_each > 1
         return not several and not any(self.arguments.get(n) is not None for n in drafting)
-
-    @property
-    def answers_each(self) -> int:
-        """Number of answers to each prompt (`num_return_sequences`)."""
-        return int(self.arguments.get("num_return_sequences", 1))
-
-    @property
-    def beams(self) -> int:
-        """Number of beams; 1 without beam search."""
-        return int(self.arguments.get("num_beams", 1))
 
     @property
     def takes_drafts(self) -> bool:
@@ -146,6 +159,7 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
     generation = generation_arguments(arguments)
     pins = tuple(name for name in IN_ONE_VOCABULARY if name in generation)
     stops = generation.pop("stop_strings", None)
+    top = _top_logprobs(arguments.get("top_logprobs"))
     with typed_errors("constraint"):
         constraint = as_constraint(arguments.get("constraint"))
     full_support = constraint is not None or forbids_tokens(generation)
@@ -155,7 +169,8 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
         call=replace(_call(arguments, call), full_support=full_support),
         stop=stop_strings(arguments.get("stop"), stops),
         seed=_seed(arguments.get("seed")),
-        trace=_flag("trace", arguments.get("trace")),
+        trace=_flag("trace", arguments.get("trace")) or top is not None,
+        top_logprobs=top or 0,
         constraint=constraint,
         template=template_arguments(arguments.get("chat_template_kwargs")),
         max_time=generation.pop("max_time", None),
@@ -163,22 +178,42 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
         pins=pins,
     )
     _check_rows(request)
+    if top is not None and not request.one_row_each:
+        raise ConfigError(
+            "top_logprobs are not recorded with beams or several return sequences",
+            hint="ask for one answer, or leave out top_logprobs",
+        )
     return request
 
 
-def check_stream(request: Request) -> None:
-    """Refuse a request that a stream cannot answer.
+def _top_logprobs(top: Any) -> int | None:
+    """A checked `top_logprobs`."""
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 0):
+        raise ConfigError(f"top_logprobs={top!r} is not a number of tokens", hint="0 or more")
+    return top if top is None else int(top)
+
+
+def refuse_several(arguments: Mapping[str, Any], what: str) -> None:
+    """Refuse arguments of a call that ask for several answers to a prompt.
+
+    Args:
+        arguments: Arguments of `Pack.generate`.
+        what: What has room for one answer only, for the error.
 
     Raises:
-        ConfigError: for several prompts, beams or return sequences, and for a streamer.
+        ConfigError: naming the argument.
     """
-    if not request.single or request.beams > 1 or request.answers_each > 1:
+    if (count := _count(arguments, "num_return_sequences")) > 1:
         raise ConfigError(
-            "a stream answers one prompt, without beams and several return sequences",
-            hint="use generate",
+            f"{what} has room for one answer, and num_return_sequences={count} asks for several",
+            hint="use generate, or leave it out",
         )
-    if request.arguments.get("streamer") is not None:
-        raise ConfigError("a stream takes no streamer", hint="leave it out, or use generate")
+
+
+def _count(arguments: Mapping[str, Any], name: str) -> int:
+    """A number in the arguments or their `generation_config`; 1 if neither has it."""
+    config = arguments.get("generation_config")
+    return arguments.get(name) or getattr(config, name, None) or 1
 
 
 def _check_rows(request: Request) -> None:

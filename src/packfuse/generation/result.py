@@ -68,6 +68,20 @@ class Drafts(_Plain):
     accepted: int
 
 
+class TokenLogprob(_Plain):
+    """A token and its log-probability under the pack.
+
+    Attributes:
+        text: The token's text; an incomplete character is replaced.
+        utf8: The token's bytes; none for a control token.
+        logprob: Its log-probability, nats; -9999 for an impossible token, as JSON has no infinity.
+    """
+
+    text: str
+    utf8: list[int]
+    logprob: float
+
+
 class TraceStep(_Plain):
     """One generated token.
 
@@ -76,12 +90,24 @@ class TraceStep(_Plain):
         probability: Its probability under the pack.
         member_probabilities: Its probability under each member.
         member_choices: The most probable token of each member, as text.
+        utf8: The token's bytes; none for a control token.
+        logprob: Its log-probability under the pack, nats; -9999 for an impossible token.
+        alternatives: The most probable tokens, as many as the call's `top_logprobs`; the first is
+            the most probable.
     """
 
     text: str
     probability: float
     member_probabilities: dict[str, float]
     member_choices: dict[str, str]
+    utf8: list[int] = []
+    logprob: float = 0.0
+    alternatives: list[TokenLogprob] = []
+
+    @property
+    def token(self) -> TokenLogprob:
+        """The generated token like one of the alternatives."""
+        return TokenLogprob(text=self.text, utf8=self.utf8, logprob=self.logprob)
 
 
 class FusionRecord(_Plain):
@@ -168,10 +194,12 @@ class Chunk:
     Attributes:
         text: The next part of the text; may be empty in the last chunk.
         record: The record of the fusion, in the last chunk only.
+        trace: The steps since the last chunk, if the call requested a trace.
     """
 
     text: str
     record: FusionRecord | None = None
+    trace: tuple[TraceStep, ...] = ()
 
 
 NO_INFINITY = 9999.0

@@ -30,6 +30,7 @@ from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
 from packfuse.generation.request import Prompt, Request
 from packfuse.generation.result import Answer
 from packfuse.generation.runtime import Runtime
+from packfuse.generation.streamers import AnswerStreamer, adapted
 from packfuse.generation.trace import TraceRecorder
 from packfuse.text.chat_template import RenderedChat, render_chat
 from packfuse.text.continuation import Continuation, bare
@@ -251,9 +252,10 @@ class Runner:
         ends = RowEnds()
         arguments = self._arguments(model, items[0].stop, cancelled, ends, ids.shape[1])
         given = arguments.pop("streamer", None)
-        streamer = streamer or given
+        streamer = streamer or adapted(given)
         if isinstance(streamer, AnswerStreamer):
-            streamer.begin(StreamDetokenizer(model.engine.reference, items[0].stop))
+            detokenizer = StreamDetokenizer(model.engine.reference, items[0].stop)
+            streamer.begin(detokenizer, recorder)
         started = time.perf_counter()
         sequences: Tensor = model.generate(
             ids, attention_mask=mask, cache=cache, streamer=streamer, **arguments
@@ -316,7 +318,7 @@ class Runner:
         if not self.request.one_row_each:
             return None
         drafted = self._draft.max_draft_tokens if self._draft else 0
-        return TraceRecorder(model.engine, self.request.trace, drafted)
+        return TraceRecorder(model.engine, self.request.trace, drafted, self.request.top_logprobs)
 
     @property
     def _draft(self) -> Draft | None:
@@ -343,18 +345,11 @@ class Runner:
         return [f"the reference is {name!r}, the default, whose token ids these are: {pins}"]
 
 
-class AnswerStreamer(BaseStreamer):
-    """A streamer for the ids of one answer."""
-
-    def begin(self, detokenizer: StreamDetokenizer) -> None:
-        """Called with the detokenizer of the answer, before the first ids."""
-        raise NotImplementedError
-
-
 def _padded(rows: Sequence[Sequence[int]], model: FusedForCausalLM) -> tuple[Tensor, Tensor]:
     """Left-padded ids and their attention mask, `[B, width]`."""
     width = max(map(len, rows))
     pad = model.config.pad_token_id or 0
+    pad = pad[0] if isinstance(pad, list | tuple) else pad
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)

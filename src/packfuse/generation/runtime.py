@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.base import Rule
 from packfuse.models.compiled import Compiled, compile_steps
 from packfuse.models.hf_member import HFMember
+from packfuse.process import PackLock
 from packfuse.progress import alignment_progress, compile_progress
 from packfuse.settings import PackSettings
 from packfuse.text.chat_template import render_chat
@@ -117,7 +117,7 @@ class Runtime:
         if reference != "auto" and reference not in self.names:
             known = ", ".join(self.names)
             raise ConfigError(f"no member is called {reference!r}", hint=f"members: auto, {known}")
-        self.lock = threading.RLock()
+        self.lock = PackLock()
         size = sum(p.nbytes for member in self.members for p in member.model.parameters())
         limit = prefix_limit(settings.prefix_cache, size)
         self.prefixes = PrefixCache(self.members, limit) if limit else None

@@ -10,7 +10,10 @@ from torch import Tensor
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.result import TraceStep
+from packfuse.generation.result import TokenLogprob, TraceStep
+
+IMPOSSIBLE = -9999.0
+"""Stands for a log-probability of minus infinity, nats, as in OpenAI's API."""
 
 
 @dataclass(slots=True)
@@ -24,6 +27,7 @@ class RecordedSequence:
         trace: The entry of the token that was generated.
         pending: Distributions `[K, V]` and `[V]` at the last positions, whose tokens may still be
             rejected.
+        returned: Number of entries that `TraceRecorder.new_steps` has returned.
     """
 
     agreed: dict[int, bool] = field(default_factory=dict)
@@ -31,6 +35,7 @@ class RecordedSequence:
     is_fused: dict[int, bool] = field(default_factory=dict)
     trace: dict[int, TraceStep] = field(default_factory=dict)
     pending: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    returned: int = 0
 
     @property
     def first(self) -> int:
@@ -51,15 +56,16 @@ class TraceRecorder:
     position is used.
     """
 
-    def __init__(self, engine: Engine, trace: bool, drafted: int = 0) -> None:
+    def __init__(self, engine: Engine, trace: bool, drafted: int = 0, top: int = 0) -> None:
         """Start without records.
 
         Args:
             engine: The members and the reference.
             trace: Whether to keep an entry of every step.
             drafted: Longest draft, in tokens; 0 for none.
+            top: Number of the most probable tokens in every entry.
         """
-        self.engine, self.tracing = engine, trace
+        self.engine, self.tracing, self.top = engine, trace, top
         self._depth = drafted + 1 if drafted else 0
         self.names = [member.name for member in engine.members]
         self._rows: dict[int, RecordedSequence] = {}
@@ -95,6 +101,15 @@ class TraceRecorder:
         steps = range(record.first, len(ids))
         return [record.trace[at] for at in steps if at in record.trace]
 
+    def new_steps(self, answer: Sequence[int]) -> list[TraceStep]:
+        """The entries of row 0, of the answer so far, that no earlier call has returned."""
+        if not self.tracing:
+            return []
+        record = self.row(0)
+        steps = self.finish(record, answer)
+        new, record.returned = steps[record.returned :], len(steps)
+        return new
+
     def _complete(self, record: RecordedSequence, ids: Sequence[int], end: int) -> None:
         """Make the entries of pending positions before `end` from the tokens chosen there."""
         for at in [at for at in record.pending if at < end]:
@@ -104,9 +119,23 @@ class TraceRecorder:
         """The entry of a token; `logps` `[K, V]` are the members', `fused` `[V]` the pack's."""
         spell = self.engine.reference.spell
         probabilities, choices = logps[:, token].exp().tolist(), logps.argmax(-1).tolist()
+        chosen = self._token(fused, token)
+        best = fused.topk(min(self.top, len(fused))).indices.tolist() if self.top else []
         return TraceStep(
-            text=spell(token),
+            text=chosen.text,
             probability=float(fused[token].exp()),
             member_probabilities=dict(zip(self.names, probabilities, strict=True)),
             member_choices=dict(zip(self.names, map(spell, choices), strict=True)),
+            utf8=chosen.utf8,
+            logprob=chosen.logprob,
+            alternatives=[self._token(fused, other) for other in best],
+        )
+
+    def _token(self, fused: Tensor, token: int) -> TokenLogprob:
+        """A token and its log-probability under the pack's `fused` `[V]`."""
+        reference = self.engine.reference
+        return TokenLogprob(
+            text=reference.spell(token),
+            utf8=list(reference.token_bytes[token] or b""),
+            logprob=max(float(fused[token]), IMPOSSIBLE),
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from packfuse.errors import TokenizerError
+from packfuse.process import on_fork
 from packfuse.text.byte_table import byte_table, ids_by_bytes
 from packfuse.text.tokenizer_json import (
     METASPACE,
@@ -98,7 +99,8 @@ class Vocabulary:
                 hint="save it as tokenizer.json with the tokenizers library",
             )
         self.tokenizer = tokenizer
-        self.lock = threading.Lock()
+        self._renew_lock()
+        on_fork(self._renew_lock)
         self._pipeline = pipeline(backend)
         self.columns = columns or max(tokenizer.get_vocab().values()) + 1
         tokens = [backend.id_to_token(index) for index in range(self.columns)]
@@ -117,6 +119,10 @@ class Vocabulary:
         self._check_coverage()
         self.end_ids = self._find_ends(end_ids)
         self.prefix_ids = self._find_prefix()
+
+    def _renew_lock(self) -> None:
+        """In a forked child nobody would release a lock that another thread held."""
+        self.lock = threading.Lock()
 
     def _find_controls(self) -> dict[str, int]:
         """Added tokens that are not text, or whose id is outside the model's logits."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from packfuse.generation.result import FusionRecord
+from packfuse.generation.result import FusionRecord, TraceStep
 from packfuse.text.detokenizer import overlap
 from packfuse.tools.protocol import CALL, END_CALL
 
@@ -111,6 +111,7 @@ class ReplyDelta:
         call: A call that is now complete.
         broken: A call that is incomplete or not valid.
         reply: The whole answer, in the last delta only, which has nothing else.
+        trace: The steps since the last delta, if the call requested a trace.
     """
 
     text: str = ""
@@ -118,6 +119,7 @@ class ReplyDelta:
     call: ToolCall | None = None
     broken: InvalidCall | None = None
     reply: Reply | None = None
+    trace: tuple[TraceStep, ...] = ()
 
 
 class ReplyParser:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError
 from packfuse.generation.request import Request
+from packfuse.generation.result import TraceStep
 from packfuse.generation.runner import Runner
 from packfuse.pack import Pack
 from packfuse.tools.protocol import constraint_of, render
@@ -44,18 +47,31 @@ class Completion:
 
         Args:
             cancel: Setting it stops generation within one step.
+
+        Raises:
+            ConfigError: for several return sequences; see `answers`.
         """
-        answer = self.pack.batcher.answer(self.request, cancel)
-        return self.parser().parse(answer.text, answer.record)
+        self.request.one_answer("this call")
+        return self.answers(cancel)[0]
+
+    def answers(self, cancel: threading.Event | None = None) -> list[Reply]:
+        """All answers, as many as the call has return sequences; see `answer`."""
+        found = self.pack.batcher.answers(self.request, cancel)
+        return [self.parser().parse(answer.text, answer.record) for answer in found]
 
     def stream(self, cancel: threading.Event | None = None) -> Iterator[ReplyDelta]:
         """Stream the answer; closing the iterator stops generation within one step."""
         parser = self.parser()
+        steps: tuple[TraceStep, ...] = ()
         with closing(self.pack.run_stream(self.request, cancel)) as chunks:
             for chunk in chunks:
-                yield from parser.feed(chunk.text)
+                steps += chunk.trace
+                deltas = parser.feed(chunk.text)
                 if chunk.record is not None:
-                    yield from parser.finish(chunk.record)
+                    deltas = itertools.chain(deltas, parser.finish(chunk.record))
+                for delta in deltas:
+                    yield replace(delta, trace=steps)
+                    steps = ()
 
 
 def complete(
@@ -69,12 +85,16 @@ def complete(
         cancel: Setting it stops generation within one step.
         **arguments: As for `Pack.generate`.
 
+    Returns:
+        The replies in the order of the texts; with several return sequences, all those to the first
+        text, then those to the second.
+
     Raises:
         PromptError: for an unusable prompt, or no prompts.
         ConfigError: for unusable arguments.
     """
     if len(prompts) == 1:
-        return [Completion(pack, prompts[0], **arguments).answer(cancel)]
+        return Completion(pack, prompts[0], **arguments).answers(cancel)
     request = pack.request(list(prompts), arguments)
     with pack.lock:
         cancels = [cancel or threading.Event()] * len(prompts)

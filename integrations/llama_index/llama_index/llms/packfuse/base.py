@@ -70,7 +70,8 @@ class PackFuse(ToolCalling, PackFuseFields):
         Args:
             models: Hub ids, folders or GGUF files; see `Pack.from_pretrained`.
             pack: A loaded pack.
-            **settings: The fields of this class, and those of every LLM (`system_prompt`, ...).
+            **settings: The fields of this class, those of every LLM (`system_prompt`, ...), and all
+                arguments of `Pack.generate`, which are put into `generate_kwargs`.
 
         Raises:
             ConfigError: for unknown settings, or unless exactly one of the three is given.
@@ -79,7 +80,10 @@ class PackFuse(ToolCalling, PackFuseFields):
         settings = plain_settings(settings, known=type(self).model_fields)
         super().__init__(**settings | {"models": plain_models(models)})
         self._pack = make_pack(pack, models, settings)
-        self._pack.request(".", self._arguments({}))
+        # Raises for settings that no call can have.
+        arguments = self._arguments({})
+        tools = plain_tools(arguments.pop("tools", ()))
+        Turn(self._pack, [{"role": "user", "content": "."}], tools=tools, **arguments)
 
     @classmethod
     def from_pack(cls, pack: Pack, **settings: Any) -> PackFuse:

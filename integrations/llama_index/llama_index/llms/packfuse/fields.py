@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from typing import Any, Self
 
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.llms.custom import CustomLLM
+from llama_index.llms.packfuse.loading import FURTHER
 from pydantic import Field, PrivateAttr
 
 from packfuse import Pack
 from packfuse.errors import ConfigError
-from packfuse.generation.request import MAX_NEW_TOKENS
+from packfuse.generation.request import MAX_NEW_TOKENS, refuse_several
 from packfuse.settings import PackSettings
-from packfuse.tools.arguments import merge_arguments
+from packfuse.tools.arguments import check_names, merge_arguments
+from packfuse.tools.logprobs import take_logprobs
 
 
 def _pack_setting(name: str) -> Any:
@@ -52,7 +55,8 @@ class PackFuseFields(CustomLLM):
     )
     generate_kwargs: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further arguments of Pack.generate: top_p, stop, seed, trace, ...",
+        description="Further arguments of Pack.generate: top_p, stop, seed, trace, ... The "
+        "constructor takes them by their own names too.",
     )
     is_chat_model: bool = Field(default=True, description="Whether engines use chats.")
     is_function_calling_model: bool = Field(
@@ -95,10 +99,18 @@ class PackFuseFields(CustomLLM):
         return self.pack.members[self.pack.default_reference].vocabulary.encode(text)
 
     def _arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call, for `Pack.generate`."""
+        """The arguments of a call, for `Turn`.
+
+        Raises:
+            ConfigError: for unknown arguments, or those that ask for several answers.
+        """
+        check_names("a call of PackFuse", kwargs, FURTHER)
         names = ("max_new_tokens", "temperature", "fusion", "weighting")
         own = {name: getattr(self, name) for name in names}
-        return merge_arguments(merge_arguments(own, self.generate_kwargs), kwargs)
+        arguments = merge_arguments(merge_arguments(own, self.generate_kwargs), kwargs)
+        refuse_several(arguments, "a response of LlamaIndex")
+        take_logprobs(arguments)
+        return arguments
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy with the same pack."""
@@ -107,7 +119,19 @@ class PackFuseFields(CustomLLM):
         return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields without the pack; unpickling loads the pack again by its names."""
+        """The fields without the pack; unpickling loads the pack again by its names.
+
+        A pack that was passed loads itself, if it was loaded by name.
+        """
         bare = self.model_copy()
-        bare._pack = None
+        named = self.models is not None or self.pack_file is not None
+        bare._pack = None if named or self._pack is None else _if_picklable(self._pack)
         return super(PackFuseFields, bare).__getstate__()
+
+
+def _if_picklable(pack: Pack) -> Pack | None:
+    try:
+        pickle.dumps(pack)
+    except ConfigError:
+        return None
+    return pack

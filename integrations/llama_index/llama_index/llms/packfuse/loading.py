@@ -8,11 +8,13 @@ from typing import Any
 
 from packfuse import Pack
 from packfuse.alignment import alignments
-from packfuse.errors import ConfigError
 from packfuse.fusion.rules import rules
-from packfuse.registry import Registry, suggest
+from packfuse.registry import Registry
+from packfuse.tools.arguments import TURN_ARGUMENTS, as_fields, check_names
 from packfuse.weighting.methods import weightings
 
+FURTHER = (*TURN_ARGUMENTS, "logprobs")
+"""Arguments of a call besides those of `Pack.generate`."""
 _LOADING = ("alignment", "reference", "load_kwargs")
 """Fields that are used for loading only, and not in calls."""
 
@@ -24,16 +26,21 @@ def plain_settings(settings: Mapping[str, Any], known: Iterable[str]) -> dict[st
         settings: The arguments of `PackFuse`.
         known: The names of all fields.
 
+    Returns:
+        The settings by field; arguments of a call without a field are in `generate_kwargs`.
+
     Raises:
-        ConfigError: for an unknown setting.
+        ConfigError: for an unknown setting, or two values of one setting.
     """
-    for name in settings:
-        if name not in known:
-            raise ConfigError(f"PackFuse has no setting {name!r}", hint=suggest(name, known))
+    fields, rest = as_fields("PackFuse", [settings], set(known), FURTHER)
+    further = fields.get("generate_kwargs") or {}
+    check_names("generate_kwargs of PackFuse", further, FURTHER)
+    if rest:
+        _, fields["generate_kwargs"] = as_fields("PackFuse", [rest, further], (), FURTHER)
     registries = {"fusion": rules(), "weighting": weightings(), "alignment": alignments()}
     return {
         name: _plain(registries[name], value) if name in registries else value
-        for name, value in settings.items()
+        for name, value in fields.items()
     }
 
 

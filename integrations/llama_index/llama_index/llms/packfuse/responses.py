@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -18,6 +17,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
+from packfuse.generation.result import TokenLogprob
 from packfuse.tools import InvalidCall, Reply, ReplyDelta, ToolCall
 
 
@@ -125,16 +125,17 @@ def _counts(reply: Reply) -> dict[str, Any]:
 
 
 def _logprobs(reply: Reply) -> list[list[LogProb]] | None:
-    """The pack's log-probabilities, if the call requested a trace."""
+    """By token, its log-probability and then those of the most probable other tokens.
+
+    None if the call requested no trace.
+    """
     if reply.record.trace is None:
         return None
     return [
-        [
-            LogProb(
-                token=step.text,
-                logprob=math.log(step.probability) if step.probability > 0 else -math.inf,
-                bytes=list(step.text.encode()),
-            )
-        ]
+        [_logprob(step.token), *map(_logprob, filter(step.token.__ne__, step.alternatives))]
         for step in reply.record.trace
     ]
+
+
+def _logprob(token: TokenLogprob) -> LogProb:
+    return LogProb(token=token.text, logprob=token.logprob, bytes=list(token.utf8))
