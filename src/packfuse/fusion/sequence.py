@@ -105,7 +105,7 @@ class PackSequence:
             self._first_text = len(self.ids)
             if self.prompt.fresh:
                 # The dummy space of the reference's tokenizer is no part of the text.
-                return token.removeprefix(self.reference.text_prefix)
+                return token.removeprefix(self.prompt.dummy)
         return token
 
     def close(self, index: int) -> None:
