@@ -30,6 +30,7 @@ from packfuse.models.loading import (
 )
 from packfuse.settings import PackConfig, PackSettings
 from packfuse.text.chat_template import render_chat
+from packfuse.text.messages import check_text
 
 
 class Pack:
@@ -261,8 +262,9 @@ class Pack:
             prompt: Text; messages `[{"role": ..., "content": ...}]`; or a list of texts or chats.
             **arguments: transformers' generation arguments by their own names, and `stop`, `seed`,
                 `trace`, `fusion`, `weighting`, `weights`, `draft`, `gate`, `chat_template_kwargs`,
-                `constraint` (a JSON schema, a pydantic model, `Regex` or `Grammar` of
-                `packfuse.constraint`).
+                `continue_final_message` (True: the answer continues the last message of the chat,
+                the assistant's), `constraint` (a JSON schema, a pydantic model, `Regex` or
+                `Grammar` of `packfuse.constraint`).
 
         Returns:
             An `Answer` (`.text`, `.record`) for one prompt, a list of them for a list. Several
@@ -309,11 +311,14 @@ class Pack:
             raise ConfigError("a stream answers one prompt, without beams", hint="use generate")
         return stream_answer(Runner(self.runtime, request, [cancel] if cancel else None))
 
-    def count_tokens(self, prompt: Any, **template: Any) -> int:
+    def count_tokens(
+        self, prompt: Any, *, continue_final_message: bool = False, **template: Any
+    ) -> int:
         """How long a text or a chat is, in the default reference's tokens.
 
         Args:
             prompt: Text, which may be empty, or messages as they are rendered for an answer.
+            continue_final_message: Whether the answer continues the last message.
             **template: Arguments for the chat template.
 
         Raises:
@@ -321,8 +326,11 @@ class Pack:
         """
         vocabulary = self.members[self.default_reference].vocabulary
         if isinstance(prompt, str):
-            return len(vocabulary.encode(prompt))
-        return len(render_chat(prompt, [vocabulary], 0, template).ids)
+            return len(vocabulary.encode(check_text(prompt, "the prompt")))
+        rendered = render_chat(
+            prompt, [vocabulary], 0, template, continue_final_message=continue_final_message
+        )
+        return len(rendered.ids)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -340,6 +348,7 @@ class Pack:
         """
         if not continuation:
             raise ConfigError("the continuation is empty", hint="give at least one character")
+        check_text(continuation, "the continuation")
         request = self.request(prompt, arguments)
         with self.lock:
             return Runner(self.runtime, request).score(continuation)

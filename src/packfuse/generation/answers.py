@@ -22,7 +22,7 @@ from packfuse.generation.result import (
 )
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.trace import TraceRecorder
-from packfuse.text.detokenizer import detokenize
+from packfuse.text.detokenizer import count_until_stop, detokenize
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.prefill import Fit
 
@@ -67,9 +67,8 @@ def make_answer(
     ids = ids if end is None else ids[: end + 1]
     text, stopped = detokenize(ids, vocabulary, item.stop)
     if stopped is not None:
-        # Remove the padding after a stop string.
-        while not vocabulary.token_bytes[ids[-1]]:
-            ids.pop()
+        # Padding follows the stop string.
+        ids = ids[: count_until_stop(ids, vocabulary, item.stop)]
     reason: FinishReason = "stop" if stopped is not None or end is not None else "length"
     if reason == "length" and cancelled:
         reason = "cancelled"

@@ -13,6 +13,8 @@ from packfuse.errors import ConfigError, PromptError
 from packfuse.fusion.gates import gates
 from packfuse.fusion.rules import rules
 from packfuse.settings import weighting_part
+from packfuse.text.chat_template import check_template_arguments, split_final
+from packfuse.text.messages import check_messages, check_text
 from packfuse.weighting.methods import weightings
 
 Prompt = str | Sequence[dict[str, Any]]
@@ -36,6 +38,7 @@ class Request:
         trace: Whether to record every step.
         constraint: The constraint on the answers, for constrained decoding.
         template: Arguments for the chat templates.
+        continue_final_message: Whether answers continue the last message of a chat.
         arguments: Arguments of transformers' `generate`.
     """
 
@@ -47,6 +50,7 @@ class Request:
     trace: bool = False
     constraint: Constraint | None = None
     template: dict[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def can_batch_with(self, other: Request) -> bool:
@@ -107,7 +111,8 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
         seed=rest.pop("seed", None),
         trace=bool(rest.pop("trace", False)),
         constraint=constraint,
-        template=dict(rest.pop("chat_template_kwargs", None) or {}),
+        template=check_template_arguments(rest.pop("chat_template_kwargs", None)),
+        continue_final_message=_continues(rest.pop("continue_final_message", None), prompts),
         arguments=_sampling(rest),
     )
 
@@ -140,19 +145,37 @@ def _prompts(prompt: Any) -> tuple[list[Prompt], bool]:
     if not prompt:
         raise PromptError("the list of prompts is empty", hint="give at least one prompt")
     if all(isinstance(item, Mapping) for item in prompt):
-        return [list(prompt)], True
+        return [check_messages(prompt)], True
     kinds = (str, Sequence)
     if any(not isinstance(item, kinds) or isinstance(item, bytes) for item in prompt):
         raise PromptError(
             "a batch holds texts or chats", hint="do not mix them with single messages"
         )
-    return [_text(item) if isinstance(item, str) else list(item) for item in prompt], False
+    checked: list[Prompt] = [
+        _text(item) if isinstance(item, str) else check_messages(item) for item in prompt
+    ]
+    return checked, False
 
 
 def _text(prompt: str) -> str:
     if not prompt:
         raise PromptError("the prompt is empty", hint="give at least one character")
-    return prompt
+    return check_text(prompt, "the prompt")
+
+
+def _continues(given: Any, prompts: Sequence[Prompt]) -> bool:
+    """Whether the answers continue the last messages of chats, which end with the assistant's."""
+    if given is None or given is False:
+        return False
+    if given is not True:
+        raise ConfigError(f"continue_final_message={given!r} is no bool", hint="pass True or False")
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            raise ConfigError(
+                "continue_final_message is for chats", hint="a text is continued in any case"
+            )
+        split_final(list(prompt))
+    return True
 
 
 def _stop(stop: Any) -> tuple[str, ...]:
@@ -162,6 +185,7 @@ def _stop(stop: Any) -> tuple[str, ...]:
     for item in strings:
         if not isinstance(item, str) or not item:
             raise ConfigError(f"{item!r} cannot be a stop string", hint="leave it out")
+        check_text(item, "a stop string")
     return strings
 
 

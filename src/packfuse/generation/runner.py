@@ -30,7 +30,7 @@ from packfuse.generation.request import Prompt, Request
 from packfuse.generation.result import Answer
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.trace import TraceRecorder
-from packfuse.text.chat_template import render_chat
+from packfuse.text.chat_template import RenderedChat, render_chat
 from packfuse.text.continuation import Continuation, bare
 from packfuse.text.detokenizer import StreamDetokenizer
 from packfuse.text.prompt import PackPrompt, from_text
@@ -131,6 +131,8 @@ class Runner:
 
     def finish(self, item: PreparedPrompt, weights: Weights) -> Fit:
         """Set the weights of a prompt and fuse the position after it."""
+        marks = item.chat.stop(weights.tolist()) if item.chat else ()
+        item.stop = tuple(dict.fromkeys((*self.request.stop, *marks)))
         engine = self.runtime.model(item.reference).engine
         return finish(engine, item.reading, weights, self.request.call, item.started)
 
@@ -154,13 +156,19 @@ class Runner:
         """Read a prompt with every member, in the tokens of a given reference."""
         runtime, vocabularies = self.runtime, self.runtime.vocabularies
         model = runtime.model(reference)
-        stop = self.request.stop
+        chat: RenderedChat | None = None
         if isinstance(prompt, str):
             whole = from_text(prompt, vocabularies, reference)
             ids = list(whole.stream)
         else:
-            rendered = render_chat(prompt, vocabularies, reference, self.request.template)
-            whole, ids, stop = rendered.prompt, rendered.ids, (*stop, *rendered.stop)
+            chat = render_chat(
+                prompt,
+                vocabularies,
+                reference,
+                self.request.template,
+                continue_final_message=self.request.continue_final_message,
+            )
+            whole, ids = chat.prompt, chat.ids
         own_tokens = runtime.parts.alignment.reading is runtime.parts.alignment
         able = self._possible_references(whole) if own_tokens else []
         reading = read_prompt(
@@ -174,7 +182,7 @@ class Runner:
         )
         reading.sequence.offset = len(ids) - len(reading.sequence.ids)
         return PreparedPrompt(
-            index, reference, ids, whole, stop, reading, started=time.perf_counter()
+            index, reference, ids, whole, chat, reading, started=time.perf_counter()
         )
 
     def _better_reference(self, item: PreparedPrompt) -> int:
@@ -194,7 +202,7 @@ class Runner:
         """The members' losses on the prompt `[K]`, computed in each member's own tokens."""
         engine = self.runtime.own_tokens_engine(item.reference)
         own = engine is self.runtime.model(item.reference).engine
-        if own or len(self.runtime.members) == 1 or not item.prompt.stream:
+        if own or len(self.runtime.members) == 1 or not item.prompt.fresh:
             return item.reading.losses
         reading = read_prompt(
             engine, item.prompt, self.request.call, prefixes=self.runtime.prefixes

@@ -237,7 +237,7 @@ def _plan_scores(
     vocabularies = [member.vocabulary for member in engine.members]
     ids = [stream.ids(sequence.text_ids, sequence.text) for stream in sequence.streams if stream]
     # In a plain prompt, a member that is fed the reference's ids is scored on these ids.
-    mapped = [p if prompt.stream and p.same_ids else None for p in engine.pairings]
+    mapped = [p if prompt.fresh and p.same_ids else None for p in engine.pairings]
     texts = prompt.texts
     if all(mapped):
         texts = (engine.reference.decode(sequence.ids),)
