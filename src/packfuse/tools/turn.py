@@ -139,13 +139,20 @@ class Turn(Completion):
 
     def parser(self) -> ReplyParser:
         """A parser for the answer: reasoning, text and calls."""
+        runtime = self.pack.runtime
+        vocabularies = runtime.vocabularies
         return ReplyParser(
-            calling=self._calling, thinking=not self._forced and self.pack.runtime.opens_reasoning
+            calling=self._calling,
+            forced=self._calling and self._forced,
+            thinking=False if self._forced else runtime.opens_reasoning or False,
+            marks=tuple(dict.fromkeys(mark for v in vocabularies for mark in v.reasoning_marks)),
+            harmony=not self._forced and any(v.speaks_harmony for v in vocabularies),
+            problem=self.choice.problem,
         )
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of the rendered chat, in tokens of the default reference."""
+        """How much of the pack's context window the rendered chat takes."""
         return self.pack.count_tokens(self.messages, **self.request.template)
 
     @property
