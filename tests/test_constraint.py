@@ -205,8 +205,6 @@ def test_answers_without_a_constraint_are_not_affected(small: Pack) -> None:
         (Grammar("nonsense"), "Expected token"),
         (JsonSchema({"type": "strin"}), "strin"),
         (JsonSchema({"enum": []}), "empty"),
-        (JsonSchema({"not": {"type": "null"}}), "not"),
-        (JsonSchema({"properties": {"a": {"if": {"const": 1}}}}), "if"),
         (JsonSchema({"$ref": "#/$defs/Missing"}), "Missing"),
         ({"type": b"string"}, "no JSON schema"),
         (3, "3 is not a constraint"),
@@ -236,7 +234,7 @@ def test_a_model_without_a_json_schema_is_no_constraint() -> None:
 
 
 def test_a_constraint_that_no_text_satisfies_is_an_error(small: Pack) -> None:
-    with pytest.raises(ConstraintError, match="allows no next token"):
+    with pytest.raises(ConstraintError, match="no text satisfies this regex"):
         small.generate(PROMPT, constraint=Regex("x[a&&b]"))
     assert small.generate(PROMPT, max_new_tokens=2).record.finish_reason == "length"
 

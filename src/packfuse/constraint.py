@@ -7,17 +7,27 @@ masked in the fused distribution. llguidance computes the masks.
 from __future__ import annotations
 
 import inspect
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
-from llguidance import LLMatcher
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from pydantic import BaseModel, ConfigDict, PydanticUserError
 
 from packfuse.errors import ConstraintError
-
-LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""Layout of JSON text, as `json.dumps` has it; free white space could be repeated forever."""
+from packfuse.json_schema import (
+    LAYOUT,
+    NAMED,
+    VALUES,
+    Omission,
+    decodable,
+    grammar_of,
+    is_expressible,
+    problem,
+)
 
 
 class Constraint(BaseModel, ABC):
@@ -37,21 +47,39 @@ class Constraint(BaseModel, ABC):
         """
 
     def check(self) -> None:
-        """Check that llguidance can express the constraint.
+        """Check that llguidance can express the constraint, and that some text satisfies it.
 
         Raises:
-            ConstraintError: if it cannot, with the reason that llguidance gives.
+            ConstraintError: if not, with the reason.
         """
-        impossible, reasons = LLMatcher.validate_grammar_with_warnings(self.grammar())
+        grammar = self.grammar()
+        impossible, reasons = LLMatcher.validate_grammar_with_warnings(grammar)
         if impossible:
             raise ConstraintError(
                 f"this {self.kind} cannot be a constraint: {reasons[0].strip()}",
                 hint="leave out what llguidance does not support",
             )
+        check_satisfiable(grammar, self.kind)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What decoding does not enforce, for the record of an answer."""
+        return ()
+
+    def problem(self, text: str) -> str | None:
+        """What decoding does not enforce and a complete answer does not satisfy; None if nothing.
+
+        Args:
+            text: The answer.
+        """
+        return None
 
 
 class JsonSchema(Constraint):
     """A JSON value that is valid under a schema, on one line, in the layout of `json.dumps`.
+
+    Keywords that llguidance does not support (`omissions`) are left out for decoding. The complete
+    answer is checked with the whole schema, and the record says what was found.
 
     Example:
         >>> JsonSchema(schema={"type": "integer"}).check()
@@ -70,15 +98,39 @@ class JsonSchema(Constraint):
 
     def grammar(self) -> str:
         """See `Constraint.grammar`."""
-        try:
-            return LLMatcher.grammar_from_json_schema(self.laid_out())
-        except (TypeError, ValueError) as error:
-            raise ConstraintError(f"this is no JSON schema: {error}") from error
+        return grammar_of(self.laid_out())
 
     def laid_out(self) -> dict[str, Any]:
-        """The schema with the layout of the text, for use inside larger grammars, too."""
-        schema = _closed(self.schema_) if self.closed else self.schema_
-        return {**schema, "x-guidance": {**LAYOUT, **schema.get("x-guidance", {})}}
+        """The schema for decoding with the layout of the text, for use inside larger grammars."""
+        schema = decodable(self.schema_).schema
+        closed = _closed(schema) if self.closed else schema
+        if closed is not schema and not is_expressible(closed):
+            # Parts of `allOf` exclude each other once they are closed.
+            closed = schema
+        return {**closed, "x-guidance": {**LAYOUT, **closed.get("x-guidance", {})}}
+
+    @property
+    def omissions(self) -> tuple[Omission, ...]:
+        """The keywords that are left out for decoding."""
+        return decodable(self.schema_).omissions
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Constraint.notes`."""
+        left_out = ", ".join(map(str, self.omissions))
+        if not left_out:
+            return ()
+        return (f"decoding did not enforce {left_out} of the schema; the answer is checked at the "
+                "end",)  # fmt: skip
+
+    def problem(self, text: str) -> str | None:
+        """See `Constraint.problem`."""
+        if not self.omissions:
+            return None
+        try:
+            return problem(self.schema_, json.loads(text))
+        except (ValueError, RecursionError) as error:
+            return str(error)
 
 
 class Regex(Constraint):
@@ -149,19 +201,80 @@ def as_constraint(given: Any) -> Constraint | None:
     return given
 
 
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
-"""Keywords whose value is an object of schemas by name."""
+@lru_cache(maxsize=256)
+def check_satisfiable(grammar: str, kind: str, tokens: tuple[bytes, ...] | None = None) -> None:
+    """Check that some text satisfies a grammar, as far as a short search shows.
 
-_VALUES = ("const", "enum", "default", "examples")
-"""Keywords whose value is data, not a schema."""
+    Args:
+        grammar: The grammar, in the format of llguidance.
+        kind: What it is, for the error.
+        tokens: What texts can be written with; None for all bytes.
+
+    Raises:
+        ConstraintError: if no text does.
+    """
+    tokenizer = _byte_tokenizer(ALL_BYTES if tokens is None else tokens)
+    end = tokenizer.eos_token
+    waiting = [LLMatcher(tokenizer, grammar)]
+    for _ in range(_SEARCH_STEPS):
+        if not waiting:
+            raise ConstraintError(
+                f"no text satisfies this {kind}"
+                if tokens is None
+                else f"the tokens of the reference cannot write a text that satisfies this {kind}",
+                hint="change it so that some text fits",
+            )
+        matcher = waiting.pop()
+        allowed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        if matcher.is_error():
+            continue
+        ids = np.flatnonzero(np.unpackbits(allowed, bitorder="little")).tolist()
+        if end in ids or len(ids) > _WIDE:
+            return
+        for index in ids:
+            following = matcher.deep_copy()
+            if following.consume_token(index):
+                waiting.append(following)
 
 
-def _closed(schema: Any) -> Any:
-    """The schema with `additionalProperties: false` in every object with listed properties."""
+ALL_BYTES = tuple(bytes([byte]) for byte in range(256))
+"""Tokens that write every text."""
+
+_SEARCH_STEPS = 300
+"""Number of states after which some text is assumed to satisfy a grammar."""
+_WIDE = 64
+"""Number of possible next bytes that is not looked into: a free text, which can end."""
+
+
+class _Bytes:
+    """A small vocabulary, in the form that llguidance takes."""
+
+    bos_token_id = None
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self.tokens = [*tokens, b"<end>"]
+        self.eos_token_id = len(tokens)
+        self.special_token_ids = [self.eos_token_id]
+
+    def __call__(self, text: bytes) -> list[int]:
+        return [self.tokens.index(bytes([byte])) for byte in text if bytes([byte]) in self.tokens]
+
+
+@lru_cache(maxsize=8)
+def _byte_tokenizer(tokens: tuple[bytes, ...]) -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes(tokens)), len(tokens) + 1, [len(tokens)])
+
+
+def _closed(schema: Any, *, inside_all_of: bool = False) -> Any:
+    """The schema with `additionalProperties: false` in every object with listed properties.
+
+    Not in the parts of `allOf`, nor beside it: there, properties are listed in several places.
+    """
     if isinstance(schema, Mapping):
         closed = {key: _closed_part(key, value) for key, value in schema.items()}
         properties = schema.get("properties")
-        if isinstance(properties, Mapping) and schema.get("type", "object") == "object":
+        alone = not inside_all_of and "allOf" not in schema
+        if alone and isinstance(properties, Mapping) and schema.get("type", "object") == "object":
             closed.setdefault("additionalProperties", False)
         return closed
     if isinstance(schema, list):
@@ -170,8 +283,10 @@ def _closed(schema: Any) -> Any:
 
 
 def _closed_part(key: str, value: Any) -> Any:
-    if key in _VALUES:
+    if key in VALUES:
         return value
-    if key in _NAMED and isinstance(value, Mapping):
+    if key in NAMED and isinstance(value, Mapping):
         return {name: _closed(schema) for name, schema in value.items()}
+    if key == "allOf" and isinstance(value, list):
+        return [_closed(item, inside_all_of=True) for item in value]
     return _closed(value)

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from packfuse.causal_lm.checks import check_call
+from packfuse.causal_lm.constraint_processor import check_writable
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import ConfigError
 from packfuse.generation.batcher import Batcher
-from packfuse.generation.call_arguments import (
-    SCORE,
-    WEIGH,
-    only,
-)
+from packfuse.generation.call_arguments import SCORE, WEIGH, only
 from packfuse.generation.identity import described, forget_digest, identity_of
+from packfuse.generation.length import context_window, longest_ids, prompt_length
 from packfuse.generation.request import Request, make_request
 from packfuse.generation.result import Answer, Chunk
 from packfuse.generation.runner import Runner
@@ -36,7 +34,6 @@ from packfuse.models.loading import (
 from packfuse.process import PackLock
 from packfuse.progress import library_bars
 from packfuse.settings import PackConfig, PackSettings
-from packfuse.text.chat_template import render_chat
 from packfuse.text.messages import check_text
 
 
@@ -275,8 +272,11 @@ class Pack:
 
     @property
     def context_window(self) -> int:
-        """The smallest member's, in tokens."""
-        return min(member.context_window for member in self.members)
+        """The longest prompt that all members can read, as `count_tokens` counts.
+
+        It is the smallest of the members' windows.
+        """
+        return context_window(self.runtime)
 
     def forget(self) -> None:
         """Empty the prefix cache, and drop all else that was made from the members' weights.
@@ -343,6 +343,9 @@ class Pack:
         request = make_request(prompt, arguments, self.runtime.call_with_draft)
         request.call.weighting.for_members(self.names)
         check_call(self.model, request.arguments)
+        if request.constraint is not None:
+            reference = self.members[self.default_reference]
+            check_writable(reference.vocabulary, request.constraint)
         return request
 
     def run_stream(
@@ -355,7 +358,12 @@ class Pack:
     def count_tokens(
         self, prompt: Any, *, continue_final_message: bool = False, **template: Any
     ) -> int:
-        """How long a text or a chat is, in the default reference's tokens.
+        """How much of `context_window` a prompt takes: all members can read what is not longer.
+
+        Members need different numbers of tokens for one text, and may have windows of different
+        sizes. This is the count of the member with the least room: what its own tokens take of its
+        own window, as a share of `context_window`, rounded up. With windows of one size it is the
+        largest of the members' counts.
 
         Args:
             prompt: Text, which may be empty, or messages as they are rendered for an answer.
@@ -365,13 +373,18 @@ class Pack:
         Raises:
             PromptError: for malformed messages.
         """
-        vocabulary = self.members[self.default_reference].vocabulary
-        if isinstance(prompt, str):
-            return len(vocabulary.encode(check_text(prompt, "the prompt")))
-        rendered = render_chat(
-            prompt, [vocabulary], 0, template, continue_final_message=continue_final_message
+        if isinstance(prompt, str) and not check_text(prompt, "the prompt"):
+            return 0
+        return prompt_length(
+            self.runtime, prompt, template, continue_final_message=continue_final_message
         )
-        return len(rendered.ids)
+
+    def count_ids(self, text: str) -> list[int]:
+        """As many token ids as `count_tokens` counts, for tools that count by tokenizing.
+
+        They are of the member that counts most, with its control tokens before the text.
+        """
+        return longest_ids(self.runtime, text)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -64,9 +64,14 @@ def test_the_error_for_other_values_shows_the_format(given: Any) -> None:
     assert '"function"' in caught.value.hint
 
 
-def test_the_error_for_an_unsupported_schema_names_the_tool() -> None:
-    with pytest.raises(ConstraintError, match=r"tool 'bad': .*strin"):
-        parse_tools([ADD, {"name": "bad", "parameters": {"properties": {"a": {"type": "strin"}}}}])
+def test_the_error_for_a_malformed_schema_names_the_tool_and_the_place() -> None:
+    bad = {"name": "bad", "parameters": {"properties": {"a": {"type": "strin"}}}}
+    tools = parse_tools([ADD, bad])
+    with pytest.raises(ConstraintError, match=r"tool 'bad': .*strin.*at /properties/a/type"):
+        constraint_of(parse_tool_choice("bad", tools))
+    assert constraint_of(parse_tool_choice("add", tools)).notes == ()  # type: ignore[union-attr]
+    (note,) = constraint_of(parse_tool_choice("auto", tools)).notes  # type: ignore[union-attr]
+    assert "tool 'bad'" in note
 
 
 def test_two_different_tools_of_one_name_are_an_error() -> None:

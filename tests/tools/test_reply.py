@@ -231,3 +231,79 @@ def test_a_call_that_a_stop_string_ends_within_its_tag_is_broken() -> None:
     parser = ReplyParser(calling=True)
     found = parser.parse("Well.\n<tool_call>", record("stop"))
     assert (found.text, len(found.calls), len(found.broken)) == ("Well.", 0, 1)
+
+
+@pytest.mark.parametrize("reason", ["length", "cancelled"])
+def test_a_call_that_is_cut_inside_its_tag_is_no_text(reason: FinishReason) -> None:
+    tag = "<tool_call>\n"
+    for end in range(1, len(tag) + 1):
+        forced = whole(tag[:end], reason, forced=True)
+        (broken,) = forced.broken
+        assert (forced.text, forced.calls, broken.text) == (
+            "",
+            (),
+            tag[:end].rstrip("\n") if end < len(tag) else tag,
+        )
+        assert "not complete" in broken.error
+        later = whole(f"{CALL}\n{tag[:end]}", reason, forced=True)
+        assert (later.text, len(later.calls), len(later.broken)) == ("", 1, 1)
+        if end > 1:
+            free = whole(f"Well.\n{tag[:end]}", reason)
+            assert (free.text, len(free.broken)) == ("Well.", 1)
+    assert len(whole("", reason, forced=True).broken) == 1
+    assert whole(CALL, reason, forced=True).broken == ()
+    assert whole("a <", reason).text == "a <"
+    assert whole("a <tool", "stop").text == "a <tool"
+
+
+def test_the_raw_text_of_a_broken_call_is_kept() -> None:
+    (broken,) = whole(CALL[:30], "length").broken
+    assert broken.text == CALL[:30]
+    (broken,) = whole("<tool_call>\n[]\n</tool_call>").broken
+    assert broken.text == "<tool_call>\n[]\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"name": "f", "arguments": ' + '{"a": ' * 200_000,
+        '{"name": "f", "arguments": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}",
+        '{"name": "f", "arguments": {"a": NaN}}',
+        '{"name": "f", "arguments": {"a": -Infinity}}',
+        '{"name": "f", "arguments": {"a": "\\ud800"}}',
+        '{"name": "f", "arguments": [["a", 1]]}',
+        '{"name": 7, "arguments": {}}',
+        '{"name": null, "arguments": {}}',
+        '{"name": "f", "arguments": {"a": ' + "9" * 10_000 + "}}",
+        "\x00",
+        "\ud800",
+        '{"name": "f", "arguments": {}} {}',
+    ],
+    ids=lambda body: body[:40],
+)
+def test_hostile_calls_are_broken_or_read(body: str) -> None:
+    reply = whole(f"Text.\n<tool_call>\n{body}\n</tool_call>After.")
+    assert (reply.text, reply.calls) == ("Text.After.", ())
+    assert [b.error.partition(":")[0] for b in reply.broken] == ["not a call"]
+
+
+def test_unicode_escapes_and_nested_json_are_arguments() -> None:
+    body = '{"name": "f", "arguments": {"a": "\\u00e9\\ud83d\\ude00", "b": "{\\"c\\": [1]}"}}'
+    (call,) = whole(f"<tool_call>\n{body}\n</tool_call>").calls
+    assert call.arguments == {"a": "é😀", "b": '{"c": [1]}'}
+
+
+def test_a_call_that_its_tool_refuses_is_broken() -> None:
+    parser = ReplyParser(calling=True, problem=lambda name, arguments: f"{name} {len(arguments)}")
+    (broken,) = parser.parse(CALL, record()).broken
+    assert (broken.name, broken.error) == ("f", "f 1")
+
+
+@settings(deadline=None, max_examples=30)
+@given(strategies.sampled_from(["<tool_call>\n", "<think>", "\n", "<", "</tool_call>", "{", '"']))
+def test_long_repetitions_are_read_in_time(bit: str) -> None:
+    parser = ReplyParser(calling=True)
+    for _ in range(2000):
+        for _ in parser.feed(bit):
+            pass
+    list(parser.finish(record("length")))

@@ -294,3 +294,67 @@ def test_an_answer_has_one_constraint() -> None:
             Turn(pack, CHAT, **settings)
     with pytest.raises(ConstraintError, match="strin"):
         Turn(pack, CHAT, response_format={"type": "strin", "properties": {}})
+
+
+# Tools with keywords that llguidance does not support.
+
+UNIQUE = {
+    "name": "tag",
+    "parameters": {
+        "properties": {"tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}
+    },
+}
+BAD = {"name": "bad", "parameters": {"properties": {"a": {"type": "strin"}}}}
+
+
+@pytest.mark.parametrize("choice", ["auto", "any", "time", "find"])
+@pytest.mark.parametrize("odd", [UNIQUE, BAD], ids=lambda tool: tool["name"])
+def test_a_tool_with_an_odd_schema_does_not_disable_the_others(choice: str, odd: Any) -> None:
+    name = "find" if choice == "find" else "time"
+    arguments = QUERY if name == "find" else {}
+    pack = answers(write_call(name, arguments))
+    reply = both(Turn(pack, CHAT, tools=[odd, *FEW], tool_choice=choice, max_new_tokens=400))
+    assert calls_of(reply) == [(name, arguments)]
+    noted = any(odd["name"] in note for note in reply.record.notes)
+    assert noted == (choice in ("auto", "any"))
+
+
+@pytest.mark.parametrize(("tags", "valid"), [(["a", "b"], True), (["a", "a"], False)])
+def test_what_decoding_left_out_is_checked_in_the_finished_call(
+    tags: list[str], valid: bool
+) -> None:
+    pack = answers(write_call("tag", {"tags": tags}))
+    reply = both(Turn(pack, CHAT, tools=[UNIQUE, TIME], tool_choice="tag"))
+    assert any("'uniqueItems' at /properties/tags" in note for note in reply.record.notes)
+    assert len(reply.calls) == valid
+    for broken in reply.broken:
+        assert (broken.name, json.loads(broken.arguments.removesuffix("}"))) == (
+            "tag",
+            {"tags": tags},
+        )
+        assert "uniqueItems" in broken.error
+        assert "/tags" in broken.error
+
+
+def test_a_tool_that_cannot_be_constrained_fails_when_it_is_used() -> None:
+    with pytest.raises(ConstraintError, match=r"tool 'bad'.*strin.*/properties/a/type"):
+        Turn(answers(""), CHAT, tools=[BAD, *FEW], tool_choice="bad")
+    with pytest.raises(ConstraintError, match="tool 'bad'"):
+        Turn(answers(""), CHAT, tools=[BAD], tool_choice="any")
+    called = both(Turn(answers(write_call("bad", {"a": 1})), CHAT, tools=[BAD, *FEW]))
+    (broken,) = called.broken
+    assert (broken.name, called.calls) == ("bad", ())
+    assert "/properties/a/type" in broken.error
+
+
+@pytest.mark.parametrize("limit", range(1, 14))
+@pytest.mark.parametrize("choice", ["any", "auto"])
+def test_a_call_that_is_cut_off_at_any_place_is_no_text(limit: int, choice: str) -> None:
+    pack = answers(write_call("time", {}))
+    turn = Turn(pack, CHAT, tools=FEW, tool_choice=choice, max_new_tokens=limit)
+    reply = both(turn)
+    assert (reply.finish_reason, reply.calls) == ("length", ())
+    if choice == "any" or limit > 1:
+        (broken,) = reply.broken
+        assert (reply.text, "not complete" in broken.error) == ("", True)
+        assert broken.text == write_call("time", {})[: len(broken.text)] != ""

@@ -169,7 +169,6 @@ class ChatPackFuse(PackFuseFields, BaseChatModel):
 
         Raises:
             ConfigError: for an unknown tool.
-            ConstraintError: for a schema that llguidance does not support.
         """
         plain = [convert_to_openai_tool(tool) for tool in tools]
         parse_tool_choice(tool_choice, [Tool.parse(tool) for tool in plain], parallel_tool_calls)

@@ -235,18 +235,18 @@ class PackFuseFields(BaseLanguageModel[Any]):
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
-        """The token ids of a text, in the default reference's vocabulary."""
+        """The token ids of a text, in the vocabulary of the member that needs most room for it."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        ids: list[int] = self.pack.members[self.pack.default_reference].vocabulary.encode(text)
+        ids: list[int] = self.pack.count_ids(text)
         return ids
 
     def get_num_tokens(self, text: str) -> int:
-        """The number of tokens of a text, in the default reference's vocabulary."""
-        return len(self.get_token_ids(text))
+        """How much of the pack's context window a text takes; see `Pack.count_tokens`."""
+        return int(self.pack.count_tokens(text))
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """The number of tokens of a chat with its template and tools, in the same vocabulary."""
+        """The same for a chat with its templates and tools."""
         return turn_of(self.pack, messages, tools=tools).prompt_tokens

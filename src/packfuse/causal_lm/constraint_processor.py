@@ -12,11 +12,35 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from packfuse.causal_lm.processors import LevelFree
-from packfuse.constraint import Constraint
+from packfuse.constraint import Constraint, check_satisfiable
 from packfuse.errors import ConstraintError
 from packfuse.text.vocabulary import Vocabulary
 
 _tokenizers: WeakKeyDictionary[Vocabulary, LLTokenizer] = WeakKeyDictionary()
+
+
+def check_writable(vocabulary: Vocabulary, constraint: Constraint) -> None:
+    """Check that a reference can write some text that satisfies a constraint, and end it.
+
+    Raises:
+        ConstraintError: if it cannot.
+    """
+    _check_end(vocabulary)
+    missing = vocabulary.missing
+    if not missing:
+        return
+    # Every text that the vocabulary can write at all is written with these tokens.
+    needed = [
+        token for token in vocabulary.ids_of if len(token) == 1 or missing.intersection(token)
+    ]
+    check_satisfiable(constraint.grammar(), constraint.kind, tuple(sorted(needed)))
+
+
+def _check_end(vocabulary: Vocabulary) -> None:
+    if not vocabulary.end_ids:
+        raise ConstraintError(
+            f"{vocabulary!r} has no end token, so a constrained answer could not end"
+        )
 
 
 class ConstraintProcessor(LevelFree):
@@ -127,10 +151,7 @@ def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
         ConstraintError: for a vocabulary without an end token.
     """
     if vocabulary not in _tokenizers:
-        if not vocabulary.end_ids:
-            raise ConstraintError(
-                f"{vocabulary!r} has no end token, so a constrained answer could not end"
-            )
+        _check_end(vocabulary)
         wrapped = TokenizerWrapper(_Tokens(vocabulary))
         ends = list(vocabulary.end_ids)
         _tokenizers[vocabulary] = LLTokenizer(wrapped, vocabulary.columns, ends)

@@ -109,8 +109,12 @@ def make_answer(
     if stopped is None and end is None:
         reason = "cancelled" if cancelled else batch.reason(row, len(ids))
     record = _record(batch, item, fit, ids, row, reason, stopped)
-    if full is not None and reason == "length":
-        record = record.model_copy(update={"notes": [*record.notes, str(full)]})
+    more = [str(full)] if full is not None and reason == "length" else []
+    constraint = batch.request.constraint
+    if constraint is not None and reason == "stop" and (problem := constraint.problem(text)):
+        more.append(f"the answer does not satisfy its constraint: {problem}")
+    if more:
+        record = record.model_copy(update={"notes": [*record.notes, *more]})
     return Answer(text, record, tuple(ids))
 
 
@@ -169,7 +173,8 @@ def _usage(names: list[str], item: PreparedPrompt, fit: Fit, generated: int) -> 
 
 
 def _notes(batch: BatchInfo, item: PreparedPrompt, fit: Fit) -> list[str]:
-    notes = [*item.prompt.notes, *batch.notes]
+    constraint = batch.request.constraint
+    notes = [*item.prompt.notes, *batch.notes, *(constraint.notes if constraint else ())]
     if fit.losses is None:
         notes.append("the prompt is too short to be scored")
     if batch.request.trace and batch.recorder is None:

@@ -27,13 +27,14 @@ from packfuse.process import PackLock
 from packfuse.progress import alignment_progress, compile_progress
 from packfuse.settings import PackSettings
 from packfuse.text.chat_template import render_chat
+from packfuse.text.reply_tags import Reasoning
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting
 from packfuse.weighting.prefix_cache import PrefixCache, prefix_limit
 
 _TEMPLATE_TAIL = 16
-"""Number of tokens at the end of a rendered chat in which `<think>` is searched for."""
+"""Number of tokens at the end of a rendered chat in which a mark of reasoning is searched for."""
 
 _ON_PROCESSORS = {
     "parallel": "it was measured to be slower than one member after the other",
@@ -169,12 +170,13 @@ class Runtime:
         return [k for k in range(len(self.names)) if given is None or given[k] > 0]
 
     @cached_property
-    def opens_reasoning(self) -> bool:
-        """Whether the default reference's chat template ends with `<think>`."""
+    def opens_reasoning(self) -> Reasoning | None:
+        """The mark of reasoning with which the default reference's chat template ends, if any."""
         vocabulary = self.members[self.default_reference].vocabulary
         rendered = render_chat([{"role": "user", "content": "?"}], [vocabulary], 0)
         tail = "".join(vocabulary.spell(index) for index in rendered.ids[-_TEMPLATE_TAIL:])
-        return tail.rstrip().endswith("<think>")
+        marks = vocabulary.reasoning_marks
+        return next((mark for mark in marks if tail.rstrip().endswith(mark.opening)), None)
 
     @cached_property
     def call(self) -> CallSettings:

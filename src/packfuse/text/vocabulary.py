@@ -19,6 +19,13 @@ from transformers import PreTrainedTokenizerBase
 from packfuse.errors import TokenizerError
 from packfuse.process import on_fork
 from packfuse.text.byte_table import byte_table, ids_by_bytes
+from packfuse.text.reply_tags import (
+    HARMONY,
+    HARMONY_ENDS,
+    Reasoning,
+    reasoning_marks,
+    speaks_harmony,
+)
 from packfuse.text.tokenizer_json import (
     METASPACE,
     added_digest,
@@ -130,9 +137,7 @@ class Vocabulary:
 
     def _find_controls(self) -> dict[str, int]:
         """Added tokens that are not text, or whose id is outside the model's logits."""
-        template = self.tokenizer.chat_template or ""
-        if isinstance(template, dict):
-            template = "".join(template.values())
+        template = self._template
         found: dict[str, int] = {}
         for index, token in self._added.items():
             in_template = bool(token.content.strip()) and token.content in template
@@ -143,7 +148,8 @@ class Vocabulary:
 
     def _find_ends(self, more: Iterable[int]) -> tuple[int, ...]:
         eos = self.tokenizer.eos_token_id
-        ends = dict.fromkeys([*([] if eos is None else [eos]), *more])
+        turns = [self.controls[name] for name in HARMONY_ENDS] if self.speaks_harmony else []
+        ends = dict.fromkeys([*([] if eos is None else [eos]), *more, *turns])
         return tuple(index for index in ends if 0 <= index < self.columns)
 
     def _find_prefix(self) -> tuple[int, ...]:
@@ -315,8 +321,30 @@ class Vocabulary:
 
     @cached_property
     def answer_tags(self) -> dict[int, bytes]:
-        """The spelling of each of `ANSWER_TAGS` that is a control token here, by id."""
-        return {self.controls[name]: name.encode() for name in ANSWER_TAGS if name in self.controls}
+        """The spelling of each control token that belongs to the text of a reply, by id.
+
+        These are `ANSWER_TAGS`, the marks of reasoning, and the marks of harmony.
+        """
+        marks = [mark for pair in self.reasoning_marks for mark in pair]
+        names = dict.fromkeys([*ANSWER_TAGS, *marks, *(HARMONY if self.speaks_harmony else ())])
+        found = {self.controls[name]: name.encode() for name in names if name in self.controls}
+        return {i: name for i, name in found.items() if i not in self.end_ids and i < self.columns}
+
+    @cached_property
+    def reasoning_marks(self) -> tuple[Reasoning, ...]:
+        """What stands around the reasoning in replies of the model."""
+        return reasoning_marks(self._template, self.controls)
+
+    @cached_property
+    def speaks_harmony(self) -> bool:
+        """Whether replies of the model are in the format of gpt-oss."""
+        return speaks_harmony(self.controls)
+
+    @property
+    def _template(self) -> str:
+        """The chat template, or all of them; empty without any."""
+        template = self.tokenizer.chat_template or ""
+        return "".join(template.values()) if isinstance(template, dict) else str(template)
 
     def encode_answer(self, data: bytes) -> list[int]:
         """`encode_bytes` as a model generates: each of `answer_tags` becomes its control token."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packfuse.constraint import Constraint, Grammar, JsonSchema
+from packfuse.errors import ConstraintError
 from packfuse.text.messages import normalize_messages
 from packfuse.text.tool_text import CALL, END_CALL, WrittenMessage, to_json, write_messages
 from packfuse.tools.tool import Tool, ToolChoice
@@ -62,14 +63,39 @@ def render(
     return [WrittenMessage(role="system", content=instructions), *turns]
 
 
+class CallGrammar(Grammar):
+    """The constraint on an answer with tools.
+
+    Attributes:
+        left_out: What decoding does not enforce, as notes.
+    """
+
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Constraint.notes`."""
+        return self.left_out
+
+
 def constraint_of(choice: ToolChoice) -> Constraint | None:
     """The constraint on an answer with tools; None without tools.
 
     A forced answer is a call. Any other answer is free text, in which a call that has begun must be
     completed as a valid call.
+
+    A tool whose schema cannot be a constraint does not keep the others from being used: its own
+    arguments are free, and a call of it is invalid.
+
+    Raises:
+        ConstraintError: if a call is forced, and no tool can be called.
     """
     if choice.mode == "none":
         return None
+    errors = {tool.name: error for tool in choice.tools if (error := _error(tool))}
+    if choice.mode == "any" and len(errors) == len(choice.tools):
+        raise next(iter(errors.values()))
+    notes = [note for tool in choice.tools for note in _notes(tool, errors.get(tool.name))]
     calls = " | ".join(f"call_{index}" for index in range(len(choice.tools)))
     more = f"({_quoted(chr(10) + CALL)} body)*" if choice.several else ""
     if choice.mode == "any":
@@ -81,14 +107,31 @@ def constraint_of(choice: ToolChoice) -> Constraint | None:
             f"head[lazy]: TEXT {_quoted(tag)}\n"
             "TEXT: /(.|\\n)*/"
         )
-    bodies = [_body(index, tool) for index, tool in enumerate(choice.tools)]
-    return Grammar("\n".join(["%llguidance {}", start, f"body: {calls}", *bodies]))
+    bodies = [_body(k, tool, free=tool.name in errors) for k, tool in enumerate(choice.tools)]
+    lark = "\n".join(["%llguidance {}", start, f"body: {calls}", *bodies])
+    return CallGrammar(lark).model_copy(update={"left_out": tuple(notes)})
 
 
-def _body(index: int, tool: Tool) -> str:
-    """The grammar rules for the JSON of a call of one tool."""
+def _error(tool: Tool) -> ConstraintError | None:
+    """Why calls of a tool cannot be constrained; None if they can."""
+    try:
+        tool.check()
+    except ConstraintError as error:
+        return error
+    return None
+
+
+def _notes(tool: Tool, error: ConstraintError | None) -> list[str]:
+    if error is not None:
+        return [str(error)]
+    return [f"tool {tool.name!r}: {note}" for note in tool.arguments_schema.notes]
+
+
+def _body(index: int, tool: Tool, *, free: bool) -> str:
+    """The grammar rules for the JSON of a call of one tool, whose arguments may be free."""
     opening = _quoted(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ')
-    schema = json.dumps(tool.arguments_schema.laid_out(), ensure_ascii=False)
+    arguments = JsonSchema({"type": "object"}) if free else tool.arguments_schema
+    schema = json.dumps(arguments.laid_out(), ensure_ascii=False)
     call = f"call_{index}: {opening} args_{index} {_quoted('}' + END_CALL)}"
     return f"{call}\nargs_{index}: %json {schema}"
 

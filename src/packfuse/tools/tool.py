@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError, ConstraintError
+from packfuse.json_schema import problem
 from packfuse.text.tool_text import to_json
 
 
@@ -35,7 +36,6 @@ class Tool(BaseModel):
 
         Raises:
             ConfigError: for anything else.
-            ConstraintError: if llguidance does not support the schema of the parameters.
         """
         inner = given.get("function", given) if isinstance(given, Mapping) else given
         try:
@@ -46,18 +46,35 @@ class Tool(BaseModel):
                 f"{given!r} is not a tool: {reason}",
                 hint='write {"type": "function", "function": {"name": ..., "parameters": {...}}}',
             ) from error
-        try:
-            tool.arguments_schema.check()
-        except ConstraintError as error:
-            raise ConstraintError(
-                f"tool {tool.name!r}: {error.message}", hint=error.hint
-            ) from error
         return tool
 
     @property
     def arguments_schema(self) -> JsonSchema:
         """The constraint on the arguments: an object, even if the schema has no type."""
         return JsonSchema({"type": "object", "properties": {}, **self.parameters})
+
+    def check(self) -> None:
+        """Check that calls of the tool can be constrained; unsupported keywords are left out.
+
+        Raises:
+            ConstraintError: naming the tool, and what is wrong with its schema.
+        """
+        try:
+            self.arguments_schema.check()
+        except ConstraintError as error:
+            raise ConstraintError(
+                f"tool {self.name!r}: {error.message}", hint=error.hint
+            ) from error
+
+    def problem(self, arguments: dict[str, Any]) -> str | None:
+        """What is wrong with arguments that decoding did not see to; None if nothing is."""
+        try:
+            if not self.arguments_schema.omissions:
+                return None
+        except ConstraintError as error:
+            return f"tool {self.name!r} cannot be called: {error}"
+        found = problem(self.arguments_schema.schema_, arguments)
+        return found and f"the arguments of {self.name!r} do not fit its schema: {found}"
 
     def to_json(self) -> str:
         """The description of the tool for the model, as one line of JSON."""
@@ -76,6 +93,14 @@ class ToolChoice(NamedTuple):
     mode: Literal["auto", "any", "none"]
     tools: tuple[Tool, ...]
     several: bool
+
+    def problem(self, name: str, arguments: dict[str, Any]) -> str | None:
+        """What is wrong with a call, beyond its form; None if nothing is."""
+        tool = next((tool for tool in self.tools if tool.name == name), None)
+        if tool is None:
+            known = ", ".join(tool.name for tool in self.tools)
+            return f"no tool is called {name!r} (tools: {known or 'none'})"
+        return tool.problem(arguments)
 
 
 def parse_tools(given: Iterable[Any] | None) -> tuple[Tool, ...]:

@@ -15,8 +15,9 @@ from packfuse.generation.request import Request
 from packfuse.generation.result import TraceStep
 from packfuse.generation.runner import Runner
 from packfuse.pack import Pack
+from packfuse.text.reply_tags import Reasoning
 from packfuse.tools.protocol import constraint_of, render
-from packfuse.tools.reply import END_THINK, THINK, Reply, ReplyDelta, ReplyParser
+from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser
 from packfuse.tools.tool import ToolChoice, parse_tool_choice, parse_tools
 
 
@@ -160,26 +161,34 @@ class Turn(Completion):
 
     def parser(self) -> ReplyParser:
         """A parser for the answer: reasoning, text and calls."""
-        return ReplyParser(calling=self._calling, thinking=self._thinking)
+        vocabularies = self.pack.runtime.vocabularies
+        marks = tuple(dict.fromkeys(mark for v in vocabularies for mark in v.reasoning_marks))
+        return ReplyParser(
+            calling=self._calling,
+            forced=self._calling and self._forced,
+            thinking=self._thinking(marks),
+            marks=marks,
+            harmony=not self._forced and any(v.speaks_harmony for v in vocabularies),
+            problem=self.choice.problem,
+        )
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of the rendered chat, in tokens of the default reference."""
+        """How much of the pack's context window the rendered chat takes."""
         return self.pack.count_tokens(
             self.messages,
             continue_final_message=self.request.continue_final_message,
             **self.request.template,
         )
 
-    @property
-    def _thinking(self) -> bool:
-        """Whether the answer begins inside of reasoning."""
+    def _thinking(self, marks: Sequence[Reasoning]) -> bool | Reasoning:
+        """Whether the answer begins inside of reasoning, or the marks of it."""
         if self._forced:
             return False
         if not self.request.continue_final_message:
-            return self.pack.runtime.opens_reasoning
+            return self.pack.runtime.opens_reasoning or False
         begun = self.messages[-1]["content"]
-        return THINK in begun and END_THINK not in begun
+        return next((m for m in marks if m.opening in begun and m.closing not in begun), False)
 
     @property
     def _forced(self) -> bool:

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from packfuse import Pack
 from packfuse.errors import ConfigError, ConstraintError, PromptError
-from tests.support import packs
+from tests.support import packs, pico
 
 QUESTION = "What is the capital of France?"
 
@@ -218,6 +218,29 @@ def test_messages_are_trimmed_by_the_tokens_of_the_reference(model: ChatPackFuse
     assert model.get_num_tokens("Hello there") == len(model.get_token_ids("Hello there"))
 
 
+def test_messages_that_are_trimmed_to_the_profile_are_answered() -> None:
+    members = [
+        packs.HFMember(name, pico.tiny_pair(name, context=size)[0], packs.vocabulary(name))
+        for name, size in (("deepseek", 300), ("mistral", 400))
+    ]
+    model = ChatPackFuse(pack=packs.tiny_pack(members, prefix_cache=0), max_tokens=1000)
+    assert model.profile is not None
+    chat = [SystemMessage("Kurz."), *[HumanMessage(f"Grüße aus 北京 {i} 🎉") for i in range(60)]]
+    kept = trim_messages(
+        chat,
+        max_tokens=model.profile["max_input_tokens"],
+        token_counter=model,
+        include_system=True,
+        start_on="human",
+    )
+    assert 3 < len(kept) < len(chat)
+    answer = model.invoke(kept)
+    assert answer.content
+    assert answer.response_metadata["finish_reason"] == "length"
+    with pytest.raises(PromptError, match="which can read"):
+        model.invoke(chat)
+
+
 @pytest.mark.parametrize("choice", ["any", "multiply", True])
 def test_a_forced_call_is_always_valid(model: ChatPackFuse, choice: Any) -> None:
     """With random models, a call is valid, or it is reported as cut off."""
@@ -292,10 +315,11 @@ def test_errors_name_the_bad_input(model: ChatPackFuse) -> None:
         model.bind_tools([multiply], tool_choice="divide")
     impossible = {
         "name": "odd", "description": "", "parameters":
-        {"type": "object", "properties": {"x": {"type": "string", "not": {"const": "y"}}}},
+        {"type": "object", "properties": {"x": {"type": "string", "enum": []}}, "required": ["x"]},
     }  # fmt: skip
-    with pytest.raises(ConstraintError, match=r"'odd'.*not"):
-        model.bind_tools([impossible])
+    with pytest.raises(ConstraintError, match=r"'odd'.*/properties/x"):
+        model.bind_tools([impossible], tool_choice="odd").invoke(QUESTION)
+    assert model.bind_tools([impossible, multiply], tool_choice="multiply").invoke(QUESTION)
     with pytest.raises(ConfigError, match="''"):
         model.invoke(QUESTION, stop=[""])
     with pytest.raises(PromptError, match="text only"):

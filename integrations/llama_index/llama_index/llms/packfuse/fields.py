@@ -95,8 +95,11 @@ class PackFuseFields(CustomLLM):
         )
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids in the default reference's vocabulary, for `Settings.tokenizer`."""
-        return self.pack.members[self.pack.default_reference].vocabulary.encode(text)
+        """Token ids for `Settings.tokenizer`, as many as count in `metadata.context_window`.
+
+        They are of the member that needs most room for the text; see `Pack.count_tokens`.
+        """
+        return self.pack.count_ids(text)
 
     def _arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call, for `Turn`.
