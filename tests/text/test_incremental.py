@@ -36,10 +36,13 @@ LONG = (
     "7",
     "a",
 )
+# Words and numbers without white space: base64, paths, minified code.
+PARTS = ("a", "ab", "tion", "ing", "The", "0", "12", "999", "_", "/", "==", "();", "'s", "\u00e9")
 texts = st.one_of(
     st.lists(st.sampled_from(LONG), max_size=150).map("".join),
     st.lists(st.sampled_from(FRAGMENTS), max_size=60).map("".join),
     st.text(st.characters(codec="utf-8"), max_size=40),
+    st.lists(st.sampled_from(PARTS), min_size=40, max_size=150).map("".join),
 )
 
 
@@ -125,3 +128,27 @@ def test_a_copy_is_independent() -> None:
     twin.update(b"one two three")
     assert tokens.ids == fresh("mistral", b"one two")[0]
     assert twin.ids == fresh("mistral", b"one two three")[0]
+
+
+@pytest.mark.parametrize("name", pico.PACKAGED)
+@pytest.mark.parametrize("part", ["a", "ab12", "==", "7", "\u54c8", "x" * 50 + "\u00e9"])
+def test_a_long_text_without_spaces_costs_little_for_each_new_character(
+    name: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = vocabulary(name)
+    data = (part * 3_000).encode()[:12_000].decode(errors="ignore").encode()
+    tokens, encoded = IncrementalTokenizer(own), []
+    tokens.update(data)
+    whole = Vocabulary.encode_spans
+
+    def counted(self: Vocabulary, text: bytes) -> tuple[list[int], list[int]]:
+        encoded.append(len(text))
+        return whole(self, text)
+
+    monkeypatch.setattr(Vocabulary, "encode_spans", counted)
+    for _ in range(20):
+        data += part.encode()
+        tokens.update(data)
+    assert max(encoded) < 4_000
+    monkeypatch.undo()
+    assert (tokens.ids, tokens.ends, tokens.whole) == fresh(name, data)

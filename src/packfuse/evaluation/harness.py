@@ -156,7 +156,9 @@ class PackLM(LM):  # type: ignore[misc]
         return int(tokenizer.eos_token_id if first is None else first)
 
     def _encode(self, text: str) -> list[int]:
-        return self._vocabulary.encode_bytes(self._vocabulary.text_prefix + text.encode())
+        return self._vocabulary.encode_bytes(
+            self._vocabulary.prefix_of(text.encode()) + text.encode()
+        )
 
     def _score_ids(self, head: Sequence[int], new: Sequence[int]) -> tuple[float, bool]:
         logps, greedy = self._system.scorer(self.pack.default_reference).score_ids(head, new)

@@ -99,8 +99,13 @@ class MemberStream:
         """The member's ids of the whole sequence."""
         if self.pairing.same_ids:
             return self.fixed + self.pairing.map_ids(text_ids)
-        self.path.update(self.base + text)
+        self.path.update(self._before(text) + text)
         return self.fixed + self.path.ids
+
+    def _before(self, text: bytes) -> bytes:
+        """The member's own text before `text`; often no dummy space goes before a space."""
+        own = self.member.vocabulary
+        return own.prefix_of(text) if self.base and self.base == own.text_prefix else self.base
 
     def close(self, text_ids: Sequence[int], text: bytes, control: int, opening: bool) -> None:
         """Fix the ids so far and the reference's control token after them.
@@ -117,7 +122,8 @@ class MemberStream:
         before = self.ids(text_ids, text)
         if not self.pairing.same_ids:
             # An incomplete character at the end stays incomplete.
-            before += self.member.vocabulary.encode_bytes((self.base + text)[len(self.path.text) :])
+            whole = self._before(text) + text
+            before += self.member.vocabulary.encode_bytes(whole[len(self.path.text) :])
         self.fixed, self.base = [*before, *ids], b""
         self.path.update(b"")
         self.straddle = self.pairing.straddle()
@@ -179,7 +185,8 @@ class MemberStream:
     def _read_text(
         self, ends: Sequence[int], text: bytes, first: int, callback: ReadCallback | None
     ) -> ReadSteps:
-        start, whole_text = len(self.base), self.base + text
+        before = self._before(text)
+        start, whole_text = len(before), before + text
         offsets = [
             start + (ends[t - 1] if t else 0) for t in range(max(0, first - 1), len(ends) + 1)
         ]

@@ -127,7 +127,7 @@ class PackSequence:
         text = self.reference.decode(ids)
         if self._first_text is None and self.prompt.fresh:
             # The dummy space of the reference's tokenizer is no part of the text.
-            return text.removeprefix(self.reference.text_prefix)
+            return text.removeprefix(self.prompt.dummy)
         return text
 
     def close(self, index: int) -> None:

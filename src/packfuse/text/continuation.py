@@ -47,7 +47,7 @@ class Continuation:
             raise ConfigError("the continuation is empty", hint="give at least one character")
         given = bare(context)
         rest = context[len(given) :] + text
-        start = vocabulary.text_prefix + given.encode()
+        start = vocabulary.prefix_of(given.encode()) + given.encode()
         head = vocabulary.encode_bytes(start)
         whole = vocabulary.encode_bytes(start + rest.encode())
         new = whole[len(head) :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 
 from packfuse.text.vocabulary import Vocabulary
 
@@ -11,6 +12,9 @@ _TAIL = 24
 
 _OVERLAP = 8
 """Number of tokens at the start of the new tail that must equal the old ones."""
+
+_SEARCH = 64
+"""Number of tokens before the tail among which a beginning of a word is searched for."""
 
 
 class IncrementalTokenizer:
@@ -68,11 +72,25 @@ class IncrementalTokenizer:
         self.text = body
 
     def _restart_at(self, index: int, body: bytes) -> int:
-        """The most tokens to keep, up to `index`, after which the text can be tokenized alone."""
-        for keep in range(min(index, len(self.ids) - _OVERLAP), 0, -1):
-            if _word_begins(body, self.ends[keep - 1]):
-                return keep
-        return 0
+        """The most tokens to keep, up to `index`, after which the text can be tokenized alone.
+
+        That is where a word begins. In a long text without one, BPE can be cut between any two
+        tokens: a merge across the cut depends on the tokens at its two sides only, and the one
+        after it is compared with the old one (`_OVERLAP`).
+        """
+        last = min(index, len(self.ids) - _OVERLAP)
+        if not self.vocabulary.is_bpe:
+            return self._last_where(_word_begins, body, last, 0)
+        low = max(0, last - _SEARCH)
+        word = self._last_where(_word_begins, body, last, low)
+        return word or self._last_where(_character_begins, body, last, low)
+
+    def _last_where(
+        self, begins: Callable[[bytes, int], bool], body: bytes, last: int, low: int
+    ) -> int:
+        """The most tokens, from `last` down to more than `low`, before such a place; or none."""
+        found = (keep for keep in range(last, low, -1) if begins(body, self.ends[keep - 1]))
+        return next(found, 0)
 
     def _encode(self, data: bytes) -> tuple[list[int], list[int]]:
         """Token ids of `data` and where they end, in bytes, with `lookahead`."""
@@ -104,6 +122,11 @@ def _word_begins(text: bytes, at: int) -> bool:
     if after.isspace():
         return not text[at - 1 : at].isspace()
     return before >= 0x80 and after >= b"\xe0"
+
+
+def _character_begins(text: bytes, at: int) -> bool:
+    """Whether a character begins at `at`."""
+    return at < len(text) and text[at] & 0xC0 != 0x80
 
 
 def _incomplete(data: bytes) -> int:

@@ -47,6 +47,8 @@ class PackPrompt:
         notes: Changes to the prompt that the user should know about.
         fresh: Whether the stream is the beginning of the sequence, so that it begins with the
             reference's beginning-of-sequence token and dummy space, if it has these.
+        dummy: The dummy space with which the first text of the stream begins, which is no part of
+            the text; empty for none.
     """
 
     members: tuple[MemberPrompt, ...]
@@ -54,6 +56,7 @@ class PackPrompt:
     texts: tuple[bytes, ...] = ()
     notes: tuple[str, ...] = ()
     fresh: bool = False
+    dummy: bytes = b""
 
 
 def blank(vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
@@ -63,7 +66,7 @@ def blank(vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
         for k, vocabulary in enumerate(vocabularies)
     ]
     members[reference] = MemberPrompt(())
-    return PackPrompt(tuple(members), fresh=True)
+    return PackPrompt(tuple(members), fresh=True, dummy=vocabularies[reference].text_prefix)
 
 
 def from_ids(ids: Sequence[int], vocabularies: Sequence[Vocabulary], reference: int) -> PackPrompt:
@@ -86,12 +89,14 @@ def from_ids(ids: Sequence[int], vocabularies: Sequence[Vocabulary], reference: 
             f"token id {outside[0]} is outside the reference's {own.columns} ids",
             hint="use the pack's own tokenizer",
         )
-    return replace(blank(vocabularies, reference), stream=tuple(ids), texts=tuple(_texts(ids, own)))
+    dummy = own.text_prefix
+    texts = tuple(_texts(ids, own, dummy))
+    return replace(blank(vocabularies, reference), stream=tuple(ids), texts=texts)
 
 
-def _texts(ids: Sequence[int], own: Vocabulary) -> Iterator[bytes]:
+def _texts(ids: Sequence[int], own: Vocabulary, dummy: bytes) -> Iterator[bytes]:
     """The text between control tokens, without the dummy space at the beginning."""
-    prefix = own.text_prefix
+    prefix = dummy
     for control, run in groupby(ids, key=lambda index: index in own.control_ids):
         if not control:
             text = own.decode(run).removeprefix(prefix)
@@ -114,5 +119,7 @@ def from_text(text: str, vocabularies: Sequence[Vocabulary], reference: int) -> 
     if not text:
         raise PromptError("the prompt is empty", hint="give at least one character")
     own = vocabularies[reference]
-    body = own.encode_bytes(own.text_prefix + text.encode())
-    return from_ids([*own.prefix_ids, *body], vocabularies, reference)
+    dummy = own.prefix_of(text.encode())
+    ids = (*own.prefix_ids, *own.encode_bytes(dummy + text.encode()))
+    texts = tuple(_texts(ids, own, dummy))
+    return replace(blank(vocabularies, reference), stream=ids, texts=texts, dummy=dummy)

@@ -59,6 +59,11 @@ def dummy_prefix(spec: dict[str, Any]) -> bytes:
     return b" " if prepends or metaspace or level else b""
 
 
+def always_prepends(spec: dict[str, Any]) -> bool:
+    """Whether the dummy prefix is put before every text, also before one that has a space there."""
+    return any(step["type"] == "Prepend" for step in _steps(spec["normalizer"], "normalizers"))
+
+
 def added_tokens(backend: Tokenizer) -> dict[int, AddedToken]:
     """The tokens that were added to the model's own, by id, ascending."""
     return dict(sorted(backend.get_added_tokens_decoder().items(), key=lambda item: item[0]))

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +22,7 @@ from packfuse.text.tokenizer_json import (
     METASPACE,
     added_digest,
     added_tokens,
+    always_prepends,
     component_types,
     digest,
     dummy_prefix,
@@ -59,7 +61,8 @@ class Vocabulary:
         controls: The same ids by spelling.
         end_ids: Ids that end a turn or a text.
         prefix_ids: Ids that the tokenizer puts before a text (beginning of sequence).
-        text_prefix: Bytes that the tokenizer puts before a text (the dummy space of Llama 2).
+        text_prefix: Bytes that the tokenizer puts before a text (the dummy space of Llama 2); see
+            `prefix_of`.
 
     Example:
         >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -111,6 +114,7 @@ class Vocabulary:
         added = {index: token.content for index, token in self._added.items()}
         self.token_bytes = byte_table(tokens, added, self.control_ids, metaspace=self._metaspace)
         self.text_prefix = dummy_prefix(self._pipeline)
+        self._always_prepends = always_prepends(self._pipeline)
         self._text_tokenizer = text_tokenizer(backend, self.control_ids)
         self.ids_of = ids_by_bytes(self.token_bytes)
         self._put_produced_first()
@@ -185,6 +189,38 @@ class Vocabulary:
             elif not self.control_ids.isdisjoint(rows[index]):
                 rows[index] = self._split_controls(text)
         return rows
+
+    def prefix_of(self, text: bytes) -> bytes:
+        """Bytes that the tokenizer puts before this text: mostly none before a space."""
+        spaced = text.startswith(b" ") and not self._always_prepends
+        return b"" if spaced else self.text_prefix
+
+    def encode_template(self, text: str, *, first: bool = True) -> list[int]:
+        """The ids of a part of a rendered chat, in which spelled control tokens are meant.
+
+        Args:
+            text: The part.
+            first: Whether the chat begins with it. Elsewhere nothing is put before it.
+        """
+        # Fast tokenizers change their settings while they encode, so threads take turns.
+        with self.lock:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+            if first:
+                return ids
+            # A line break has tokens of its own that do not depend on what follows.
+            line = self.tokenizer.encode("\n", add_special_tokens=False)
+            after: list[int] = self.tokenizer.encode("\n" + text, add_special_tokens=False)
+        return after[len(line) :] if after[: len(line)] == line else ids
+
+    @cached_property
+    def is_bpe(self) -> bool:
+        """Whether tokens are found by merging pairs (BPE)."""
+        return isinstance(self._text_tokenizer.model, BPE)
+
+    @cached_property
+    def name(self) -> str:
+        """Name of the tokenizer, for notes and errors."""
+        return str(self.tokenizer.name_or_path).rstrip("/").split("/")[-1]
 
     def _split_controls(self, text: str) -> list[int]:
         """Encode text in which the backend matched a control token: split inside its spelling."""
