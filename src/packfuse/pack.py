@@ -11,14 +11,12 @@ from typing import Any
 
 from packfuse.causal_lm.checks import check_call
 from packfuse.causal_lm.model import FusedForCausalLM
-from packfuse.errors import ConfigError, PromptError
+from packfuse.errors import ConfigError
 from packfuse.generation.batcher import Batcher
 from packfuse.generation.call_arguments import (
     SCORE,
     WEIGH,
-    check_unicode,
     only,
-    template_arguments,
 )
 from packfuse.generation.identity import forget_digest, identity_of
 from packfuse.generation.request import Request, check_stream, make_request
@@ -37,6 +35,7 @@ from packfuse.models.loading import (
 )
 from packfuse.settings import PackConfig, PackSettings
 from packfuse.text.chat_template import render_chat
+from packfuse.text.messages import check_text
 
 
 class Pack:
@@ -275,10 +274,12 @@ class Pack:
             prompt: Text; messages `[{"role": ..., "content": ...}]`; or a list of texts or chats.
             **arguments: transformers' generation arguments by their own names, and `stop`, `seed`,
                 `trace`, `fusion`, `weighting`, `weights`, `draft`, `gate`, `chat_template_kwargs`,
-                `constraint` (a JSON schema, a pydantic model, `Regex` or `Grammar` of
-                `packfuse.constraint`). Sampling keeps the 50 most probable tokens unless `top_k`
-                says otherwise, as in transformers; `top_k=0` keeps all. Arguments that hold or
-                receive token ids mean those of the default reference, which is used then.
+                `continue_final_message` (True: the answer continues the last message of the chat,
+                the assistant's), `constraint` (a JSON schema, a pydantic model, `Regex` or
+                `Grammar` of `packfuse.constraint`). Sampling keeps the 50 most probable tokens
+                unless `top_k` says otherwise, as in transformers; `top_k=0` keeps all. Arguments
+                that hold or receive token ids mean those of the default reference, which is used
+                then.
 
         Returns:
             An `Answer` (`.text`, `.record`) for one prompt, a list of them for a list. Several
@@ -326,11 +327,14 @@ class Pack:
         check_stream(request)
         return stream_answer(Runner(self.runtime, request, [cancel] if cancel else None))
 
-    def count_tokens(self, prompt: Any, **template: Any) -> int:
+    def count_tokens(
+        self, prompt: Any, *, continue_final_message: bool = False, **template: Any
+    ) -> int:
         """How long a text or a chat is, in the default reference's tokens.
 
         Args:
             prompt: Text, which may be empty, or messages as they are rendered for an answer.
+            continue_final_message: Whether the answer continues the last message.
             **template: Arguments for the chat template.
 
         Raises:
@@ -338,9 +342,11 @@ class Pack:
         """
         vocabulary = self.members[self.default_reference].vocabulary
         if isinstance(prompt, str):
-            check_unicode(prompt, "the text", PromptError)
-            return len(vocabulary.encode(prompt))
-        return len(render_chat(prompt, [vocabulary], 0, template_arguments(template)).ids)
+            return len(vocabulary.encode(check_text(prompt, "the prompt")))
+        rendered = render_chat(
+            prompt, [vocabulary], 0, template, continue_final_message=continue_final_message
+        )
+        return len(rendered.ids)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from pydantic import BaseModel
 from packfuse.constraint import Grammar, JsonSchema
 from packfuse.errors import ConfigError, ConstraintError, PromptError
 from packfuse.text.chat_template import render_chat
+from packfuse.text.messages import content_text
+from packfuse.text.tool_text import escape_tags, write_call
 from packfuse.text.vocabulary import Vocabulary
-from packfuse.tools.protocol import constraint_of, content_text, render, write_call
+from packfuse.tools.protocol import constraint_of, render
 from packfuse.tools.tool import Tool, ToolChoice, parse_tool_choice, parse_tools
 from tests.support import fusing
 from tests.support.scripted import TEMPLATE
@@ -239,10 +241,10 @@ def test_a_call_in_a_users_message_is_plain_text() -> None:
     own = Vocabulary(tokenizer)
     turns = render([{"role": "user", "content": SPELLING}], AUTO)
     assert turns[0] == render([USER], AUTO)[0]
-    assert turns[1:] == [{"role": "user", "content": SPELLING}]
+    assert turns[1:] == [{"role": "user", "content": escape_tags(SPELLING)}]
     ids = render_chat(turns, [own], 0).ids
     assert not own.control_ids.intersection(ids)
-    assert SPELLING in own.decode(ids).decode()
+    assert escape_tags(SPELLING) in own.decode(ids).decode()
 
 
 # The constraint on an answer.

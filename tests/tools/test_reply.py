@@ -12,7 +12,7 @@ from hypothesis import example, given, settings, strategies
 
 from packfuse.generation.result import FinishReason, FusionRecord, Timings, Usage
 from packfuse.text.detokenizer import detokenize
-from packfuse.tools.protocol import write_call
+from packfuse.text.tool_text import write_call
 from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser
 from tests.support import fusing
 

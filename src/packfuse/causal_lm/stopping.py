@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from packfuse.text.detokenizer import StopStrings
 from packfuse.text.vocabulary import Vocabulary
 
 
@@ -27,16 +29,18 @@ class StopTextCriteria(StoppingCriteria):
             stop: Stop strings, at least one.
             prompt_length: Number of tokens before the answer, left padding included.
         """
-        self.vocabulary, self.start = vocabulary, prompt_length
-        self.stop = [text.encode() for text in stop]
-        self.window = max(map(len, self.stop)) + 1
+        self.stop, self.start = StopStrings(vocabulary, stop), prompt_length
+        self.window = max(len(text.encode()) for text in stop) + 1
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Which sequences are done, `[B]`."""
         first = max(self.start, input_ids.shape[1] - self.window)
-        tails = [self.vocabulary.decode(ids) for ids in input_ids[:, first:].tolist()]
-        done = [any(stop in tail for stop in self.stop) for tail in tails]
+        done = [self._ends(ids) for ids in input_ids[:, first:].tolist()]
         return torch.tensor(done, device=input_ids.device)
+
+    def _ends(self, ids: Sequence[int]) -> bool:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return self.stop.find(self.stop.decode(ids, decoder)) is not None
 
 
 class RowEnds:

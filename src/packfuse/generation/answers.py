@@ -24,7 +24,7 @@ from packfuse.generation.result import (
 )
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.trace import TraceRecorder
-from packfuse.text.detokenizer import detokenize
+from packfuse.text.detokenizer import count_until_stop, detokenize
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.prefill import Fit
@@ -103,9 +103,8 @@ def make_answer(
     ids = ids if end is None else ids[: end + 1]
     text, stopped = detokenize(ids, vocabulary, item.stop)
     if stopped is not None:
-        # Remove the padding after a stop string.
-        while not vocabulary.token_bytes[ids[-1]]:
-            ids.pop()
+        # Padding follows the stop string.
+        ids = ids[: count_until_stop(ids, vocabulary, item.stop)]
     reason: FinishReason = "stop"
     if stopped is None and end is None:
         reason = "cancelled" if cancelled else batch.reason(row, len(ids))

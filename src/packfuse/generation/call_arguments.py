@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from transformers import GenerationMixin, PreTrainedTokenizerBase
+from transformers import GenerationMixin
 
 from packfuse.causal_lm.arguments import (
     SAMPLING,
@@ -19,18 +19,21 @@ from packfuse.causal_lm.arguments import (
     transformers_names,
 )
 from packfuse.errors import ConfigError, UnsupportedError
+from packfuse.text.messages import check_text
 
 MAX_NEW_TOKENS = 256
 """Default for the maximum length of an answer, in tokens."""
 
 SETTINGS = ("fusion", "weighting", "weights", "gate", "draft")
 """Arguments that replace settings of the pack."""
-OWN = (*SETTINGS, "constraint", "stop", "seed", "trace", "chat_template_kwargs")
+CHAT = ("chat_template_kwargs", "continue_final_message")
+"""Arguments for chats."""
+OWN = (*SETTINGS, *CHAT, "constraint", "stop", "seed", "trace")
 """Arguments that transformers does not have."""
 
 SCORE = ("fusion", "weighting", "weights", "gate")
 """Arguments that have an effect on a score."""
-WEIGH = ("fusion", "chat_template_kwargs")
+WEIGH = ("fusion", *CHAT)
 """Arguments that have an effect on weights."""
 
 _INPUTS = ("inputs", "input_ids", "attention_mask", "inputs_embeds", "position_ids")
@@ -174,40 +177,12 @@ def _decoding(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-_TEMPLATE = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {
-    "tools",
-    "documents",
-    "chat_template",
-    "kwargs",
-}
-
-
-def template_arguments(given: Any) -> dict[str, Any]:
-    """Arguments for the chat templates, checked.
-
-    Raises:
-        ConfigError: for anything but a mapping with names, and names that the pack sets itself.
-    """
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(
-            f"chat_template_kwargs={short(given)} is not a mapping with names",
-            hint='write {"enable_thinking": False}, for example',
-        )
-    for name in given:
-        if name in _TEMPLATE:
-            raise ConfigError(
-                f"chat_template_kwargs: the pack sets {name!r} itself", hint="leave it out"
-            )
-    return dict(given)
-
-
 def stop_strings(*given: Any) -> tuple[str, ...]:
     """Stop strings from what callers may pass: a text, a list of texts, or None.
 
     Raises:
-        ConfigError: for anything else, empty texts, and texts that are not Unicode.
+        ConfigError: for anything else, and empty texts.
+        PromptError: for texts with lone surrogates.
     """
     found: list[str] = []
     for stop in given:
@@ -218,21 +193,5 @@ def stop_strings(*given: Any) -> tuple[str, ...]:
         for item in [stop] if isinstance(stop, str) else stop:
             if not isinstance(item, str) or not item:
                 raise ConfigError(f"{short(item)} cannot be a stop string", hint="leave it out")
-            check_unicode(item, "a stop string", ConfigError)
-            found.append(item)
+            found.append(check_text(item, "a stop string"))
     return tuple(dict.fromkeys(found))
-
-
-def check_unicode(text: str, what: str, error: type[ConfigError] | type[Any]) -> None:
-    """Refuse a text with lone surrogates, which no tokenizer encodes.
-
-    Raises:
-        PackError: of the given type.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as cause:
-        raise error(
-            f"{what} has a lone surrogate at character {cause.start}, which is not Unicode",
-            hint='text.encode("utf-16", "surrogatepass").decode("utf-16") joins pairs',
-        ) from cause

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packfuse.fusion.sequence import PackSequence
+from packfuse.text.chat_template import RenderedChat
 from packfuse.text.prompt import PackPrompt
 from packfuse.weighting.methods.base import FitLimits, Weights
 from packfuse.weighting.prefill import PromptReading
@@ -34,18 +35,20 @@ class PreparedPrompt:
         reference: Index of the reference.
         ids: The prompt in the reference's tokens.
         prompt: The prompt in every member's tokens.
-        stop: Stop strings, those of the chat template included.
+        chat: The rendered chat; None for a plain text.
         reading: The members' reading of the prompt.
         started: When fitting the weights began, by `time.perf_counter`.
+        stop: Stop strings, with those that end the turn in a chat; known with the weights.
     """
 
     index: int
     reference: int
     ids: list[int]
     prompt: PackPrompt
-    stop: tuple[str, ...]
+    chat: RenderedChat | None
     reading: PromptReading
     started: float
+    stop: tuple[str, ...] = ()
 
     @property
     def sequence(self) -> PackSequence:

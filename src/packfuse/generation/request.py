@@ -19,12 +19,12 @@ from packfuse.fusion.gates import gates
 from packfuse.fusion.rules import rules
 from packfuse.generation.call_arguments import (
     MAX_NEW_TOKENS,
-    check_unicode,
     generation_arguments,
     stop_strings,
-    template_arguments,
 )
 from packfuse.settings import weighting_part
+from packfuse.text.chat_template import check_template_arguments, split_final
+from packfuse.text.messages import check_messages, check_text
 from packfuse.weighting.methods import weightings
 
 __all__ = ["MAX_NEW_TOKENS", "Prompt", "Request", "check_stream", "make_request"]
@@ -45,6 +45,7 @@ class Request:
         trace: Whether to record every step.
         constraint: The constraint on the answers, for constrained decoding.
         template: Arguments for the chat templates.
+        continue_final_message: Whether answers continue the last message of a chat.
         arguments: Arguments of transformers' `generate`.
         max_time: Time after which generation stops, seconds; None for no limit.
         pins: Arguments that hold or receive token ids: those of the default reference, so that
@@ -59,6 +60,7 @@ class Request:
     trace: bool = False
     constraint: Constraint | None = None
     template: dict[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     max_time: float | None = None
     pins: tuple[str, ...] = ()
@@ -157,7 +159,8 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
         seed=_seed(arguments.get("seed")),
         trace=_flag("trace", arguments.get("trace")),
         constraint=constraint,
-        template=template_arguments(arguments.get("chat_template_kwargs")),
+        template=check_template_arguments(arguments.get("chat_template_kwargs")),
+        continue_final_message=_continues(arguments.get("continue_final_message"), prompts),
         max_time=generation.pop("max_time", None),
         arguments=generation,
         pins=pins,
@@ -230,20 +233,22 @@ def _prompts(prompt: Any) -> tuple[list[Prompt], bool]:
     if not prompt:
         raise PromptError("the list of prompts is empty", hint="give at least one prompt")
     if all(isinstance(item, Mapping) for item in prompt):
-        return [list(prompt)], True
+        return [check_messages(prompt)], True
     kinds = (str, Sequence)
     if any(not isinstance(item, kinds) or isinstance(item, bytes) for item in prompt):
         raise PromptError(
             "a batch holds texts or chats", hint="do not mix them with single messages"
         )
-    return [_text(item) if isinstance(item, str) else list(item) for item in prompt], False
+    checked: list[Prompt] = [
+        _text(item) if isinstance(item, str) else check_messages(item) for item in prompt
+    ]
+    return checked, False
 
 
 def _text(prompt: str) -> str:
     if not prompt:
         raise PromptError("the prompt is empty", hint="give at least one character")
-    check_unicode(prompt, "the prompt", PromptError)
-    return prompt
+    return check_text(prompt, "the prompt")
 
 
 def _seed(seed: Any) -> int | None:
@@ -257,6 +262,19 @@ def _seed(seed: Any) -> int | None:
             f"seed={short(seed)} cannot be used", hint="it is a whole number of at most 64 bits"
         )
     return seed
+
+
+def _continues(given: Any, prompts: Sequence[Prompt]) -> bool:
+    """Whether the answers continue the last messages of chats, which end with the assistant's."""
+    if not _flag("continue_final_message", given):
+        return False
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            raise ConfigError(
+                "continue_final_message is for chats", hint="a text is continued in any case"
+            )
+        split_final(list(prompt))
+    return True
 
 
 def _flag(name: str, value: Any) -> bool:

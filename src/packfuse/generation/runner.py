@@ -25,7 +25,6 @@ from packfuse.errors import PromptError
 from packfuse.fusion.room import check_room
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.answers import BatchInfo, make_answer
-from packfuse.generation.call_arguments import check_unicode
 from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
 from packfuse.generation.request import Prompt, Request
 from packfuse.generation.result import Answer
@@ -34,6 +33,7 @@ from packfuse.generation.trace import TraceRecorder
 from packfuse.text.chat_template import RenderedChat, render_chat
 from packfuse.text.continuation import Continuation, bare
 from packfuse.text.detokenizer import StreamDetokenizer
+from packfuse.text.messages import check_text
 from packfuse.text.prompt import MemberPrompt, PackPrompt, from_text
 from packfuse.weighting.methods.base import Weights
 from packfuse.weighting.prefill import (
@@ -92,7 +92,7 @@ class Runner:
         prompt = self.request.prompts[0]
         if not isinstance(prompt, str):
             raise PromptError("only text can be scored", hint="render the chat first")
-        check_unicode(continuation, "the continuation", PromptError)
+        check_text(continuation, "the continuation")
         item, _ = self.prepare(0, bare(prompt))
         model = self.runtime.model(item.reference)
         scored = Continuation.of(model.engine.reference, prompt, continuation)
@@ -136,6 +136,8 @@ class Runner:
 
     def finish(self, item: PreparedPrompt, weights: Weights) -> Fit:
         """Set the weights of a prompt and fuse the position after it."""
+        marks = item.chat.stop(weights.tolist()) if item.chat else ()
+        item.stop = tuple(dict.fromkeys((*self.request.stop, *marks)))
         engine = self.runtime.model(item.reference).engine
         return finish(engine, item.reading, weights, self.request.call, item.started)
 
@@ -159,13 +161,13 @@ class Runner:
         """Read a prompt with every member, in the tokens of a given reference."""
         runtime, vocabularies = self.runtime, self.runtime.vocabularies
         model = runtime.model(reference)
-        stop = self.request.stop
+        chat: RenderedChat | None = None
         if isinstance(prompt, str):
             whole = from_text(prompt, vocabularies, reference)
             ids = list(whole.stream)
         else:
-            rendered = self._rendered(prompt, reference, options.weights)
-            whole, ids, stop = rendered.prompt, rendered.ids, (*stop, *rendered.stop)
+            chat = self._rendered(prompt, reference, options.weights)
+            whole, ids = chat.prompt, chat.ids
         own_tokens = runtime.parts.alignment.reading is runtime.parts.alignment
         able = self._possible_references(whole) if own_tokens else []
         reading = read_prompt(
@@ -180,7 +182,7 @@ class Runner:
         )
         reading.sequence.offset = len(ids) - len(reading.sequence.ids)
         return PreparedPrompt(
-            index, reference, ids, whole, stop, reading, started=time.perf_counter()
+            index, reference, ids, whole, chat, reading, started=time.perf_counter()
         )
 
     def _rendered(
@@ -192,11 +194,18 @@ class Runner:
             k for k in range(len(vocabularies)) if weights is None or weights[k] or k == reference
         ]
         own = [vocabularies[k] for k in reading]
-        rendered = render_chat(chat, own, reading.index(reference), self.request.template)
-        members = [MemberPrompt(())] * len(vocabularies)
-        for k, prompt in zip(reading, rendered.prompt.members, strict=True):
-            members[k] = prompt
-        return replace(rendered, prompt=replace(rendered.prompt, members=tuple(members)))
+        rendered = render_chat(
+            chat,
+            own,
+            reading.index(reference),
+            self.request.template,
+            continue_final_message=self.request.continue_final_message,
+        )
+        members, marks = [MemberPrompt(())] * len(vocabularies), [()] * len(vocabularies)
+        for place, k in enumerate(reading):
+            members[k], marks[k] = rendered.prompt.members[place], rendered.marks[place]
+        prompt = replace(rendered.prompt, members=tuple(members))
+        return replace(rendered, prompt=prompt, marks=tuple(marks))
 
     def _better_reference(self, item: PreparedPrompt) -> int:
         """With `reference="auto"`: the possible reference with the lowest prompt loss."""
@@ -219,7 +228,7 @@ class Runner:
         """The members' losses on the prompt `[K]`, computed in each member's own tokens."""
         engine = self.runtime.own_tokens_engine(item.reference)
         own = engine is self.runtime.model(item.reference).engine
-        if own or len(self.runtime.members) == 1 or not item.prompt.stream:
+        if own or len(self.runtime.members) == 1 or not item.prompt.fresh:
             return item.reading.losses
         reading = read_prompt(
             engine,

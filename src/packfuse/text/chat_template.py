@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import get_json_schema
 
-from packfuse.errors import PromptError
+from packfuse.errors import ConfigError, PromptError
+from packfuse.text.chat_forms import ChatForm, forms, lost_messages
+from packfuse.text.member_template import MemberTemplate
+from packfuse.text.messages import check_data, check_messages
+from packfuse.text.plain_chat import plain_chat, plain_marks
 from packfuse.text.prompt import MemberPrompt, PackPrompt
+from packfuse.text.sandbox import TemplateRefusalError
+from packfuse.text.tool_text import Message
+from packfuse.text.turn_marks import turn_marks
 from packfuse.text.vocabulary import Vocabulary
 
-Message = dict[str, Any]
-
-ROLES = ("system", "user", "assistant", "tool")
-
-PLAIN_STOP = "\n\nUser:"
-"""The text with which the next turn of a plain rendering begins: a stop string."""
+_OWN_ARGUMENTS = (
+    *("messages", "conversation", "chat_template", "add_generation_prompt", "tokenize", "padding"),
+    *("continue_final_message", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("tokenizer_kwargs", "return_assistant_tokens_mask", "sanitize_control_tokens"),
+)
+"""Arguments of transformers' `apply_chat_template` that a template does not see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,51 +34,31 @@ class RenderedChat:
     Attributes:
         prompt: The prompt of every member.
         ids: The reference's token ids.
-        stop: Stop strings that the rendering needs, if the reference has no chat template and so
-            cannot end a turn.
+        marks: By member, the texts with which another turn begins: stop strings.
     """
 
     prompt: PackPrompt
     ids: list[int]
-    stop: tuple[str, ...]
+    marks: tuple[tuple[str, ...], ...]
 
-
-def check_messages(messages: Sequence[Any]) -> list[Message]:
-    """Copies of the messages, checked: each has a known role and text content.
-
-    Raises:
-        PromptError: for an empty list, a missing or unknown role, content that is not text, or
-            messages that are all empty.
-
-    Example:
-        >>> check_messages([{"role": "user", "content": "Hello!"}])
-        [{'role': 'user', 'content': 'Hello!'}]
-    """
-    if not messages:
-        raise PromptError("the list of messages is empty", hint="give at least one message")
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or "role" not in message:
-            raise PromptError(f"message {number} has no role: {message!r}", hint=f"roles: {ROLES}")
-        if message["role"] not in ROLES:
-            raise PromptError(
-                f"message {number} has the role {message['role']!r}",
-                hint=f"roles: {', '.join(ROLES)}",
-            )
-        if not isinstance(message.get("content", ""), str):
-            raise PromptError(
-                f"message {number} is not text: {type(message['content']).__name__}",
-                hint="a pack reads text only",
-            )
-    if not any(message.get("content") for message in messages):
-        raise PromptError("all messages are empty", hint="give at least one character")
-    return [dict(message) for message in messages]
+    def stop(self, weights: Sequence[float] | None = None) -> tuple[str, ...]:
+        """The stop strings of all members with a weight above 0; of all without weights."""
+        used = [
+            mark
+            for index, marks in enumerate(self.marks)
+            if weights is None or weights[index] > 0
+            for mark in marks
+        ]
+        return tuple(dict.fromkeys(used))
 
 
 def render_chat(
     messages: Sequence[Any],
     vocabularies: Sequence[Vocabulary],
     reference: int,
-    template_arguments: dict[str, Any] | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
+    *,
+    continue_final_message: bool = False,
 ) -> RenderedChat:
     """Messages under every member's own chat template.
 
@@ -83,102 +70,156 @@ def render_chat(
         vocabularies: One per member.
         reference: Index of the reference among the members.
         template_arguments: Passed to the templates (`tools`, `enable_thinking`, ...).
+        continue_final_message: Whether the answer continues the last message, of the assistant,
+            which every member then reads in its own tokens.
 
     Raises:
         PromptError: for malformed messages, or messages that a template refuses.
+        ConfigError: for arguments that no template can read.
     """
     checked = check_messages(messages)
+    arguments = check_template_arguments(template_arguments)
+    chat, begun = checked, ""
+    if continue_final_message:
+        chat, begun = split_final(checked)
     notes: list[str] = []
-    prompts = [
-        _render(checked, vocabulary, template_arguments or {}, notes) for vocabulary in vocabularies
+    rendered = [
+        _render(chat, continue_final_message, vocabulary, arguments, notes)
+        for vocabulary in vocabularies
     ]
+    prompts = [prompt for prompt, _ in rendered]
     own = prompts[reference]
-    stop: tuple[str, ...] = ()
     if not own.ends_turns:
         # The reference is fed ids, so its plain text becomes fixed ids.
         ids = [*own.fixed, *vocabularies[reference].encode_bytes(own.text)]
         prompts[reference] = own = MemberPrompt(tuple(ids))
-        stop = (PLAIN_STOP,)
-        notes.append(f"the reference has no chat template; the answer stops at {PLAIN_STOP!r}")
-    texts = [str(message.get("content") or "").strip().encode() for message in checked]
+        stops = rendered[reference][1]
+        notes.append(f"the reference has no chat template; the answer stops at {stops[0]!r}")
+    texts = [message["content"].strip().encode() for message in checked]
+    stream = vocabularies[reference].encode(begun)
     prompt = PackPrompt(
         tuple(prompts),
+        stream=tuple(stream),
         texts=tuple(text for text in texts if text),
         notes=tuple(dict.fromkeys(notes)),
     )
-    return RenderedChat(prompt, list(own.fixed), stop)
+    marks = tuple(marks for _, marks in rendered)
+    return RenderedChat(prompt, [*own.fixed, *stream], marks)
+
+
+def check_template_arguments(given: Any) -> dict[str, Any]:
+    """The arguments for chat templates as plain data, which no later change can reach.
+
+    Raises:
+        ConfigError: for anything that no template can read.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"chat_template_kwargs is a {type(given).__name__}", hint="pass a dictionary"
+        )
+    for name in given:
+        if name in _OWN_ARGUMENTS or not isinstance(name, str):
+            raise ConfigError(
+                f"chat_template_kwargs cannot hold {name!r}",
+                hint="it holds what a chat template reads, such as enable_thinking",
+            )
+    arguments = dict(given)
+    if arguments.get("tools") is not None:
+        arguments["tools"] = [_described(tool) for tool in arguments["tools"]]
+    try:
+        return {
+            name: check_data(value, f"chat_template_kwargs[{name!r}]", strict=False)
+            for name, value in arguments.items()
+        }
+    except PromptError as error:
+        raise ConfigError(error.message, hint=error.hint) from error
+
+
+def _described(tool: Any) -> Any:
+    """A tool with what some templates cannot do without: a description and parameters."""
+    if callable(tool):
+        try:
+            tool = get_json_schema(tool)
+        except Exception as error:
+            raise ConfigError(f"{tool!r} is no tool: {error}") from error
+    if not isinstance(tool, Mapping):
+        raise ConfigError(f"{tool!r} is no tool", hint="pass a function or its JSON schema")
+    inner = tool.get("function", tool)
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"{inner!r} is no function of a tool", hint="pass a JSON schema")
+    missing = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    filled = {**missing, **{name: value for name, value in inner.items() if value is not None}}
+    return {**tool, "function": filled} if "function" in tool else filled
+
+
+def split_final(messages: list[Message]) -> tuple[list[Message], str]:
+    """The messages before the last one, and the text of that, which the answer continues.
+
+    Raises:
+        PromptError: if the last message is not text of the assistant.
+    """
+    last = messages[-1]
+    if last["role"] != "assistant" or last.get("tool_calls"):
+        kind = "tool calls" if last.get("tool_calls") else f"the role {last['role']!r}"
+        raise PromptError(
+            f"the last message has {kind}, so there is nothing to continue",
+            hint="end the chat with the beginning of the answer, of the role assistant",
+        )
+    return messages[:-1], last["content"]
 
 
 def _render(
-    messages: list[Message], vocabulary: Vocabulary, arguments: dict[str, Any], notes: list[str]
-) -> MemberPrompt:
-    """The prompt of one member; what had to be changed is added to `notes`."""
-    name = str(vocabulary.tokenizer.name_or_path).rstrip("/").split("/")[-1]
+    messages: list[Message],
+    open_end: bool,
+    vocabulary: Vocabulary,
+    arguments: dict[str, Any],
+    notes: list[str],
+) -> tuple[MemberPrompt, tuple[str, ...]]:
+    """The prompt of one member and its turn marks; what had to be changed is added to `notes`."""
+    name = vocabulary.name
     if not vocabulary.tokenizer.chat_template:
         notes.append(f"{name} has no chat template and reads a plain rendering")
         text = vocabulary.text_prefix + plain_chat(messages).encode()
-        return MemberPrompt(vocabulary.prefix_ids, text, ends_turns=False)
-    try:
-        return MemberPrompt(tuple(_apply(vocabulary, messages, arguments)))
-    except (TemplateError, ValueError) as error:
-        folded = fold_roles(messages)
-        if folded == messages:
-            raise PromptError(
-                f"the chat template of {name} refuses the messages: {error}"
-            ) from error
-    try:
-        ids = _apply(vocabulary, folded, arguments)
-    except (TemplateError, ValueError) as error:
-        raise PromptError(f"the chat template of {name} refuses the messages: {error}") from error
-    notes.append(f"for {name}, system messages and repeated roles were folded into one turn")
-    return MemberPrompt(tuple(ids))
+        return MemberPrompt(vocabulary.prefix_ids, text, ends_turns=False), plain_marks(messages)
+    template = MemberTemplate.of(vocabulary, arguments.get("tools"))
+    form, ids = _first_whole(messages, open_end, vocabulary, template, arguments)
+    if form.change:
+        notes.append(f"for {name}, {form.change}")
+    left_out = lost_messages(messages, form, template, arguments, open_end)
+    notes += [f"the chat template of {name} leaves out {place}" for place in left_out]
+    return MemberPrompt(tuple(ids)), turn_marks(template)
 
 
-def _apply(vocabulary: Vocabulary, messages: list[Message], arguments: dict[str, Any]) -> list[int]:
-    # Fast tokenizers change their settings while they encode, so threads take turns.
-    with vocabulary.lock:
-        encoded: Any = vocabulary.tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            sanitize_control_tokens=True,
-            **arguments,
-        )
-    return list(encoded["input_ids"])
+def _first_whole(
+    messages: list[Message],
+    open_end: bool,
+    vocabulary: Vocabulary,
+    template: MemberTemplate,
+    arguments: dict[str, Any],
+) -> tuple[ChatForm, list[int]]:
+    """The first form of the messages that a template renders as a whole, and its token ids.
 
+    If there is none, the one of which the least is lost.
 
-def fold_roles(messages: Sequence[Message]) -> list[Message]:
-    r"""Messages with the system text in the first user turn, and turns of one role joined.
-
-    For chat templates that allow neither a system role nor two turns of one role in a row.
-
-    Example:
-        >>> system, user = [{"role": r, "content": c} for r, c in (("system", "A"), ("user", "B"))]
-        >>> fold_roles([system, user])
-        [{'role': 'user', 'content': 'A\n\nB'}]
+    Raises:
+        PromptError: if the template refuses all forms.
     """
-    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
-    folded: list[Message] = []
-    for message in (m for m in messages if m["role"] != "system"):
-        if folded and folded[-1]["role"] == message["role"]:
-            joined = f"{folded[-1]['content']}\n\n{message['content']}"
-            folded[-1] = {**folded[-1], "content": joined}
-        else:
-            folded.append(dict(message))
-    if system and folded and folded[0]["role"] == "user":
-        folded[0]["content"] = f"{system}\n\n{folded[0]['content']}"
-    elif system:
-        folded.insert(0, {"role": "user", "content": system})
-    return folded
-
-
-def plain_chat(messages: Sequence[Message]) -> str:
-    r"""The text for a member without a chat template: one paragraph per message.
-
-    Example:
-        >>> plain_chat([{"role": "user", "content": "Hello!"}])
-        'User: Hello!\n\nAssistant: '
-    """
-    turns = [f"{m['role'].capitalize()}: {(m.get('content') or '').strip()}" for m in messages]
-    return "\n\n".join([*turns, "Assistant: "])
+    refusal: TemplateRefusalError | None = None
+    least: tuple[int, ChatForm, list[int]] | None = None
+    for form in forms(messages):
+        try:
+            lost = lost_messages(messages, form, template, arguments, open_end)
+            if least is None or len(lost) < least[0]:
+                ids = template.ids(vocabulary, form.apply(messages), arguments, open_end=open_end)
+                least = (len(lost), form, ids)
+        except TemplateRefusalError as error:
+            refusal = refusal or error
+        if least is not None and least[0] == 0:
+            break
+    if least is None:
+        raise PromptError(
+            f"the chat template of {template.name} refuses the messages: {refusal}"
+        ) from refusal
+    return least[1], least[2]

@@ -13,12 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packfuse.constraint import Constraint, Grammar, JsonSchema
-from packfuse.errors import PromptError
-from packfuse.text.chat_template import Message
+from packfuse.text.messages import normalize_messages
+from packfuse.text.tool_text import CALL, END_CALL, WrittenMessage, to_json, write_messages
 from packfuse.tools.tool import Tool, ToolChoice
-
-CALL, END_CALL = "<tool_call>\n", "\n</tool_call>"
-RESULT, END_RESULT = "<tool_response>\n", "\n</tool_response>"
 
 _OFFER = """You can use these tools, one JSON description a line:
 <tools>
@@ -30,14 +27,15 @@ To use a tool, write its name and its arguments as JSON between tags, and nothin
 </tool_call>"""
 _MUST = "You must use {which} now."
 _SCHEMA = "Answer with JSON that fits this schema, and nothing else:\n{schema}"
-_IGNORED = ("tool_use", "tool_call", "invalid_tool_call", "reasoning", "thinking")
-"""Types of blocks that are left out: calls are in `tool_calls`; reasoning is for one turn only."""
-_ROLES = {"developer": "system", "function": "tool", "human": "user", "ai": "assistant"}
 
 
 def render(
-    messages: Sequence[Mapping[str, Any]], choice: ToolChoice, schema: JsonSchema | None = None
-) -> list[Message]:
+    messages: Sequence[Mapping[str, Any]],
+    choice: ToolChoice,
+    schema: JsonSchema | None = None,
+    *,
+    continued: bool = False,
+) -> list[WrittenMessage]:
     """Write tools, calls and results as plain text of system, user and assistant messages.
 
     Args:
@@ -45,72 +43,23 @@ def render(
             `tool_call_id`.
         choice: The tools that may be called.
         schema: The schema of the answer; None for none.
+        continued: Whether the answer continues the last message, which then stays as it is.
 
     Raises:
-        PromptError: for content that is not text.
+        PromptError: for malformed messages, and content that is not text.
     """
-    names: dict[str, str] = {}
-    turns: list[Message] = []
-    for number, message in enumerate(messages):
-        role = _ROLES.get(str(message.get("role")), message.get("role"))
-        text = content_text(message.get("content"), number)
-        for call in message.get("tool_calls") or ():
-            function = call.get("function", call)
-            names[str(call.get("id"))] = str(function["name"])
-            arguments = function.get("arguments", {})
-            if isinstance(arguments, str):
-                arguments = _parse_arguments(arguments)
-            text = "\n".join([*([text] if text else []), write_call(function["name"], arguments)])
-        if role == "tool":
-            name = message.get("name") or names.get(str(message.get("tool_call_id")))
-            text = _result(name, text)
-            if turns and turns[-1].get("result"):
-                turns[-1]["content"] += f"\n{text}"
-                continue
-            turns.append({"role": "user", "content": text, "result": True})
-        else:
-            turns.append({"role": role, "content": text})
+    checked = normalize_messages(messages)
+    turns = write_messages(checked)
+    if continued and checked[-1]["role"] == "assistant" and not checked[-1].get("tool_calls"):
+        turns[-1]["content"] = checked[-1]["content"]
     instructions = _instructions(choice, schema)
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     if not instructions:
         return turns
-    if turns and turns[0]["role"] == "system":
+    if turns[0]["role"] == "system":
         first, *rest = turns
-        return [{**first, "content": f"{first['content']}\n\n{instructions}".strip()}, *rest]
-    return [{"role": "system", "content": instructions}, *turns]
-
-
-def write_call(name: str, arguments: Any) -> str:
-    """The text of a call."""
-    return (
-        f"{CALL}{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}{END_CALL}"
-    )
-
-
-def content_text(content: Any, number: int) -> str:
-    """The text of a message's content.
-
-    Args:
-        content: Text, a list of blocks, or None.
-        number: Index of the message, for errors.
-
-    Raises:
-        PromptError: for images and other blocks that are not text.
-    """
-    if content is None or isinstance(content, str):
-        return content or ""
-    parts = []
-    for block in content if isinstance(content, Sequence) else [content]:
-        if isinstance(block, str):
-            parts.append(block)
-        elif isinstance(block, Mapping) and isinstance(block.get("text"), str):
-            parts.append(block["text"])
-        elif not (isinstance(block, Mapping) and block.get("type") in _IGNORED):
-            kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
-            raise PromptError(
-                f"message {number} has a block of type {kind!r}", hint="a pack reads text only"
-            )
-    return "".join(parts)
+        content = "\n\n".join(filter(None, (first["content"], instructions)))
+        return [WrittenMessage(role="system", content=content), *rest]
+    return [WrittenMessage(role="system", content=instructions), *turns]
 
 
 def constraint_of(choice: ToolChoice) -> Constraint | None:
@@ -148,12 +97,6 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _result(name: str | None, text: str) -> str:
-    if name:
-        text = json.dumps({"name": name, "content": text}, ensure_ascii=False)
-    return f"{RESULT}{text}{END_RESULT}"
-
-
 def _instructions(choice: ToolChoice, schema: JsonSchema | None) -> str:
     parts = []
     if choice.tools:
@@ -162,14 +105,5 @@ def _instructions(choice: ToolChoice, schema: JsonSchema | None) -> str:
             names = " or ".join(tool.name for tool in choice.tools)
             parts.append(_MUST.format(which=names))
     if schema is not None:
-        plain = json.dumps(schema.schema_, ensure_ascii=False)
-        parts.append(_SCHEMA.format(schema=plain))
+        parts.append(_SCHEMA.format(schema=to_json(schema.schema_)))
     return "\n\n".join(parts)
-
-
-def _parse_arguments(arguments: str) -> Any:
-    """Parse arguments as JSON; other text stays text."""
-    try:
-        return json.loads(arguments or "{}")
-    except ValueError:
-        return arguments

@@ -11,7 +11,7 @@ from typing import Any
 
 from packfuse.generation.result import FusionRecord
 from packfuse.text.detokenizer import overlap
-from packfuse.tools.protocol import CALL, END_CALL
+from packfuse.text.tool_text import CALL, END_CALL
 
 THINK, END_THINK = "<think>", "</think>"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError, ConstraintError
+from packfuse.text.tool_text import to_json
 
 
 class Tool(BaseModel):
@@ -61,7 +61,7 @@ class Tool(BaseModel):
 
     def to_json(self) -> str:
         """The description of the tool for the model, as one line of JSON."""
-        return json.dumps(self.model_dump(), ensure_ascii=False)
+        return to_json(self.model_dump())
 
 
 class ToolChoice(NamedTuple):

@@ -13,7 +13,7 @@ from packfuse.generation.request import Request
 from packfuse.generation.runner import Runner
 from packfuse.pack import Pack
 from packfuse.tools.protocol import constraint_of, render
-from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser
+from packfuse.tools.reply import END_THINK, THINK, Reply, ReplyDelta, ReplyParser
 from packfuse.tools.tool import ToolChoice, parse_tool_choice, parse_tools
 
 
@@ -133,20 +133,33 @@ class Turn(Completion):
             arguments["constraint"] = constraint_of(self.choice)
         elif schema is not None:
             arguments["constraint"] = schema
-        self.messages = render(messages, self.choice, schema)
+        continued = arguments.get("continue_final_message") is True
+        self.messages = render(messages, self.choice, schema, continued=continued)
         self._calling = not constraints and self.choice.mode != "none"
         super().__init__(pack, self.messages, **arguments)  # type: ignore[arg-type]
 
     def parser(self) -> ReplyParser:
         """A parser for the answer: reasoning, text and calls."""
-        return ReplyParser(
-            calling=self._calling, thinking=not self._forced and self.pack.runtime.opens_reasoning
-        )
+        return ReplyParser(calling=self._calling, thinking=self._thinking)
 
     @property
     def prompt_tokens(self) -> int:
         """Length of the rendered chat, in tokens of the default reference."""
-        return self.pack.count_tokens(self.messages, **self.request.template)
+        return self.pack.count_tokens(
+            self.messages,
+            continue_final_message=self.request.continue_final_message,
+            **self.request.template,
+        )
+
+    @property
+    def _thinking(self) -> bool:
+        """Whether the answer begins inside of reasoning."""
+        if self._forced:
+            return False
+        if not self.request.continue_final_message:
+            return self.pack.runtime.opens_reasoning
+        begun = self.messages[-1]["content"]
+        return THINK in begun and END_THINK not in begun
 
     @property
     def _forced(self) -> bool:

@@ -244,7 +244,7 @@ def _plan_scores(
         for stream in sequence.streams
     ]
     # In a plain prompt, a member that is fed the reference's ids is scored on these ids.
-    mapped = [p if prompt.stream and p.same_ids else None for p in engine.pairings]
+    mapped = [p if prompt.fresh and p.same_ids else None for p in engine.pairings]
     texts = prompt.texts
     if all(pairing for pairing, own in zip(mapped, ids, strict=True) if own is not None):
         texts = (engine.reference.decode(sequence.ids),)
