@@ -274,12 +274,11 @@ class Pack:
             prompt: Text; messages `[{"role": ..., "content": ...}]`; or a list of texts or chats.
             **arguments: transformers' generation arguments by their own names, and `stop`, `seed`,
                 `trace`, `fusion`, `weighting`, `weights`, `draft`, `gate`, `chat_template_kwargs`,
-                `continue_final_message` (True: the answer continues the last message of the chat,
-                the assistant's), `constraint` (a JSON schema, a pydantic model, `Regex` or
-                `Grammar` of `packfuse.constraint`). Sampling keeps the 50 most probable tokens
-                unless `top_k` says otherwise, as in transformers; `top_k=0` keeps all. Arguments
-                that hold or receive token ids mean those of the default reference, which is used
-                then.
+                `continue_final_message` (the answer continues the chat's last message),
+                `constraint` (a JSON schema, a pydantic model, `Regex` or `Grammar` of
+                `packfuse.constraint`). Sampling keeps the 50 most probable tokens unless `top_k`
+                says otherwise, as in transformers; `top_k=0` keeps all. Arguments that hold or
+                receive token ids mean those of the default reference, which is used then.
 
         Returns:
             An `Answer` (`.text`, `.record`) for one prompt, a list of them for a list. Several
