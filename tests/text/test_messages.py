@@ -64,7 +64,7 @@ def call(**function: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_half_a_character_is_refused_by_name(name: str) -> None:
+def test_a_lone_surrogate_is_refused_by_name(name: str) -> None:
     place, ask = PLACES[name]
     with pytest.raises(PackError) as caught:
         ask()
@@ -124,7 +124,9 @@ def test_malformed_messages_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [5, {"messages": []}, {"tokenize": False}, {1: 2}, {"tools": [5]}], ids=str
+    "given",
+    [5, {"messages": []}, {"tokenize": False}, {1: 2}, {"tools": [5]}, {"x": {1: 2}}],
+    ids=str,
 )
 def test_arguments_that_no_template_reads_are_refused(given: Any) -> None:
     with pytest.raises(ConfigError):

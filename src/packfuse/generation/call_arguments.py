@@ -26,21 +26,14 @@ MAX_NEW_TOKENS = 256
 
 SETTINGS = ("fusion", "weighting", "weights", "gate", "draft")
 """Arguments that replace settings of the pack."""
-OWN = (
-    *SETTINGS,
-    "constraint",
-    "stop",
-    "seed",
-    "trace",
-    "top_logprobs",
-    "chat_template_kwargs",
-    "continue_final_message",
-)
+CHAT = ("chat_template_kwargs", "continue_final_message")
+"""Arguments for chats."""
+OWN = (*SETTINGS, *CHAT, "constraint", "stop", "seed", "trace", "top_logprobs")
 """Arguments that transformers does not have."""
 
 SCORE = ("fusion", "weighting", "weights", "gate")
 """Arguments that have an effect on a score."""
-WEIGH = ("fusion", "chat_template_kwargs")
+WEIGH = ("fusion", *CHAT)
 """Arguments that have an effect on weights."""
 
 _INPUTS = ("inputs", "input_ids", "attention_mask", "inputs_embeds", "position_ids")
@@ -189,7 +182,7 @@ def stop_strings(*given: Any) -> tuple[str, ...]:
 
     Raises:
         ConfigError: for anything else, and empty texts.
-        PromptError: for texts that are not Unicode.
+        PromptError: for texts with lone surrogates.
     """
     found: list[str] = []
     for stop in given:

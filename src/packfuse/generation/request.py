@@ -286,21 +286,6 @@ def _text(prompt: str) -> str:
     return check_text(prompt, "the prompt")
 
 
-def _continues(given: Any, prompts: Sequence[Prompt]) -> bool:
-    """Whether the answers continue the last messages of chats, which end with the assistant's."""
-    if given is None or given is False:
-        return False
-    if given is not True:
-        raise ConfigError(f"continue_final_message={given!r} is no bool", hint="pass True or False")
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            raise ConfigError(
-                "continue_final_message is for chats", hint="a text is continued in any case"
-            )
-        split_final(list(prompt))
-    return True
-
-
 def _seed(seed: Any) -> int | None:
     """A seed as a number that is not negative."""
     if seed is None:
@@ -312,6 +297,19 @@ def _seed(seed: Any) -> int | None:
             f"seed={short(seed)} cannot be used", hint="it is a whole number of at most 64 bits"
         )
     return seed
+
+
+def _continues(given: Any, prompts: Sequence[Prompt]) -> bool:
+    """Whether the answers continue the last messages of chats, which end with the assistant's."""
+    if not _flag("continue_final_message", given):
+        return False
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            raise ConfigError(
+                "continue_final_message is for chats", hint="a text is continued in any case"
+            )
+        split_final(list(prompt))
+    return True
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -108,7 +108,7 @@ def render_chat(
 
 
 def check_template_arguments(given: Any) -> dict[str, Any]:
-    """A checked copy of the arguments for chat templates.
+    """The arguments for chat templates as plain data, which no later change can reach.
 
     Raises:
         ConfigError: for anything that no template can read.
@@ -130,7 +130,7 @@ def check_template_arguments(given: Any) -> dict[str, Any]:
         arguments["tools"] = [_described(tool) for tool in arguments["tools"]]
     try:
         return {
-            name: check_data(value, f"chat_template_kwargs[{name!r}]", foreign=True)
+            name: check_data(value, f"chat_template_kwargs[{name!r}]", strict=False)
             for name, value in arguments.items()
         }
     except PromptError as error:

@@ -34,7 +34,7 @@ def check_text(text: Any, place: str) -> str:
     Example:
         >>> check_text("a\ud83d", "the prompt")
         Traceback (most recent call last):
-        packfuse.errors.PromptError: the prompt has half a character, U+D83D, at position 1 \
+        packfuse.errors.PromptError: the prompt has a lone surrogate, U+D83D, at character 1 \
 (repair the text, for example with text.encode(errors="replace").decode())
     """
     if not isinstance(text, str):
@@ -42,20 +42,21 @@ def check_text(text: Any, place: str) -> str:
     found = _SURROGATE.search(text)
     if found is not None:
         raise PromptError(
-            f"{place} has half a character, U+{ord(found[0]):04X}, at position {found.start()}",
+            f"{place} has a lone surrogate, U+{ord(found[0]):04X}, at character {found.start()}",
             hint='repair the text, for example with text.encode(errors="replace").decode()',
         )
     return text
 
 
-def check_data(value: Any, place: str, depth: int = _DEPTH, *, foreign: bool = False) -> Any:
+def check_data(value: Any, place: str, depth: int = _DEPTH, *, strict: bool = True) -> Any:
     """A copy of plain data: text, numbers, lists and objects with text as keys.
 
     Args:
         value: The data.
         place: What it is, for errors.
         depth: Deepest nesting that is left.
-        foreign: Whether it may hold other objects, which stay as they are.
+        strict: Whether anything else is refused; if not, the name of its type stands for it, as in
+            transformers.
 
     Raises:
         PromptError: for anything else, lone surrogates, and nesting that is too deep.
@@ -68,15 +69,13 @@ def check_data(value: Any, place: str, depth: int = _DEPTH, *, foreign: bool = F
         return value
     if isinstance(value, Mapping):
         return {
-            check_text(name, f"a key in {place}"): check_data(
-                item, place, depth - 1, foreign=foreign
-            )
+            check_text(name, f"a key in {place}"): check_data(item, place, depth - 1, strict=strict)
             for name, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [check_data(item, place, depth - 1, foreign=foreign) for item in value]
-    if foreign:
-        return value
+        return [check_data(item, place, depth - 1, strict=strict) for item in value]
+    if not strict:
+        return f"<{type(value).__name__}>"
     raise PromptError(f"{place} is no JSON: it holds a {type(value).__name__}")
 
 
