@@ -112,6 +112,16 @@ def test_arguments_with_ids_pin_the_default_reference(auto: Pack, prompt: str, n
         assert (found.reference, found.notes) == (record.reference, record.notes)
 
 
+def test_ids_pin_the_default_reference_even_without_weight(auto: Pack, prompt: str) -> None:
+    """Its ids are meant although another member decides alone, and would be the reference."""
+    alone = {"weights": {"long": 0.0, "short": 1.0}, "max_new_tokens": NEW}
+    assert auto.generate(prompt, **alone).record.reference == "short"
+    usual = auto.generate(prompt, pad_token_id=3, **alone)
+    assert usual.record.reference == "long"
+    banned = auto.generate(prompt, suppress_tokens=list(usual.token_ids), **alone)
+    assert not set(usual.token_ids) & set(banned.token_ids)
+
+
 def test_every_field_with_ids_is_known() -> None:
     """A field of a newer transformers that is in no list is refused, whatever it means."""
     holding = {n for n in transformers_names() if re.search(r"_ids?$|suppress|_bias$|token_id", n)}

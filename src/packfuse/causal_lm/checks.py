@@ -101,9 +101,9 @@ def check_arguments(arguments: dict[str, Any], tokenizer: Any, columns: int) -> 
         UnsupportedError: for what a pack does not do.
     """
     refuse_foreign_code(arguments)
-    for name in FOREIGN_CODE:
-        if not callable(arguments.get(name)):
-            arguments.pop(name, None)
+    arguments.pop("trust_remote_code", None)
+    if not arguments.get("custom_generate"):
+        arguments.pop("custom_generate", None)
     config = arguments.get("generation_config")
     fields = {} if config is None else fields_of(config)
     given = {name: value for name, value in arguments.items() if name in VALUES}
@@ -132,7 +132,8 @@ def refuse_foreign_code(arguments: Mapping[str, Any]) -> None:
     """
     for name in FOREIGN_CODE:
         value = arguments.get(name)
-        if value is not None and value is not False and not callable(value):
+        own = name == "custom_generate" and callable(value)
+        if value is not None and value is not False and not own:
             raise UnsupportedError(
                 f"{name}={short(value)}: a call cannot run code that comes with a model",
                 hint="pass a function of your own as custom_generate to pack.model.generate",
@@ -357,6 +358,13 @@ class UnsupportedMethods:
         """Not supported: it would modify members that other packs may use."""
         raise UnsupportedError(
             "a pack does not change the experts of its members", hint="call this on a member"
+        )
+
+    def load_custom_generate(self, *_: Any, **__: Any) -> NoReturn:
+        """Not supported: it would run code of a repository, which loading a pack decides about."""
+        raise UnsupportedError(
+            "a call cannot run code that comes with a model",
+            hint="pass a function of your own as custom_generate",
         )
 
     def resize_token_embeddings(self, *_: Any, **__: Any) -> NoReturn:

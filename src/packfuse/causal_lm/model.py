@@ -351,8 +351,11 @@ class FusedForCausalLM(
         """The members' models."""
         return list(self.members)
 
-    def _read_prompts(self, texts: list[list[int]], call: CallSettings) -> list[PackSequence]:
+    def _read_prompts(
+        self, texts: list[list[int]], call: CallSettings | None = None
+    ) -> list[PackSequence]:
         """Read prompts and fit their weights; a prompt that occurs twice is read once."""
+        call = call or self.call
         vocabularies = [member.vocabulary for member in self.engine.members]
         read: dict[tuple[int, ...], PackSequence] = {}
         prompts: list[PackSequence] = []

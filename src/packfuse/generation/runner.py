@@ -131,6 +131,8 @@ class Runner:
     @property
     def _first_reference(self) -> int:
         """The reference in whose tokens a prompt is read first."""
+        if self.request.pins:
+            return self.runtime.default_reference
         return self.runtime.reference_under(self.request.call.weighting)
 
     def finish(self, item: PreparedPrompt, weights: Weights) -> Fit:
