@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from packfuse.errors import ConfigError, LoadError
-from packfuse.hf_compat import causal_architectures, quantization_config
+from packfuse.errors import ConfigError, LoadError, PackError
+from packfuse.hf_compat import tekken_tokenizer
+from packfuse.models.adapters import add_adapter, find_adapter
+from packfuse.models.architecture import auto_class, is_composite
+from packfuse.models.devices import check_devices, check_dtype, without_weights
+from packfuse.models.gguf_copy import copy_of
+from packfuse.models.gguf_tokenizer import gguf_tokenizer, turn_ends
+from packfuse.models.given import given_pairs
 from packfuse.models.hf_member import HFMember
-from packfuse.settings import LoadSettings, MemberSettings, PackConfig
+from packfuse.models.loaded_weights import check_loaded
+from packfuse.models.quantization import make_quantization, unpacked
+from packfuse.models.self_test import self_test
+from packfuse.models.source import Source, shortened
+from packfuse.models.weight_files import check_weights
+from packfuse.settings import OTHER_NAMES, LoadSettings, MemberSettings, PackConfig
 from packfuse.text.vocabulary import Vocabulary
-
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def load_given(models: Sequence[Any]) -> list[HFMember] | None:
@@ -32,21 +35,28 @@ def load_given(models: Sequence[Any]) -> list[HFMember] | None:
 
     Raises:
         ConfigError: if `models` is not a list, or mixes pairs and names.
+        LoadError: for a model that cannot be a member.
     """
-    if isinstance(models, str | bytes | os.PathLike):
-        raise ConfigError("`models` is a list", hint=f"write [{models!r}]")
-    ready = [item for item in models if isinstance(item, tuple)]
-    if not ready:
+    pairs = given_pairs(models)
+    if pairs is None:
         return None
-    if len(ready) < len(models):
-        raise ConfigError("loaded models and names cannot be mixed", hint="load them all")
-    names = unique_names([short_name(str(model.name_or_path or "member")) for model, _ in ready])
-    return [wrap(name, *pair) for name, pair in zip(names, ready, strict=True)]
+    names = unique_names([short_name(str(model.name_or_path or "member")) for model, _ in pairs])
+    return [wrap(name, *pair) for name, pair in zip(names, pairs, strict=True)]
 
 
 def member_entry(model: Any) -> dict[str, Any]:
-    """The fields of `MemberSettings` for a hub id, a path, or a mapping of those fields."""
-    return dict(model) if isinstance(model, Mapping) else {"model": os.fspath(model)}
+    """The fields of `MemberSettings` for a hub id, a path, or a mapping of those fields.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(model, Mapping):
+        return dict(model)
+    if not isinstance(model, str | os.PathLike):
+        raise ConfigError(
+            f"{model!r} is not a model", hint="name it, or write (model, tokenizer) if it is loaded"
+        )
+    return {"model": os.fspath(model)}
 
 
 def refuse_loading(overrides: Iterable[str]) -> None:
@@ -55,7 +65,7 @@ def refuse_loading(overrides: Iterable[str]) -> None:
     Raises:
         ConfigError: if there are any; the message names them.
     """
-    useless = sorted({*overrides} & {*LoadSettings.model_fields, "quantization_config"})
+    useless = sorted({*overrides} & {*LoadSettings.model_fields, *OTHER_NAMES})
     if useless:
         raise ConfigError(
             f"{', '.join(useless)} would have no effect on models that are loaded already",
@@ -94,8 +104,8 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def load_member(name: str, member: MemberSettings, pack: PackConfig) -> HFMember:
-    """Load one member.
+def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> HFMember:
+    """Load one member, and test it.
 
     Args:
         name: Its name in the pack.
@@ -104,55 +114,172 @@ def load_member(name: str, member: MemberSettings, pack: PackConfig) -> HFMember
 
     Raises:
         LoadError: if it cannot be loaded; the message names the member and the reason.
+        TokenizerError: if its tokens cannot be mapped to bytes.
+        ConfigError: for settings that nothing can be loaded with.
     """
-    folder, gguf = split_gguf(member.model)
-    shared: dict[str, Any] = {
-        "revision": member.revision,
-        "trust_remote_code": pack.trust_remote_code,
-    }
-    shared = {key: value for key, value in shared.items() if value is not None}
-    if gguf:
-        shared["gguf_file"] = gguf
+    how = loading_arguments(member, pack)
     try:
-        _check_causal(name, folder, shared)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=member.dtype or pack.dtype,
-            device_map=member.device_map or pack.device_map,
-            quantization_config=_quantization(member.quantization or pack.quantization),
-            use_safetensors=None if pack.unsafe_weights or gguf else True,
-            **shared,
-        )
-        source = member.tokenizer or folder
-        if member.tokenizer:
-            shared.pop("gguf_file", None)
-        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
-    except LoadError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise LoadError(
-            f"member {name!r} cannot be loaded from {member.model!r}: {error}",
-            hint=_next_step(error),
-        ) from error
+        source = Source.of(member, pack)
+        if source.gguf:
+            model, tokenizer = load_gguf(source, how, member.tokenizer)
+        else:
+            model, base = load_model(source, how, unsafe=pack.unsafe_weights)
+            tokenizer = load_tokenizer(source, member.tokenizer, base)
+    except PackError as error:
+        raise type(error)(_place(name, member, error.message), hint=error.hint) from error
+    except Exception as error:  # libraries and remote code raise all kinds of errors
+        reason = shortened(str(error)) or type(error).__name__
+        raise LoadError(_place(name, member, reason), hint=_next_step(error)) from error
     return wrap(name, model, tokenizer)
 
 
+def _place(name: str, member: MemberSettings, reason: str) -> str:
+    return f"member {name!r} cannot be loaded from {shortened(member.model)!r}: {reason}"
+
+
+def loading_arguments(member: MemberSettings, pack: LoadSettings) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the weights, those of the member before the pack's.
+
+    Raises:
+        ConfigError: for an unknown dtype, a device that is not there, or an unusable quantization.
+    """
+    names = ("dtype", "device_map", "max_memory", "offload_folder", "attn_implementation")
+    found = {name: getattr(member, name) or getattr(pack, name) for name in names}
+    check_dtype(found["dtype"])
+    check_devices(found["device_map"])
+    settings = pack.quantization if member.quantization is None else member.quantization
+    found["quantization_config"] = make_quantization(settings)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def load_model(
+    source: Source, how: Mapping[str, Any], *, unsafe: bool
+) -> tuple[PreTrainedModel, Source]:
+    """Load the weights of a model, and its adapter if the source is one.
+
+    Args:
+        source: Where the model is.
+        how: Arguments of `from_pretrained` for the weights.
+        unsafe: Whether pickled weights are accepted.
+
+    Returns:
+        The model, and the source of the model under the adapter (the same without adapter).
+
+    Raises:
+        LoadError: for weights that do not belong to the model, or that are not accepted.
+        Exception: what transformers raises.
+    """
+    adapter = find_adapter(source)
+    base = adapter.base if adapter else source
+    config = AutoConfig.from_pretrained(base.place, **base.arguments)
+    auto = auto_class(config)
+    if auto is None:
+        own = (config.architectures or [type(config).__name__])[0]
+        raise LoadError(
+            f"it is a {own}, not a causal language model",
+            hint="a member generates text after text, as models that end in ForCausalLM do",
+        )
+    check_weights(base, getattr(config, "transformers_weights", None), unsafe=unsafe)
+    model, info = auto.from_pretrained(
+        base.place,
+        use_safetensors=None if unsafe or base.gguf else True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **how,
+        **base.arguments,
+    )
+    check_loaded(model, info, composite=is_composite(config))
+    if adapter:
+        add_adapter(model, adapter, unsafe=unsafe)
+    return model, base
+
+
+def load_gguf(
+    source: Source, how: Mapping[str, Any], other: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a GGUF file through its copy, which is made the first time.
+
+    Args:
+        source: The file.
+        how: Arguments of `from_pretrained` for the weights.
+        other: Hub id or folder of the tokenizer, where it is not that of the file.
+
+    Raises:
+        LoadError: for weights that do not belong to the model, or an unknown kind of tokenizer.
+        Exception: what transformers and the reader of the format raise.
+    """
+    path = Path(source.place, str(source.gguf))
+
+    def load(**how: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        # The tokenizer comes first: it fails fast.
+        tokenizer = load_tokenizer(source, other, source)
+        plain = {"quantization_config": unpacked()} if unpacked() else {}
+        model, _ = load_model(source, {**plain, **how}, unsafe=False)
+        ends = turn_ends(path, tokenizer)
+        model.generation_config.eos_token_id = ends or None
+        return model, tokenizer
+
+    folder = None
+    if "quantization_config" not in how:
+        folder = copy_of(path, lambda: as_plain(*load(dtype="float32")), tokenizer=other)
+    if folder is None:
+        return load(**how)
+    copied = source.at(str(folder))
+    model, _ = load_model(copied, how, unsafe=False)
+    model.name_or_path = str(path)
+    return model, load_tokenizer(source if other else copied, other, copied)
+
+
+def as_plain(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model from a GGUF file without the traces of its format, which would be saved."""
+    model.hf_quantizer = None  # type: ignore[assignment]
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model, tokenizer
+
+
+def load_tokenizer(source: Source, other: str | None, base: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Args:
+        source: Where the model is.
+        other: Hub id or folder of the tokenizer, where it is not the model's own.
+        base: Where the model under an adapter is.
+    """
+    if source.gguf and not other:
+        return gguf_tokenizer(Path(source.place, source.gguf))
+    place = source.at(other) if other else source
+    if place is not base and not place.file("tokenizer_config.json"):
+        place = base if not other else place
+    given = place.arguments
+    if tekken := place.file("tekken.json"):
+        if not place.file("tokenizer.json"):
+            converted: PreTrainedTokenizerBase = tekken_tokenizer(str(tekken))
+            return converted
+        given["mistral_format"] = False  # the tokenizer of mistral-common has no fast backend
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place.place, **given)
+    return found
+
+
 def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFMember:
-    """A member from a loaded model and its tokenizer."""
+    """A member from a loaded model and its tokenizer, tested with a few tokens.
+
+    Raises:
+        LoadError: if the model's weights are not loaded, or it cannot be read in steps.
+        TokenizerError: if its tokens cannot be mapped to bytes.
+    """
+    if empty := without_weights(model):
+        raise LoadError(f"member {name!r}: its weights are not loaded, for example {empty}")
     ends = getattr(model.generation_config, "eos_token_id", None)
     if ends is None:
         ends = getattr(model.config.get_text_config(), "eos_token_id", None)
     end_ids = [ends] if isinstance(ends, int) else list(ends or ())
     vocab_size = int(model.config.get_text_config().vocab_size)
-    return HFMember(name, model, Vocabulary(tokenizer, vocab_size, end_ids))
-
-
-def split_gguf(model: str) -> tuple[str, str | None]:
-    """The folder and the file name of a GGUF path; any other model and None."""
-    if model.endswith(".gguf"):
-        path = Path(model)
-        return str(path.parent), path.name
-    return model, None
+    member = HFMember(name, model, Vocabulary(tokenizer, vocab_size, end_ids))
+    self_test(member)
+    return member
 
 
 def short_name(model: str) -> str:
@@ -180,38 +307,11 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def is_causal(config: Any) -> bool:
-    """Whether a configuration is of a causal language model; True if it does not name a class."""
-    own = list(config.architectures or [])
-    known = set(causal_architectures().values())
-    return not own or bool(known.intersection(own)) or hasattr(config, "auto_map")
-
-
-def _check_causal(name: str, folder: str, shared: dict[str, Any]) -> None:
-    config = AutoConfig.from_pretrained(folder, **shared)
-    if not is_causal(config):
-        raise LoadError(
-            f"member {name!r} is a {config.architectures[0]}, not a causal language model",
-            hint="use a model whose architecture ends in ForCausalLM",
-        )
-
-
-def _quantization(settings: dict[str, Any] | Any | None) -> Any:
-    if settings is None or not isinstance(settings, dict):
-        return settings
-    if "quant_method" not in settings:
-        raise ConfigError(
-            "quantization has no `quant_method`", hint="for example bitsandbytes_4bit"
-        )
-    return quantization_config(settings)
-
-
 def _next_step(error: BaseException) -> str:
-    text = str(error)
-    if "safetensors" in text:
-        return "the weights are not safetensors; unsafe_weights=True accepts others at your risk"
-    if "trust_remote_code" in text:
+    if "trust_remote_code" in str(error):
         return "it needs code from its repository; trust_remote_code=True runs it at your risk"
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "use a smaller dtype, a quantization, or device_map='auto'"
+    if isinstance(error, ImportError):
+        return "install the package that it names"
     return "check the id or the path; `packfuse check` inspects models without loading them"
