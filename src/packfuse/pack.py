@@ -23,7 +23,6 @@ from packfuse.generation.runner import Runner
 from packfuse.generation.runtime import Parts, Runtime
 from packfuse.generation.streaming import check_stream, stream_answer
 from packfuse.generation.weigh import Weighing, compare_weightings
-from packfuse.models.given import Loaded
 from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import (
     load_given,
@@ -31,6 +30,7 @@ from packfuse.models.loading import (
     member_entry,
     refuse_loading,
 )
+from packfuse.models.loading.given import Loaded
 from packfuse.process import PackLock
 from packfuse.progress import library_bars
 from packfuse.settings import PackConfig, PackSettings

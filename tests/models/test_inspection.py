@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
 from packfuse.errors import LoadError
 from packfuse.models.checkpoint import checkpoint_size
 from packfuse.models.inspection import inspect_model, pair, report
-from packfuse.models.source import Source
+from packfuse.models.loading.source import Source
 from packfuse.settings import LoadSettings, MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico, starter_files

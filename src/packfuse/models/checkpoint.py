@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, get_local_safetensors_metadata, snapshot_download
 
 from packfuse.errors import LoadError
-from packfuse.models.source import Source
+from packfuse.models.loading.source import Source
 
 
 @dataclass(frozen=True, slots=True)

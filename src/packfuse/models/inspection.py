@@ -12,8 +12,6 @@ from transformers import AutoConfig
 
 from packfuse.errors import LoadError, PackError
 from packfuse.hf_compat import causal_architectures
-from packfuse.models.adapters import find_adapter
-from packfuse.models.architecture import auto_class
 from packfuse.models.checkpoint import checkpoint_size
 from packfuse.models.loading import (
     load_model,
@@ -22,7 +20,9 @@ from packfuse.models.loading import (
     short_name,
     unique_names,
 )
-from packfuse.models.source import Source, shortened
+from packfuse.models.loading.adapters import find_adapter
+from packfuse.models.loading.architecture import auto_class
+from packfuse.models.loading.source import Source, shortened
 from packfuse.models.window import context_window
 from packfuse.settings import LoadSettings, MemberSettings
 from packfuse.text.vocabulary import Vocabulary

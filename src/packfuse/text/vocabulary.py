@@ -378,16 +378,11 @@ class Vocabulary:
         return torch.from_numpy(np.fromiter(first, np.int64, len(self.sorted_bytes)))
 
     @cached_property
-    def _text_rules(self) -> str:
-        """Digest of everything that turns text into ids of `token_bytes`."""
-        added = {i: token for i, token in self._added.items() if i not in self.control_ids}
-        return rules_digest(self._text_tokenizer, added)
-
-    @cached_property
     def text_digest(self) -> str:
         """Digest: equal for two vocabularies in which every text has the same token ids."""
         used = int(np.flatnonzero(self.lengths).max(initial=-1)) + 1
-        found = hashlib.sha256(self._text_rules.encode())
+        added = {i: token for i, token in self._added.items() if i not in self.control_ids}
+        found = hashlib.sha256(rules_digest(self._text_tokenizer, added).encode())
         found.update(self.lengths[:used].tobytes())
         found.update(b"".join(filter(None, self.token_bytes)))
         return found.hexdigest()

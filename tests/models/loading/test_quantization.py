@@ -12,7 +12,7 @@ from transformers import AwqConfig, BitsAndBytesConfig, GPTQConfig, QuantoConfig
 
 from packfuse import Pack, PackConfig
 from packfuse.errors import ConfigError, PackError
-from packfuse.models.quantization import make_quantization
+from packfuse.models.loading.quantization import make_quantization
 from tests.support import pico
 
 

@@ -14,18 +14,18 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from packfuse.errors import ConfigError, LoadError, PackError
 from packfuse.hf_compat import tekken_tokenizer
-from packfuse.models.adapters import add_adapter, find_adapter
-from packfuse.models.architecture import auto_class, is_composite
 from packfuse.models.devices import check_devices, check_dtype, without_weights
-from packfuse.models.gguf_copy import copy_of
-from packfuse.models.gguf_tokenizer import gguf_tokenizer, turn_ends
-from packfuse.models.given import given_pairs
 from packfuse.models.hf_member import HFMember
-from packfuse.models.loaded_weights import check_loaded
-from packfuse.models.quantization import make_quantization, unpacked
-from packfuse.models.self_test import self_test
-from packfuse.models.source import Source, shortened
-from packfuse.models.weight_files import check_weights
+from packfuse.models.loading.adapters import add_adapter, find_adapter
+from packfuse.models.loading.architecture import auto_class, is_composite
+from packfuse.models.loading.gguf_copy import copy_of
+from packfuse.models.loading.gguf_tokenizer import gguf_tokenizer, turn_ends
+from packfuse.models.loading.given import given_pairs
+from packfuse.models.loading.loaded_weights import check_loaded
+from packfuse.models.loading.quantization import make_quantization, unpacked
+from packfuse.models.loading.self_test import self_test
+from packfuse.models.loading.source import Source, shortened
+from packfuse.models.loading.weight_files import check_weights
 from packfuse.settings import OTHER_NAMES, LoadSettings, MemberSettings, PackConfig
 from packfuse.text.vocabulary import Vocabulary
 

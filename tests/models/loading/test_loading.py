@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, BartConfig, BertConfig, Qwen3_5Co
 
 from packfuse import Pack, PackConfig
 from packfuse.errors import ConfigError, LoadError, PackError
-from packfuse.models.architecture import auto_class
 from packfuse.models.inspection import inspect_model
+from packfuse.models.loading.architecture import auto_class
 from packfuse.settings import MemberSettings
 from tests.support import pico, starter_files
 from tests.support.bytelevel import save_small

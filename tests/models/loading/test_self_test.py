@@ -21,7 +21,7 @@ from transformers import (
 from packfuse import Pack
 from packfuse.errors import LoadError, TokenizerError
 from packfuse.models.hf_member import HFMember
-from packfuse.models.self_test import self_test
+from packfuse.models.loading.self_test import self_test
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico
 from tests.support.bytelevel import byte_tokenizer

@@ -16,10 +16,9 @@ from tokenizers.models import BPE
 
 from packfuse import Pack
 from packfuse.errors import LoadError
-from packfuse.models import gguf_copy
-from packfuse.models.gguf_tokenizer import SPLITS, gguf_tokenizer
-from packfuse.models.loading import load_tokenizer
-from packfuse.models.source import Source
+from packfuse.models.loading import gguf_copy, load_tokenizer
+from packfuse.models.loading.gguf_tokenizer import SPLITS, gguf_tokenizer
+from packfuse.models.loading.source import Source
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico, starter_files
 from tests.support.starter_files import MERGES, SPECIALS, write_gguf

@@ -11,9 +11,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from packfuse.errors import LoadError
-from packfuse.models.loaded_weights import check_loaded
-from packfuse.models.source import Source
-from packfuse.models.weight_files import check_file
+from packfuse.models.loading.loaded_weights import check_loaded
+from packfuse.models.loading.source import Source
+from packfuse.models.loading.weight_files import check_file
 
 CONFIG = "adapter_config.json"
 _SAFE, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"

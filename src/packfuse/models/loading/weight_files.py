@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from packfuse.errors import LoadError
-from packfuse.models.source import Source, shortened
+from packfuse.models.loading.source import Source, shortened
 
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
