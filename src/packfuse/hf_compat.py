@@ -36,9 +36,13 @@ from transformers.cache_utils import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.integrations import sdpa_attention
+from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.quantizers.auto import AutoQuantizationConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
+from transformers.utils.hub import cached_file
 
 # The KV cache of a call, by name.
 
@@ -164,15 +168,26 @@ def causal_architectures() -> Mapping[str, str]:
     return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
+def composite_architectures() -> Mapping[str, str]:
+    """Class names of models that read text and other media, by model type."""
+    return MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
+
+def hub_file(repository: str, name: str, **hub: Any) -> str | None:
+    """The path of a repository's file, downloaded if needed; OSError if it cannot be reached."""
+    hub = {**hub, "_raise_exceptions_for_missing_entries": False}
+    return cached_file(repository, name, **hub)
+
+
 def attention_of(config: Any) -> str | None:
     """The attention implementation that a text configuration names."""
     name: str | None = config._attn_implementation
     return name
 
 
-def quantization_config(settings: Mapping[str, Any]) -> Any:
-    """A quantization configuration of the kind that `quant_method` names."""
-    return AutoQuantizationConfig.from_dict(dict(settings))
+def tekken_tokenizer(path: str) -> Any:
+    """The fast tokenizer of a file `tekken.json`."""
+    return convert_tekken_tokenizer(path)
 
 
 def byte_characters() -> Mapping[int, str]:

@@ -25,12 +25,12 @@ from packfuse.generation.streaming import check_stream, stream_answer
 from packfuse.generation.weigh import Weighing, compare_weightings
 from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import (
-    Loaded,
     load_given,
     load_members,
     member_entry,
     refuse_loading,
 )
+from packfuse.models.loading.given import Loaded
 from packfuse.process import PackLock
 from packfuse.progress import library_bars
 from packfuse.settings import PackConfig, PackSettings
@@ -120,13 +120,14 @@ class Pack:
         Args:
             path: The file.
             progress: Show progress.
-            **overrides: Fields of `PackConfig` that count instead of the file's.
+            **overrides: Fields of `PackConfig` that count instead of the file's. What lets models
+                run code (`trust_remote_code`, `unsafe_weights`) is read from here alone.
 
         Raises:
             ConfigError: if the file does not describe a pack.
             LoadError: if a member cannot be loaded.
         """
-        return cls._load(PackConfig.read(path).replace(**overrides), progress)
+        return cls._load(PackConfig.read(path, **overrides), progress)
 
     @classmethod
     def starter(cls, *, expert: bool = False, progress: bool = True, **overrides: Any) -> Pack:

@@ -72,6 +72,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def exists(path: Path) -> bool:
+    """Whether a path exists; False for what no path can be, such as a name that is too long."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def remove_leftovers(parent: Path) -> None:
     """Delete the work folders that killed processes left in `parent`.
 

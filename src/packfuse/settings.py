@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
-    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from packfuse.errors import ConfigError
-from packfuse.paths import write_text
+from packfuse.paths import exists, write_text
 
 Part = str | dict[str, Any] | SerializeAsAny[BaseModel]
 """A part of a pack: its name, `{"name": ..., parameter: ...}`, or the object itself."""
@@ -36,12 +36,14 @@ PARTS = ("fusion", "weighting", "alignment", "draft", "gate")
 """Fields that take a part."""
 
 
+OTHER_NAMES = {"quantization_config": "quantization", "torch_dtype": "dtype"}
+"""Names that transformers has for some fields, and the fields."""
+
+
 class Settings(BaseModel):
     """A frozen set of fields, checked with errors that name the field and what is known."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def check(cls, data: Mapping[str, Any], where: str = "the configuration") -> Self:
@@ -76,7 +78,24 @@ class Settings(BaseModel):
         Raises:
             ConfigError: for an unknown field or an unusable value.
         """
-        return type(self).check({**self.values, **changes}) if changes else self
+        return type(self).check({**self.values, **_renamed(changes)}) if changes else self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, data: Any) -> Any:
+        return _renamed(data) if isinstance(data, Mapping) else data
+
+
+def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the names of the fields.
+
+    Raises:
+        ValueError: if a field is given under two names.
+    """
+    for name in OTHER_NAMES.keys() & data.keys():
+        if OTHER_NAMES[name] in data:
+            raise ValueError(f"{name} is another name of {OTHER_NAMES[name]}; give one of them")
+    return {OTHER_NAMES.get(name, name): value for name, value in data.items()}
 
 
 class PackSettings(Settings):
@@ -142,34 +161,88 @@ class PackSettings(Settings):
 _CHANGES_ANSWERS = {*PARTS, "reference", "heads", "compiled"}
 
 
-class LoadSettings(Settings):
-    """How members are loaded, where a member does not say otherwise."""
+class _Loading(Settings):
+    """What decides how the weights of one or of all members are loaded; names as in transformers.
 
-    dtype: str = "auto"
-    """Type of the weights: auto, float32, bfloat16, ..."""
+    None leaves the choice to transformers, in a member to the pack.
+    """
+
     device_map: str | dict[str, Any] | None = None
     """Where the weights go: auto, cpu, cuda, ..., as in transformers."""
-    quantization: dict[str, Any] | None = Field(
-        default=None, validation_alias=AliasChoices("quantization", "quantization_config")
-    )
-    """A transformers quantization configuration, as a mapping with `quant_method`."""
-    trust_remote_code: bool = False
-    """Run code that comes with a model."""
-    unsafe_weights: bool = False
-    """Accept weights that are not safetensors; pickled weights can run code."""
+    max_memory: dict[int | str, int | str] | None = None
+    """Most memory of each device for device_map=auto, as in {0: 10GiB, cpu: 30GiB}."""
+    offload_folder: str | None = None
+    """Folder of weights that device_map places on the disk."""
+    quantization: dict[str, Any] | None = None
+    """A transformers quantization configuration, as an object or a mapping: {load_in_4bit: true},
+    or with its `quant_method`."""
+    attn_implementation: str | None = None
+    """Attention kernels: sdpa, eager, flash_attention_2, ..."""
+    cache_dir: str | None = None
+    """Folder of downloaded models, where it is not that of the Hugging Face libraries."""
+    token: str | bool | None = Field(default=None, exclude=True, repr=False)
+    """Access token for the hub; never written to a file."""
 
-    @field_validator("dtype", mode="before")
+    @field_validator("offload_folder", "cache_dir", mode="before")
     @classmethod
-    def _dtype_name(cls, value: Any) -> Any:
-        return value if isinstance(value, str) else str(value).removeprefix("torch.")
+    def _plain_path(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("device_map", mode="before")
+    @classmethod
+    def _plain_device(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            return {"": value}
+        if isinstance(value, Mapping):
+            return {name: _device_name(device) for name, device in value.items()}
+        return _device_name(value)
 
     @field_validator("quantization", mode="before")
     @classmethod
     def _plain_quantization(cls, value: Any) -> Any:
-        return value.to_dict() if hasattr(value, "to_dict") else value
+        return _plain(value.to_dict() if hasattr(value, "to_dict") else value)
 
 
-class MemberSettings(Settings):
+def _dtype_name(value: Any) -> Any:
+    return value if value is None else str(value).removeprefix("torch.")
+
+
+def _device_name(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML can hold it: enumerations and dtypes become their names."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return _dtype_name(value)
+
+
+class LoadSettings(_Loading):
+    """How members are loaded, where a member does not say otherwise."""
+
+    dtype: str = "auto"
+    """Type of the weights: auto, float32, bfloat16, ..."""
+    trust_remote_code: bool = False
+    """Run code that comes with a model. A file cannot set it."""
+    unsafe_weights: bool = False
+    """Accept weights that are not safetensors; pickled weights can run code. A file cannot set
+    it."""
+
+    _name_of_dtype = field_validator("dtype", mode="before")(_dtype_name)
+
+
+TRUST = ("trust_remote_code", "unsafe_weights")
+"""Settings that let a model do more than compute: whoever loads a pack sets them, never a file."""
+
+
+class MemberSettings(_Loading):
     """One member. Whatever is left out is taken from the pack's `LoadSettings`."""
 
     model: str
@@ -180,18 +253,18 @@ class MemberSettings(Settings):
     """Hub id or folder, where it is not the model's own."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    subfolder: str | None = None
+    """Folder of the model inside its repository or folder."""
     dtype: str | None = None
     """Type of the weights."""
-    device_map: str | dict[str, Any] | None = None
-    """Where the weights go."""
-    quantization: dict[str, Any] | None = None
-    """A transformers quantization configuration, as a mapping with `quant_method`."""
+
+    _name_of_dtype = field_validator("dtype", mode="before")(_dtype_name)
 
     def beside(self, folder: Path) -> MemberSettings:
         """The same with model and tokenizer found in `folder`, where they are there."""
         named = {"model": self.model, "tokenizer": self.tokenizer}
         places = {field: folder / name for field, name in named.items() if name}
-        found = {field: str(place.resolve()) for field, place in places.items() if place.exists()}
+        found = {field: str(place.resolve()) for field, place in places.items() if exists(place)}
         return self.model_copy(update=found)
 
 
@@ -211,11 +284,16 @@ class PackConfig(PackSettings, LoadSettings):
         return value
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> PackConfig:
+    def read(cls, path: str | os.PathLike[str], **overrides: Any) -> PackConfig:
         """Read a YAML file; model folders in it may be relative to it.
 
+        Args:
+            path: The file.
+            **overrides: Fields that count instead of the file's.
+
         Raises:
-            ConfigError: if it is missing, is not YAML, or does not describe a pack.
+            ConfigError: if it is missing, is not YAML, does not describe a pack, or sets one of
+                `TRUST` that is not among the overrides.
         """
         file = Path(path)
         try:
@@ -228,16 +306,23 @@ class PackConfig(PackSettings, LoadSettings):
         if not isinstance(data, dict):
             raise ConfigError(f"{file} does not hold a mapping", hint="it begins with `members:`")
         config = cls.check(data, str(file))
+        widened = [name for name in TRUST if getattr(config, name) and name not in overrides]
+        if widened:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in widened)
+            raise ConfigError(
+                f"{file} sets {' and '.join(widened)}, which only the one who loads the pack can",
+                hint=f"if you trust its models, pass {widened[0]}=True ({options})",
+            )
         members = [member.beside(file.parent) for member in config.members]
-        return config.model_copy(update={"members": members})
+        return config.model_copy(update={"members": members}).replace(**overrides)
 
     def write(self, path: str | os.PathLike[str], comment: str = "") -> None:
-        """Write a YAML file in one piece, after lines that begin with `#`.
+        """Write a YAML file in one piece, after lines that begin with `#`; without `TRUST`.
 
         Raises:
             ConfigError: if it cannot be written.
         """
-        data = self.model_dump(exclude_none=True)
+        data = self.model_dump(exclude_none=True, exclude={*TRUST})
         ordered = {"version": data.pop("version"), "members": data.pop("members"), **data}
         text = comment + yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
         try:

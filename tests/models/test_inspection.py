@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
 from packfuse.errors import LoadError
 from packfuse.models.checkpoint import checkpoint_size
 from packfuse.models.inspection import inspect_model, pair, report
-from packfuse.settings import MemberSettings
+from packfuse.models.loading.source import Source
+from packfuse.settings import LoadSettings, MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico, starter_files
 from tests.support.bytelevel import save_small
@@ -45,13 +46,12 @@ def test_facts_are_those_of_the_loaded_model(folder: Path):
 
 
 def test_memory_counts_the_dtype_that_the_member_or_the_pack_asks_for(folder: Path):
-    numbers = checkpoint_size(str(folder)).parameters
-    assert (
-        inspect_model(MemberSettings(model=str(folder)), "bfloat16").report.memory_bytes
-        == 2 * numbers
-    )
+    pack = LoadSettings(dtype="bfloat16")
+    member = MemberSettings(model=str(folder))
+    numbers = checkpoint_size(Source.of(member, pack)).parameters
+    assert inspect_model(member, pack).report.memory_bytes == 2 * numbers
     own = MemberSettings(model=str(folder), dtype="float64", name="mine")
-    assert inspect_model(own, "bfloat16").report.memory_bytes == 8 * numbers
+    assert inspect_model(own, pack).report.memory_bytes == 8 * numbers
     assert inspect_model(own).report.name == "mine"
 
 

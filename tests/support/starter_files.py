@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,26 @@ def vocabulary() -> list[str]:
     return [*SPECIALS, *alphabet, *(merge.replace(" ", "") for merge in MERGES)]
 
 
-def write_gguf(path: Path, seed: int) -> dict[str, np.ndarray]:
-    """Write a Llama of one layer with float32 weights; return the weights by GGUF name."""
-    tokens = vocabulary()
+def write_gguf(
+    path: Path,
+    seed: int,
+    *,
+    without: Sequence[str] = (),
+    pre: str = "smollm",
+    more: Sequence[tuple[str, int]] = (),
+    **ids: int,
+) -> dict[str, np.ndarray]:
+    """Write a Llama of one layer with float32 weights; return the weights by GGUF name.
+
+    Args:
+        path: The file.
+        seed: Same seed, same weights.
+        without: Names of tensors that are left out.
+        pre: How text is split.
+        more: Further tokens and their types.
+        ids: Ids of special tokens by role, such as `eot`.
+    """
+    tokens = [*vocabulary(), *(token for token, _ in more)]
     writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(1)
@@ -41,15 +59,17 @@ def write_gguf(path: Path, seed: int) -> dict[str, np.ndarray]:
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)))
+    text = len(tokens) - len(SPECIALS) - len(more)
+    writer.add_token_types([3] * len(SPECIALS) + [1] * text + [kind for _, kind in more])
     writer.add_token_merges(MERGES)
-    for role, number in (("bos", 1), ("eos", 2), ("unk", 0), ("pad", 2)):
+    for role, number in ({"bos": 1, "eos": 2, "unk": 0, "pad": 2} | ids).items():
         getattr(writer, f"add_{role}_token_id")(number)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token("bos" in ids)
     writer.add_chat_template(TEMPLATE)
     weights = _weights(len(tokens), np.random.default_rng(seed))
+    weights = {name: value for name, value in weights.items() if name not in without}
     for name, value in weights.items():
         writer.add_tensor(name, value)
     writer.write_header_to_file()

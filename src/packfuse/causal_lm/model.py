@@ -381,7 +381,7 @@ class FusedForCausalLM(
     @property
     def device(self) -> torch.device:
         """The reference's device, for ids and logits."""
-        return next(self.members[0].parameters()).device
+        return self.engine.members[self.engine.reference_index].device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,7 +13,7 @@ from packfuse.cli.options import quiet
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import count, facts_table, size
 from packfuse.errors import ConfigError
-from packfuse.settings import MemberSettings, PackConfig
+from packfuse.settings import PackConfig
 from packfuse.starter import is_ready, starter_paths
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def check(
     dtype: Annotated[
         str | None, typer.Option(metavar="DTYPE", help="Type of the weights, to compute memory.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
+    ] = False,
 ) -> None:
     """Check models without loading them: memory, context windows, shared vocabulary.
 
@@ -39,15 +42,14 @@ def check(
     fetched. Without models, the starter pack is checked. Exit status 1 if a model cannot be a
     member of a pack.
     """
-    config = _config(models or [], pack)
+    # A check accepts no pickled weights, whatever a file says: it says that there are some.
+    given: dict[str, Any] = {"trust_remote_code": trust_remote_code, "unsafe_weights": False}
+    config = _config(models or [], pack, given | ({"dtype": dtype} if dtype else {}))
     screen.wait("Checking the models ...")
     from packfuse.models.inspection import inspect_model, report
 
     quiet(screen)
-    seen = [
-        inspect_model(member, dtype or config.dtype, config.trust_remote_code)
-        for member in config.members
-    ]
+    seen = [inspect_model(member, config) for member in config.members]
     found = report(seen)
     screen.document(found)
     screen.show(_models(found.models), *_conclusions(found))
@@ -55,18 +57,16 @@ def check(
         raise typer.Exit(1)
 
 
-def _config(models: list[str], pack: Path | None) -> PackConfig:
+def _config(models: list[str], pack: Path | None, given: dict[str, Any]) -> PackConfig:
     if models and pack:
         raise ConfigError("models and --pack exclude each other", hint="give one of them")
     if pack:
-        return PackConfig.read(pack)
+        return PackConfig.read(pack, **given)
     if models:
-        return PackConfig.check({"members": models})
+        return PackConfig.check({"members": models, **given})
     if not is_ready():
         raise ConfigError("no models to check", hint="name some, or run `packfuse starter` first")
-    return PackConfig(
-        members=[MemberSettings(model=str(path)) for path in starter_paths().values()]
-    )
+    return PackConfig.check({"members": [str(p) for p in starter_paths().values()], **given})
 
 
 def _models(models: list[ModelReport]) -> Table:
@@ -99,9 +99,17 @@ def _conclusions(found: PackReport) -> list[Text]:
                 f"{pair.twins[other]:.1%} the other way."
             )
         )
-    lines.append(Text(f"Memory for all weights: {size(found.memory_bytes)}."))
+    lines.append(Text(_memory(found)))
     style = "bold green" if found.ok else "bold red"
     return [*lines, *(Text(text, style) for text in found.verdicts)]
+
+
+def _memory(found: PackReport) -> str:
+    unknown = [model.name for model in found.models if model.memory_bytes is None]
+    if not unknown:
+        return f"Memory for all weights: {size(found.memory_bytes)}."
+    rest = f"without {', '.join(unknown)}, whose size is unknown"
+    return f"Memory for all weights: {size(found.memory_bytes)} {rest}."
 
 
 def _yes(value: bool | None) -> str:

@@ -94,8 +94,7 @@ def _candidates(pack: PackOptions) -> PackConfig:
     """The candidates as a configuration, with absolute paths of folders."""
     settings = pack.settings()
     if pack.pack:
-        config = PackConfig.read(pack.pack)
-        return PackConfig.check({**config.model_dump(), **settings})
+        return PackConfig.read(pack.pack, **settings)
     if not pack.model:
         raise ConfigError("no candidates", hint="name two or more with --model")
     models = [str(Path(m).resolve()) if Path(m).exists() else m for m in pack.model]

@@ -31,11 +31,14 @@ _METAVARS = {
     "prefix_cache": "BYTES",
     "dtype": "DTYPE",
     "device_map": "DEVICE",
+    "offload_folder": "FOLDER",
+    "cache_dir": "FOLDER",
 }
 _EXAMPLES = {"fusion": "unite:k=5", "weighting": "sim:tau=0.5"}
 _FIELDS = {**PackSettings.model_fields, **LoadSettings.model_fields}
-_IN_FILES = ("quantization",)
-"""Settings that are mappings: they can be given in pack.yaml only."""
+_IN_FILES = ("quantization", "max_memory", "token")
+"""Settings that no option sets: mappings, and the token, which others could read in a command (the
+environment variable HF_TOKEN sets it)."""
 
 
 def _names(option: str) -> Callable[[str], list[str]]:

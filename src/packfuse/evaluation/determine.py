@@ -287,7 +287,7 @@ class Determiner:
         """The configuration of the pack."""
         dumped = setting.dump()
         members = [self._members[name].model_copy(update={"name": name}) for name in names]
-        return PackConfig.check({**self.config.model_dump(), **dumped, "members": members})
+        return self.config.replace(**dumped, members=members)
 
 
 def _bits(outcomes: Sequence[Outcome]) -> float | None:

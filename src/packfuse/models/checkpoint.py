@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, get_local_safetensors_metadata, snapshot_download
 
 from packfuse.errors import LoadError
-from packfuse.models.loading import split_gguf
+from packfuse.models.loading.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +31,21 @@ class CheckpointSize:
         return self.parameters * _bytes_each(dtype)
 
 
-def checkpoint_size(model: str, revision: str | None = None) -> CheckpointSize:
-    """Read the headers of the weight files of a model.
-
-    Args:
-        model: A hub id (only the headers are downloaded), a folder or a GGUF file.
-        revision: Branch, tag or commit on the hub; None for the default branch.
-
+def checkpoint_size(source: Source) -> CheckpointSize:
+    """Read the headers of the weight files of a model: of one on the hub, nothing else is fetched.
 
     Raises:
         LoadError: if no file of weights has a header that can be read.
     """
-    folder, gguf = split_gguf(model)
     try:
-        if gguf:
-            return _gguf(Path(folder) / gguf)
-        if Path(folder).is_dir():
-            return CheckpointSize(_counts(get_local_safetensors_metadata(folder)))
-        return CheckpointSize(_counts(_hub(folder, revision)))
+        if source.gguf:
+            return _gguf(Path(source.place, source.gguf))
+        if source.folder:
+            return CheckpointSize(_counts(get_local_safetensors_metadata(source.folder)))
+        return CheckpointSize(_counts(_hub(source)))
     except Exception as error:
         raise LoadError(
-            f"no weights of {model!r} can be read: {_first_line(error)}",
+            f"no weights of {source.place!r} can be read: {_first_line(error)}",
             hint="safetensors are expected; other formats load with unsafe_weights only",
         ) from error
 
@@ -60,13 +54,20 @@ def _counts(metadata: Any) -> dict[str, int]:
     return {str(name): int(count) for name, count in metadata.parameter_count.items()}
 
 
-def _hub(repository: str, revision: str | None) -> Any:
+def _hub(source: Source) -> Any:
     """Headers of the files on the hub; without a connection, of files in the local cache."""
+    revision, token = source.hub.get("revision"), source.hub.get("token")
     try:
-        return HfApi().get_safetensors_metadata(repository, revision=revision)
+        api = HfApi(token=token)
+        return api.get_safetensors_metadata(source.place, revision=revision)
     except ConnectionError:
-        folder = snapshot_download(repository, revision=revision, local_files_only=True)
-        return get_local_safetensors_metadata(folder)
+        folder = snapshot_download(
+            source.place,
+            revision=revision,
+            cache_dir=source.hub.get("cache_dir"),
+            local_files_only=True,
+        )
+        return get_local_safetensors_metadata(Path(folder, source.hub.get("subfolder", "")))
 
 
 def _gguf(path: Path) -> CheckpointSize:

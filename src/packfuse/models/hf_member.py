@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from packfuse.errors import LoadError, MemberError, PromptError
+from packfuse.errors import LoadError, MemberError, PromptError, UnsupportedError
 from packfuse.hf_compat import CACHE, cache_argument, grouped_attention
 from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks
+from packfuse.models.devices import execution_device
 from packfuse.models.fingerprint import ModelState
 from packfuse.models.kv.ragged import ForwardBatch, RaggedBatch
 from packfuse.models.kv.store import RowCache, has_states, new_cache
@@ -30,6 +31,10 @@ LOGITS_BYTES = 32 * 2**20
 """Most bytes of one block of float32 logits; longer reads are cut into chunks."""
 
 _SNAPSHOTS = 4
+_CACHES = (
+    "a member needs a KV cache that can be copied and cut at any token: attention, also beside "
+    "recurrent layers"
+)
 
 
 @dataclass(slots=True)
@@ -54,17 +59,14 @@ class HFMember(Member):
             LoadError: if the rows of the model's cache cannot be stacked, copied and rolled back.
         """
         parameters = inspect.signature(model.forward).parameters
-        hint = "models with their own kind of cache (pure Mamba, RWKV) cannot join a pack"
+        kind = type(model).__name__
         cache = cache_argument(model)
         if cache is None:
-            kind = type(model).__name__
-            raise LoadError(f"member {name!r}: {kind} does not take `{CACHE}`", hint=hint)
+            raise LoadError(f"member {name!r}: {kind} does not take `{CACHE}`", hint=_CACHES)
         try:
             self._empty_cache = new_cache(model.config)
-        except (TypeError, KeyError) as error:
-            raise LoadError(
-                f"member {name!r} has an unsupported kind of KV cache: {error}", hint=hint
-            ) from error
+        except UnsupportedError as error:
+            raise LoadError(f"member {name!r} ({kind}): {error.message}", hint=_CACHES) from error
         model.eval()
         self.name, self.model, self.vocabulary = name, model, vocabulary
         self.context_window = context_window(model.config, vocabulary.tokenizer)
@@ -85,8 +87,7 @@ class HFMember(Member):
     @property
     def device(self) -> torch.device:
         """See `Member.device`."""
-        weight: Any = self.model.get_input_embeddings().weight
-        return torch.device(weight.device)
+        return execution_device(self.model.get_input_embeddings())
 
     def refresh(self) -> None:
         """See `Member.refresh`. Adapters, edits in place, `to` and replaced modules are noticed."""

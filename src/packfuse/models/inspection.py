@@ -8,14 +8,23 @@ from itertools import combinations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from packfuse.errors import LoadError, PackError
 from packfuse.hf_compat import causal_architectures
 from packfuse.models.checkpoint import checkpoint_size
-from packfuse.models.loading import is_causal, short_name, split_gguf, unique_names
+from packfuse.models.loading import (
+    load_model,
+    load_tokenizer,
+    loading_arguments,
+    short_name,
+    unique_names,
+)
+from packfuse.models.loading.adapters import find_adapter
+from packfuse.models.loading.architecture import auto_class
+from packfuse.models.loading.source import Source, shortened
 from packfuse.models.window import context_window
-from packfuse.settings import MemberSettings
+from packfuse.settings import LoadSettings, MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 
 
@@ -60,7 +69,7 @@ class PairReport(_Report):
         models: Names of the two models.
         overlap: Number of byte strings in both, divided by the number in either.
         twins: By model, the share of its tokens whose bytes are also a token of the other.
-        same: Whether the tokenizers are identical, so that no alignment is needed.
+        same: Whether both write every text with the same token ids, so that no alignment is needed.
     """
 
     models: tuple[str, str]
@@ -75,14 +84,14 @@ class PackReport(_Report):
     Attributes:
         models: The models, in the order of the arguments.
         pairs: All pairs of models whose tokenizers could be read.
-        memory_bytes: Bytes of the weights of all models, as far as they are known.
+        memory_bytes: Bytes of the weights of all models that are known; None if none is.
         verdicts: Conclusions in plain sentences.
         ok: Whether all models can join one pack.
     """
 
     models: list[ModelReport]
     pairs: list[PairReport]
-    memory_bytes: int
+    memory_bytes: int | None
     verdicts: list[str]
     ok: bool
 
@@ -95,47 +104,47 @@ class Inspected:
     vocabulary: Vocabulary | None
 
 
-def inspect_model(
-    member: MemberSettings, dtype: str = "auto", trust_remote_code: bool = False
-) -> Inspected:
+def inspect_model(member: MemberSettings, pack: LoadSettings | None = None) -> Inspected:
     """Read a model's configuration, tokenizer and weight headers.
 
     Errors are listed in `problems` of the report, not raised.
 
-
     Args:
         member: Settings of the member, which name the model.
-        dtype: The dtype for loading, if the settings of the member have none.
-        trust_remote_code: Run code from the repository of the model.
+        pack: How it would be loaded, where the settings of the member do not say.
     """
-    folder, gguf = split_gguf(member.model)
-    shared: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if member.revision:
-        shared["revision"] = member.revision
-    if gguf:
-        shared["gguf_file"] = gguf
+    pack = pack or LoadSettings()
     facts: dict[str, Any] = {}
     problems: list[str] = []
     vocabulary = None
     try:
-        config = AutoConfig.from_pretrained(folder, **shared)
+        how = loading_arguments(member, pack)
+        source = Source.of(member, pack)
+        adapter = find_adapter(source)
+        base = adapter.base if adapter else source
+        config = AutoConfig.from_pretrained(base.place, **base.arguments)
         facts |= _architecture(config, problems)
-        tokenizer = AutoTokenizer.from_pretrained(member.tokenizer or folder, **shared)
+        tokenizer = load_tokenizer(source, member.tokenizer, base)
         facts |= _tokenizer_facts(config, tokenizer)
         vocabulary = Vocabulary(tokenizer, int(config.get_text_config().vocab_size))
         facts["fast_tokenizer"] = True
-        facts |= _weights(member, dtype)
+        size = checkpoint_size(base)
+        memory = size.memory_bytes(how["dtype"])
+        facts |= {"parameters": size.parameters, "memory_bytes": memory}
+        if not problems and base.folder and not base.gguf and not adapter:
+            # Without memory for the weights: their names and shapes are compared.
+            load_model(source, {"device_map": "meta"}, unsafe=pack.unsafe_weights)
     except PackError as error:
         problems.append(str(error))
     except Exception as error:  # broken repositories raise all kinds of errors
-        problems.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        problems.append(f"{type(error).__name__}: {shortened(str(error))}")
     name = member.name or short_name(member.model)
     report = ModelReport(model=member.model, name=name, problems=problems, **facts)
     return Inspected(report, vocabulary)
 
 
 def _architecture(config: Any, problems: list[str]) -> dict[str, Any]:
-    causal = is_causal(config)
+    causal = auto_class(config) is not None
     # A GGUF file names the model type, and no architecture.
     usual = causal_architectures().get(config.model_type, type(config).__name__)
     own = str((config.architectures or [usual])[0])
@@ -151,12 +160,6 @@ def _tokenizer_facts(config: Any, tokenizer: Any) -> dict[str, Any]:
         "vocabulary_size": len(tokenizer),
         "fast_tokenizer": bool(tokenizer.is_fast),
     }
-
-
-def _weights(member: MemberSettings, dtype: str) -> dict[str, Any]:
-    found = checkpoint_size(member.model, member.revision)
-    memory = found.memory_bytes(member.dtype or dtype)
-    return {"parameters": found.parameters, "memory_bytes": memory}
 
 
 def report(inspected: Sequence[Inspected]) -> PackReport:
@@ -178,10 +181,11 @@ def report(inspected: Sequence[Inspected]) -> PackReport:
         if one.vocabulary
     ]
     pairs = [pair(*one, *other) for one, other in combinations(read, 2)]
+    sizes = [model.memory_bytes for model in models if model.memory_bytes is not None]
     return PackReport(
         models=models,
         pairs=pairs,
-        memory_bytes=sum(model.memory_bytes or 0 for model in models),
+        memory_bytes=sum(sizes) if sizes else None,
         verdicts=_verdicts(models, pairs),
         ok=not any(model.problems for model in models),
     )
@@ -200,7 +204,7 @@ def pair(one_name: str, one: Vocabulary, other_name: str, other: Vocabulary) -> 
         models=(one_name, other_name),
         overlap=len(common) / max(1, len(either)),
         twins={one_name: share(one), other_name: share(other)},
-        same=one.fingerprint == other.fingerprint,
+        same=one.text_digest == other.text_digest,
     )
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from packfuse.hf_compat import children_of, has_hooks, with_child
+from packfuse.models.devices import execution_device
 from packfuse.models.vocab_subset import VocabSubset
 
 _TOLERANCE = 1e-2
@@ -174,8 +175,8 @@ class LMHead:
     def probe_ids(self) -> Tensor:
         """Two token ids `[1, 2]`, none of the first ones, which may be padding."""
         embedding: Any = self.model.get_input_embeddings()
-        weight: Tensor = embedding.weight
-        return torch.tensor([[len(weight) // 2, len(weight) // 3]], device=weight.device)
+        count, device = len(embedding.weight), execution_device(embedding)
+        return torch.tensor([[count // 2, count // 3]], device=device)
 
     def _with_head(self, head: SelectiveHead) -> PreTrainedModel:
         return with_child(self.model, str(self._name), head)

@@ -9,9 +9,18 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerBase
+
+from packfuse.errors import TokenizerError
 
 _REWRITES = {"NFC", "NFKC", "NFD", "NFKD", "Precompiled", "Lowercase", "StripAccents", "Strip"}
 """Normalizers that change the text, so that its bytes are lost."""
+
+_UNKNOWN = ("unk_token", "fuse_unk")
+"""Settings of a model for text that it has no tokens for, which does not occur."""
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""The split that a ByteLevel pre-tokenizer has built in."""
 
 METASPACE = "▁"
 """How SentencePiece-style vocabularies spell a space."""
@@ -97,9 +106,62 @@ def text_tokenizer(backend: Tokenizer, control_ids: Collection[int]) -> Tokenize
     return made
 
 
+def rules_digest(text_tokenizer: Tokenizer, added: Mapping[int, AddedToken]) -> str:
+    """Digest of everything that turns text into ids, but for the bytes of the tokens.
+
+    Args:
+        text_tokenizer: See `text_tokenizer`.
+        added: Added tokens that are text, by id.
+    """
+    spec = pipeline(text_tokenizer)
+    splits = plain_splits(spec["pre_tokenizer"])
+    return digest(spec["normalizer"], splits, added_digest(added), model_digest(text_tokenizer))
+
+
 def model_digest(backend: Tokenizer) -> str:
-    """Digest of a tokenizer's model: its vocabulary, merges and settings."""
-    return hashlib.sha256(Tokenizer(backend.model).to_str().encode()).hexdigest()
+    """Digest of a tokenizer's model: its merges and settings, and how it scores tokens if it does.
+
+    The vocabulary of a BPE model is left out. It may hold control tokens or not, which are never
+    merged; the bytes of the tokens are known anyhow.
+    """
+    spec = Tokenizer(backend.model).to_str()
+    head, found, rest = spec.partition('"vocab":{')
+    _, ends, merges = rest.rpartition('},"merges":[')
+    if found and ends:
+        settings = json.loads(f"{head.rstrip(',')}}}}}")["model"]
+        spec = json.dumps({k: v for k, v in settings.items() if v and k not in _UNKNOWN}) + merges
+    return hashlib.sha256(spec.encode()).hexdigest()
+
+
+def plain_splits(node: Any) -> Any:
+    """A pre-tokenizer with one spelling for each way to split text.
+
+    Example:
+        >>> plain_splits({"type": "ByteLevel", "use_regex": False, "trim_offsets": True})
+        [{'type': 'ByteLevel', 'use_regex': False}]
+    """
+    found: list[dict[str, Any]] = []
+    for step in _steps(node, "pretokenizers"):
+        plain = {name: value for name, value in step.items() if name != "trim_offsets"}
+        if step["type"] == "ByteLevel" and step.get("use_regex", True):
+            found += [_split(_GPT2), {**plain, "use_regex": False}]
+        elif step["type"] == "Digits" and step.get("individual_digits"):
+            found.append(_split(r"\p{N}"))
+        elif step["type"] == "Split" and "Regex" in step["pattern"]:
+            found.append({**plain, "pattern": {"Regex": _escaped(step["pattern"]["Regex"])}})
+        else:
+            found.append(plain)
+    return found
+
+
+def _escaped(pattern: str) -> str:
+    """A pattern in which line ends are written as escapes."""
+    return pattern.replace("\r", r"\r").replace("\n", r"\n")
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    isolated = {"behavior": "Isolated", "invert": False}
+    return {"type": "Split", "pattern": {"Regex": pattern}, **isolated}
 
 
 def added_digest(added: Mapping[int, AddedToken]) -> str:
@@ -141,3 +203,32 @@ def _without_dummy_space(node: Any) -> Any:
     }
     steps = [{**step, **changes.get(step["type"], {})} for step in _steps(node, "pretokenizers")]
     return {"type": "Sequence", "pretokenizers": steps} if steps else None
+
+
+def fast_backend(tokenizer: PreTrainedTokenizerBase, columns: int | None) -> Tokenizer:
+    """The tokenizer of the tokenizers library inside a tokenizer of transformers.
+
+    Args:
+        tokenizer: The tokenizer.
+        columns: Width of the model's logits; None if it is not known.
+
+    Raises:
+        TokenizerError: if there is none, or if tokens of text have no logits.
+    """
+    backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+    name, kind = tokenizer.name_or_path, type(tokenizer).__name__
+    if backend is None:
+        hint = "save it as tokenizer.json with the tokenizers library"
+        if "MistralCommon" in kind:
+            hint = "load it by AutoTokenizer.from_pretrained(..., mistral_format=False)"
+        raise TokenizerError(f"{name!r}: {kind} has no fast backend", hint=hint)
+    if columns is None or backend.get_vocab_size(with_added_tokens=False) <= columns:
+        return backend
+    added = added_tokens(backend)  # those without logits are controls
+    last = max((i for i in backend.get_vocab(False).values() if i not in added), default=-1)
+    if last >= columns:
+        raise TokenizerError(
+            f"{name!r} has {last + 1} tokens, and the model has logits of {columns}",
+            hint="model and tokenizer do not belong together",
+        )
+    return backend

@@ -34,8 +34,9 @@ from packfuse.text.tokenizer_json import (
     component_types,
     digest,
     dummy_prefix,
-    model_digest,
+    fast_backend,
     pipeline,
+    rules_digest,
     text_tokenizer,
 )
 
@@ -102,12 +103,7 @@ class Vocabulary:
             TokenizerError: for a tokenizer without a fast backend, or one whose tokens cannot be
                 mapped to bytes.
         """
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise TokenizerError(
-                f"{tokenizer.name_or_path!r}: {type(tokenizer).__name__} has no fast backend",
-                hint="save it as tokenizer.json with the tokenizers library",
-            )
+        backend = fast_backend(tokenizer, columns)
         self.tokenizer = tokenizer
         self._renew_lock()
         on_fork(self._renew_lock)
@@ -382,16 +378,11 @@ class Vocabulary:
         return torch.from_numpy(np.fromiter(first, np.int64, len(self.sorted_bytes)))
 
     @cached_property
-    def _text_rules(self) -> str:
-        """Digest of everything that turns text into token ids, except the added tokens."""
-        steps = [self._pipeline[name] for name in ("normalizer", "pre_tokenizer")]
-        return digest(steps, model_digest(self._text_tokenizer))
-
-    @cached_property
     def text_digest(self) -> str:
         """Digest: equal for two vocabularies in which every text has the same token ids."""
         used = int(np.flatnonzero(self.lengths).max(initial=-1)) + 1
-        found = hashlib.sha256(self._text_rules.encode())
+        added = {i: token for i, token in self._added.items() if i not in self.control_ids}
+        found = hashlib.sha256(rules_digest(self._text_tokenizer, added).encode())
         found.update(self.lengths[:used].tobytes())
         found.update(b"".join(filter(None, self.token_bytes)))
         return found.hexdigest()
@@ -399,7 +390,7 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of everything that decides how text and tokens are converted."""
-        rules = [self._text_rules, self._pipeline["decoder"], added_digest(self._added)]
+        rules = [self.text_digest, self._pipeline, added_digest(self._added)]
         return digest(FORMAT, rules, self.columns, sorted(self.control_ids), self.end_ids)
 
     def __repr__(self) -> str:

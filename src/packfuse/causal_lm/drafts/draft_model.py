@@ -11,7 +11,7 @@ from packfuse.causal_lm.drafts.base import DraftContext, Drafter, Proposal
 from packfuse.causal_lm.drafts.length import DraftLength
 from packfuse.fusion.room import overflow
 from packfuse.fusion.sequence import PackSequence
-from packfuse.models.int8 import can_copy, int8_copy
+from packfuse.models.int8 import drafting_copy
 
 _INT8_COST = 0.4
 """Time of a step of a quantized copy, as a share of its member's."""
@@ -50,8 +50,8 @@ class ModelDrafter(Drafter):
         members = list(engine.members)
         cost = 0.0
         for k in self.drafting_members:
-            copied = quantize and can_copy(members[k])
-            members[k] = int8_copy(members[k]) if copied else members[k]
+            copied = drafting_copy(members[k]) if quantize else None
+            members[k] = copied or members[k]
             cost += (_INT8_COST if copied else 1.0) / len(reading)
         self._engine = engine.with_members(members)
         self._length = DraftLength(cost, max_draft_tokens, context.device)

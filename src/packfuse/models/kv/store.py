@@ -17,6 +17,7 @@ from weakref import WeakSet
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
+from packfuse.errors import UnsupportedError
 from packfuse.hf_compat import STATES, is_stateful, is_supported, unbounded
 from packfuse.models.kv.recurrent import copy_states
 
@@ -28,16 +29,24 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache whose attention layers keep every token, so that any suffix can be dropped.
 
     Raises:
-        TypeError: for a layer of an unsupported kind, or if no layer has attention; the message is
-            the name of the layer's class.
+        UnsupportedError: for a layer of an unsupported kind, or if no layer has attention.
     """
-    cache = DynamicCache(config=config)
+    try:
+        cache = DynamicCache(config=config)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UnsupportedError(f"transformers makes no cache for it: {error!r}") from error
     cache.layers = [unbounded(layer) for layer in cache.layers]
+    # Models without attention (Mamba) call their LM head in ways that `LMHead` does not know.
+    if all(cache.is_linear):
+        raise UnsupportedError("none of its layers has attention")
     for layer in cache.layers:
-        # Models without attention (Mamba) call their LM head in ways that `LMHead` does not know.
-        if not is_supported(layer) or all(cache.is_linear):
-            raise TypeError(type(layer).__name__)
+        if not is_supported(layer):
+            raise UnsupportedError(f"its KV cache has layers of a kind of its own, {_kind(layer)}")
     return cache
+
+
+def _kind(layer: Any) -> str:
+    return type(layer).__name__
 
 
 def has_states(cache: DynamicCache) -> bool:

@@ -1,0 +1,317 @@
+"""Loading members from hub ids, folders, GGUF files or loaded (model, tokenizer) pairs."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from packfuse.errors import ConfigError, LoadError, PackError
+from packfuse.hf_compat import tekken_tokenizer
+from packfuse.models.devices import check_devices, check_dtype, without_weights
+from packfuse.models.hf_member import HFMember
+from packfuse.models.loading.adapters import add_adapter, find_adapter
+from packfuse.models.loading.architecture import auto_class, is_composite
+from packfuse.models.loading.gguf_copy import copy_of
+from packfuse.models.loading.gguf_tokenizer import gguf_tokenizer, turn_ends
+from packfuse.models.loading.given import given_pairs
+from packfuse.models.loading.loaded_weights import check_loaded
+from packfuse.models.loading.quantization import make_quantization, unpacked
+from packfuse.models.loading.self_test import self_test
+from packfuse.models.loading.source import Source, shortened
+from packfuse.models.loading.weight_files import check_weights
+from packfuse.settings import OTHER_NAMES, LoadSettings, MemberSettings, PackConfig
+from packfuse.text.vocabulary import Vocabulary
+
+
+def load_given(models: Sequence[Any]) -> list[HFMember] | None:
+    """Members of loaded (model, tokenizer) pairs; None if `models` are names.
+
+    Raises:
+        ConfigError: if `models` is not a list, or mixes pairs and names.
+        LoadError: for a model that cannot be a member.
+    """
+    pairs = given_pairs(models)
+    if pairs is None:
+        return None
+    names = unique_names([short_name(str(model.name_or_path or "member")) for model, _ in pairs])
+    return [wrap(name, *pair) for name, pair in zip(names, pairs, strict=True)]
+
+
+def member_entry(model: Any) -> dict[str, Any]:
+    """The fields of `MemberSettings` for a hub id, a path, or a mapping of those fields.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(model, Mapping):
+        return dict(model)
+    if not isinstance(model, str | os.PathLike):
+        raise ConfigError(
+            f"{model!r} is not a model", hint="name it, or write (model, tokenizer) if it is loaded"
+        )
+    return {"model": os.fspath(model)}
+
+
+def refuse_loading(overrides: Iterable[str]) -> None:
+    """Raise an error for settings that have no effect on loaded models.
+
+    Raises:
+        ConfigError: if there are any; the message names them.
+    """
+    useless = sorted({*overrides} & {*LoadSettings.model_fields, *OTHER_NAMES})
+    if useless:
+        raise ConfigError(
+            f"{', '.join(useless)} would have no effect on models that are loaded already",
+            hint="set them when you load the models",
+        )
+
+
+def load_members(config: PackConfig) -> list[HFMember]:
+    """Load every member of a pack.
+
+    Raises:
+        LoadError: if a member fails to load; those loaded before it are freed.
+    """
+    names = unique_names([m.name or short_name(m.model) for m in config.members])
+    members: list[HFMember] = []
+    try:
+        with _collector_paused():
+            for name, member in zip(names, config.members, strict=True):
+                members.append(load_member(name, member, config))
+    except BaseException:
+        members.clear()
+        gc.collect()
+        raise
+    return members
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause garbage collection: parsing a tokenizer makes a million objects, all of them in use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> HFMember:
+    """Load one member, and test it.
+
+    Args:
+        name: Its name in the pack.
+        member: Its settings, which take precedence.
+        pack: Settings of the pack.
+
+    Raises:
+        LoadError: if it cannot be loaded; the message names the member and the reason.
+        TokenizerError: if its tokens cannot be mapped to bytes.
+        ConfigError: for settings that nothing can be loaded with.
+    """
+    how = loading_arguments(member, pack)
+    try:
+        source = Source.of(member, pack)
+        if source.gguf:
+            model, tokenizer = load_gguf(source, how, member.tokenizer)
+        else:
+            model, base = load_model(source, how, unsafe=pack.unsafe_weights)
+            tokenizer = load_tokenizer(source, member.tokenizer, base)
+    except PackError as error:
+        raise type(error)(_place(name, member, error.message), hint=error.hint) from error
+    except Exception as error:  # libraries and remote code raise all kinds of errors
+        reason = shortened(str(error)) or type(error).__name__
+        raise LoadError(_place(name, member, reason), hint=_next_step(error)) from error
+    return wrap(name, model, tokenizer)
+
+
+def _place(name: str, member: MemberSettings, reason: str) -> str:
+    return f"member {name!r} cannot be loaded from {shortened(member.model)!r}: {reason}"
+
+
+def loading_arguments(member: MemberSettings, pack: LoadSettings) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the weights, those of the member before the pack's.
+
+    Raises:
+        ConfigError: for an unknown dtype, a device that is not there, or an unusable quantization.
+    """
+    names = ("dtype", "device_map", "max_memory", "offload_folder", "attn_implementation")
+    found = {name: getattr(member, name) or getattr(pack, name) for name in names}
+    check_dtype(found["dtype"])
+    check_devices(found["device_map"])
+    settings = pack.quantization if member.quantization is None else member.quantization
+    found["quantization_config"] = make_quantization(settings)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def load_model(
+    source: Source, how: Mapping[str, Any], *, unsafe: bool
+) -> tuple[PreTrainedModel, Source]:
+    """Load the weights of a model, and its adapter if the source is one.
+
+    Args:
+        source: Where the model is.
+        how: Arguments of `from_pretrained` for the weights.
+        unsafe: Whether pickled weights are accepted.
+
+    Returns:
+        The model, and the source of the model under the adapter (the same without adapter).
+
+    Raises:
+        LoadError: for weights that do not belong to the model, or that are not accepted.
+        Exception: what transformers raises.
+    """
+    adapter = find_adapter(source)
+    base = adapter.base if adapter else source
+    config = AutoConfig.from_pretrained(base.place, **base.arguments)
+    auto = auto_class(config)
+    if auto is None:
+        own = (config.architectures or [type(config).__name__])[0]
+        raise LoadError(
+            f"it is a {own}, not a causal language model",
+            hint="a member generates text after text, as models that end in ForCausalLM do",
+        )
+    check_weights(base, getattr(config, "transformers_weights", None), unsafe=unsafe)
+    model, info = auto.from_pretrained(
+        base.place,
+        use_safetensors=None if unsafe or base.gguf else True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **how,
+        **base.arguments,
+    )
+    check_loaded(model, info, composite=is_composite(config))
+    if adapter:
+        add_adapter(model, adapter, unsafe=unsafe)
+    return model, base
+
+
+def load_gguf(
+    source: Source, how: Mapping[str, Any], other: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a GGUF file through its copy, which is made the first time.
+
+    Args:
+        source: The file.
+        how: Arguments of `from_pretrained` for the weights.
+        other: Hub id or folder of the tokenizer, where it is not that of the file.
+
+    Raises:
+        LoadError: for weights that do not belong to the model, or an unknown kind of tokenizer.
+        Exception: what transformers and the reader of the format raise.
+    """
+    path = Path(source.place, str(source.gguf))
+
+    def load(**how: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        # The tokenizer comes first: it fails fast.
+        tokenizer = load_tokenizer(source, other, source)
+        plain = {"quantization_config": unpacked()} if unpacked() else {}
+        model, _ = load_model(source, {**plain, **how}, unsafe=False)
+        ends = turn_ends(path, tokenizer)
+        model.generation_config.eos_token_id = ends or None
+        return model, tokenizer
+
+    folder = None
+    if "quantization_config" not in how:
+        folder = copy_of(path, lambda: as_plain(*load(dtype="float32")), tokenizer=other)
+    if folder is None:
+        return load(**how)
+    copied = source.at(str(folder))
+    model, _ = load_model(copied, how, unsafe=False)
+    model.name_or_path = str(path)
+    return model, load_tokenizer(source if other else copied, other, copied)
+
+
+def as_plain(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model from a GGUF file without the traces of its format, which would be saved."""
+    model.hf_quantizer = None  # type: ignore[assignment]
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model, tokenizer
+
+
+def load_tokenizer(source: Source, other: str | None, base: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Args:
+        source: Where the model is.
+        other: Hub id or folder of the tokenizer, where it is not the model's own.
+        base: Where the model under an adapter is.
+    """
+    if source.gguf and not other:
+        return gguf_tokenizer(Path(source.place, source.gguf))
+    place = source.at(other) if other else source
+    if place is not base and not place.file("tokenizer_config.json"):
+        place = base if not other else place
+    given = place.arguments
+    if tekken := place.file("tekken.json"):
+        if not place.file("tokenizer.json"):
+            converted: PreTrainedTokenizerBase = tekken_tokenizer(str(tekken))
+            return converted
+        given["mistral_format"] = False  # the tokenizer of mistral-common has no fast backend
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place.place, **given)
+    return found
+
+
+def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFMember:
+    """A member from a loaded model and its tokenizer, tested with a few tokens.
+
+    Raises:
+        LoadError: if the model's weights are not loaded, or it cannot be read in steps.
+        TokenizerError: if its tokens cannot be mapped to bytes.
+    """
+    if empty := without_weights(model):
+        raise LoadError(f"member {name!r}: its weights are not loaded, for example {empty}")
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if ends is None:
+        ends = getattr(model.config.get_text_config(), "eos_token_id", None)
+    end_ids = [ends] if isinstance(ends, int) else list(ends or ())
+    vocab_size = int(model.config.get_text_config().vocab_size)
+    member = HFMember(name, model, Vocabulary(tokenizer, vocab_size, end_ids))
+    self_test(member)
+    return member
+
+
+def short_name(model: str) -> str:
+    """The last part of a hub id or a path.
+
+    Example:
+        >>> short_name("google/gemma-3-270m")
+        'gemma-3-270m'
+    """
+    return Path(model.rstrip("/")).name.removesuffix(".gguf") or model
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, with a number appended to each that occurred before.
+
+    Example:
+        >>> unique_names(["a", "b", "a"])
+        ['a', 'b', 'a-2']
+    """
+    seen: dict[str, int] = {}
+    unique: list[str] = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return unique
+
+
+def _next_step(error: BaseException) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs code from its repository; trust_remote_code=True runs it at your risk"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "use a smaller dtype, a quantization, or device_map='auto'"
+    if isinstance(error, ImportError):
+        return "install the package that it names"
+    return "check the id or the path; `packfuse check` inspects models without loading them"
