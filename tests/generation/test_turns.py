@@ -106,8 +106,7 @@ def test_an_answer_continues_the_last_message(begun: str, reference: str) -> Non
     chunks = list(pack.stream(chat, continue_final_message=True))
     assert "".join(chunk.text for chunk in chunks) == answer.text
     counted = pack.count_tokens(chat, continue_final_message=True)
-    if reference == pack.names[pack.default_reference]:
-        assert counted == answer.record.usage.prompt_tokens
+    assert counted == max(answer.record.usage.prompt_tokens_by_member.values())
 
 
 def test_an_answer_continues_only_the_assistant() -> None:
@@ -117,5 +116,9 @@ def test_an_answer_continues_only_the_assistant() -> None:
         pack.generate(CHAT, continue_final_message=True)
     with pytest.raises(ConfigError, match="is for chats"):
         pack.generate("It is", continue_final_message=True)
-    with pytest.raises(ConfigError, match="no bool"):
+    with pytest.raises(ConfigError, match="continue_final_message='yes'"):
         pack.generate(chat, continue_final_message="yes")
+    one, other = pack.request(chat, {}), pack.request(chat, {"continue_final_message": True})
+    assert one.can_batch_with(pack.request(chat, {}))
+    assert not one.can_batch_with(other)
+    assert pack.weigh(chat, continue_final_message=True).prompt_tokens

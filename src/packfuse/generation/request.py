@@ -95,7 +95,7 @@ class Request:
                 [
                     [_plain_part(part) for part in parts],
                     [self.stop, self.trace, self.top_logprobs, call.full_support, self.pins],
-                    [_plain(self.template), _plain(self.arguments)],
+                    [_plain(self.template), self.continue_final_message, _plain(self.arguments)],
                 ]
             )
         except Exception:  # whatever an object of the caller does, it is no plain data

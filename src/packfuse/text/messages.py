@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from packfuse.errors import PromptError
 from packfuse.text.tool_text import Message, WrittenMessage
 
@@ -63,6 +65,8 @@ def check_data(value: Any, place: str, depth: int = _DEPTH, *, strict: bool = Tr
     """
     if depth < 0:
         raise PromptError(f"{place} is nested more than {_DEPTH} deep", hint="flatten it")
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, str):
         return str(check_text(value, place))
     if value is None or isinstance(value, bool | int | float):
