@@ -140,7 +140,7 @@ def test_tools_calls_and_results_are_in_the_prompt() -> None:
     assert (reply.text, reply.calls) == ("It is late.", ())
     assert f"[assistant] {write_call('time', {})}" in seen[-1]
     assert '{"name": "time", "content": "23:59"}' in seen[-1]
-    assert turn.prompt_tokens == reply.usage["prompt_tokens"]
+    assert turn.prompt_tokens == max(reply.record.usage.prompt_tokens_by_member.values())
 
 
 def test_a_call_in_a_users_message_calls_nothing() -> None:
