@@ -211,5 +211,5 @@ def test_parts_refuse_what_is_no_json(pack: Pack, value: float) -> None:
 
 def test_an_infinite_loss_is_json() -> None:
     values = by_name(["a", "b", "c"], [1.5, float("inf"), float("nan")])
-    assert values == {"a": 1.5, "b": NO_INFINITY}
+    assert values == {"a": 1.5, "b": NO_INFINITY}  # NaN stands for a member that read nothing
     assert json.loads(json.dumps(values, allow_nan=False)) == values
