@@ -174,9 +174,9 @@ def composite_architectures() -> Mapping[str, str]:
 
 
 def hub_file(repository: str, name: str, **hub: Any) -> str | None:
-    """The path of a repository's file, downloaded if needed; OSError if it cannot be reached."""
-    hub = {**hub, "_raise_exceptions_for_missing_entries": False}
-    return cached_file(repository, name, **hub)
+    """The path of a repository's file, downloaded if needed; None if it is not to be had."""
+    quiet = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
+    return cached_file(repository, name, **dict.fromkeys(quiet, False), **hub)
 
 
 def attention_of(config: Any) -> str | None:

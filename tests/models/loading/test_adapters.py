@@ -104,6 +104,14 @@ def test_a_pickled_adapter_is_refused(folders: tuple[Path, Path]) -> None:
     assert _score(str(adapter), unsafe_weights=True) == pytest.approx(_score(_adapted()), abs=1e-4)
 
 
+def test_an_adapter_of_an_adapter_is_refused(folders: tuple[Path, Path]) -> None:
+    base, adapter = folders
+    for file in adapter.glob("adapter*"):
+        shutil.copy(file, base)
+    with pytest.raises(LoadError, match="which has an adapter itself"):
+        _score(str(adapter))
+
+
 def test_an_adapter_that_puts_vectors_before_the_text_is_refused() -> None:
     peft = _peft()
     model, tokenizer = pico.tiny_pair("mistral")

@@ -413,3 +413,22 @@ def test_a_mistral_folder_has_a_fast_tokenizer(tmp_path: Path, beside: bool) -> 
     expected = pico.real_tokenizer("tekken")("a word", add_special_tokens=False)["input_ids"]
     assert own.encode("a word") == expected
     assert problems(folder) == ""
+
+
+def test_a_model_in_the_cache_needs_no_connection(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that a model may have are looked for, and need not be there."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--org--small"
+    shutil.copytree(original, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    pack = loaded("org/small", cache_dir=str(tmp_path / "hub"))
+    assert pack.names == ["small"]
+    member = MemberSettings(model="org/small", cache_dir=str(tmp_path / "hub"))
+    assert inspect_model(member).report.problems == []
+    with pytest.raises(LoadError, match="org/other"):
+        loaded("org/other", cache_dir=str(tmp_path / "hub"))

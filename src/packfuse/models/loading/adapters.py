@@ -19,6 +19,11 @@ CONFIG = "adapter_config.json"
 _SAFE, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 
 
+NO_ADAPTER = {"subfolder": "no-adapter"}
+"""`adapter_kwargs` with which transformers finds no adapter beside a model: it would add it without
+a report on the weights of the model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An adapter.
@@ -50,6 +55,11 @@ def find_adapter(source: Source) -> Adapter | None:
     if not inside and not named:
         raise LoadError(f"{path} does not name the model that it changes")
     base = source if inside else source.at(_beside(str(named), path))
+    if not inside and base.file(CONFIG):
+        raise LoadError(
+            f"{source.place} is an adapter of {base.place!r}, which has an adapter itself",
+            hint="merge the first one into its model, and save that",
+        )
     if importlib.util.find_spec("peft") is None:
         raise LoadError(
             f"{source.place} is an adapter of {base.place!r}, for which PEFT is needed",
@@ -74,7 +84,11 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, *, unsafe: bool) -> No
             hint="they can run code; unsafe_weights=True accepts them at your risk",
         )
     check_file(adapter.weights)
-    info = model.load_adapter(adapter.source.place, adapter_kwargs=dict(adapter.source.hub))
+    info = model.load_adapter(
+        adapter.source.place,
+        adapter_kwargs=dict(adapter.source.hub),
+        use_safetensors=adapter.weights.name == _SAFE,
+    )
     check_loaded(model, info.to_dict())
     model.eval()
 

@@ -16,7 +16,7 @@ from packfuse.errors import ConfigError, LoadError, PackError
 from packfuse.hf_compat import tekken_tokenizer
 from packfuse.models.devices import check_devices, check_dtype, without_weights
 from packfuse.models.hf_member import HFMember
-from packfuse.models.loading.adapters import add_adapter, find_adapter
+from packfuse.models.loading.adapters import NO_ADAPTER, add_adapter, find_adapter
 from packfuse.models.loading.architecture import auto_class, is_composite
 from packfuse.models.loading.gguf_copy import copy_of
 from packfuse.models.loading.gguf_tokenizer import gguf_tokenizer, turn_ends
@@ -78,8 +78,11 @@ def load_members(config: PackConfig) -> list[HFMember]:
 
     Raises:
         LoadError: if a member fails to load; those loaded before it are freed.
+        ConfigError: for settings that nothing can be loaded with.
     """
     names = unique_names([m.name or short_name(m.model) for m in config.members])
+    for member in config.members:
+        loading_arguments(member, config)  # before anything is loaded
     members: list[HFMember] = []
     try:
         with _collector_paused():
@@ -185,6 +188,7 @@ def load_model(
         use_safetensors=None if unsafe or base.gguf else True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
+        **({"adapter_kwargs": dict(NO_ADAPTER)} if adapter else {}),
         **how,
         **base.arguments,
     )

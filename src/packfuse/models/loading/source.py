@@ -67,7 +67,7 @@ class Source:
         return folder if Path(self.place).is_dir() else None
 
     def file(self, name: str) -> Path | None:
-        """A file of the model, downloaded if it has to be; None if there is none of that name."""
+        """A file of the model, downloaded if it has to be; None if it is not to be had."""
         if self.folder:
             path = self.folder / name
             return path if path.is_file() else None
