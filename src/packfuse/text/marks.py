@@ -41,6 +41,7 @@ _EDGES = frozenset({"begin", "start", "end"})
 
 def find_marks(
     controls: Mapping[str, int],
+    columns: int,
     roles: Collection[int],
     tags: Collection[int],
     template: str,
@@ -53,6 +54,7 @@ def find_marks(
 
     Args:
         controls: Ids of the control tokens by spelling.
+        columns: Width of the model's logits; other ids are left out.
         roles: Ids of the tokens with a role.
         tags: Ids of tokens that are known to be marks.
         template: The source of the chat template.
@@ -62,13 +64,15 @@ def find_marks(
 
     Example:
         >>> controls = {"<think>": 7, "<|im_start|>": 8, "<unused_tool_1>": 9, "<end>": 10}
-        >>> find_marks(controls, [10], [], "")
+        >>> find_marks(controls, 11, [10], [], "")
         {7: b'<think>'}
     """
     return {
         index: spelling.encode()
         for spelling, index in controls.items()
-        if index not in roles and (index in tags or _is_mark(spelling, template))
+        if index < columns
+        and index not in roles
+        and (index in tags or _is_mark(spelling, template))
     }
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from packfuse.errors import TokenizerError
 from packfuse.process import on_fork
-from packfuse.text.byte_table import NEEDED, byte_table, ids_by_bytes
+from packfuse.text.byte_table import NEEDED, PROBE, byte_table, ids_by_bytes
 from packfuse.text.marks import MARKUP, find_marks, role_ids
 from packfuse.text.reply_tags import (
     HARMONY,
@@ -46,8 +46,6 @@ FORMAT = 4
 
 ANSWER_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Tags that belong to an answer's text; some vocabularies have a control token for each."""
-
-_PROBE = "It's 42%:  a\n\n\tb 'é e\u0301 ﬁ 中文 ▁x\u00a0 😀\r\n\x07 "
 
 
 class Vocabulary:
@@ -176,10 +174,10 @@ class Vocabulary:
         missing = sorted(NEEDED & self.missing)
         if missing:
             raise TokenizerError(f"{name!r} has no token for byte {missing[0]:#04x}", hint=hint)
-        decoded = self.decode(self.encode(_PROBE))
-        if decoded != _PROBE.encode():
+        decoded = self.decode(self.encode(PROBE))
+        if decoded != PROBE.encode():
             became = decoded.decode(errors="replace")
-            raise TokenizerError(f"{name!r} turns {_PROBE!r} into {became!r}", hint=hint)
+            raise TokenizerError(f"{name!r} turns {PROBE!r} into {became!r}", hint=hint)
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`, without `prefix_ids` and without control tokens."""
@@ -328,8 +326,7 @@ class Vocabulary:
     def marks(self) -> dict[int, bytes]:
         """The spelling of control tokens that belong to an answer, such as `<think>`, by id."""
         roles = {*self.end_ids, *self.prefix_ids, *role_ids(self.tokenizer)}
-        found = find_marks(self.controls, roles, self.answer_tags, self._template)
-        return {index: name for index, name in found.items() if index < self.columns}
+        return find_marks(self.controls, self.columns, roles, self.answer_tags, self._template)
 
     @cached_property
     def reasoning_marks(self) -> tuple[Reasoning, ...]:
