@@ -111,7 +111,7 @@ class PackSettings(Settings):
     """Member whose tokens are generated; auto: the one with the lowest prompt loss."""
     draft: Part | None = None
     """Speculative decoding: how tokens are drafted before the pack verifies them in one pass. The
-    answers are the same; none: token by token."""
+    answers are the same, in bfloat16 and float16 up to rounding; none: token by token."""
     gate: Part = "every"
     """At which positions the members are fused; elsewhere the reference decides alone."""
     heads: HeadsName = "full"

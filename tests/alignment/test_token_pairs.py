@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from packfuse.alignment.base import Same
+from packfuse.alignment import alignments
+from packfuse.alignment.base import Pairing, Same
 from packfuse.alignment.bytes import Bytes
-from packfuse.alignment.token_pairs import CONTEXTS, Pairs, TokenPairs, relate_tokens
+from packfuse.alignment.spelling import spelled_bytes
+from packfuse.alignment.token_pairs import CONTEXTS, FLOOR, Pairs, TokenPairs, relate_tokens
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing
 
@@ -29,6 +33,21 @@ def small() -> tuple[Vocabulary, Vocabulary]:
     member = fusing.bpe("the ", "then", " in", "\n\n", "    ", "café", "12", name="member")
     reference = fusing.bpe("the", " inn", "\n", "  ", "ca", "é", "123", name="reference")
     return member, reference
+
+
+@functools.cache
+def marked() -> tuple[Vocabulary, Vocabulary]:
+    """Both have marks and turns of their own, and one mark is in both."""
+    member = fusing.bpe(
+        "the ", "<thi", "[C", name="member", controls=("<end>", "<think>", "</tool>", "<turn>")
+    )
+    reference = fusing.bpe(
+        "the", "think", "</", name="reference", controls=("<end>", "[CALL]", "</tool>", "<role>")
+    )
+    return member, reference
+
+
+both = pytest.mark.parametrize("vocabularies", [small, marked], ids=["text", "marks"])
 
 
 @functools.cache
@@ -52,19 +71,28 @@ def distribution(columns: int, seed: int, spread: float = 3.0, size: int | None 
     return scores.softmax(-1)
 
 
-def carried_by_hand(pairs: Pairs, member: Tensor, reference: Tensor) -> dict[int, float]:
+def carried_by_hand(
+    pairs: Pairs, vocabularies: tuple[Vocabulary, Vocabulary], member: Tensor, reference: Tensor
+) -> dict[int, float]:
     """Every member token splits its mass among its partners by the reference's probabilities.
 
-    No mass arrives where the reference gives all partners probability 0.
+    Where the reference gives all partners probability 0, the first choice takes all of it: the
+    partner with the same bytes, else the longest beginning, else the shortest continuation.
     """
     partners: dict[int, list[int]] = defaultdict(list)
     for token_id, target in pairs.tolist():
         partners[token_id].append(target)
     carried: dict[int, float] = defaultdict(float)
     for token_id, targets in partners.items():
-        total = sum(float(reference[target]) for target in targets)
+        size = len(spelled_bytes(vocabularies[0], token_id) or b"")
+        sizes = {t: len(spelled_bytes(vocabularies[1], t) or b"") for t in targets}
+        shorter = [t for t in targets if sizes[t] <= size]
+        first = (
+            max(shorter, key=sizes.__getitem__) if shorter else min(targets, key=sizes.__getitem__)
+        )
+        chance = {t: float(reference[t]) + FLOOR * (t == first) for t in targets}
         for target in targets:
-            share = 1.0 if len(targets) == 1 else float(reference[target]) / (total or 1.0)
+            share = chance[target] / sum(chance.values())
             carried[target] += float(member[token_id]) * share
     return carried
 
@@ -80,19 +108,31 @@ def first_encoded(vocabulary: Vocabulary, token: bytes) -> set[int]:
     return {vocabulary.encode(text + context)[0] for context in contexts}
 
 
-def test_partners_are_the_first_tokens_of_encodings() -> None:
-    member, reference = small()
-    expected: set[tuple[int, int]] = set()
-    for token, ids in member.ids_of.items():
-        expected |= {
-            (token_id, target) for token_id in ids for target in first_encoded(reference, token)
-        }
-    for token, ids in reference.ids_of.items():
-        expected |= {
-            (token_id, target) for target in ids for token_id in first_encoded(member, token)
-        }
-    expected |= {(member.end_ids[0], reference.end_ids[0])}
-    assert {tuple(pair) for pair in small_pairs().tolist()} == expected
+def spelled(owner: Vocabulary, other: Vocabulary) -> list[tuple[bytes, int]]:
+    """Text tokens, and control tokens inside answers that the other has to spell."""
+    text = [(token, token_id) for token, ids in owner.ids_of.items() for token_id in ids]
+    marks = {"<think>", "</tool>", "[CALL]"} - set(other.controls)
+    return text + [(name.encode(), i) for name, i in owner.controls.items() if name in marks]
+
+
+@both
+def test_partners_are_the_first_tokens_of_encodings(
+    vocabularies: Callable[[], tuple[Vocabulary, Vocabulary]],
+) -> None:
+    member, reference = vocabularies()
+    expected = {
+        (token_id, target)
+        for token, token_id in spelled(member, reference)
+        for target in first_encoded(reference, token)
+    }
+    for token, target in spelled(reference, member):
+        expected |= {(token_id, target) for token_id in first_encoded(member, token)}
+    expected |= {
+        (member.controls[name], reference.controls[name])
+        for name in ("<end>", "</tool>")
+        if name in member.controls
+    }
+    assert {tuple(pair) for pair in relate_tokens(member, reference).tolist()} == expected
 
 
 def test_swapping_the_vocabularies_swaps_the_pairs() -> None:
@@ -113,16 +153,20 @@ def test_progress_reaches_the_end() -> None:
 @given(seed=seeds, spread=st.sampled_from([0.5, 3.0, 20.0]))
 @example(seed=17, spread=20.0)  # the partners of a token have probability 0
 @example(seed=982, spread=20.0)  # nearly 0: 2.7e-11 becomes 2e-12
-def test_carrying_equals_the_simple_twin(seed: int, spread: float) -> None:
-    member, reference = small()
+@both
+def test_carrying_equals_the_simple_twin(
+    vocabularies: Callable[[], tuple[Vocabulary, Vocabulary]], seed: int, spread: float
+) -> None:
+    member, reference = vocabularies()
+    pairs = small_pairs() if vocabularies is small else relate_tokens(member, reference)
     member_probs = distribution(member.columns, seed, spread)
     reference_probs = distribution(reference.columns, seed + 1, spread)
-    carried = TokenPairs(small_pairs(), member, reference).carry(
-        member_probs[None], reference_probs[None]
-    )[0]
-    expected = carried_by_hand(small_pairs(), member_probs.double(), reference_probs.double())
+    carried = TokenPairs(pairs, member, reference).carry(member_probs[None], reference_probs[None])
+    carried = carried[0]
+    expected = carried_by_hand(
+        pairs, (member, reference), member_probs.double(), reference_probs.double()
+    )
     for target, mass in enumerate(carried.tolist()):
-        # Shares of a token whose partners have probability 1e-38 are lost in single precision.
         assert mass == pytest.approx(expected[target], rel=1e-4, abs=1e-9)
 
 
@@ -158,7 +202,9 @@ def test_real_vocabularies_carry_like_the_simple_twin() -> None:
     member_probs = distribution(member.columns, 1, size=member.size)
     reference_probs = distribution(reference.columns, 2, size=reference.size)
     carried = token_pairs.carry(member_probs[None], reference_probs[None])[0]
-    expected = carried_by_hand(pairs, member_probs.double(), reference_probs.double())
+    expected = carried_by_hand(
+        pairs, (member, reference), member_probs.double(), reference_probs.double()
+    )
     found = dict(enumerate(carried.tolist()))
     assert max(abs(found[target] - expected[target]) for target in found) < TOLERANCE
 
@@ -290,9 +336,63 @@ def test_control_tokens_may_differ_between_members_of_one_family() -> None:
     assert base.decode(pairing.map_control(size)) == b"<turn>"
     back = Bytes().pair(chat, base)
     member_logps = distribution(chat.columns, 8).log()
-    assert torch.equal(
-        back.carry([member_logps], torch.zeros(1, size), [None])[0], member_logps[:size]
-    )
+    own = distribution(size, 9).log()
+    carried = back.carry([member_logps], own[None], [None])[0]
+    # For what the base model cannot write, the chat model abstains.
+    abstained = member_logps[size] + own
+    assert torch.allclose(carried, torch.logaddexp(member_logps[:size], abstained))
+    impossible = member_logps.index_fill(0, torch.tensor([size]), -torch.inf)
+    assert torch.equal(back.carry([impossible], own[None], [None])[0], impossible[:size])
+
+
+def pairing_of(alignment: Any, member: Vocabulary, reference: Vocabulary) -> Pairing:
+    pairing: Pairing = alignments().make(alignment).pair(member, reference)
+    return pairing
+
+
+@pytest.mark.parametrize(
+    "alignment",
+    [{"name": "bytes", "hedge": 0}, "prefix", "mined"],
+    ids=["bytes", "prefix", "mined"],
+)
+@given(seed=seeds, share=st.sampled_from([0.0, 0.3, 0.999, 1.0]))
+def test_mass_that_cannot_be_carried_is_the_references(
+    alignment: Any, seed: int, share: float
+) -> None:
+    member, reference = marked()
+    pairing = pairing_of(alignment, member, reference)
+    member_probs = distribution(member.columns, seed)
+    own = distribution(reference.columns, seed + 1).log()[None]
+    turn = member.controls["<turn>"]
+    member_probs[turn] = 0.0
+    member_probs /= member_probs.sum()
+    plain = pairing.carry([member_probs.log()], own, [None])[0].exp()
+    member_probs *= 1 - share
+    member_probs[turn] = share
+    carried = pairing.carry([member_probs.log()], own, [None])[0].exp()
+    assert torch.allclose(carried, (1 - share) * plain + share * own[0].exp(), atol=1e-6)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_without_marks_distributions_are_carried_as_they_were(swapped: bool) -> None:
+    """To the bit, where no member and no reference has any mass on control tokens."""
+    member, reference = real()[1::-1] if swapped else real()[:2]
+    assert member.marks or reference.marks
+    now = Bytes().pair(member, reference)
+    pairs = cast("Any", now).token_pairs
+    pairs = np.stack([pairs._tokens.numpy(), _targets(pairs)], 1)
+    text = ~np.isin(pairs[:, 0], list(member.marks)) & ~np.isin(pairs[:, 1], list(reference.marks))
+    assert not text.all()
+    before = TokenPairs(pairs[text], member, reference)
+    probs = []
+    for vocabulary in (member, reference):
+        found = distribution(vocabulary.columns, 1, size=vocabulary.size)
+        found[sorted(vocabulary.control_ids)] = 0
+        probs.append((found[None] / found.sum()).log().exp())
+    expected = before.carry(probs[0], probs[1])
+    expected /= expected.sum(-1, keepdim=True)
+    expected.lerp_(probs[1], 0.01).log_()
+    assert torch.equal(now.carry([probs[0][0].log()], probs[1].log(), [None]), expected)
 
 
 def test_tensors_are_copied_to_a_device_once() -> None:

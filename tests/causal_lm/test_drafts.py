@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import threading
 import weakref
 from collections import Counter
@@ -120,6 +121,27 @@ def test_greedy_answers_are_those_without_drafts(kind: str, reference: int, draf
     assert found.accepted <= found.drafted
     assert draft == "lookup" or found.drafted > 0
     assert usual.record.drafts is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_in_bfloat16_drafts_decide_near_ties_only(seed: int) -> None:
+    """Passes over several tokens round otherwise; up to the first other token nothing else does."""
+    members = [
+        HFMember(name, pico.tiny_pair(name, seed=seed)[0].bfloat16(), vocabulary(name))
+        for name in ("mistral", "deepseek")
+    ]
+    pack = tiny_pack(members)
+    usual = pack.generate(PROMPT, max_new_tokens=NEW, trace=True)
+    script = Scripted(
+        answer=usual.token_ids, prompt=usual.record.usage.prompt_tokens, plan=((7, 8),)
+    )
+    drafted = pack.generate(PROMPT, max_new_tokens=NEW, trace=True, draft=script)
+    assert drafted.record.drafts
+    assert drafted.record.drafts.accepted > 0
+    for one, other in zip(usual.record.trace or [], drafted.record.trace or [], strict=False):
+        assert abs(math.log(one.probability / other.probability)) < 0.3
+        if one.text != other.text:
+            break
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,8 +4,10 @@ Text is encoded by the Hugging Face tokenizers; only the bytes of tokens come fr
 papers compare the strings of one family of tokenizers; this module compares words, as the package
 does:
 
-- A word is the bytes of a text token, or the end of a text. Other control tokens are not words; the
-  papers have none among the most probable tokens of their models.
+- A word is the bytes of a text token or of a mark (`<think>`), or the end of a text. Other control
+  tokens are words of the reference alone; the papers have none among the most probable tokens of
+  their models. With their probability, another model abstains: the reference's distribution stands
+  for it.
 - Of several tokens with the same bytes, only the one that the tokenizer produces is a word.
 """
 
@@ -24,8 +26,10 @@ from transformers import PreTrainedModel
 
 from packfuse.text.vocabulary import Vocabulary
 
-Word = bytes
+Word = bytes | int
 END: Word = b""
+HEDGE = 0.01
+"""Share of abstention where a mark is carried to the first token of its spelling."""
 
 
 @dataclass
@@ -42,7 +46,13 @@ class Model:
     @cached_property
     def word_of(self) -> dict[int, Word]:
         text = {ids[0]: word for word, ids in self.vocabulary.ids_of.items()}
-        return text | dict.fromkeys(self.vocabulary.end_ids, END)
+        return text | self.vocabulary.marks | dict.fromkeys(self.vocabulary.end_ids, END)
+
+    @cached_property
+    def others(self) -> list[int]:
+        """Control tokens that are not words."""
+        size = len(self.tokenizer)
+        return [i for i in self.vocabulary.control_ids if i < size and i not in self.word_of]
 
     def read(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text).input_ids
@@ -56,6 +66,10 @@ class Model:
 
     def find(self, word: Word) -> int:
         """The token of a word, or the first token of its encoding."""
+        if isinstance(word, int):
+            return word
+        if word in self.vocabulary.marks.values():
+            return next(i for i, name in self.vocabulary.marks.items() if name == word)
         if word == END:
             return self.vocabulary.end_ids[0]
         if word in self.vocabulary.ids_of:
@@ -93,9 +107,9 @@ def unite(models: Sequence[Model], reference: int, prompt: str, k: int, steps: i
         )
         read = [ids if s is primary else s.read(text) for s in models]
         logits = [s.logits(i, 1)[-1] for s, i in zip(models, read, strict=True)]
-        fused = union_average(models, logits, k)
+        fused = union_average(models, logits, k, reference)
         winner = max(fused, key=lambda word: fused[word])
-        written.foreign += winner != END and winner not in primary.vocabulary.ids_of
+        written.foreign += winner != END and winner not in primary.word_of.values()
         written.distributions.append(by_reference(primary, fused))
         written.ids.append(primary.find(winner))
         if winner == END:
@@ -103,18 +117,37 @@ def unite(models: Sequence[Model], reference: int, prompt: str, k: int, steps: i
     return written
 
 
-def union_average(models: Sequence[Model], logits: Sequence[Tensor], k: int) -> dict[Word, float]:
+def union_average(
+    models: Sequence[Model], logits: Sequence[Tensor], k: int, reference: int
+) -> dict[Word, float]:
     """The equations in order: top-k, union, look-up, softmax over the union, mean."""
     union: dict[Word, None] = {}
+    own = dict.fromkeys(models[reference].others)
     for model, row in zip(models, logits, strict=True):
         scores = row.tolist()
-        best = heapq.nlargest(k, model.word_of, key=lambda i: scores[i])
-        union.update(dict.fromkeys(model.word_of[i] for i in best))
+        words = model.word_of | ({i: i for i in own} if model is models[reference] else {})
+        best = heapq.nlargest(k, words, key=lambda i: scores[i])
+        union.update(dict.fromkeys(words[i] for i in best))
     probs = [
-        softmax({word: float(row[model.find(word)]) for word in union})
+        softmax(
+            {
+                word: -math.inf
+                if isinstance(word, int) and model is not models[reference]
+                else float(row[model.find(word)])
+                for word in union
+            }
+        )
         for model, row in zip(models, logits, strict=True)
     ]
-    return {word: sum(p[word] for p in probs) / len(probs) for word in union}
+    shares = [
+        1.0 if number == reference else 1 - float(row.softmax(0)[model.others].sum())
+        for number, (model, row) in enumerate(zip(models, logits, strict=True))
+    ]
+    shares[reference] += sum(1 - share for share in shares)
+    return {
+        word: sum(share * p[word] for share, p in zip(shares, probs, strict=True)) / len(probs)
+        for word in union
+    }
 
 
 def by_reference(primary: Model, fused: dict[Word, float]) -> dict[int, float]:
@@ -138,6 +171,30 @@ class PackLLM:
     def not_words(self) -> list[int]:
         own = self.models[self.reference]
         return [i for i in range(len(own.tokenizer)) if i not in own.word_of]
+
+    def carried(self, ids: Sequence[int], last: int = 0) -> list[Tensor]:
+        """Per model, log-probabilities `[n, V]` over the reference's ids.
+
+        With its control tokens that are not words, a mapped model abstains. Its marks go to the
+        first token of their spelling.
+        """
+        own = self.models[self.reference]
+        rows = self.logits(ids, last)
+        ours = rows[self.reference].softmax(-1)
+        for k, (model, table) in enumerate(zip(self.models, self.maps, strict=True)):
+            if k == self.reference:
+                continue
+            probs = model.logits([table[i] for i in ids], last).softmax(-1)
+            lost = probs[:, model.others].sum(-1)
+            marks = {i: s for i, s in model.vocabulary.marks.items() if i < probs.shape[1]}
+            mixed = rows[k].softmax(-1) * (1 - lost - probs[:, list(marks)].sum(-1))[:, None]
+            for index, spelling in marks.items():
+                first = own.vocabulary.first_token(spelling)
+                assert first is not None
+                mixed[:, first] += (1 - HEDGE) * probs[:, index]
+                lost = lost + HEDGE * probs[:, index]
+            rows[k] = (mixed + lost[:, None] * ours).log()
+        return rows
 
     def logits(self, ids: Sequence[int], last: int = 0) -> list[Tensor]:
         """Per model, `[n, V]` over the reference's ids; mapped models have words only."""
@@ -166,8 +223,8 @@ class PackLLM:
     def opt(self, prompt: str, *, early_stop: bool) -> list[float]:
         """The greedy search: members by rising loss, λ in steps of 0.05."""
         ids = self.models[self.reference].read(prompt)
-        logits = self.logits(ids)
-        losses = self.losses(ids, logits)
+        losses = self.losses(ids, self.logits(ids))
+        logits = self.carried(ids)
         order = sorted(range(len(losses)), key=lambda k: losses[k])
         current, weights = logits[order[0]], {order[0]: 1.0}
         for member in order[1:]:
@@ -185,7 +242,7 @@ class PackLLM:
     def pooled(self, ids: Sequence[int], weights: Sequence[float]) -> Tensor:
         """softmax(Σ λ_k s_k) after the last id, `[V]`."""
         total = torch.zeros(len(self.models[self.reference].tokenizer), dtype=torch.float64)
-        for rows, weight in zip(self.logits(ids, 1), weights, strict=True):
+        for rows, weight in zip(self.carried(ids, 1), weights, strict=True):
             if weight > 0:
                 total += weight * rows[-1]
         return total.softmax(0)

@@ -70,10 +70,14 @@ class Scripted(PreTrainedModel):
             pads = 0 if attention_mask is None else int((attention_mask[index] == 0).sum())
             for place in range(keep):
                 prefix = ids[pads : len(ids) - keep + place + 1]
-                token = self.following(self.vocabulary.decode(prefix))
-                if token is not None:
-                    logits[index, place, token] = CERTAIN
+                self.fill(logits[index, place], prefix)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+    def fill(self, logits: Tensor, prefix: list[int]) -> None:
+        """Set the logits after a prefix, `[columns]`."""
+        token = self.following(self.vocabulary.decode(prefix))
+        if token is not None:
+            logits[token] = CERTAIN
 
     def following(self, text: bytes) -> int | None:
         """The next token of the answer, or its end token; None within a prompt."""

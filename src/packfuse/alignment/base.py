@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from packfuse.alignment.controls import (
+    ControlFlow,
+    MarkHypotheses,
+    MarkShare,
+    MarkTable,
+    SharedFirsts,
+)
 from packfuse.alignment.lexicon import Lexicon, writable
-from packfuse.alignment.straddle import StraddleFilter
+from packfuse.alignment.straddle import WINDOW, StraddleFilter
 from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
@@ -27,11 +34,16 @@ class Pairing(ABC):
             member is fed the text in its own tokens.
         lookahead: Whether white space at the end of the text is tokenized as if a word followed.
         exact: Whether the tokens outside `used_ids` have no effect on the result.
+        marks: The marks that the member reads as control tokens where the reference spells them;
+            None for none.
+        window: Number of last reference tokens that decide the state of its filters.
     """
 
     same_ids: bool = False
     lookahead: bool = True
     exact: bool = True
+    marks: MarkTable | None = None
+    window: int = WINDOW
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
         """The member's ids for reference ids; only for pairings with `same_ids`."""
@@ -76,7 +88,8 @@ class Pairing(ABC):
             filters: The filter of each row, from `straddle`.
 
         Returns:
-            Log-probabilities `[N, reference columns]`, nats.
+            Log-probabilities `[N, reference columns]`, nats. For mass that cannot be carried, a row
+            has the reference's own distribution.
         """
 
 
@@ -136,8 +149,9 @@ class Alignment(BaseModel, ABC):
 class Same(Pairing):
     """A member that encodes every text to the reference's ids: nothing has to be carried.
 
-    The control tokens of the two may differ. Those of the reference that the member does not have
-    get probability 0.
+    The control tokens of the two may differ. Marks and ends that only one of them has go to, and
+    take from, what the other writes in their place. Any other control token that the member does
+    not have gets probability 0.
     """
 
     same_ids = True
@@ -151,10 +165,24 @@ class Same(Pairing):
             if index < self.columns and member.controls.get(name) != index
         ]
         # The member is fed its own end of turn for an end of the reference that it does not have,
-        # and the spelling for any other control token that it does not have.
+        # its own token for a control token that has another id, and the spelling of any other.
         ends = {index: [member.end_ids[0]] for index in reference.end_ids if member.end_ids}
-        self._controls = {i: ends.get(i) or member.encode(reference.spell(i)) for i in absent}
+        self._controls = {
+            i: _twin(reference.spell(i), member) or ends.get(i) or member.encode(reference.spell(i))
+            for i in absent
+        }
         self._absent = torch.tensor([*absent, *range(reference.size, self.columns)]).long()
+        kept = {i for name, i in member.controls.items() if reference.controls.get(name) == i}
+        self._flow = ControlFlow(member, reference, kept, twins=True)
+        self._firsts = SharedFirsts(member, reference)
+        self._share = MarkShare(member, reference)
+        self.marks = MarkTable(member, reference)
+        table = np.arange(self.columns)
+        table[table >= member.columns] = -1
+        self._hypotheses = (
+            MarkHypotheses(self.marks, member, reference, table) if self.marks else None
+        )
+        self.window = self._hypotheses.window if self._hypotheses else WINDOW
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
         """The same ids."""
@@ -173,14 +201,22 @@ class Same(Pairing):
             logps = logps.index_fill(-1, self._absent.to(logps.device), float("-inf"))
         return logps
 
+    def straddle(self) -> StraddleFilter | None:
+        """A filter for marks that the reference has to spell; None without such marks."""
+        return StraddleFilter(self._hypotheses) if self._hypotheses else None
+
     def carry(
         self,
         member: Sequence[Tensor | None],
         reference: Tensor,
         filters: Sequence[StraddleFilter | None],
     ) -> Tensor:
-        """The member's own log-probabilities."""
-        return self.translate(stack(member, reference))
+        """The member's own log-probabilities, except of control tokens that one side lacks."""
+        logps = stack(member, reference)
+        carried = self._firsts.add(self.translate(logps), reference)
+        carried = self._share.add(carried, reference, self._flow.kept(logps))
+        carried = self._flow.add(carried, logps, reference)
+        return follow_straddles(carried, member, reference, filters)
 
 
 class Mapped(Pairing):
@@ -193,6 +229,7 @@ class Mapped(Pairing):
     def __init__(
         self,
         table: NDArray[np.int64],
+        member: Vocabulary,
         reference: Vocabulary,
         *,
         same_ids: bool = False,
@@ -202,17 +239,25 @@ class Mapped(Pairing):
 
         Args:
             table: The member's id by reference id, `[reference columns]`; -1 for none. Only the
-                reference's text tokens and ends get a probability, so that no text of a member
-                becomes a control token.
+                reference's text tokens, ends and marks get a probability, so that no text of a
+                member becomes another control token.
+            member: The member's vocabulary.
             reference: The reference's vocabulary.
             same_ids: See `Pairing`.
             lookahead: See `Pairing`.
         """
         self.same_ids, self.lookahead = same_ids, lookahead
-        carried = (table >= 0) & writable(reference)
         self._table = table
-        self._tokens = torch.from_numpy(np.where(carried, table, 0))
-        self._excluded = torch.from_numpy(~carried)
+        carried = with_marks(np.where(writable(reference), table, -1), member, reference)
+        self._tokens = torch.from_numpy(carried.clip(min=0))
+        self._excluded = torch.from_numpy(carried < 0)
+        self._flow = ControlFlow(member, reference, set(carried.tolist()), twins=False)
+        self._share = MarkShare(member, reference)
+        self.marks = MarkTable(member, reference)
+        self._hypotheses = (
+            MarkHypotheses(self.marks, member, reference, carried) if self.marks else None
+        )
+        self.window = self._hypotheses.window if self._hypotheses else WINDOW
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
         """The member's ids, one for each reference id."""
@@ -221,8 +266,13 @@ class Mapped(Pairing):
 
     def used_ids(self) -> Tensor:
         """The ids in the table. The others have no effect, as `translate` normalizes over these."""
-        carried: Tensor = self._tokens[~self._excluded].unique()
-        return carried.cpu()
+        carried = self._tokens[~self._excluded].cpu()
+        used: Tensor = torch.cat([carried, self._flow.used_ids]).unique()
+        return used
+
+    def straddle(self) -> StraddleFilter | None:
+        """A filter for marks that the reference has to spell; None without such marks."""
+        return StraddleFilter(self._hypotheses) if self._hypotheses else None
 
     def translate(self, logps: Tensor) -> Tensor:
         """Log-probabilities `[N, reference columns]`, normalized."""
@@ -230,7 +280,8 @@ class Mapped(Pairing):
             self._tokens = self._tokens.to(logps.device)
             self._excluded = self._excluded.to(logps.device)
         mapped = logps.index_select(-1, self._tokens).masked_fill_(self._excluded, -torch.inf)
-        return mapped.log_softmax(-1)
+        normalized: Tensor = mapped.log_softmax(-1)
+        return normalized
 
     def carry(
         self,
@@ -238,14 +289,71 @@ class Mapped(Pairing):
         reference: Tensor,
         filters: Sequence[StraddleFilter | None],
     ) -> Tensor:
-        """See `translate`; a row without a member's distribution is the reference's."""
+        """See `translate` and `ControlFlow`.
+
+        A row without a member's distribution is the reference's.
+        """
         if all(row is None for row in member):
-            return reference.clone()
-        carried = self.translate(stack(member, reference))
-        for index, row in enumerate(member):
-            if row is None:
-                carried[index] = reference[index]
+            return follow_straddles(reference, member, reference, filters)
+        logps = stack(member, reference)
+        kept = self._flow.kept(logps)
+        # Without any mass on text, the normalized text is NaN.
+        text = self.translate(logps).masked_fill_(torch.isneginf(kept), -torch.inf)
+        carried = self._share.add(text + kept, reference, kept)
+        carried = self._flow.add(carried, logps, reference)
+        return follow_straddles(carried, member, reference, filters)
+
+
+def follow_straddles(
+    carried: Tensor,
+    member: Sequence[Tensor | None],
+    reference: Tensor,
+    filters: Sequence[StraddleFilter | None],
+) -> Tensor:
+    """Carried distributions, mixed with the straddles of each row; `carried` is not changed.
+
+    Args:
+        carried: Log-probabilities at the cut, `[N, reference columns]`, nats.
+        member: As in `Pairing.carry`. A row that is None is the reference's, unless it has
+            straddles.
+        reference: As in `Pairing.carry`.
+        filters: As in `Pairing.carry`.
+    """
+    rows = list(carried)
+    plain = [
+        row is not None and (straddle is None or straddle.trivial)
+        for row, straddle in zip(member, filters, strict=True)
+    ]
+    if all(plain):
         return carried
+    for index, (row, straddle) in enumerate(zip(member, filters, strict=True)):
+        if plain[index]:
+            continue
+        cut = None if row is None else carried[index].exp()
+        mixed = straddle.mix(cut, reference[index].exp()) if straddle else None
+        rows[index] = reference[index] if mixed is None else mixed.log()
+    return torch.stack(rows)
+
+
+def with_marks(
+    table: NDArray[np.int64], member: Vocabulary, reference: Vocabulary
+) -> NDArray[np.int64]:
+    """A table of member ids by reference id, with the reference's marks.
+
+    A mark has the control token of that spelling, or else the first token of its spelling.
+    """
+    table = table.copy()
+    for index, spelling in reference.marks.items():
+        twin = member.controls.get(spelling.decode(), member.columns)
+        first = twin if twin < member.columns else member.first_token(spelling)
+        table[index] = -1 if first is None else first
+    return table
+
+
+def _twin(spelling: str, vocabulary: Vocabulary) -> list[int]:
+    """The control token with that spelling; empty for none."""
+    index = vocabulary.controls.get(spelling, vocabulary.columns)
+    return [index] if index < vocabulary.columns else []
 
 
 def stack(rows: Sequence[Tensor | None], reference: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from packfuse.alignment.base import Alignment, Pairing, Same, stack
+from packfuse.alignment.controls import MarkTable
 from packfuse.alignment.map_cache import cached_map
-from packfuse.alignment.straddle import StraddleFilter, StraddleIndex
+from packfuse.alignment.spelling import unshared_marks
+from packfuse.alignment.straddle import WINDOW, StraddleFilter, StraddleIndex
 from packfuse.alignment.token_pairs import VERSION, TokenPairs, relate_tokens
 from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
@@ -66,20 +68,22 @@ class BytesPairing(Pairing):
         self.alignment, self.token_pairs = alignment, token_pairs
         self._vocabularies = member, reference
         self._index = StraddleIndex(token_pairs, member, reference) if alignment.straddles else None
+        self.marks = MarkTable(member, reference)
+        self.window = self._index.window if self._index else WINDOW
 
     def used_ids(self) -> Tensor:
-        """The member's ids that encode the bytes of reference tokens.
+        """The member's ids that encode the bytes of reference tokens, and its control tokens.
 
         The others have a small effect: each sends its mass to some reference token, too. Most are
         long, rare, or in scripts for which the reference has byte tokens only.
         """
         member, reference = self._vocabularies
-        encoded = member.encode_batch(
-            [token.decode(errors="replace") for token in reference.ids_of]
-        )
+        spelled = [*reference.ids_of, *unshared_marks(reference, member).values()]
+        encoded = member.encode_batch([token.decode(errors="replace") for token in spelled])
         ids = {index for path in encoded for index in path}
         equal = {i for token in reference.ids_of for i in member.ids_of.get(token, ())}
-        return torch.tensor(sorted(ids | equal))
+        controls = {index for index in member.control_ids if index < member.columns}
+        return torch.tensor(sorted(ids | equal | controls))
 
     def straddle(self) -> StraddleFilter | None:
         """A new filter."""
@@ -93,12 +97,15 @@ class BytesPairing(Pairing):
     ) -> Tensor:
         """Carry the cut, mix in the straddles, and hedge.
 
-        A row without a member's distribution and without straddles is the reference's.
+        For mass that cannot be carried, the cut has the reference's distribution. A row without a
+        member's distribution and without straddles is the reference's.
         """
         reference_probs = reference.exp()
         if any(row is not None for row in member):
-            carried = self.token_pairs.carry(stack(member, reference).exp(), reference_probs)
+            member_probs = stack(member, reference).exp()
+            carried = self.token_pairs.carry(member_probs, reference_probs)
             carried /= carried.sum(-1, keepdim=True).clamp_min(torch.finfo(carried.dtype).tiny)
+            carried.lerp_(reference_probs, self.token_pairs.uncarried(member_probs))
         else:
             carried = reference_probs.clone()
         for index, (row, straddle) in enumerate(zip(member, filters, strict=True)):

@@ -49,7 +49,7 @@ class Mined(Alignment):
         table = cached_map(
             "mined", VERSION, member, reference, lambda: mine(member, reference, progress)
         )
-        return Mapped(table, reference, same_ids=self.inputs == "map")
+        return Mapped(table, member, reference, same_ids=self.inputs == "map")
 
     @property
     def reading(self) -> Mined:

@@ -46,7 +46,7 @@ class Prefix(Alignment):
         table = cached_map(
             "prefix", VERSION, member, reference, lambda: first_tokens(member, reference, progress)
         )
-        return Mapped(table, reference, lookahead=False)
+        return Mapped(table, member, reference, lookahead=False)
 
     def lexicon(self, vocabularies: Sequence[Vocabulary]) -> Lexicon | None:
         """A lexicon if the vocabularies differ."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,11 +24,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from packfuse.alignment.token_pairs import TokenPairs
+from packfuse.alignment.spelling import spelled_bytes, unshared_marks
+from packfuse.alignment.token_pairs import FLOOR, TokenPairs
 from packfuse.text.vocabulary import Vocabulary
 
 WINDOW = 8
-"""Number of last reference tokens that decide the state of a filter."""
+"""Number of last reference tokens that decide the state of a filter, unless marks are longer."""
 
 MAX_STRADDLES = 256
 """Most straddles that begin with one reference token, and at each boundary inside it."""
@@ -54,38 +56,51 @@ class InnerBoundary:
     token: int
 
 
-class StraddleIndex:
-    """Finds straddles of a member and their continuations in the reference; shared by filters."""
+class Spellings:
+    """A vocabulary's tokens in the order of their bytes, with marks that the other has to spell."""
 
-    def __init__(self, pairs: TokenPairs, member: Vocabulary, reference: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, other: Vocabulary) -> None:
+        """Text tokens of `vocabulary`, and its marks that are no control tokens of `other`."""
+        self.words, self.ids = vocabulary.sorted_bytes, vocabulary.sorted_ids
+        marks = unshared_marks(vocabulary, other)
+        if marks:
+            words, ids = list(self.words), self.ids.tolist()
+            for index, spelling in marks.items():
+                place = bisect.bisect_left(words, spelling)
+                words.insert(place, spelling)
+                ids.insert(place, index)
+            self.words, self.ids = words, torch.tensor(ids)
+
+    def beginning(self, prefix: bytes) -> tuple[int, int]:
+        """The places of the tokens that begin with `prefix`: the first, and the last plus one."""
+        return _prefix_range(self.words, prefix)
+
+
+class Hypotheses(ABC):
+    """Which tokens of a member may go on past a reference token, and how. Filters share it."""
+
+    def __init__(self, member: Vocabulary, reference: Vocabulary) -> None:
         """Nothing is computed yet; results are cached."""
-        self.pairs, self.member, self.reference = pairs, member, reference
+        self.member, self.reference = member, reference
         self.continuations = lru_cache(maxsize=8192)(self._continuations)
-        self.consistent = lru_cache(maxsize=65536)(self._consistent)
-        self._remainders = lru_cache(maxsize=1024)(self._find_remainders)
+        self._targets = Spellings(reference, member)
+        marks = [spelling.decode() for spelling in unshared_marks(member, reference).values()]
+        self.window = max([WINDOW, *(len(ids) + 1 for ids in reference.encode_batch(marks))])
 
-    def _continuations(self, rest: bytes) -> Tensor:
-        """Reference ids that can come next if the text continues with `rest`, `[n]`."""
-        low, high = _prefix_range(self.reference.sorted_bytes, rest)
-        ids = self.reference.sorted_ids[low:high]
+    def _continuations(self, rest: bytes) -> tuple[Tensor, Tensor]:
+        """Reference tokens that can come next if the text continues with `rest`.
+
+        Returns:
+            Ids `[n]`, and `FLOOR` for the one that the reference itself writes, else 0, `[n]`.
+        """
+        low, high = self._targets.beginning(rest)
+        ids = self._targets.ids[low:high]
         first = self.reference.first_token(rest)
-        if first is None or self.reference.token_bytes[first] == rest:
-            return ids
-        return torch.cat([ids, torch.tensor([first])])
+        if first is not None and self.reference.token_bytes[first] != rest:
+            ids = torch.cat([ids, torch.tensor([first])])
+        return ids, torch.where(ids == (-1 if first is None else first), FLOOR, 0.0)
 
-    def _consistent(self, target: int, rest: bytes) -> bool:
-        """Whether the reference's encoding begins with `target` if `rest` follows it."""
-        text = (self.reference.token_bytes[target] or b"") + rest
-        firsts = {self.reference.first_token(text), self.reference.first_token(text + b"a")}
-        return target in firsts
-
-    def _find_remainders(self, target: int) -> tuple[list[bytes], Tensor]:
-        """By partner of `target`: its bytes beyond those of `target`, and whether it has any."""
-        token = self.reference.token_bytes[target] or b""
-        partners = (self.member.token_bytes[i] or b"" for i in self.pairs.partners(target).tolist())
-        rests = [other[len(token) :] if other.startswith(token) else b"" for other in partners]
-        return rests, torch.tensor([bool(rest) for rest in rests], dtype=torch.bool)
-
+    @abstractmethod
     def from_cut(
         self, target: int, member_logps: Tensor, reference_logps: Tensor
     ) -> tuple[list[tuple[bytes, float]], float]:
@@ -100,6 +115,41 @@ class StraddleIndex:
             (remaining bytes, probability) of the member tokens that go on past the end of the
             target, and the probability of all other partners of the target.
         """
+
+    @abstractmethod
+    def from_boundary(self, inner: InnerBoundary, target: int) -> list[tuple[bytes, float]]:
+        """(remaining bytes, probability) of the straddles that begin at a boundary in `target`."""
+
+
+class StraddleIndex(Hypotheses):
+    """Straddles of all tokens."""
+
+    def __init__(self, pairs: TokenPairs, member: Vocabulary, reference: Vocabulary) -> None:
+        """Nothing is computed yet; results are cached."""
+        super().__init__(member, reference)
+        self.pairs = pairs
+        self.consistent = lru_cache(maxsize=65536)(self._consistent)
+        self._remainders = lru_cache(maxsize=1024)(self._find_remainders)
+        self._own = Spellings(member, reference)
+
+    def _consistent(self, target: int, rest: bytes) -> bool:
+        """Whether the reference's encoding begins with `target` if `rest` follows it."""
+        text = (self.reference.token_bytes[target] or b"") + rest
+        firsts = {self.reference.first_token(text), self.reference.first_token(text + b"a")}
+        return target in firsts
+
+    def _find_remainders(self, target: int) -> tuple[list[bytes], Tensor]:
+        """By partner of `target`: its bytes beyond those of `target`, and whether it has any."""
+        token = self.reference.token_bytes[target] or b""
+        ids = self.pairs.partners(target).tolist()
+        partners = (spelled_bytes(self.member, index) or b"" for index in ids)
+        rests = [other[len(token) :] if other.startswith(token) else b"" for other in partners]
+        return rests, torch.tensor([bool(rest) for rest in rests], dtype=torch.bool)
+
+    def from_cut(
+        self, target: int, member_logps: Tensor, reference_logps: Tensor
+    ) -> tuple[list[tuple[bytes, float]], float]:
+        """See `Hypotheses.from_cut`."""
         mass = self.pairs.flow(target, member_logps, reference_logps)[1].cpu()
         rests, longer = self._remainders(target)
         least = MIN_SHARE * float(mass.sum())
@@ -112,14 +162,14 @@ class StraddleIndex:
         return found, float(mass[~longer].sum())
 
     def from_boundary(self, inner: InnerBoundary, target: int) -> list[tuple[bytes, float]]:
-        """(remaining bytes, probability) of the straddles that begin at a boundary in `target`."""
-        low, high = _prefix_range(self.member.sorted_bytes, inner.pending)
-        probs = inner.logps[self.member.sorted_ids[low:high]].exp()
+        """See `Hypotheses.from_boundary`."""
+        low, high = self._own.beginning(inner.pending)
+        probs = inner.logps[self._own.ids[low:high]].exp()
         values, places = probs.topk(min(MAX_STRADDLES, len(probs)))
         least = MIN_SHARE * float(inner.logps[inner.token].exp())
         found: list[tuple[bytes, float]] = []
         for value, place in zip(values.tolist(), places.tolist(), strict=True):
-            rest = self.member.sorted_bytes[low + place][len(inner.pending) :]
+            rest = self._own.words[low + place][len(inner.pending) :]
             if value > least and rest and self.consistent(target, rest):
                 found.append((rest, value))
         return found
@@ -148,7 +198,7 @@ class StraddleFilter:
         alive: Probability of each straddle, by the bytes that remain of it.
     """
 
-    def __init__(self, index: StraddleIndex) -> None:
+    def __init__(self, index: Hypotheses) -> None:
         """Start at the beginning of a text, where the cut has probability 1."""
         self.index = index
         self._sources: list[_Source] = []
@@ -195,7 +245,7 @@ class StraddleFilter:
         _add(alive, rests, 1.0)
         self._sources.append(_Source(closed, alive))
         self._cross(target, inner)
-        self._sources = self._sources[-WINDOW:]
+        self._sources = self._sources[-self.index.window :]
         self._update()
 
     def _move(self, source: _Source, target: int, token: bytes, reference_logps: Tensor) -> float:
@@ -205,11 +255,13 @@ class StraddleFilter:
             longer = len(rest) > len(token) and rest.startswith(token)
             if not longer and not token.startswith(rest):
                 continue
-            options = self.index.continuations(rest)
-            if not bool((options == target).any()):
+            options, floors = self.index.continuations(rest)
+            here = options == target
+            if not bool(here.any()):
                 continue
-            total = float(reference_logps[options].exp().sum())
-            share = mass * float(reference_logps[target].exp()) / total if total > 0 else 0.0
+            probs = reference_logps[options].exp().cpu() + floors
+            total = float(probs.sum())
+            share = mass * float(probs[here].sum()) / total if total > 0 else 0.0
             if longer:
                 alive[rest[len(token) :]] = share
             else:
@@ -280,10 +332,11 @@ class StraddleFilter:
     def _add_straddles(self, mixed: Tensor, reference_probs: Tensor) -> None:
         """Add the mass of each straddle, split by the reference among its continuations."""
         options = [self.index.continuations(rest) for rest in self.alive]
-        sizes = torch.tensor([len(ids) for ids in options])
-        ids = torch.cat(options).to(reference_probs.device)
+        sizes = torch.tensor([len(ids) for ids, _ in options])
+        ids = torch.cat([ids for ids, _ in options]).to(reference_probs.device)
+        floors = torch.cat([floors for _, floors in options]).to(reference_probs.device)
         group = torch.repeat_interleave(sizes).to(reference_probs.device)
-        probs = reference_probs[ids]
+        probs = reference_probs[ids] + floors
         total = probs.new_zeros(len(options)).index_add_(0, group, probs)
         mass = probs.new_tensor(list(self.alive.values()))
         scale = torch.where(total > 0, mass / total, 0.0)

@@ -2,12 +2,15 @@
 
 A pair holds if one of the two tokenizers encodes the bytes of one token, and the other token is the
 first of that encoding.
+
+A mark (`packfuse.text.marks`) is a control token of one vocabulary and text in another: there it is
+paired by its spelling. Two control tokens with one spelling are paired with each other.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -15,18 +18,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from packfuse.alignment.spelling import spelled_lengths, unshared_marks
 from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 Pairs = NDArray[np.int64]
 """Token ids `[P, 2]`."""
 
-VERSION = 1
+VERSION = 2
 """Increased whenever `relate_tokens` returns different pairs; part of the cache key."""
 
 CONTEXTS = ("", "a", " ", "1", "\n", ".", " a", "\n\n")
 """Texts that may follow a token. Pre-tokenizers look ahead, so the encoding of a token depends on
 the text after it, except where the token ends in a letter or a digit."""
+
+FLOOR = 1e-36
+"""Added to the reference's probability of a token's first choice among its partners, which so takes
+all of the mass where the reference gives every partner probability 0. No effect anywhere else."""
 
 _CHUNK = 16_384
 
@@ -37,7 +45,8 @@ def relate_tokens(
     """All pairs (token of `one`, token of `other`) that can begin the same text.
 
     The bytes of every token are encoded by the other tokenizer, alone and before each of
-    `CONTEXTS`; the first token of each encoding is a partner. End tokens are paired by role.
+    `CONTEXTS`; the first token of each encoding is a partner. End tokens are paired by role, marks
+    by their spelling.
 
     Args:
         one: First vocabulary.
@@ -47,20 +56,22 @@ def relate_tokens(
     Returns:
         Ids `[P, 2]`, sorted, each pair once.
     """
-    total = len(one.ids_of) + len(other.ids_of)
+    spelled = _ids_by_spelling(one, other), _ids_by_spelling(other, one)
+    total = sum(map(len, spelled))
     pairs: set[tuple[int, int]] = set()
     done = 0
-    for source, target, swap in ((one, other, False), (other, one, True)):
-        tokens = list(source.ids_of)
+    for ids_of, target, swap in ((spelled[0], other, False), (spelled[1], one, True)):
+        tokens = list(ids_of)
         for start in range(0, len(tokens), _CHUNK):
             chunk = tokens[start : start + _CHUNK]
             for token, partners in zip(chunk, _first_tokens(target, chunk), strict=True):
-                for index in source.ids_of[token]:
+                for index in ids_of[token]:
                     pairs.update((p, index) if swap else (index, p) for p in partners)
             done += len(chunk)
             if progress:
                 progress(done, total)
     pairs.update(product(_ends(one), _ends(other)))
+    pairs.update(_shared_controls(one, other))
     # An encoding has one id only of several with the same bytes, so the other ids are added here.
     for token, ids in one.ids_of.items():
         equal = other.ids_of.get(token, ())
@@ -72,6 +83,25 @@ def relate_tokens(
 def _ends(vocabulary: Vocabulary) -> list[int]:
     """End ids without bytes. An end that is text, such as a newline, is paired as text."""
     return [index for index in vocabulary.end_ids if vocabulary.token_bytes[index] is None]
+
+
+def _ids_by_spelling(vocabulary: Vocabulary, other: Vocabulary) -> dict[bytes, tuple[int, ...]]:
+    """The ids of each token that is text in the other vocabulary, marks included."""
+    found = dict(vocabulary.ids_of)
+    for index, spelling in unshared_marks(vocabulary, other).items():
+        found[spelling] = (*found.get(spelling, ()), index)
+    return found
+
+
+def _shared_controls(one: Vocabulary, other: Vocabulary) -> Iterator[tuple[int, int]]:
+    """Control tokens with one spelling: marks, and those that are an end in one vocabulary only."""
+    for spelling, index in one.controls.items():
+        twin = other.controls.get(spelling, other.columns)
+        if index >= one.columns or twin >= other.columns:
+            continue
+        mark = index in one.marks or twin in other.marks
+        if mark or (index in one.end_ids) != (twin in other.end_ids):
+            yield index, twin
 
 
 def _first_tokens(vocabulary: Vocabulary, tokens: Sequence[bytes]) -> list[set[int]]:
@@ -96,17 +126,26 @@ def _first_tokens(vocabulary: Vocabulary, tokens: Sequence[bytes]) -> list[set[i
     return found
 
 
+_TENSORS = ("_tokens", "_group", "_group_of", "_floors", "_split_floors", "_unpaired")
+
+
 class TokenPairs:
     """The pairs of a member and the reference, ready to carry distributions.
 
     Each member token sends its probability to its partners among the reference's tokens. Several
-    partners share it in proportion to the reference's own probabilities of them.
+    partners share it in proportion to the reference's own probabilities of them. If these are all
+    0, the token's first choice takes it: the partner with the same bytes, else the longest one that
+    begins the token, else the shortest one that the token begins.
+
+    Tokens without a partner are control tokens that the reference cannot spell. Their mass is not
+    carried (`uncarried`).
 
     Example:
         Member token 1 has the partners 1 and 2, which have 0.1 and 0.4 in the reference:
 
         >>> from types import SimpleNamespace
-        >>> member, reference = SimpleNamespace(columns=2), SimpleNamespace(columns=3)
+        >>> member = SimpleNamespace(columns=2, lengths=np.array([3, 1]), marks={})
+        >>> reference = SimpleNamespace(columns=3, lengths=np.array([3, 1, 2]), marks={})
         >>> pairs = TokenPairs(np.array([[0, 0], [1, 1], [1, 2]]), member, reference)
         >>> pairs.carry(torch.tensor([[0.4, 0.6]]), torch.tensor([[0.5, 0.1, 0.4]]))
         tensor([[0.4000, 0.1200, 0.4800]])
@@ -121,6 +160,11 @@ class TokenPairs:
         self._tokens = _tensor(tokens)
         self._single = _tensor(tokens[single]), _tensor(targets[single])
         self._split = _tensor(tokens[~single]), _tensor(targets[~single])
+        first = _first_choices(tokens, targets, member, reference)
+        self._floors = torch.from_numpy(np.where(first, np.float32(FLOOR), np.float32(0)))
+        self._split_floors = self._floors[torch.from_numpy(~single)]
+        unpaired = np.setdiff1d(np.arange(member.columns), tokens)
+        self._unpaired = _tensor(unpaired)
         # Member tokens with several partners are numbered 0, 1, 2, ..., so that their normalizers
         # need no array as wide as the vocabulary.
         split_tokens, self._group = torch.unique(self._split[0], return_inverse=True)
@@ -135,7 +179,7 @@ class TokenPairs:
             return self
         if device not in self._moved:
             twin = copy.copy(self)
-            for name in ("_tokens", "_group", "_group_of"):
+            for name in _TENSORS:
                 setattr(twin, name, getattr(self, name).to(device))
             for name in ("_single", "_split"):
                 setattr(twin, name, tuple(ids.to(device) for ids in getattr(self, name)))
@@ -161,11 +205,16 @@ class TokenPairs:
         tokens, targets = here._single
         carried.index_add_(1, targets, member_probs.index_select(1, tokens))
         tokens, targets = here._split
-        shares = reference_probs.index_select(1, targets)
+        shares = reference_probs.index_select(1, targets).add_(here._split_floors)
         totals = here._normalizers(shares).index_select(1, here._group)
-        shares.div_(totals.clamp_min_(torch.finfo(shares.dtype).tiny))
+        shares.div_(totals)
         carried.index_add_(1, targets, shares.mul_(member_probs.index_select(1, tokens)))
         return carried
+
+    def uncarried(self, member_probs: Tensor) -> Tensor:
+        """The mass of the member's tokens without a partner, `[N, 1]`."""
+        here = self.on(member_probs.device)
+        return member_probs.index_select(1, here._unpaired).sum(-1, keepdim=True)
 
     def _normalizers(self, probs: Tensor) -> Tensor:
         """Sums of the partners' probabilities, `[N, groups]`, from `[N, split pairs]`."""
@@ -187,14 +236,30 @@ class TokenPairs:
         """
         here = self.on(reference_logps.device)
         tokens = here.partners(target)
+        floors = here._floors[self._starts[target] : self._starts[target + 1]]
         mass = member_logps.to(reference_logps.device)[tokens].exp()
         groups = here._group_of[tokens]
         split = groups >= 0
         if bool(split.any()):
-            totals = here._normalizers(reference_logps[here._split[1]].exp()[None])[0]
-            total = totals[groups.clamp_min(0)].clamp_min(torch.finfo(totals.dtype).tiny)
-            mass = torch.where(split, mass * (reference_logps[target].exp() / total), mass)
+            shares = reference_logps[here._split[1]].exp() + here._split_floors
+            total = here._normalizers(shares[None])[0][groups.clamp_min(0)]
+            share = (reference_logps[target].exp() + floors) / total
+            mass = torch.where(split, mass * share, mass)
         return tokens, mass
+
+
+def _first_choices(
+    tokens: Pairs, targets: Pairs, member: Vocabulary, reference: Vocabulary
+) -> NDArray[np.bool_]:
+    """Which pairs `[P]` are the first choices of their member tokens."""
+    own, other = spelled_lengths(member)[tokens], spelled_lengths(reference)[targets]
+    longest = int(other.max(initial=0)) + 1
+    cost = np.where(other <= own, own - other, longest + other)
+    order = np.lexsort((cost, tokens))
+    begins = np.flatnonzero(np.r_[True, np.diff(tokens[order]) != 0][: len(order)])
+    first = np.zeros(len(tokens), dtype=np.bool_)
+    first[order[begins]] = True
+    return first
 
 
 def _tensor(ids: Pairs) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from packfuse.alignment.base import Pairing
 from packfuse.alignment.lexicon import Lexicon
+from packfuse.alignment.straddle import StraddleFilter
 from packfuse.fusion.read_plan import ReadPlan
 from packfuse.models.member import Member
 from packfuse.text.vocabulary import Vocabulary
@@ -111,6 +112,8 @@ class Carrier:
         for index, (plan, step) in enumerate(at):
             boundaries, stream = plan.boundaries[k], plan.sequence.streams[k]
             logps = boundaries[step].logps if boundaries is not None else None
+            if logps is not None and stream and stream.straddle and not stream.straddle.trivial:
+                logps = _with_straddles(logps, stream.straddle, vocabulary)
             if logps is not None and stream and not stream.ends_turns:
                 logps = self._with_reference_ends(logps, vocabulary.end_ids, reference_logps[index])
             rows.append(logps)
@@ -132,6 +135,16 @@ class Carrier:
         """A carried distribution with the reference's probability that the turn ends."""
         ends = self._ends.to(carried.device)
         return _with_values(carried, ends, reference_logps[ends])
+
+
+def _with_straddles(logps: Tensor, straddle: StraddleFilter, own: Vocabulary) -> Tensor:
+    """A member's own distribution, mixed with what begins the rests of its straddles."""
+    probs = logps.exp() * straddle.cut
+    for rest, mass in straddle.alive.items():
+        first = own.first_token(rest)
+        if first is not None:
+            probs[first] += mass
+    return probs.log()
 
 
 def _at_boundary(at: At) -> list[list[bool]]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from packfuse.alignment.base import Alignment, Pairing, ReferenceView
-from packfuse.alignment.straddle import WINDOW
 from packfuse.fusion.carrying import Carrier
 from packfuse.fusion.member_stream import MemberStream
 from packfuse.fusion.pooling import Fusion, pool
@@ -155,7 +154,7 @@ class Engine:
             PromptError: if the prompt is too long for a member.
         """
         check_room(sequence)
-        first = first_boundary(len(sequence.text_ids), 1)
+        first = first_boundary(sequence, 1)
         plan = ReadPlan(sequence, self.reference_index, first, 1)
         execute(self.members, [plan], callbacks)
         sequence.prefilled = plan.boundaries
@@ -165,12 +164,14 @@ class Engine:
         """Fuse the position after each prompt, once the sequences have their weights."""
         plans = []
         for sequence in sequences:
-            first = first_boundary(len(sequence.text_ids), 1)
+            first = first_boundary(sequence, 1)
             read = zip(sequence.prefilled, sequence.streams, strict=True)
             boundaries = [found if stream else None for found, stream in read]
             plans.append(ReadPlan(sequence, self.reference_index, first, 1, boundaries=boundaries))
             sequence.prefilled = []
         self._fuse(plans, fusion)
+        for sequence in sequences:
+            sequence.begin_answer()
 
     def read_again(self, sequences: Sequence[PackSequence], fusion: Fusion) -> None:
         """Read and fuse prompts anew that were read by models as they are no more."""
@@ -237,6 +238,8 @@ class Engine:
             self._fuse(list(plans.values()), fusion, save_states=save_states)
             for index, plan in plans.items():
                 out[index].extend(plan.out)
+        for sequence in sequences:
+            sequence.begin_answer()
         return torch.stack([torch.stack(positions) for positions in out])
 
     def _segments(self, ids: Sequence[int], keep: int) -> Iterator[tuple[list[int], int]]:
@@ -268,11 +271,14 @@ class Engine:
         sequence.saved_states.clear()
         sequence.append(ids)
         sequence.filters_ready = False
+        if sequence.answer_from is not None and kept < len(ids):
+            # The pack has no distribution before these tokens, so it has not chosen them.
+            sequence.answer_from = sequence.ends[before + len(ids) - max(kept, 1)]
         if not kept:
             return None
-        if ready and len(ids) <= kept + WINDOW:
+        if ready and len(ids) <= kept + sequence.window:
             return ReadPlan(sequence, self.reference_index, before + 1, kept, filters_ready=True)
-        first = first_boundary(len(sequence.text_ids), kept)
+        first = first_boundary(sequence, kept)
         return ReadPlan(sequence, self.reference_index, first, kept)
 
     def _fuse(

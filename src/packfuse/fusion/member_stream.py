@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 from bisect import bisect_right
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from packfuse.alignment.base import Pairing
 from packfuse.alignment.straddle import InnerBoundary
+from packfuse.fusion.spelled_marks import Mark, MarkedTokenizer, SpelledMarks, spelled_ids
 from packfuse.models.member import Member, Read, ReadCallback, Session
 from packfuse.models.vocab_subset import VocabSubset
-from packfuse.text.incremental import IncrementalTokenizer
 from packfuse.text.prompt import MemberPrompt
 from packfuse.text.vocabulary import Vocabulary
 
@@ -27,11 +27,19 @@ class Boundary:
         logps: Its next-token log-probabilities, `[member columns]`, nats; None inside a character.
         inner: Its own token boundaries inside the reference token that was just read.
         whole: Whether a token of the member can end here.
+        at: Its place in the member's text since the fixed ids, in bytes; -1 if nobody asks for it.
     """
 
     logps: Tensor | None
     inner: tuple[InnerBoundary, ...] = ()
     whole: bool = True
+    at: int = -1
+
+    def places(self) -> Iterator[tuple[int, Tensor | None]]:
+        """Where tokens of the member end in the reference token, and its distributions there."""
+        for place in self.inner:
+            yield self.at - len(place.pending), place.logps
+        yield self.at, self.logps
 
 
 ReadSteps = Generator[Read, Tensor, list[Boundary]]
@@ -63,7 +71,8 @@ class MemberStream:
         self.ends_turns = prompt.ends_turns
         self.session: Session = member.open()
         self._state = member.state
-        self.path = IncrementalTokenizer(member.vocabulary, pairing.lookahead)
+        self.path = MarkedTokenizer(member.vocabulary, pairing.lookahead)
+        self.spelled = SpelledMarks(pairing.marks)
         self.straddle = pairing.straddle()
         self.boundary: Boundary | None = None
 
@@ -85,27 +94,44 @@ class MemberStream:
         twin = copy.copy(self)
         twin.fixed = list(self.fixed)
         twin.session = self.member.fork(self.session)
-        twin.path = self.path.copy()
+        twin.path, twin.spelled = self.path.copy(), self.spelled.copy()
         twin.straddle = self.straddle.copy() if self.straddle else None
         return twin
 
     def outline(self) -> MemberStream:
         """A copy that tokenizes on its own and shares the session, for `PackSequence.outline`."""
         twin = copy.copy(self)
-        twin.path = self.path.copy()
+        twin.path, twin.spelled = self.path.copy(), self.spelled.copy()
         return twin
+
+    def crop(self, text: bytes) -> None:
+        """Forget what lies behind `text`."""
+        self.boundary = None
+        self.spelled.crop(len(self._before(text)) + len(text))
 
     def ids(self, text_ids: Sequence[int], text: bytes) -> list[int]:
         """The member's ids of the whole sequence."""
+        whole_text = self._before(text) + text
+        marks = self.spelled.within(len(whole_text))
         if self.pairing.same_ids:
-            return self.fixed + self.pairing.map_ids(text_ids)
-        self.path.update(self._before(text) + text)
+            ids = self.pairing.map_ids(text_ids)
+            return self.fixed + (self._with_marks(ids, text_ids, text, marks) if marks else ids)
+        self.path.update(whole_text, marks)
         return self.fixed + self.path.ids
 
     def _before(self, text: bytes) -> bytes:
         """The member's own text before `text`; often no dummy space goes before a space."""
         own = self.member.vocabulary
         return own.prefix_of(text) if self.base and self.base == own.text_prefix else self.base
+
+    def _with_marks(
+        self, ids: Sequence[int], text_ids: Sequence[int], text: bytes, marks: Sequence[Mark]
+    ) -> list[int]:
+        """`ids`, one for each of `text_ids`, with marks as the member's control tokens."""
+        lengths = self.reference.lengths[list(text_ids)]
+        # From the end: the first token may lack the dummy space.
+        ends = (len(text) - lengths[::-1].cumsum()[::-1] + lengths).tolist()
+        return spelled_ids(ids, ends, text, marks, self.member.vocabulary)
 
     def close(self, text_ids: Sequence[int], text: bytes, control: int, opening: bool) -> None:
         """Fix the ids so far and the reference's control token after them.
@@ -119,6 +145,13 @@ class MemberStream:
         ids = self._by_role(control, opening)
         if ids is None:
             return
+        self.boundary = None
+        self.straddle = self.pairing.straddle()
+        spelling = self.reference.marks.get(control)
+        if spelling is not None and not self.pairing.same_ids and self._spells(control):
+            # It is text for this member, so what follows may become one token with its end.
+            self.base = self._before(text) + text + spelling
+            return
         before = self.ids(text_ids, text)
         if not self.pairing.same_ids:
             # An incomplete character at the end stays incomplete.
@@ -126,7 +159,13 @@ class MemberStream:
             before += self.member.vocabulary.encode_bytes(whole[len(self.path.text) :])
         self.fixed, self.base = [*before, *ids], b""
         self.path.update(b"")
-        self.straddle = self.pairing.straddle()
+        self.spelled = SpelledMarks(self.pairing.marks)
+
+    def _spells(self, control: int) -> bool:
+        """Whether the member has no control token for one of the reference."""
+        own = self.member.vocabulary
+        twin = own.controls.get(self.reference.spell(control), own.columns)
+        return twin >= own.columns and control not in self.reference.end_ids
 
     def _by_role(self, control: int, opening: bool) -> list[int] | None:
         """The member's ids for a control token of the reference; None if it has its own already."""
@@ -149,6 +188,7 @@ class MemberStream:
         text: bytes,
         first: int,
         callback: ReadCallback | None,
+        answer: int | None = None,
     ) -> ReadSteps:
         """Read up to the end of `text`; the boundaries after `first`, ..., `len(text_ids)` tokens.
 
@@ -158,12 +198,32 @@ class MemberStream:
             text: Their bytes.
             first: Number of text ids before the first boundary wanted.
             callback: Called with every distribution after the session's present end.
+            answer: Byte offset in `text` from which the pack has chosen it; None for none of it.
         """
-        if self.pairing.same_ids:
-            return (
-                yield from self._read_ids(self.ids(text_ids, text), len(text_ids) - first, callback)
-            )
-        return (yield from self._read_text(ends, text, first, callback))
+        same = self.pairing.same_ids
+        if same and (answer is None or self.spelled.table is None):
+            ids = self.ids(text_ids, text)
+            found = yield from self._read_ids(ids, len(text_ids) - first, callback)
+            return [*found[:-1], replace(found[-1], at=len(text))]
+        before = self._before(text)
+        start, whole_text = len(before), before + text
+        chosen = len(whole_text) + 1 if answer is None else start + answer
+        if self.boundary:
+            self._note(whole_text, [self.boundary], chosen)
+        self.spelled.search(whole_text, chosen)
+        while True:
+            if same:
+                steps = self._id_steps(text_ids, ends, text, first)
+            else:
+                steps = self._text_steps(ends, whole_text, first, start)
+            boundaries = yield from self._read_prefixes(steps, callback)
+            self._note(whole_text, boundaries, chosen)
+            if not self.spelled.search(whole_text, chosen):
+                return boundaries
+
+    def _note(self, text: bytes, boundaries: Sequence[Boundary], chosen: int) -> None:
+        places = (place for boundary in boundaries for place in boundary.places())
+        self.spelled.note(text, [place for place in places if place[0] >= chosen])
 
     def _read_ids(self, ids: list[int], back: int, callback: ReadCallback | None) -> ReadSteps:
         logps = yield from self._read(self.session, ids, max(1, len(ids) - back), callback)
@@ -182,17 +242,31 @@ class MemberStream:
         logps = yield Read(session, fresh, keep, callback, self.subset)
         return {first + offset: logps[offset] for offset in range(keep)}
 
-    def _read_text(
-        self, ends: Sequence[int], text: bytes, first: int, callback: ReadCallback | None
-    ) -> ReadSteps:
-        before = self._before(text)
-        start, whole_text = len(before), before + text
+    def _text_steps(
+        self, ends: Sequence[int], text: bytes, first: int, start: int
+    ) -> list[_TextPrefix]:
+        """The beginnings of `text` up to each boundary wanted, in the member's own tokens."""
         offsets = [
             start + (ends[t - 1] if t else 0) for t in range(max(0, first - 1), len(ends) + 1)
         ]
         if first == 0:
             offsets.insert(0, -1)
-        steps = [self._step(whole_text, low, high) for low, high in itertools.pairwise(offsets)]
+        return [self._step(text, low, high) for low, high in itertools.pairwise(offsets)]
+
+    def _id_steps(
+        self, text_ids: Sequence[int], ends: Sequence[int], text: bytes, first: int
+    ) -> list[_TextPrefix]:
+        """The same for a member that is fed the reference's ids."""
+        steps: list[_TextPrefix] = []
+        for count in range(first, len(text_ids) + 1):
+            end = ends[count - 1] if count else 0
+            ids = self.ids(text_ids[:count], text[:end])
+            steps.append(_TextPrefix(ids, len(ids), [], True, end))
+        return steps
+
+    def _read_prefixes(
+        self, steps: Sequence[_TextPrefix], callback: ReadCallback | None
+    ) -> ReadSteps:
         final = steps[-1].ids
         served = [final[: len(step.ids)] == step.ids for step in steps]
         wanted = [step.first for step, same in zip(steps, served, strict=True) if same]
@@ -212,7 +286,7 @@ class MemberStream:
 
     def _step(self, text: bytes, low: int, high: int) -> _TextPrefix:
         """The tokenization of `text[:high]`, and which of its boundaries lie after `low`."""
-        self.path.update(text[:high])
+        self.path.update(text[:high], self.spelled.within(high))
         ids, ends, fixed = self.fixed + self.path.ids, self.path.ends, len(self.fixed)
         first = len(ids) if low < 0 else fixed + bisect_right(ends, low) + 1
         if self.path.whole:
@@ -223,7 +297,7 @@ class MemberStream:
             for m in range(first, len(ids))
             if m > fixed
         ]
-        return _TextPrefix(ids, first, inner, self.path.whole)
+        return _TextPrefix(ids, first, inner, self.path.whole, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,18 +309,20 @@ class _TextPrefix:
         first: The first boundary whose distribution is wanted; more than there are tokens for none.
         inner: (boundary, bytes from it to the end of the reference token, next token).
         whole: Whether the text ends on a character boundary.
+        at: Where the text ends.
     """
 
     ids: list[int]
     first: int
     inner: list[tuple[int, bytes, int]]
     whole: bool
+    at: int
 
     def boundary(self, logps: dict[int, Tensor]) -> Boundary:
         if not self.whole:
-            return Boundary(None, whole=False)
+            return Boundary(None, whole=False, at=self.at)
         inner = tuple(InnerBoundary(rest, logps[m], token) for m, rest, token in self.inner)
-        return Boundary(logps.get(len(self.ids)), inner)
+        return Boundary(logps.get(len(self.ids)), inner, at=self.at)
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from packfuse.alignment.straddle import WINDOW
 from packfuse.fusion.member_stream import Boundary, ReadSteps
 from packfuse.fusion.sequence import PackSequence, StreamState
 from packfuse.models.member import Member, Read, ReadCallback
@@ -96,9 +95,9 @@ class ReadPlan:
         self.sequence.filters_ready = True
 
 
-def first_boundary(length: int, keep: int) -> int:
+def first_boundary(sequence: PackSequence, keep: int) -> int:
     """The first boundary needed so that the straddle filters are complete at the last `keep`."""
-    return max(0, length - keep + 1 - WINDOW)
+    return max(0, len(sequence.text_ids) - keep + 1 - sequence.window)
 
 
 def execute(
@@ -128,7 +127,12 @@ def execute(
                 if stream is not None:
                     callback = callbacks[k] if callbacks else None
                     steps = stream.read_steps(
-                        sequence.text_ids, sequence.ends, sequence.text, plan.first, callback
+                        sequence.text_ids,
+                        sequence.ends,
+                        sequence.text,
+                        plan.first,
+                        callback,
+                        sequence.answer_from,
                     )
                     reads.append((plan, steps))
             for plan, boundaries in _batched(members[k], reads):

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from packfuse.alignment.straddle import StraddleFilter
 from packfuse.fusion.member_stream import Boundary, MemberStream
+from packfuse.fusion.spelled_marks import SpelledMarks
 from packfuse.text.prompt import PackPrompt
 from packfuse.text.vocabulary import Vocabulary
 
 StreamState = tuple[Boundary, StraddleFilter | None]
 """A member stream's last boundary, and its straddle filter there."""
 
-FixedPrefix = tuple[list[int], bytes]
-"""A member stream's fixed ids and base text before a control token."""
+FixedPrefix = tuple[list[int], bytes, SpelledMarks]
+"""A member stream's fixed ids, base text and marks before a control token."""
 
 
 class PackSequence:
@@ -31,6 +32,7 @@ class PackSequence:
         text: The bytes of `text_ids`.
         unread: Ids after the end of the answer; the members read them only if more ids follow.
         streams: One for each member; None for a member with weight 0.
+        window: Number of last text ids that decide the state of the streams' filters.
         weights: `[K]`, one for each member; None for equal weights.
         fused_logps: Fused log-probabilities after the last token, `[reference columns]`.
         member_logps: The carried log-probabilities that they were fused from,
@@ -43,6 +45,8 @@ class PackSequence:
         saved_states: The member streams' states at the positions fused last, by length of
             `text_ids`. Cropping to one of these lengths restores its state.
         row: Index of the sequence in its batch.
+        answer_from: Byte offset in `text` from which the pack has chosen the tokens; None while
+            the prompt is read. Only there may a spelled mark become a member's control token.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class PackSequence:
         """An empty sequence: not even the prompt is read."""
         self.prompt, self.reference = prompt, reference
         self.streams = list(streams)
+        self.window = max(stream.pairing.window for stream in streams if stream)
         self.ids: list[int] = []
         self.text_ids: list[int] = []
         self.ends: list[int] = []
@@ -63,9 +68,10 @@ class PackSequence:
         self.filters_ready = False
         self.offset = 0
         self.row = 0
+        self.answer_from: int | None = None
         self.prefilled: list[list[Boundary] | None] = []
         self.saved_states: dict[int, list[StreamState | None]] = {}
-        self._closed: list[tuple[int, list[FixedPrefix | None]]] = []
+        self._closed: list[tuple[int, list[FixedPrefix | None], int | None]] = []
         self._first_text: int | None = None
 
     def fork(self) -> PackSequence:
@@ -138,11 +144,17 @@ class PackSequence:
             if stream is None:
                 before.append(None)
                 continue
-            before.append((stream.fixed, stream.base))
+            before.append((stream.fixed, stream.base, stream.spelled.copy()))
             stream.close(self.text_ids, self.text, index, opening)
-        self._closed.append((len(self.ids), before))
+        self._closed.append((len(self.ids), before, self.answer_from))
+        self.answer_from = None if self.answer_from is None else 0
         self.ids.append(index)
         self._restart([])
+
+    def begin_answer(self) -> None:
+        """Unless it has begun already, the answer begins at the end of the text."""
+        if self.answer_from is None:
+            self.answer_from = len(self.text)
 
     def crop(self, count: int) -> None:
         """Remove the last `count` tokens.
@@ -162,16 +174,19 @@ class PackSequence:
         ids = self.ids[:target]
         state = self.saved_states.get(target - start)
         while self._closed and self._closed[-1][0] >= target:
-            _, before = self._closed.pop()
+            _, before, self.answer_from = self._closed.pop()
             for stream, old in zip(self.streams, before, strict=True):
                 if stream is not None and old is not None:
-                    stream.fixed, stream.base = old
+                    stream.fixed, stream.base, spelled = old
+                    stream.spelled = spelled.copy()
             start = self._closed[-1][0] + 1 if self._closed else 0
         self.ids = ids[:start]
         if self._first_text is not None and self._first_text >= start:
             self._first_text = None
         self.fused_logps = self.member_logps = None
         self._restart(ids[start:])
+        for reading in filter(None, self.streams):
+            reading.crop(self.text)
         if state is not None:
             self._restore(state)
 

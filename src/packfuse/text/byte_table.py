@@ -12,6 +12,12 @@ import numpy as np
 from packfuse.hf_compat import byte_characters
 from packfuse.text.tokenizer_json import METASPACE
 
+NEEDED = {*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF0)}
+"""Bytes that a vocabulary must have tokens for; SmolLM2 has no tokens for some of the others."""
+
+PROBE = "It's 42%:  a\n\n\tb 'é e\u0301 ﬁ 中文 ▁x\u00a0 😀\r\n\x07 "
+"""A text that every vocabulary has to encode without changing it."""
+
 _BYTE_OF_CHAR = {ord(char): byte for byte, char in byte_characters().items()}
 _BYTE_FALLBACK = {
     f"<0x{high}{low}>": bytes.fromhex(high + low) for high, low in product(hexdigits, repeat=2)

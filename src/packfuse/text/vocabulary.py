@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from packfuse.errors import TokenizerError
 from packfuse.process import on_fork
-from packfuse.text.byte_table import byte_table, ids_by_bytes
+from packfuse.text.byte_table import NEEDED, PROBE, byte_table, ids_by_bytes
+from packfuse.text.marks import MARKUP, find_marks, role_ids
 from packfuse.text.reply_tags import (
     HARMONY,
     HARMONY_ENDS,
@@ -40,16 +41,11 @@ from packfuse.text.tokenizer_json import (
     text_tokenizer,
 )
 
-FORMAT = 3
+FORMAT = 4
 """Version of the byte table; part of every fingerprint."""
 
 ANSWER_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Tags that belong to an answer's text; some vocabularies have a control token for each."""
-
-_MARKUP = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
-_NEEDED = {*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF0)}
-"""Bytes that a vocabulary must have tokens for; SmolLM2 has no tokens for some of the others."""
-_PROBE = "It's 42%:  a\n\n\tb 'é e\u0301 ﬁ 中文 ▁x\u00a0 😀\r\n\x07 "
 
 
 class Vocabulary:
@@ -137,7 +133,7 @@ class Vocabulary:
         found: dict[str, int] = {}
         for index, token in self._added.items():
             in_template = bool(token.content.strip()) and token.content in template
-            markup = in_template or _MARKUP.fullmatch(token.content)
+            markup = in_template or MARKUP.fullmatch(token.content)
             if token.special or markup or index >= self.columns:
                 found[token.content] = index
         return found
@@ -175,13 +171,13 @@ class Vocabulary:
         """Refuse a vocabulary that cannot encode some text, or that changes text."""
         name = self.tokenizer.name_or_path
         hint = "byte-level and byte-fallback tokenizers are supported"
-        missing = sorted(_NEEDED & self.missing)
+        missing = sorted(NEEDED & self.missing)
         if missing:
             raise TokenizerError(f"{name!r} has no token for byte {missing[0]:#04x}", hint=hint)
-        decoded = self.decode(self.encode(_PROBE))
-        if decoded != _PROBE.encode():
+        decoded = self.decode(self.encode(PROBE))
+        if decoded != PROBE.encode():
             became = decoded.decode(errors="replace")
-            raise TokenizerError(f"{name!r} turns {_PROBE!r} into {became!r}", hint=hint)
+            raise TokenizerError(f"{name!r} turns {PROBE!r} into {became!r}", hint=hint)
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`, without `prefix_ids` and without control tokens."""
@@ -327,6 +323,12 @@ class Vocabulary:
         return {i: name for i, name in found.items() if i not in self.end_ids and i < self.columns}
 
     @cached_property
+    def marks(self) -> dict[int, bytes]:
+        """The spelling of control tokens that belong to an answer, such as `<think>`, by id."""
+        roles = {*self.end_ids, *self.prefix_ids, *role_ids(self.tokenizer)}
+        return find_marks(self.controls, self.columns, roles, self.answer_tags, self._template)
+
+    @cached_property
     def reasoning_marks(self) -> tuple[Reasoning, ...]:
         """What stands around the reasoning in replies of the model."""
         return reasoning_marks(self._template, self.controls)
@@ -390,7 +392,7 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of everything that decides how text and tokens are converted."""
-        rules = [self.text_digest, self._pipeline, added_digest(self._added)]
+        rules = [self.text_digest, self._pipeline, added_digest(self._added), sorted(self.marks)]
         return digest(FORMAT, rules, self.columns, sorted(self.control_ids), self.end_ids)
 
     def __repr__(self) -> str:

@@ -164,6 +164,10 @@ class Drafter(CandidateGenerator, ABC):
 class Draft(BaseModel, ABC):
     """How tokens are drafted.
 
+    In float32, greedy answers with drafts are those without, token for token. In bfloat16 and
+    float16 a pass over several tokens rounds otherwise than single steps, so that of two tokens
+    with nearly the same probability the other one may be generated.
+
     Each draft method is one file in this folder: a frozen pydantic model whose fields are its
     parameters. The registry finds it by its `name`.
     """

@@ -66,10 +66,16 @@ class UniTE(Rule):
         probability of the most probable of these words. So the most probable token is the first of
         the most probable word, which is the choice of the paper, and the probability that a member
         gives to one first token is not counted once for each of its words.
+
+        With the probability of control tokens that are not words, a member abstains: that share of
+        its weight goes to the reference.
         """
+        weights = _without_abstentions(member_logps, weights, lexicon, reference)
+        masks = list(lexicon.writable)
+        masks[reference] = masks[reference].index_fill(0, lexicon.unwritable[reference], True)
         best = [
             logps.masked_fill(~mask.to(logps.device), -torch.inf).topk(min(self.k, len(mask)))
-            for logps, mask in zip(member_logps, lexicon.writable, strict=True)
+            for logps, mask in zip(member_logps, masks, strict=True)
         ]
         rows = [self._proposals(k, *top, weights) for k, top in enumerate(best)]
         fused = torch.full_like(member_logps[reference], -torch.inf)
@@ -88,6 +94,20 @@ class UniTE(Rule):
             [index for index, keep in zip(row, mask, strict=True) if keep]
             for row, mask in zip(ids.tolist(), proposed.tolist(), strict=True)
         ]
+
+
+def _without_abstentions(
+    member_logps: Sequence[Tensor], weights: Tensor, lexicon: Lexicon, reference: int
+) -> Tensor:
+    """Weights `[N, K]`, of which the reference has the shares that the others abstain with."""
+    moved = weights.clone()
+    for k, (logps, ids) in enumerate(zip(member_logps, lexicon.unwritable, strict=True)):
+        if k != reference and len(ids):
+            lost = logps.index_select(-1, ids.to(logps.device)).exp().sum(-1).clamp(max=1)
+            lost = weights[:, k] * lost.to(weights)
+            moved[:, k] -= lost
+            moved[:, reference] += lost
+    return moved
 
 
 def _pick(member: Tensor, ids: Tensor) -> Tensor:
