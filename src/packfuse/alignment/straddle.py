@@ -129,7 +129,7 @@ class StraddleIndex(Hypotheses):
         super().__init__(member, reference)
         self.pairs = pairs
         self.consistent = lru_cache(maxsize=65536)(self._consistent)
-        self._remainders = lru_cache(maxsize=1024)(self._find_remainders)
+        self._longer = lru_cache(maxsize=1024)(self._find_longer)
         self._own = Spellings(member, reference)
 
     def _consistent(self, target: int, rest: bytes) -> bool:
@@ -138,26 +138,32 @@ class StraddleIndex(Hypotheses):
         firsts = {self.reference.first_token(text), self.reference.first_token(text + b"a")}
         return target in firsts
 
-    def _find_remainders(self, target: int) -> tuple[list[bytes], Tensor]:
-        """By partner of `target`: its bytes beyond those of `target`, and whether it has any."""
+    def _find_longer(self, target: int) -> Tensor:
+        """By partner of `target`: whether it has bytes beyond those of `target`, `[n]`.
+
+        The bytes themselves are not kept: a target may have thousands of partners.
+        """
         token = self.reference.token_bytes[target] or b""
         ids = self.pairs.partners(target).tolist()
         partners = (spelled_bytes(self.member, index) or b"" for index in ids)
-        rests = [other[len(token) :] if other.startswith(token) else b"" for other in partners]
-        return rests, torch.tensor([bool(rest) for rest in rests], dtype=torch.bool)
+        longer = [len(other) > len(token) and other.startswith(token) for other in partners]
+        return torch.tensor(longer, dtype=torch.bool)
 
     def from_cut(
         self, target: int, member_logps: Tensor, reference_logps: Tensor
     ) -> tuple[list[tuple[bytes, float]], float]:
         """See `Hypotheses.from_cut`."""
         mass = self.pairs.flow(target, member_logps, reference_logps)[1].cpu()
-        rests, longer = self._remainders(target)
+        longer, partners = self._longer(target), self.pairs.partners(target)
+        end = len(self.reference.token_bytes[target] or b"")
         least = MIN_SHARE * float(mass.sum())
         values, places = (mass * longer).topk(min(MAX_STRADDLES, len(mass)))
         found = [
-            (rests[place], value)
-            for value, place in zip(values.tolist(), places.tolist(), strict=True)
-            if value > least and rests[place]
+            ((spelled_bytes(self.member, partner) or b"")[end:], value)
+            for value, partner, more in zip(
+                values.tolist(), partners[places].tolist(), longer[places].tolist(), strict=True
+            )
+            if value > least and more
         ]
         return found, float(mass[~longer].sum())
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from packfuse.alignment.base import Alignment
 from packfuse.errors import ConfigError
 from packfuse.evaluation.question import Outcome, Question
@@ -20,6 +18,7 @@ from packfuse.evaluation.tasks.base import Likelihoods, Task
 from packfuse.models.hf_member import HFMember
 from packfuse.pack import Pack
 from packfuse.settings import PackConfig, PackSettings
+from packfuse.weighting.prefill import Fit
 
 BATCH = 8
 """Answers that are generated in one batch."""
@@ -159,7 +158,7 @@ class ScoredPrompts:
         """Scoring is deferred to the first call of `under`."""
         self.system, self.prompt, self.options = system, prompt, options
         self._by_reference: dict[int, ScoredPrompt] = {}
-        self._auto: int | None = None
+        self._fit: Fit | None = None
 
     def under(self, setting: Setting) -> ScoredPrompt:
         """The scores in the vocabulary of the setting's reference.
@@ -170,9 +169,7 @@ class ScoredPrompts:
         """
         if setting.reference != "auto":
             return self._score(self.system.pack.names.index(setting.reference))
-        if self._auto is None:
-            self._auto = self._choose_reference()
-        return self._score(self._auto)
+        return self._score(self._choose_reference(setting))
 
     def _score(self, reference: int) -> ScoredPrompt:
         if reference not in self._by_reference:
@@ -182,14 +179,22 @@ class ScoredPrompts:
             self._by_reference[reference] = ScoredPrompt(reference, scores, seconds)
         return self._by_reference[reference]
 
-    def _choose_reference(self) -> int:
-        """The member of lowest loss on the prompt in its own tokens, as `Pack` chooses."""
-        default, alignment = self.system.pack.default_reference, self.system.alignment
-        if alignment.reading is alignment and default in self._by_reference:
-            fit = self._by_reference[default].scores.fit
-        else:
-            fit = self.system.scorer(default, alignment.reading).weigh(self.prompt)
-        return default if fit.losses is None else int(np.argmin(fit.losses))
+    def _choose_reference(self, setting: Setting) -> int:
+        """The member of lowest loss on the prompt in its own tokens, as `Pack` chooses.
+
+        Members whose weight is fixed to 0 are no reference.
+        """
+        runtime, alignment = self.system.pack.runtime, self.system.alignment
+        able, default = runtime.with_weight(setting.weighting), runtime.default_reference
+        if self._fit is None:
+            if alignment.reading is alignment and default in self._by_reference:
+                self._fit = self._by_reference[default].scores.fit
+            else:
+                self._fit = self.system.scorer(default, alignment.reading).weigh(self.prompt)
+        losses = self._fit.losses
+        if losses is None:
+            return runtime.reference_under(setting.weighting)
+        return min(able, key=lambda k: float(losses[k]))
 
 
 class GeneratingSystem(System):

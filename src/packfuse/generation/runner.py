@@ -31,6 +31,7 @@ from packfuse.generation.result import Answer
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.streamers import AnswerStreamer, adapted
 from packfuse.generation.trace import TraceRecorder
+from packfuse.models.heap import trim
 from packfuse.text.chat_template import RenderedChat, render_chat
 from packfuse.text.continuation import Continuation, bare
 from packfuse.text.detokenizer import StreamDetokenizer
@@ -85,6 +86,7 @@ class Runner:
         for key in dict.fromkeys((item.reference, item.stop) for item, _ in prepared):
             batch = [pair for pair in prepared if (pair[0].reference, pair[0].stop) == key]
             answers.update(self._generate(key[0], batch, streamer))
+        trim()
         return [answer for index in sorted(answers) for answer in answers[index]]
 
     def score(self, continuation: str) -> float:
