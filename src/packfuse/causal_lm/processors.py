@@ -117,4 +117,5 @@ def _gumbel(key: Sequence[int], size: int) -> Tensor:
     words = [number % 2**64 for number in key]
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state))
-    return -torch.empty(size).exponential_(generator=generator).log()
+    exponential = torch.empty(size).exponential_(generator=generator)
+    return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
