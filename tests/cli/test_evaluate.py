@@ -278,6 +278,7 @@ def test_options_without_effect_are_refused(call: Call, arguments: list[str], wo
     assert words in failed(call("eval", *arguments))
 
 
+@pytest.mark.filterwarnings("ignore:parallel=True is experimental")
 def test_the_packs_own_settings_are_used(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine that scores has the pack's heads and runs members as the pack does."""
     made: list[tuple[Any, Any]] = []
@@ -288,6 +289,8 @@ def test_the_packs_own_settings_are_used(call: Call, monkeypatch: pytest.MonkeyP
         start(self, *arguments, **settings)
 
     monkeypatch.setattr(Engine, "__init__", noted)
-    call("eval", "choices.jsonl", "--heads", "pruned", "--parallel", "--setting", "mixture/uniform")
+    arguments = ("--heads", "pruned", "--parallel", "--setting", "mixture/uniform")
+    result = call("eval", "choices.jsonl", *arguments)
+    assert result.exit_code == 0, result.output
     assert ("pruned", True) in made
     assert all(heads == "pruned" for heads, parallel in made if parallel)

@@ -235,6 +235,26 @@ def test_arguments_by_name_win(
     assert both.token_ids == pack.generate(text, seed=1, **expected).token_ids
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"temperature": 0.9, "max_new_tokens": 3}, {"temperature": 0.9, "max_new_tokens": 3}),
+        ({"do_sample": False}, {"max_new_tokens": NEW}),
+        ({"top_k": 2}, {"temperature": 1.5, "top_k": 2, "max_new_tokens": NEW}),
+        ({"max_length": 12}, {"temperature": 1.5, "max_length": 12}),
+    ],
+)
+def test_the_config_of_a_call_wins_over_the_settings_of_a_front_end(
+    pack: Pack, fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    config, text = GenerationConfig(**fields), "Hello the lo"
+    wanted = pack.generate(text, seed=2, **expected).text
+    llm = PackFuseLLM(pack=pack, temperature=1.5, max_tokens=NEW, seed=2)
+    assert llm.invoke(text, generation_config=config) == wanted
+    index = PackFuse(pack=pack, temperature=1.5, max_new_tokens=NEW, generate_kwargs={"seed": 2})
+    assert index.complete(text, generation_config=config).text == wanted
+
+
 # Nothing is accepted that has no effect.
 
 _TYPO = {"max_new_token": 3}

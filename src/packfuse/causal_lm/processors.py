@@ -12,8 +12,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from packfuse.errors import ConfigError
 
-FLOOR = -1e4
-"""Scores of impossible tokens for processors, nats below the lowest possible one."""
+FLOOR = -1e6
+"""Score of impossible tokens for processors: finite, and far below that of any other token."""
 
 
 class LevelFree(LogitsProcessor):
@@ -88,20 +88,21 @@ class FiniteScores(LogitsProcessorList):
     def shape(self, input_ids: Tensor, scores: Tensor, **settings: Any) -> Tensor:
         """The scores before the choice, `[B, V]`."""
         impossible = torch.isneginf(scores)
-        lowest = scores.masked_fill(impossible, torch.inf).amin(-1, keepdim=True)
-        lowest = lowest.masked_fill(torch.isposinf(lowest), 0.0)
-        finite = torch.where(impossible, lowest + FLOOR, scores)
+        finite = scores.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=FLOOR)
         try:
             processed: Any = super().__call__(input_ids, finite, **settings)  # type: ignore[arg-type]
         except OverflowError as error:
             raise self._error(f"overflow: {error}") from error
         masked: Tensor = processed.masked_fill(impossible, -torch.inf)
-        found = torch.where(torch.isneginf(masked).all(-1, keepdim=True), processed, masked)
-        best = found.amax(-1)
-        if not bool(torch.isfinite(best).all()):
-            none = bool(torch.isneginf(best).any())
-            raise self._error("allow no token" if none else "give scores that are not finite")
-        return found
+        best = masked.amax(-1)
+        if bool(torch.isfinite(best).all()):
+            return masked
+        forced: Tensor = torch.where(torch.isneginf(best)[:, None], processed, masked)
+        best = forced.amax(-1)
+        if bool(torch.isfinite(best).all()):
+            return forced
+        none = bool(torch.isneginf(best).any())
+        raise self._error("allow no token" if none else "give scores that are not finite")
 
     def _error(self, what: str) -> ConfigError:
         names = ", ".join(dict.fromkeys(type(one).__name__ for one in self))
@@ -116,4 +117,5 @@ def _gumbel(key: Sequence[int], size: int) -> Tensor:
     words = [number % 2**64 for number in key]
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state))
-    return -torch.empty(size).exponential_(generator=generator).log()
+    exponential = torch.empty(size).exponential_(generator=generator)
+    return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()

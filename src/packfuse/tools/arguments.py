@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin
 
+from packfuse.causal_lm.arguments import SAMPLING, fields_of
 from packfuse.errors import ConfigError
 
 ALIASES = {"max_tokens": "max_new_tokens", "n": "num_return_sequences", "timeout": "max_time"}
@@ -24,7 +25,7 @@ _PACK_ARGUMENTS = (
 _GIVEN_BY_THE_PACK = {
     "self", "kwargs", "inputs", "input_ids", "attention_mask", "cache", "past_key_values",
 }  # fmt: skip
-_LENGTHS = ("max_length", "generation_config")
+_LENGTHS = {"max_new_tokens", "max_length"}
 
 
 def merge_arguments(settings: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,12 +45,23 @@ def merge_arguments(settings: Mapping[str, Any], call: Mapping[str, Any]) -> dic
         {'temperature': 0.7, 'max_new_tokens': 8}
     """
     own, defaults = _normalized(call), _normalized(settings)
+    replaced = {*own, *_configured(own)}
     # These arguments of a call also replace settings with another name.
-    if any(name in own for name in _LENGTHS):
-        defaults.pop("max_new_tokens", None)
+    if _LENGTHS & replaced:
+        replaced |= _LENGTHS
     if "weighting" in own:
-        defaults.pop("weights", None)
-    return {**{k: v for k, v in defaults.items() if k not in own}, **own}
+        replaced.add("weights")
+    return {**{k: v for k, v in defaults.items() if k not in replaced}, **own}
+
+
+def _configured(call: Mapping[str, Any]) -> set[str]:
+    """The settings that the `generation_config` of a call replaces."""
+    config = call.get("generation_config")
+    if config is None:
+        return set()
+    fields = fields_of(config)
+    greedy = fields.get("do_sample") is False or fields.get("temperature") == 0
+    return {*fields, *(SAMPLING if greedy else ())}
 
 
 def _normalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
