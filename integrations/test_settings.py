@@ -15,7 +15,7 @@ from llama_index.llms.packfuse import PackFuse
 from pydantic import BaseModel
 
 from packfuse import Pack
-from packfuse.errors import ConfigError
+from packfuse.errors import ConfigError, UnsupportedError
 from packfuse.tools.arguments import call_arguments
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack
@@ -189,4 +189,17 @@ def test_ones_own_tokenizer_counts(pack: Pack) -> None:
 def test_the_known_names_are_those_of_generate() -> None:
     known = call_arguments()
     assert {"max_new_tokens", "num_beams", "logits_processor", "fusion", "n", "streamer"} <= known
-    assert not known & {"input_ids", "attention_mask", "self", "kwargs", "transformers_version"}
+    assert {"continue_final_message", "generation_config"} <= known
+    assert not known & {"self", "kwargs"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["output_scores", "return_dict_in_generate", "input_ids"])
+def test_what_a_pack_does_not_honor_is_refused_with_the_reason(
+    pack: Pack, kind: Any, name: str
+) -> None:
+    value: Any = [[1]] if name == "input_ids" else True
+    for call in (lambda: kind(pack=pack, **{name: value}),
+                 lambda: record_of(kind(pack=pack), **{name: value})):  # fmt: skip
+        with pytest.raises(UnsupportedError, match=name):
+            call()

@@ -115,7 +115,9 @@ def one_place(pack: Pack, several: dict[str, Any]) -> dict[str, Callable[[], Any
 
     calls: dict[str, Callable[[], Any]] = {
         "Pack.stream": lambda: list(pack.stream("hello", num_return_sequences=2, do_sample=True)),
-        "Completion": lambda: Completion(pack, "hello", num_return_sequences=2).answer(),
+        "Completion": lambda: Completion(
+            pack, "hello", num_return_sequences=2, do_sample=True
+        ).answer(),
         "complete": lambda: index.complete("hello", **several),
         "stream_complete": lambda: list(index.stream_complete("hello", **several)),
         "acomplete": lambda: asyncio.run(index.acomplete("hello", **several)),

@@ -25,8 +25,8 @@ def test_one_end_token_is_a_number(pack: Pack) -> None:
     assert pack.model.generation_config.eos_token_id == end
 
 
-def test_several_end_tokens_are_a_list(pack: Pack) -> None:
-    pack.members[0].vocabulary.end_ids = (5, 7)
+def test_several_end_tokens_are_a_list(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack.members[0].vocabulary, "end_ids", (5, 7))
     model = Pack(pack.members, reference="long", progress=False).model
     assert model.config.eos_token_id == [5, 7]
     assert model.generation_config.eos_token_id == [5, 7]
@@ -34,9 +34,11 @@ def test_several_end_tokens_are_a_list(pack: Pack) -> None:
 
 @pytest.mark.parametrize("ends", [(5,), (5, 7)])
 @pytest.mark.parametrize("place", ["argument", "config", "call", "generation_config", "default"])
-def test_people_pad_with_the_end_token(pack: Pack, ends: tuple[int, ...], place: str) -> None:
+def test_people_pad_with_the_end_token(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch, ends: tuple[int, ...], place: str
+) -> None:
     """`pad_token_id=model.config.eos_token_id` works, also where it is a list."""
-    pack.members[0].vocabulary.end_ids = ends
+    monkeypatch.setattr(pack.members[0].vocabulary, "end_ids", ends)
     pack = Pack(pack.members, reference="long", progress=False)
     model, ids = pack.model, torch.tensor([pack.members[0].vocabulary.encode("hello")] * 2)
     pad: Any = model.config.eos_token_id

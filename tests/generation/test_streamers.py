@@ -73,6 +73,8 @@ def test_a_text_streamer_gets_text_whoever_is_the_reference() -> None:
         streamer = Kept(members[0].tokenizer, skip_prompt=True)
         answer = pack.generate(text, max_new_tokens=8, streamer=streamer)
         assert "".join(streamer.parts) == answer.text
+        plain = pack.generate(text, max_new_tokens=8)
+        assert (answer.text, answer.record.reference) == (plain.text, plain.record.reference)
 
 
 def test_an_iterator_in_another_thread(pack: Pack) -> None:

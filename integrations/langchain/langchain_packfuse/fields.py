@@ -243,6 +243,8 @@ class PackFuseFields(BaseLanguageModel[Any]):
 
     def get_num_tokens(self, text: str) -> int:
         """How much of the pack's context window a text takes; see `Pack.count_tokens`."""
+        if self.custom_get_token_ids is not None:
+            return len(self.custom_get_token_ids(text))
         return int(self.pack.count_tokens(text))
 
     def get_num_tokens_from_messages(

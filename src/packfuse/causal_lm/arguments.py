@@ -17,13 +17,13 @@ from packfuse.errors import ConfigError
 
 def _integer(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError("it is not a whole number")
+        raise ValueError("it is not a whole number")  # noqa: TRY004 (pydantic then tries a list)
     return value
 
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError("it is not a number")
+        raise ValueError("it is not a number")  # noqa: TRY004 (as above)
     if not math.isfinite(value):
         raise ValueError("it is not finite")
     return value
@@ -31,7 +31,7 @@ def _number(value: Any) -> Any:
 
 def _ordered(value: Any) -> Any:
     if not isinstance(value, list | tuple):
-        raise TypeError("it is not a list")
+        raise ValueError("it is not a list")  # noqa: TRY004 (as above)
     return list(value)
 
 

@@ -71,6 +71,12 @@ _NEEDS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
 """Arguments without an effect of their own: what has to be given beside them."""
 
 
+def known_arguments() -> frozenset[str]:
+    """The names of all arguments of `Pack.generate`, and those that it refuses with a reason."""
+    honored = {*GenerationArguments.model_fields, "generation_config"}
+    return frozenset({*OWN, *honored, *_TRANSFORMERS, *transformers_names()})
+
+
 def only(arguments: Collection[str], known: Collection[str], what: str) -> None:
     """Refuse arguments that have no effect in a call.
 

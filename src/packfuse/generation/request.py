@@ -22,6 +22,7 @@ from packfuse.generation.call_arguments import (
     generation_arguments,
     stop_strings,
 )
+from packfuse.generation.streamers import takes_text
 from packfuse.settings import weighting_part
 from packfuse.text.chat_template import check_template_arguments, split_final
 from packfuse.text.messages import check_messages, check_text
@@ -159,7 +160,11 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
     """
     prompts, single = _prompts(prompt)
     generation = generation_arguments(arguments)
-    pins = tuple(name for name in IN_ONE_VOCABULARY if name in generation)
+    pins = tuple(
+        name
+        for name in IN_ONE_VOCABULARY
+        if name in generation and not takes_text(generation[name])
+    )
     stops = generation.pop("stop_strings", None)
     top = _top_logprobs(arguments.get("top_logprobs"))
     with typed_errors("constraint"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers import TextStreamer
 from transformers.generation.streamers import BaseStreamer
@@ -58,10 +60,14 @@ class TextAdapter(AnswerStreamer):
             self._streamer.on_finalized_text(text)
 
 
+def takes_text(streamer: Any) -> bool:
+    """Whether a streamer takes text, and so works with any reference."""
+    return isinstance(streamer, TextStreamer) and type(streamer).put is TextStreamer.put
+
+
 def adapted(streamer: BaseStreamer | None) -> BaseStreamer | None:
     """The streamer that a call runs with, for the one that it was given.
 
     Streamers of text get the pack's text; others get the reference's ids, as from any model.
     """
-    own = isinstance(streamer, TextStreamer) and type(streamer).put is TextStreamer.put
-    return TextAdapter(streamer) if own else streamer  # type: ignore[arg-type]
+    return TextAdapter(streamer) if takes_text(streamer) else streamer  # type: ignore[arg-type]

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from transformers import GenerationConfig, GenerationMixin
-
-from packfuse.causal_lm.arguments import SAMPLING, fields_of
+from packfuse.causal_lm.arguments import SAMPLING, fields_of, nearest
 from packfuse.errors import ConfigError
+from packfuse.generation.call_arguments import known_arguments
 
 ALIASES = {"max_tokens": "max_new_tokens", "n": "num_return_sequences", "timeout": "max_time"}
 """Names of other APIs for arguments of transformers' `generate`."""
 TURN_ARGUMENTS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """Arguments of `Turn` besides those of `Pack.generate`."""
-_PACK_ARGUMENTS = (
-    "stop", "seed", "trace", "top_logprobs", "fusion", "weighting", "weights", "draft", "gate",
-    "chat_template_kwargs", "constraint",
-)  # fmt: skip
-"""Arguments of `Pack.generate` that transformers does not have."""
-_GIVEN_BY_THE_PACK = {
-    "self", "kwargs", "inputs", "input_ids", "attention_mask", "cache", "past_key_values",
-}  # fmt: skip
 _LENGTHS = {"max_new_tokens", "max_length"}
 
 
@@ -80,11 +69,11 @@ def _normalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def call_arguments() -> frozenset[str]:
-    """The names of all arguments of `Pack.generate`, and their aliases."""
-    signature = inspect.signature(GenerationMixin.generate).parameters
-    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    fields -= {"transformers_version"}
-    return frozenset({*signature, *fields, *_PACK_ARGUMENTS, *ALIASES} - _GIVEN_BY_THE_PACK)
+    """The names of all arguments of `Pack.generate`, and their aliases.
+
+    Those of transformers that a pack does not honor are among them: their errors say why.
+    """
+    return known_arguments().union(ALIASES)
 
 
 def check_names(owner: str, given: Iterable[str], further: Iterable[str] = ()) -> None:
@@ -146,9 +135,3 @@ def as_fields(
     own = {name: value for name, value in found.items() if name in fields}
     rest = {k: v for k, v in found.items() if k not in fields and v is not None}
     return own, rest
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint for an unknown name among many: the nearest known one, or where the list is."""
-    near = difflib.get_close_matches(name, sorted(known), 1)
-    return f"did you mean {near[0]!r}?" if near else "see Pack.generate for the arguments of a call"
