@@ -126,13 +126,13 @@ def problem(schema: Mapping[str, Any], value: Any) -> str | None:
     """
     try:
         validator = _draft(schema)(schema, registry=Registry())
-        error = best_match(validator.iter_errors(value))
+        found: Any = best_match(validator.iter_errors(value))
     except Exception as error:  # regular expressions and references that only llguidance knows
         return f"it could not be checked: {type(error).__name__}: {error}"
-    if error is None:
+    if found is None:
         return None
-    path = "/".join(map(str, ["", *error.absolute_path]))
-    return f"{error.message} ({error.validator!r}, at {path or '/'})"
+    path = "/".join(map(str, ["", *found.absolute_path]))
+    return f"{found.message} ({found.validator!r}, at {path or '/'})"
 
 
 def _draft(schema: Any) -> Any:

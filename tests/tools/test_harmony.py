@@ -53,7 +53,7 @@ def test_a_call_is_a_call(call: str, end: str) -> None:
 
 def test_a_call_that_is_cut_off_or_invalid_is_broken() -> None:
     (broken,) = read(ANALYSIS + TOOL[:-3], "length").broken
-    assert (broken.name, broken.arguments) == ("f", '{"a": ')
+    assert (broken.name, broken.arguments) == ("f", '{"a": "')
     assert "max_new_tokens" in broken.error
     (broken,) = read(TOOL + "]").broken
     assert broken.error.startswith("not a call")

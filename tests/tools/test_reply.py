@@ -24,7 +24,7 @@ BITS = [
 ]  # fmt: skip
 TEXTS = strategies.lists(strategies.sampled_from(BITS), max_size=12).map("".join)
 REASONS: list[FinishReason] = ["stop", "length", "cancelled"]
-KINDS: list[dict[str, bool]] = [
+KINDS: list[dict[str, Any]] = [
     {"calling": True},
     {"calling": False},
     {"calling": True, "thinking": True},
@@ -47,7 +47,7 @@ def record(finish_reason: FinishReason = "stop") -> FusionRecord:
     )  # fmt: skip
 
 
-def whole(text: str, finish_reason: FinishReason = "stop", **kind: bool) -> Reply:
+def whole(text: str, finish_reason: FinishReason = "stop", **kind: Any) -> Reply:
     return ReplyParser(**{"calling": True, **kind}).parse(text, record(finish_reason))
 
 

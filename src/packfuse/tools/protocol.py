@@ -72,6 +72,10 @@ class CallGrammar(Grammar):
 
     left_out: tuple[str, ...] = ()
 
+    def __init__(self, lark: str, left_out: Sequence[str] = ()) -> None:
+        """The grammar and its notes."""
+        Constraint.__init__(self, lark=lark, left_out=tuple(left_out))  # type: ignore[call-arg]
+
     @property
     def notes(self) -> tuple[str, ...]:
         """See `Constraint.notes`."""
@@ -109,7 +113,7 @@ def constraint_of(choice: ToolChoice) -> Constraint | None:
         )
     bodies = [_body(k, tool, free=tool.name in errors) for k, tool in enumerate(choice.tools)]
     lark = "\n".join(["%llguidance {}", start, f"body: {calls}", *bodies])
-    return CallGrammar(lark).model_copy(update={"left_out": tuple(notes)})
+    return CallGrammar(lark, notes)
 
 
 def _error(tool: Tool) -> ConstraintError | None:
