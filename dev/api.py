@@ -50,9 +50,10 @@ def lines(package: griffe.Module) -> list[str]:
 
 def _members(owner: griffe.Object, path: str) -> Iterator[str]:
     exported = owner.exports if isinstance(owner, griffe.Module) else None
-    for name, known in owner.members.items():
+    for name, known in {**_from_private_bases(owner), **owner.members}.items():
         public = name in exported if exported is not None else not name.startswith("_")
-        if known.is_alias and (exported is None or not public):
+        inherited = known.is_alias and getattr(known, "inherited", False)
+        if known.is_alias and not inherited and (exported is None or not public):
             continue
         member = known.final_target if known.is_alias else known
         if not public or isinstance(member, griffe.Module):
@@ -60,6 +61,21 @@ def _members(owner: griffe.Object, path: str) -> Iterator[str]:
         yield f"{path}.{name}{_signature(member)}"
         if isinstance(member, griffe.Class):
             yield from _members(member, f"{path}.{name}")
+
+
+def _from_private_bases(owner: griffe.Object) -> dict[str, griffe.Object | griffe.Alias]:
+    """Members of a class that come from classes of packfuse that are not public."""
+    if not isinstance(owner, griffe.Class):
+        return {}
+    found: dict[str, griffe.Object | griffe.Alias] = {}
+    for name, known in owner.inherited_members.items():
+        target = known.final_target
+        module, base = target.module.path, target.parent
+        private = base is not None and base.name.startswith("_")
+        hidden = private or module.removeprefix("packfuse.") not in PUBLIC
+        if module.startswith("packfuse.") and hidden:
+            found[name] = known
+    return found
 
 
 def _signature(member: griffe.Object | griffe.Alias) -> str:

@@ -71,7 +71,9 @@ EFFECTS: list[tuple[dict[str, Any], Any, Any]] = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("settings", "view", "value"), EFFECTS, ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(
+    ("settings", "view", "value"), EFFECTS, ids=["-".join(settings) for settings, *_ in EFFECTS]
+)
 def test_every_argument_of_a_call_works_everywhere(
     pack: Pack, kind: Any, settings: dict[str, Any], view: Any, value: Any
 ) -> None:
