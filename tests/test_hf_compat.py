@@ -10,7 +10,7 @@ from torch import nn
 from transformers.integrations import sdpa_attention
 
 from packfuse.causal_lm.cache import FusedCache
-from packfuse.hf_compat import (
+from packfuse.hf_compat.models import (
     CACHE,
     cache_argument,
     compile_hindrance,

@@ -12,8 +12,8 @@ from hypothesis import given, strategies
 from pydantic import BaseModel, Field
 
 from packfuse.constraint import JsonSchema, Regex, as_constraint
+from packfuse.constraint.json_schema import decodable, is_expressible, problem
 from packfuse.errors import ConstraintError
-from packfuse.json_schema import decodable, is_expressible, problem
 from tests.support.small import scripted_small, small_pack
 
 TAGS = {"type": "array", "items": {"type": "string"}}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from packfuse.alignment.lexicon import writable
 from packfuse.alignment.mined import Mined
-from packfuse.hf_compat import output_cache
+from packfuse.hf_compat.models import output_cache
 from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
 

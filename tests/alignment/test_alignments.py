@@ -21,7 +21,7 @@ from packfuse.alignment.lexicon import END, Lexicon, equal_tokens, writable
 from packfuse.alignment.mined import Mined, mine, nearest
 from packfuse.alignment.prefix import Prefix, first_tokens
 from packfuse.fusion.rules import rules
-from packfuse.text.chat_template import render_chat
+from packfuse.text.chats.chat_template import render_chat
 from packfuse.text.prompt import MemberPrompt
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings

@@ -30,7 +30,7 @@ from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import MemberError, PackError, PromptError, UnsupportedError
 from packfuse.fusion.sequence import PackSequence
-from packfuse.hf_compat import CACHE, output_cache
+from packfuse.hf_compat.models import CACHE, output_cache
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Session
 from packfuse.text.incremental import IncrementalTokenizer

@@ -13,7 +13,7 @@ from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.rules import rules
-from packfuse.hf_compat import output_cache
+from packfuse.hf_compat.models import output_cache
 from packfuse.models.hf_member import HFMember
 from packfuse.weighting.methods import weightings
 from tests.support import fusing, pico

@@ -27,7 +27,7 @@ from transformers import (
 
 from packfuse import Pack
 from packfuse.errors import ConfigError, MemberError
-from packfuse.hf_compat import isolates_graphs
+from packfuse.hf_compat.models import isolates_graphs
 from packfuse.models import compiled
 from packfuse.models import member as read_module
 from packfuse.models.compiled import Compiled, compile_steps

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from packfuse.errors import LoadError, MemberError, PromptError
-from packfuse.hf_compat import CACHE
+from packfuse.hf_compat.models import CACHE
 from packfuse.models import hf_member
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Read, ReadCallback, Session

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from packfuse.hf_compat import output_cache
+from packfuse.hf_compat.models import output_cache
 from packfuse.models.lm_head import LMHead
 from tests.support import small
 from tests.support.heads import COLUMNS, FAMILIES, family

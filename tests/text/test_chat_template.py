@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from packfuse.errors import PromptError
-from packfuse.text.chat_template import RenderedChat, render_chat
-from packfuse.text.member_template import MemberTemplate
-from packfuse.text.turn_marks import turn_marks
+from packfuse.text.chats.chat_template import RenderedChat, render_chat
+from packfuse.text.chats.member_template import MemberTemplate
+from packfuse.text.chats.turn_marks import turn_marks
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing, pico
 from tests.support.templates import MARKS, TEMPLATES

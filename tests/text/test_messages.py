@@ -11,7 +11,7 @@ import pytest
 
 from packfuse import Pack
 from packfuse.errors import ConfigError, PackError, PromptError
-from packfuse.text.messages import check_messages
+from packfuse.text.chats.messages import check_messages
 from packfuse.tools import Completion, Turn
 from tests.support.small import small_pack
 

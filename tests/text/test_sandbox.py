@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from packfuse.errors import PromptError
-from packfuse.text.chat_template import render_chat
-from packfuse.text.sandbox import TemplateRefusalError, render_template
+from packfuse.text.chats.chat_template import render_chat
+from packfuse.text.chats.sandbox import TemplateRefusalError, render_template
+from packfuse.text.chats.work_limit import WorkLimitError
 from packfuse.text.vocabulary import Vocabulary
-from packfuse.text.work_limit import WorkLimitError
 from tests.support import fusing, pico
 from tests.support.templates import TEMPLATES
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from packfuse.text.messages import check_messages, normalize_messages
-from packfuse.text.plain_chat import plain_chat
-from packfuse.text.tool_text import write_messages
+from packfuse.text.chats.messages import check_messages, normalize_messages
+from packfuse.text.chats.plain_chat import plain_chat
+from packfuse.text.chats.tool_text import write_messages
 from packfuse.tools.protocol import render
 from packfuse.tools.tool import ToolChoice
 from tests.support.templates import CHATML

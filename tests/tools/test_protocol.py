@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from packfuse.constraint import Grammar, JsonSchema
 from packfuse.errors import ConfigError, ConstraintError, PromptError
-from packfuse.text.chat_template import render_chat
-from packfuse.text.messages import content_text
-from packfuse.text.tool_text import escape_tags, write_call
+from packfuse.text.chats.chat_template import render_chat
+from packfuse.text.chats.messages import content_text
+from packfuse.text.chats.tool_text import escape_tags, write_call
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.tools.protocol import constraint_of, render
 from packfuse.tools.tool import Tool, ToolChoice, parse_tool_choice, parse_tools

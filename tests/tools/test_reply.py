@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings, strategies
 
 from packfuse.generation.result import FinishReason, FusionRecord, Timings, Usage
+from packfuse.text.chats.tool_text import write_call
 from packfuse.text.detokenizer import detokenize
-from packfuse.text.tool_text import write_call
 from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser
 from tests.support import fusing
 

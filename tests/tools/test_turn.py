@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from packfuse import Pack
 from packfuse.constraint import Regex
 from packfuse.errors import ConfigError, ConstraintError
-from packfuse.text.tool_text import write_call
+from packfuse.text.chats.tool_text import write_call
 from packfuse.tools import Completion, Reply, ReplyDelta, Turn
 from tests.support.scripted import TEMPLATE, scripted_pack
 from tests.support.small import scripted_small, small_pack

@@ -12,7 +12,7 @@ from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.drafts.base import DraftStats
 from packfuse.causal_lm.room import WindowCriteria
 from packfuse.fusion.sequence import PackSequence
-from packfuse.hf_compat import RowsCache
+from packfuse.hf_compat.models import RowsCache
 
 
 class FusedCache(RowsCache):

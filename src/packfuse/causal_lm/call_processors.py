@@ -11,8 +11,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.processors import FiniteScores, SeededChoice
-from packfuse.hf_compat import CACHE_NAMES
-from packfuse.hf_generation import guidance_of
+from packfuse.hf_compat.generation import guidance_of
+from packfuse.hf_compat.models import CACHE_NAMES
 
 
 class Unconditional:

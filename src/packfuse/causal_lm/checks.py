@@ -27,7 +27,7 @@ from packfuse.causal_lm.arguments import (
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.processors import FiniteScores, LevelFree
 from packfuse.errors import ConfigError, PackError, PromptError, UnsupportedError
-from packfuse.hf_generation import (
+from packfuse.hf_compat.generation import (
     built_processors,
     check_generation,
     generation_settings,

@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from packfuse.causal_lm.processors import LevelFree
-from packfuse.constraint import Constraint, check_satisfiable
+from packfuse.constraint.constraints import Constraint, check_satisfiable
 from packfuse.errors import ConstraintError
 from packfuse.text.vocabulary import Vocabulary
 

@@ -1,9 +1,11 @@
-"""How the pack's transformers model is shown, copied and pickled."""
+"""How the pack's transformers model is shown, copied and pickled, and what it leaves to members."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any, NoReturn, Self
+
+from torch import nn
 
 from packfuse.errors import UnsupportedError
 from packfuse.fusion.engine import Engine
@@ -41,3 +43,9 @@ class SharedMembers:
         raise UnsupportedError(
             "a pack's model cannot be pickled", hint="pickle the Pack, or use Pack.save_config"
         )
+
+    def tie_weights(self, *_: Any, **__: Any) -> None:
+        """Do nothing: the members' weights were tied when they were loaded."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Do nothing: the members have their weights."""

@@ -46,13 +46,13 @@ from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
-from packfuse.hf_compat import CACHE, causal_output, name_cache
-from packfuse.hf_generation import (
+from packfuse.hf_compat.generation import (
     GenerationHooks,
     beam_noise,
     end_and_pad_ids,
     generation_mask,
 )
+from packfuse.hf_compat.models import CACHE, causal_output, name_cache
 from packfuse.models.hf_member import HFMember
 from packfuse.text.prompt import blank, from_ids
 from packfuse.weighting.prefill import prefill
@@ -395,9 +395,3 @@ class FusedForCausalLM(
     def get_output_embeddings(self) -> nn.Module:
         """The reference's LM head."""
         return self.members[0].get_output_embeddings()  # type: ignore[no-any-return,operator]
-
-    def tie_weights(self, *_: Any, **__: Any) -> None:
-        """Do nothing: the members' weights were tied when they were loaded."""
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: the members have their weights."""

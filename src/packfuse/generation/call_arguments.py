@@ -19,7 +19,7 @@ from packfuse.causal_lm.arguments import (
     transformers_names,
 )
 from packfuse.errors import ConfigError, UnsupportedError
-from packfuse.text.messages import check_text
+from packfuse.text.chats.messages import check_text
 
 MAX_NEW_TOKENS = 256
 """Default for the maximum length of an answer, in tokens."""

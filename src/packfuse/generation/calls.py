@@ -23,7 +23,7 @@ from packfuse.generation.weigh import Weighing, compare_weightings
 from packfuse.models.hf_member import HFMember
 from packfuse.process import PackLock
 from packfuse.settings import PackConfig, PackSettings
-from packfuse.text.messages import check_text
+from packfuse.text.chats.messages import check_text
 
 
 class PackCalls:

@@ -7,7 +7,7 @@ from typing import Any
 
 from packfuse.fusion.room import lengths
 from packfuse.generation.runtime import Runtime
-from packfuse.text.chat_template import render_chat
+from packfuse.text.chats.chat_template import render_chat
 from packfuse.text.incremental import IncrementalTokenizer
 from packfuse.text.prompt import MemberPrompt, PackPrompt, from_text
 from packfuse.text.vocabulary import Vocabulary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packfuse.fusion.sequence import PackSequence
-from packfuse.text.chat_template import RenderedChat
+from packfuse.text.chats.chat_template import RenderedChat
 from packfuse.text.prompt import PackPrompt
 from packfuse.weighting.methods.base import FitLimits, Weights
 from packfuse.weighting.prefill import PromptReading

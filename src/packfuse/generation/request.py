@@ -24,8 +24,8 @@ from packfuse.generation.call_arguments import (
 )
 from packfuse.generation.streamers import takes_text
 from packfuse.settings import weighting_part
-from packfuse.text.chat_template import check_template_arguments, split_final
-from packfuse.text.messages import check_messages, check_text
+from packfuse.text.chats.chat_template import check_template_arguments, split_final
+from packfuse.text.chats.messages import check_messages, check_text
 from packfuse.weighting.methods import weightings
 
 __all__ = ["MAX_NEW_TOKENS", "Prompt", "Request", "make_request", "refuse_several"]

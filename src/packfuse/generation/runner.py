@@ -32,7 +32,7 @@ from packfuse.generation.runtime import Runtime
 from packfuse.generation.streamers import AnswerStreamer, adapted
 from packfuse.generation.trace import TraceRecorder
 from packfuse.models.heap import trim
-from packfuse.text.chat_template import RenderedChat, render_chat
+from packfuse.text.chats.chat_template import RenderedChat, render_chat
 from packfuse.text.continuation import Continuation, bare
 from packfuse.text.detokenizer import StreamDetokenizer
 from packfuse.text.prompt import MemberPrompt, PackPrompt, from_text

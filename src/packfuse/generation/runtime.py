@@ -26,7 +26,7 @@ from packfuse.models.hf_member import HFMember
 from packfuse.process import PackLock
 from packfuse.progress import alignment_progress, compile_progress
 from packfuse.settings import PackSettings
-from packfuse.text.chat_template import render_chat
+from packfuse.text.chats.chat_template import render_chat
 from packfuse.text.reply_tags import Reasoning
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings

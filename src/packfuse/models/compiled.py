@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from packfuse.errors import MemberError
-from packfuse.hf_compat import COMPILE_ERRORS, OWN_GRAPHS, compile_hindrance, compiled_call
+from packfuse.hf_compat.models import COMPILE_ERRORS, OWN_GRAPHS, compile_hindrance, compiled_call
 from packfuse.models.batching import ReadChunk
 from packfuse.models.hf_member import HFMember
 from packfuse.models.kv.fixed_shape import (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from packfuse.errors import MemberError
-from packfuse.hf_compat import attention_of
+from packfuse.hf_compat.models import attention_of
 
 _MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 """Attributes of every module that say nothing about its outputs, or are looked at by themselves."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from packfuse.errors import LoadError, MemberError, PromptError, UnsupportedError
-from packfuse.hf_compat import CACHE, cache_argument, grouped_attention
+from packfuse.hf_compat.models import CACHE, cache_argument, grouped_attention
 from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks
 from packfuse.models.devices import execution_device
 from packfuse.models.fingerprint import ModelState

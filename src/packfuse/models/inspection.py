@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig
 
 from packfuse.errors import LoadError, PackError
-from packfuse.hf_compat import causal_architectures
+from packfuse.hf_compat.models import causal_architectures
 from packfuse.models.checkpoint import checkpoint_size
 from packfuse.models.loading import (
     load_model,

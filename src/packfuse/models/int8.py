@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from packfuse.errors import MemberError, PackError
-from packfuse.hf_compat import has_int8_linear, int8_linear
+from packfuse.hf_compat.models import has_int8_linear, int8_linear
 from packfuse.models.compiled import Compiled, compile_steps
 from packfuse.models.devices import is_offloaded
 from packfuse.models.fingerprint import ModelState

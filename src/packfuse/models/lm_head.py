@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from packfuse.hf_compat import children_of, has_hooks, with_child
+from packfuse.hf_compat.models import children_of, has_hooks, with_child
 from packfuse.models.devices import execution_device
 from packfuse.models.vocab_subset import VocabSubset
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from packfuse.hf_compat import onednn_linear
+from packfuse.hf_compat.models import onednn_linear
 
 ENABLED = torch.backends.mkldnn.is_available()
 """Whether linear layers use oneDNN: True if torch was built with it."""

@@ -9,7 +9,7 @@ from string import hexdigits
 
 import numpy as np
 
-from packfuse.hf_compat import byte_characters
+from packfuse.hf_compat.models import byte_characters
 from packfuse.text.tokenizer_json import METASPACE
 
 NEEDED = {*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF0)}

@@ -14,8 +14,8 @@ from typing import Any
 
 from packfuse.constraint import Constraint, Grammar, JsonSchema
 from packfuse.errors import ConstraintError
-from packfuse.text.messages import normalize_messages
-from packfuse.text.tool_text import CALL, END_CALL, WrittenMessage, to_json, write_messages
+from packfuse.text.chats.messages import normalize_messages
+from packfuse.text.chats.tool_text import CALL, END_CALL, WrittenMessage, to_json, write_messages
 from packfuse.tools.tool import Tool, ToolChoice
 
 _OFFER = """You can use these tools, one JSON description a line:

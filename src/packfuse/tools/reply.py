@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from packfuse.generation.result import FusionRecord, TraceStep
+from packfuse.text.chats.tool_text import CALL, END_CALL
 from packfuse.text.detokenizer import overlap
 from packfuse.text.reply_tags import THINK, Reasoning
-from packfuse.text.tool_text import CALL, END_CALL
 from packfuse.tools.harmony import HarmonySplitter, Segment
 
 Problem = Callable[[str, dict[str, Any]], str | None]

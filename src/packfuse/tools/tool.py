@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from packfuse.constraint import JsonSchema
+from packfuse.constraint.json_schema import problem
 from packfuse.errors import ConfigError, ConstraintError
-from packfuse.json_schema import problem
-from packfuse.text.tool_text import to_json
+from packfuse.text.chats.tool_text import to_json
 
 
 class Tool(BaseModel):

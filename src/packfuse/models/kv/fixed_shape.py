@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from packfuse import hf_compat
-from packfuse.hf_compat import attention_of
+from packfuse.hf_compat import models as hf_compat
+from packfuse.hf_compat.models import attention_of
 from packfuse.models.kv.ragged import MAX_IDLE_SHARE, ForwardBatch
 from packfuse.models.kv.recurrent import with_class
 from packfuse.models.kv.store import RowCache

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
-from packfuse.hf_compat import is_dummy
+from packfuse.hf_compat.models import is_dummy
 from packfuse.models.kv.recurrent import split_rows, stack_rows, with_class
 from packfuse.models.kv.store import KVStore, RowCache, has_states
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
 
-from packfuse.hf_compat import STATE_FLAGS, STATES, is_stateful
+from packfuse.hf_compat.models import STATE_FLAGS, STATES, is_stateful
 
 
 def with_class(kind: type, layer: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from packfuse.errors import UnsupportedError
-from packfuse.hf_compat import STATES, is_stateful, is_supported, unbounded
+from packfuse.hf_compat.models import STATES, is_stateful, is_supported, unbounded
 from packfuse.models.kv.recurrent import copy_states
 
 _SPARE_SLOTS = 32

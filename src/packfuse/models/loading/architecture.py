@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig
 
-from packfuse.hf_compat import causal_architectures, composite_architectures
+from packfuse.hf_compat.models import causal_architectures, composite_architectures
 
 
 def auto_class(config: PreTrainedConfig) -> Any | None:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from packfuse.errors import ConfigError, LoadError, PackError
-from packfuse.hf_compat import tekken_tokenizer
+from packfuse.hf_compat.models import tekken_tokenizer
 from packfuse.models.devices import check_devices, check_dtype, without_weights
 from packfuse.models.hf_member import HFMember
 from packfuse.models.loading.adapters import NO_ADAPTER, add_adapter, find_adapter

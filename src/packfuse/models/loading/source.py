@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from packfuse.errors import LoadError
-from packfuse.hf_compat import hub_file
+from packfuse.hf_compat.models import hub_file
 from packfuse.settings import LoadSettings, MemberSettings
 
 

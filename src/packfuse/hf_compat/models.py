@@ -1,4 +1,4 @@
-"""Private or version-dependent names of transformers and torch; `hf_generation` has `generate`.
+"""Names of models, KV caches, attention kernels and compilation.
 
 Tested with transformers 5.20 (oldest) to 5.24 (newest), torch 2.9 (oldest) to 2.14 (newest).
 Features are looked up by name, not by version number. Differences within this range:

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from packfuse.text.work_limit import WorkLimit, WorkLimitError
+from packfuse.text.chats.work_limit import WorkLimit, WorkLimitError
 
 _limit: ContextVar[WorkLimit] = ContextVar("work limit of a chat template")
 

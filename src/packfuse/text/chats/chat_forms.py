@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from packfuse.text.member_template import MemberTemplate
-from packfuse.text.tool_text import Message, write_messages
+from packfuse.text.chats.member_template import MemberTemplate
+from packfuse.text.chats.tool_text import Message, write_messages
 
 _Change = Callable[[list[Message]], list[Message]]
 

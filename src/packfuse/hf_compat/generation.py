@@ -1,6 +1,6 @@
 """Private names of transformers' `generate`: what it derives, checks, and lets a model override.
 
-`hf_compat` says which versions are tested, and has all other private names.
+`packfuse.hf_compat.models` says which versions are tested.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
-from packfuse.hf_compat import CACHE
+from packfuse.hf_compat.models import CACHE
 
 
 def generation_settings(

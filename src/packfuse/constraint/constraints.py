@@ -17,8 +17,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from pydantic import BaseModel, ConfigDict, PydanticUserError
 
-from packfuse.errors import ConstraintError
-from packfuse.json_schema import (
+from packfuse.constraint.json_schema import (
     LAYOUT,
     NAMED,
     VALUES,
@@ -28,6 +27,7 @@ from packfuse.json_schema import (
     is_expressible,
     problem,
 )
+from packfuse.errors import ConstraintError
 
 
 class Constraint(BaseModel, ABC):

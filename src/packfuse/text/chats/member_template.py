@@ -9,10 +9,10 @@ from itertools import count
 from typing import Any
 
 from packfuse.errors import PromptError
-from packfuse.text.sandbox import TemplateRefusalError, render_template
-from packfuse.text.tool_text import Message
+from packfuse.text.chats.sandbox import TemplateRefusalError, render_template
+from packfuse.text.chats.tool_text import Message
+from packfuse.text.chats.work_limit import WorkLimitError
 from packfuse.text.vocabulary import Vocabulary
-from packfuse.text.work_limit import WorkLimitError
 
 _PRIVATE = 0xF0000
 """The first of the characters that have no meaning, of which some mark places in a text."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import re
 
-from packfuse.text.member_template import MemberTemplate
-from packfuse.text.sandbox import TemplateRefusalError
+from packfuse.text.chats.member_template import MemberTemplate
+from packfuse.text.chats.sandbox import TemplateRefusalError
 
 _WORDS = ("zqaz", "zqbz", "zqcz")
 _CHAT = [

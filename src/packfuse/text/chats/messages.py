@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from packfuse.errors import PromptError
-from packfuse.text.tool_text import Message, WrittenMessage
+from packfuse.text.chats.tool_text import Message, WrittenMessage
 
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from packfuse.text.tool_text import Message, write_messages
+from packfuse.text.chats.tool_text import Message, write_messages
 
 _ROLES = ("System", "User", "Assistant")
 _TURN = re.compile(rf"\n\n( *(?:{'|'.join(_ROLES)}):)")

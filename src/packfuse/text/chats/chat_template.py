@@ -9,14 +9,14 @@ from typing import Any
 from transformers.utils.chat_template_utils import get_json_schema
 
 from packfuse.errors import ConfigError, PromptError
-from packfuse.text.chat_forms import ChatForm, forms, lost_messages
-from packfuse.text.member_template import MemberTemplate
-from packfuse.text.messages import check_data, check_messages
-from packfuse.text.plain_chat import plain_chat, plain_marks
+from packfuse.text.chats.chat_forms import ChatForm, forms, lost_messages
+from packfuse.text.chats.member_template import MemberTemplate
+from packfuse.text.chats.messages import check_data, check_messages
+from packfuse.text.chats.plain_chat import plain_chat, plain_marks
+from packfuse.text.chats.sandbox import TemplateRefusalError
+from packfuse.text.chats.tool_text import Message
+from packfuse.text.chats.turn_marks import turn_marks
 from packfuse.text.prompt import MemberPrompt, PackPrompt
-from packfuse.text.sandbox import TemplateRefusalError
-from packfuse.text.tool_text import Message
-from packfuse.text.turn_marks import turn_marks
 from packfuse.text.vocabulary import Vocabulary
 
 _OWN_ARGUMENTS = (
