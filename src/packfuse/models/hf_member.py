@@ -66,7 +66,10 @@ class HFMember(Member):
         try:
             self._empty_cache = new_cache(model.config)
         except UnsupportedError as error:
-            raise LoadError(f"member {name!r} ({kind}): {error.message}", hint=_CACHES) from error
+            raise LoadError(
+                f"member {name!r} has an unsupported kind of KV cache: {error.message} ({kind})",
+                hint=_CACHES,
+            ) from error
         model.eval()
         self.name, self.model, self.vocabulary = name, model, vocabulary
         self.context_window = context_window(model.config, vocabulary.tokenizer)

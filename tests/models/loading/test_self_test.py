@@ -136,7 +136,7 @@ def test_weights_that_are_not_numbers_are_found() -> None:
             ),
             "does not take",
         ),
-        (lambda: DeepseekV32Config(**USUAL), "of a kind of its own, DynamicIndexedLayer"),
+        (lambda: DeepseekV32Config(**USUAL), "unsupported kind of KV cache: DynamicIndexedLayer"),
     ],
 )
 def test_a_cache_that_a_pack_cannot_use_is_named(config: Callable[[], Any], reason: str) -> None:

@@ -29,24 +29,22 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache whose attention layers keep every token, so that any suffix can be dropped.
 
     Raises:
-        UnsupportedError: for a layer of an unsupported kind, or if no layer has attention.
+        UnsupportedError: for a layer of an unsupported kind, which the message names, or if no
+            layer has attention.
     """
     try:
         cache = DynamicCache(config=config)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UnsupportedError(f"transformers makes no cache for it: {error!r}") from error
+        raise UnsupportedError(f"transformers makes none for it ({error!r})") from error
     cache.layers = [unbounded(layer) for layer in cache.layers]
     # Models without attention (Mamba) call their LM head in ways that `LMHead` does not know.
-    if all(cache.is_linear):
-        raise UnsupportedError("none of its layers has attention")
     for layer in cache.layers:
+        kind = type(layer).__name__
+        if all(cache.is_linear):
+            raise UnsupportedError(f"{kind} in all layers, and no attention")
         if not is_supported(layer):
-            raise UnsupportedError(f"its KV cache has layers of a kind of its own, {_kind(layer)}")
+            raise UnsupportedError(kind)
     return cache
-
-
-def _kind(layer: Any) -> str:
-    return type(layer).__name__
 
 
 def has_states(cache: DynamicCache) -> bool:
