@@ -76,6 +76,18 @@ def find_marks(
     }
 
 
+def between_marks(text: bytes, marks: Collection[bytes]) -> list[bytes]:
+    """The parts of a text outside of marks, without white space around them.
+
+    Example:
+        >>> between_marks(b"<think>Hm. </think>Yes", [b"<think>", b"</think>"])
+        [b'Hm.', b'Yes']
+    """
+    pattern = b"|".join(map(re.escape, sorted(marks, reverse=True)))
+    parts = re.split(pattern, text) if marks else [text]
+    return [part.strip() for part in parts if part.strip()]
+
+
 def role_ids(tokenizer: Any) -> set[int]:
     """The tokenizer's own tokens for the beginning of a text, padding and the like."""
     names = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")

@@ -16,6 +16,7 @@ from packfuse.text.chats.plain_chat import plain_chat, plain_marks
 from packfuse.text.chats.sandbox import TemplateRefusalError
 from packfuse.text.chats.tool_text import Message
 from packfuse.text.chats.turn_marks import turn_marks
+from packfuse.text.marks import between_marks
 from packfuse.text.prompt import MemberPrompt, PackPrompt
 from packfuse.text.vocabulary import Vocabulary
 
@@ -95,12 +96,14 @@ def render_chat(
         prompts[reference] = own = MemberPrompt(tuple(ids))
         stops = rendered[reference][1]
         notes.append(f"the reference has no chat template; the answer stops at {stops[0]!r}")
-    texts = [message["content"].strip().encode() for message in checked]
+    # Some members read marks as control tokens, others as text, so none is scored on them.
+    spelled = {name for vocabulary in vocabularies for name in vocabulary.marks.values()}
+    texts = [part for m in checked for part in between_marks(m["content"].encode(), spelled)]
     stream = vocabularies[reference].encode(begun)
     prompt = PackPrompt(
         tuple(prompts),
         stream=tuple(stream),
-        texts=tuple(text for text in texts if text),
+        texts=tuple(texts),
         notes=tuple(dict.fromkeys(notes)),
     )
     marks = tuple(marks for _, marks in rendered)
