@@ -27,6 +27,8 @@ from packfuse.text.vocabulary import Vocabulary
 from .clock import prompt_ids
 
 SHARES = [i / 20 for i in range(21)]
+MINED = {"name": "mined", "controls": "drop"}
+"""The alignment as published."""
 PUBLISHED = {
     "name": "opt",
     "normalize": "own",

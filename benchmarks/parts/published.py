@@ -8,7 +8,7 @@ from packfuse import Pack
 
 from .bench import FAST, Bench
 from .clock import exactly, seconds
-from .papers import PUBLISHED, PapersWay
+from .papers import MINED, PUBLISHED, PapersWay
 from .rows import Part, Row, Target, compare
 
 _PROMPT = "The history of the printing press begins"
@@ -58,7 +58,7 @@ def _seconds(pack: Pack, prompt: str, tokens: int) -> float:
 
 def _agreement(bench: Bench, prompt: str, written: list[int]) -> str:
     """How many tokens a pack under the papers' settings generates alike."""
-    same = bench.variant(alignment="mined", weighting=PUBLISHED)
+    same = bench.variant(alignment=MINED, weighting=PUBLISHED)
     answer = same.generate(prompt, **exactly(len(written)))
     pairs = zip(answer.token_ids, written, strict=True)
     alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

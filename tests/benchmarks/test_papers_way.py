@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.parts.papers import PUBLISHED, PapersWay
+from benchmarks.parts.papers import MINED, PUBLISHED, PapersWay
 from packfuse.weighting.methods import weightings
 from tests.support.packs import tiny_members, tiny_pack
 
@@ -22,7 +22,7 @@ def test_the_papers_way_is_a_packs(names: tuple[str, ...]):
         member.model.get_output_embeddings().weight.data.mul_(0.4)
     way = PapersWay(members, names.index("mistral"))
     pack = tiny_pack(
-        members, reference="mistral", alignment="mined", weighting=weightings().make(PUBLISHED)
+        members, reference="mistral", alignment=MINED, weighting=weightings().make(PUBLISHED)
     )
     found = pack.generate(PROMPT, min_new_tokens=TOKENS, max_new_tokens=TOKENS)
     weights = way.weights(way.read(PROMPT))

@@ -59,6 +59,9 @@ def after_prompt(
     return fit.weights.tolist(), row.fused_logps.exp()
 
 
+AS_PUBLISHED = Mined(controls="drop")
+
+
 def as_dict(row: Tensor) -> dict[int, float]:
     return {token: p for token, p in enumerate(row.tolist()) if p > 0}
 
@@ -110,7 +113,7 @@ some_packs = pytest.mark.parametrize(
 def test_packllm_opt_is_the_papers(names: Sequence[str], sure: Sequence[float], early_stop: bool):
     case = Case(names, 1, sure)
     weighting = faithful(early_stop=early_stop)
-    pack = case.pack(fusion="packllm", weighting=weighting, alignment="mined")
+    pack = case.pack(fusion="packllm", weighting=weighting, alignment=AS_PUBLISHED)
     paper = oracle(case, pack)
     weights, fused = after_prompt(pack, weighting)
     assert weights == pytest.approx(paper.opt(PROMPT, early_stop=early_stop), abs=1e-9)
@@ -125,7 +128,7 @@ def test_packllm_opt_is_the_papers(names: Sequence[str], sure: Sequence[float], 
 def test_packllm_sim_is_the_papers(names: Sequence[str], sure: Sequence[float], tau: float):
     case = Case(names, 1, sure)
     weighting = Sim(tau=tau, shrinkage=0, normalize="own")
-    pack = case.pack(fusion="packllm", weighting=weighting, alignment=Mined())
+    pack = case.pack(fusion="packllm", weighting=weighting, alignment=AS_PUBLISHED)
     paper = oracle(case, pack)
     weights, _ = after_prompt(pack, weighting)
     assert weights == pytest.approx(paper.sim(PROMPT, tau), abs=1e-5)
@@ -137,7 +140,7 @@ def test_a_long_prompt_is_fitted_in_full():
     """More positions than are kept by default."""
     case = Case(("deepseek", "mistral"), 1, (0.3, 0.6))
     prompt = PROMPT * 6
-    pack = case.pack(fusion="packllm", weighting=faithful(), alignment="mined")
+    pack = case.pack(fusion="packllm", weighting=faithful(), alignment=AS_PUBLISHED)
     paper = oracle(case, pack)
     assert len(case.models[case.reference].read(prompt)) - 1 > (FitLimits().positions or 0)
     weights, _ = after_prompt(pack, faithful(), prompt)
@@ -149,7 +152,7 @@ def test_a_long_prompt_is_fitted_in_full():
 def test_members_are_scored_over_the_references_vocabulary():
     """The paper's perplexity: of mapped tokens, normalized over what the reference can say."""
     case = Case(TRIPLE, 1, (0.5, 0.2, 0.4))
-    pack = case.pack(fusion="packllm", weighting=faithful(), alignment="mined")
+    pack = case.pack(fusion="packllm", weighting=faithful(), alignment=AS_PUBLISHED)
     paper = oracle(case, pack)
     ids = case.models[case.reference].read(PROMPT)
     expected = paper.losses(ids, paper.logits(ids))
@@ -162,7 +165,7 @@ def test_members_are_scored_over_the_references_vocabulary():
 def test_the_reference_is_chosen_by_what_members_make_of_the_text():
     """Mapped tokens would speak for the reference at hand."""
     case = Case(("mistral", "deepseek"), 1, (0.3, 0.2))
-    pack = tiny_pack(case.members, weighting="sim", alignment="mined")
+    pack = tiny_pack(case.members, weighting="sim", alignment=AS_PUBLISHED)
     runner = Runner(pack.runtime, make_request(PROMPT, {}, pack.runtime.call))
     item = runner._read(0, PROMPT, 0, ScoreOptions(FitLimits(), fit_positions=False))
     found = runner._own_losses(item)

@@ -74,7 +74,7 @@ def test_tokens_with_many_partners_take_little_memory() -> None:
     counts = [len(index.pairs.partners(target)) for target in range(mistral.size)]
     targets = sorted(range(mistral.size), key=counts.__getitem__)[-200:]
     partners = sum(counts[target] for target in targets)
-    assert partners > 50_000
+    assert partners > 30_000
     masks = [index._longer(target) for target in targets]
     assert sum(mask.nbytes for mask in masks) == partners
     index._longer.cache_clear()

@@ -128,8 +128,8 @@ def test_members_read_with_it(counted: list[int]) -> None:
     # Columns without a token have no probability.
     expected = expected.masked_fill(found.isneginf(), -torch.inf).log_softmax(-1)
     assert fusing.gap(found, expected) < 1e-4
-    counted.clear()
     light = int8_copy(one)
+    counted.clear()
     light.read([Read(light.open(), IDS, 1)])
     assert counted == []
 

@@ -28,8 +28,6 @@ from packfuse.text.vocabulary import Vocabulary
 
 Word = bytes | int
 END: Word = b""
-HEDGE = 0.01
-"""Share of abstention where a mark is carried to the first token of its spelling."""
 
 
 @dataclass
@@ -172,30 +170,6 @@ class PackLLM:
         own = self.models[self.reference]
         return [i for i in range(len(own.tokenizer)) if i not in own.word_of]
 
-    def carried(self, ids: Sequence[int], last: int = 0) -> list[Tensor]:
-        """Per model, log-probabilities `[n, V]` over the reference's ids.
-
-        With its control tokens that are not words, a mapped model abstains. Its marks go to the
-        first token of their spelling.
-        """
-        own = self.models[self.reference]
-        rows = self.logits(ids, last)
-        ours = rows[self.reference].softmax(-1)
-        for k, (model, table) in enumerate(zip(self.models, self.maps, strict=True)):
-            if k == self.reference:
-                continue
-            probs = model.logits([table[i] for i in ids], last).softmax(-1)
-            lost = probs[:, model.others].sum(-1)
-            marks = {i: s for i, s in model.vocabulary.marks.items() if i < probs.shape[1]}
-            mixed = rows[k].softmax(-1) * (1 - lost - probs[:, list(marks)].sum(-1))[:, None]
-            for index, spelling in marks.items():
-                first = own.vocabulary.first_token(spelling)
-                assert first is not None
-                mixed[:, first] += (1 - HEDGE) * probs[:, index]
-                lost = lost + HEDGE * probs[:, index]
-            rows[k] = (mixed + lost[:, None] * ours).log()
-        return rows
-
     def logits(self, ids: Sequence[int], last: int = 0) -> list[Tensor]:
         """Per model, `[n, V]` over the reference's ids; mapped models have words only."""
         size = len(self.models[self.reference].tokenizer)
@@ -223,8 +197,8 @@ class PackLLM:
     def opt(self, prompt: str, *, early_stop: bool) -> list[float]:
         """The greedy search: members by rising loss, λ in steps of 0.05."""
         ids = self.models[self.reference].read(prompt)
-        losses = self.losses(ids, self.logits(ids))
-        logits = self.carried(ids)
+        logits = self.logits(ids)
+        losses = self.losses(ids, logits)
         order = sorted(range(len(losses)), key=lambda k: losses[k])
         current, weights = logits[order[0]], {order[0]: 1.0}
         for member in order[1:]:
@@ -242,7 +216,7 @@ class PackLLM:
     def pooled(self, ids: Sequence[int], weights: Sequence[float]) -> Tensor:
         """softmax(Σ λ_k s_k) after the last id, `[V]`."""
         total = torch.zeros(len(self.models[self.reference].tokenizer), dtype=torch.float64)
-        for rows, weight in zip(self.carried(ids, 1), weights, strict=True):
+        for rows, weight in zip(self.logits(ids, 1), weights, strict=True):
             if weight > 0:
                 total += weight * rows[-1]
         return total.softmax(0)

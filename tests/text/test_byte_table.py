@@ -172,8 +172,10 @@ def test_every_part_of_a_tokenizer_changes_the_fingerprint() -> None:
     found = [_changed({**content, **change}) for change in ({}, *changes)]
     assert _changed(content).fingerprint == found[0].fingerprint
     assert len({vocabulary.fingerprint for vocabulary in found}) == len(found)
-    # The last two changes affect control tokens and decoding, not the encoding of text.
-    assert len({vocabulary.text_digest for vocabulary in found}) == len(found) - 2
+    # The last three changes affect what is not bytes for bytes, control tokens and decoding: a
+    # vocabulary encodes text without them.
+    assert len({vocabulary.text_digest for vocabulary in found}) == len(found) - 3
+    assert found[4].encode("e\u0301") == found[0].encode("e\u0301")
 
 
 def _changed(content: dict[str, Any]) -> Vocabulary:

@@ -204,7 +204,8 @@ def test_switching_the_reference_computes_other_scores_only() -> None:
     read_by(warm)
     for reference, own in enumerate((warm, other)):
         assert_equal(read(own, SECOND), read(engine(reference=reference, limit=None), SECOND))
-    assert read_by(warm) < 60
+    # The end of the prompt is read again as far as a mark may be spelled.
+    assert read_by(warm) < 52 + max(pairing.window for pairing in warm.pairings)
 
 
 @pytest.mark.parametrize("first", [0, 1])

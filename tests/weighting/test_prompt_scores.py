@@ -254,7 +254,7 @@ def test_losses_on_some_pieces_and_nothing_else_is_computed(limit: int, referenc
         requested = places | set(scored.scored[k])
         assert requested <= set(shown[k])
         # The distributions at the end of the prompt are computed anyway, for generation.
-        assert all(count > len(ids[k]) - 16 for count in set(shown[k]) - requested)
+        assert all(count > len(ids[k]) - 2 * sequence.window for count in set(shown[k]) - requested)
     assert scored.scored_bytes == sum(high - low for low, high in bounds)
 
 

@@ -223,7 +223,10 @@ class Mapped(Pairing):
     """Each reference token has the log-probability of one member token.
 
     Several reference tokens may share one member token. Each has its whole probability, and the
-    result is normalized.
+    result is normalized. Tokens of the member that stand for none have no effect.
+
+    With `published=True`, as in the papers, that is all. Otherwise control tokens are carried, too
+    (`ControlFlow`).
     """
 
     def __init__(
@@ -234,6 +237,7 @@ class Mapped(Pairing):
         *,
         same_ids: bool = False,
         lookahead: bool = True,
+        published: bool = False,
     ) -> None:
         """Carry through `table`.
 
@@ -245,15 +249,19 @@ class Mapped(Pairing):
             reference: The reference's vocabulary.
             same_ids: See `Pairing`.
             lookahead: See `Pairing`.
+            published: Whether only what the table has is carried, as in the papers.
         """
-        self.same_ids, self.lookahead = same_ids, lookahead
+        self.same_ids, self.lookahead, self._published = same_ids, lookahead, published
         self._table = table
-        carried = with_marks(np.where(writable(reference), table, -1), member, reference)
+        carried = np.where(writable(reference), table, -1)
+        if not published:
+            carried = with_marks(carried, member, reference)
         self._tokens = torch.from_numpy(carried.clip(min=0))
         self._excluded = torch.from_numpy(carried < 0)
         self._flow = ControlFlow(member, reference, set(carried.tolist()), twins=False)
         self._share = MarkShare(member, reference)
-        self.marks = MarkTable(member, reference)
+        self.marks = MarkTable(member, member if published else reference)
+        self._used = self.used_ids()
         self._hypotheses = (
             MarkHypotheses(self.marks, member, reference, carried) if self.marks else None
         )
@@ -266,9 +274,8 @@ class Mapped(Pairing):
 
     def used_ids(self) -> Tensor:
         """The ids in the table. The others have no effect, as `translate` normalizes over these."""
-        carried = self._tokens[~self._excluded].cpu()
-        used: Tensor = torch.cat([carried, self._flow.used_ids]).unique()
-        return used
+        carried: Tensor = self._tokens[~self._excluded].cpu().unique()
+        return carried if self._published else torch.cat([carried, self._flow.used_ids]).unique()
 
     def straddle(self) -> StraddleFilter | None:
         """A filter for marks that the reference has to spell; None without such marks."""
@@ -296,6 +303,9 @@ class Mapped(Pairing):
         if all(row is None for row in member):
             return follow_straddles(reference, member, reference, filters)
         logps = stack(member, reference)
+        if self._published:
+            return follow_straddles(self.translate(logps), member, reference, filters)
+        logps = logps - logps.index_select(-1, self._used.to(logps.device)).logsumexp(-1, True)
         kept = self._flow.kept(logps)
         # Without any mass on text, the normalized text is NaN.
         text = self.translate(logps).masked_fill_(torch.isneginf(kept), -torch.inf)

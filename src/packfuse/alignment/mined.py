@@ -39,6 +39,8 @@ class Mined(Alignment):
 
     inputs: Literal["map", "text"] = "map"
     """What members are fed: mapped ids (as in the paper), or the text in their own tokens."""
+    controls: Literal["carry", "drop"] = "carry"
+    """Whether control tokens are carried by their spelling or role, or dropped as in the paper."""
 
     def pair(
         self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
@@ -49,7 +51,13 @@ class Mined(Alignment):
         table = cached_map(
             "mined", VERSION, member, reference, lambda: mine(member, reference, progress)
         )
-        return Mapped(table, member, reference, same_ids=self.inputs == "map")
+        return Mapped(
+            table,
+            member,
+            reference,
+            same_ids=self.inputs == "map",
+            published=self.controls == "drop",
+        )
 
     @property
     def reading(self) -> Mined:

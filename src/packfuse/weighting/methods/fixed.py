@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from pydantic import ConfigDict
 
 from packfuse.errors import WeightsError
 from packfuse.registry import suggest
@@ -24,6 +25,9 @@ class Fixed(Weighting):
         >>> Fixed(weights={"b": 0.75, "a": 0.25}).for_members(["a", "b", "c"])
         array([0.25, 0.75, 0.  ])
     """
+
+    # `for_members` names the member whose weight is no number.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
     name: ClassVar[str] = "fixed"
     source: ClassVar[str] = "given by the user"
