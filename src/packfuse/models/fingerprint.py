@@ -146,8 +146,10 @@ def _value(value: Any, tensors: _Tensors) -> str:
     if value is None or isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Tensor):
-        # A quantized parameter has its scales in attributes.
-        own = _value(getattr(value, "__dict__", None) or None, tensors)
+        # A quantized parameter has its scales in attributes; the compiler marks what it has seen.
+        known = getattr(value, "__dict__", None) or {}
+        kept = {k: v for k, v in known.items() if not str(k).startswith("_dynamo")}
+        own = _value(kept or None, tensors)
         shape = tuple(value.shape)
         return f"{tensors.number(value)} {type(value).__name__} {value.dtype} {shape} {own}"
     if isinstance(value, dict):
