@@ -154,4 +154,4 @@ QWEN = Source(
 )
 
 SOURCES: tuple[Source, ...] = (SMOLLM2, GEMMA)
-"""In the order of the pack's members. `QWEN` is not among them yet: benchmarks/first_use.py decides."""
+"""In the order of the pack's members. `QWEN` waits for what benchmarks/first_use.py measures."""
