@@ -367,9 +367,13 @@ def test_mass_that_cannot_be_carried_is_the_references(
     member_probs[turn] = 0.0
     member_probs /= member_probs.sum()
     plain = pairing.carry([member_probs.log()], own, [None])[0].exp()
+    used = pairing.used_ids() if alignment in ("prefix", "mined") else None
+    # Tokens that stand for none of the reference have no effect, on the share either.
+    text = 1.0 if used is None else float(member_probs[used].sum())
     member_probs *= 1 - share
     member_probs[turn] = share
     carried = pairing.carry([member_probs.log()], own, [None])[0].exp()
+    share = share / (share + (1 - share) * text)
     assert torch.allclose(carried, (1 - share) * plain + share * own[0].exp(), atol=1e-6)
 
 

@@ -21,7 +21,7 @@ from packfuse.causal_lm.constraint_processor import ConstraintProcessor
 from packfuse.causal_lm.drafts.base import Draft
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.causal_lm.stopping import CancelCriteria, RowEnds, StopTextCriteria
-from packfuse.errors import PromptError
+from packfuse.errors import ConfigError, PromptError
 from packfuse.fusion.room import check_room
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.answers import BatchInfo, make_answer
@@ -171,6 +171,7 @@ class Runner:
         else:
             chat = self._rendered(prompt, reference, options.weights)
             whole, ids = chat.prompt, chat.ids
+        self._check_length(ids)
         own_tokens = runtime.parts.alignment.reading is runtime.parts.alignment
         able = self._possible_references(whole) if own_tokens else []
         reading = read_prompt(
@@ -187,6 +188,16 @@ class Runner:
         return PreparedPrompt(
             index, reference, ids, whole, chat, reading, started=time.perf_counter()
         )
+
+    def _check_length(self, ids: Sequence[int]) -> None:
+        """Refuse a `max_length` that leaves no token for an answer."""
+        arguments = self.request.arguments
+        limit = arguments.get("max_length") if "max_new_tokens" not in arguments else None
+        if limit is not None and len(ids) >= limit:
+            raise ConfigError(
+                f"max_length={limit} leaves no token for an answer: the prompt has {len(ids)}",
+                hint="use max_new_tokens, which counts the answer only",
+            )
 
     def _rendered(
         self, chat: Sequence[Any], reference: int, weights: Weights | None
