@@ -12,6 +12,7 @@ import argparse
 import gc
 import random
 import resource
+import sys
 import tempfile
 import threading
 import time
@@ -22,6 +23,9 @@ from typing import Any
 
 from packfuse import Pack
 from packfuse.models.heap import free_bytes
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from tests.support import pico
 
 WORDS = (

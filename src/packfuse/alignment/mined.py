@@ -31,7 +31,7 @@ class Mined(Alignment):
 
     Example:
         >>> Mined(inputs="text")
-        Mined(inputs='text')
+        Mined(inputs='text', controls='carry')
     """
 
     name: ClassVar[str] = "mined"
