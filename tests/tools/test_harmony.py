@@ -85,6 +85,25 @@ def test_the_parts_do_not_depend_on_how_the_text_is_split(text: str, cuts: list[
     assert last.reply is not None
     for mark in ("<|channel|>", "<|message|>") if "<|channel|>final<|message|>" in text else ():
         assert mark not in last.reply.reasoning
+    for mark in HARMONY:
+        assert mark not in last.reply.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|message|>Hello!",
+        "<|end|>" + FINAL,
+        "Hel<|message|>lo!",
+        FINAL + "<|constrain|>",
+        FINAL.replace("Hel", "Hel<|message|>"),
+        "<|return|>Hello!<|return|>",
+        "<think><|message|></think>Hello!",
+    ],
+)
+def test_marks_without_a_place_are_no_text(text: str) -> None:
+    reply = read(text)
+    assert (reply.reasoning, reply.text) == ("", "Hello!")
 
 
 def test_an_endless_header_is_text_in_the_end() -> None:

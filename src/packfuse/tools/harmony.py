@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from packfuse.text.detokenizer import overlap
+from packfuse.text.reply_tags import HARMONY
 
 _RECIPIENT = re.compile(r"to=functions\.([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
@@ -41,7 +42,10 @@ class Segment(NamedTuple):
 
 
 class HarmonySplitter:
-    """Splits a reply into segments while it is generated; other text is one free segment."""
+    """Splits a reply into segments while it is generated; other text is one free segment.
+
+    A mark that stands where the format has none is dropped: a control token is never text.
+    """
 
     def __init__(self) -> None:
         """Start before the reply."""
@@ -72,13 +76,12 @@ class HarmonySplitter:
         if self._header:
             return self._read_header()
         message = self._message or Segment("free", "")
-        marks = _CLOSING if self._message else _OPENING
         at, mark = min(
-            ((self._held.find(mark), mark) for mark in marks if mark in self._held),
+            ((self._held.find(mark), mark) for mark in HARMONY if mark in self._held),
             default=(-1, ""),
         )
         if at < 0:
-            keep = max(overlap(self._held, mark) for mark in marks)
+            keep = max(overlap(self._held, mark) for mark in HARMONY)
             certain = len(self._held) - keep
             text, self._held = self._held[:certain], self._held[certain:]
             return message._replace(text=text) if text else None
@@ -86,6 +89,8 @@ class HarmonySplitter:
         self._header = mark in _OPENING
         if not self._header:
             self._held = self._held.removeprefix(mark)
+        if mark not in _CLOSING:
+            return message._replace(text=text)
         self._message = None
         return message._replace(text=text, ended=message.channel != "free")
 
@@ -93,11 +98,11 @@ class HarmonySplitter:
         header, found, rest = self._held.partition(_MESSAGE)
         begun = 0 if found else overlap(header, _MESSAGE)
         if len(header) - begun > _LONGEST_HEADER:
-            # No header: only its first mark is passed on, so that the result does not depend on how
+            # No header: only its first mark is dropped, so that the result does not depend on how
             # the text is split.
             mark = next(mark for mark in _OPENING if self._held.startswith(mark))
             self._held, self._header = self._held.removeprefix(mark), False
-            return Segment("free", mark)
+            return Segment("free", "")
         if not found:
             return None
         self._held, self._header = rest, False
