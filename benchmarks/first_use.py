@@ -11,12 +11,12 @@ on where it stopped. The last line of the output is one JSON document.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import tables
@@ -25,6 +25,7 @@ from parts.judge import judge
 from parts.prompts import TOKENS, items
 
 from packfuse import Pack
+from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.reports.intervals import difference
 from packfuse.tools import Turn
 
@@ -33,34 +34,17 @@ TOGETHER = 8
 WEIGHTINGS = ("uniform", "top1")
 
 
-class Answers:
-    """Judged answers, kept as JSON lines by a key of system and item."""
-
-    def __init__(self, path: Path) -> None:
-        """Read what was kept."""
-        self.path = path
-        self.known: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            self.known = {(line := json.loads(text))["key"]: line for text in lines}
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Keep an answer."""
-        self.known[line["key"]] = line
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
 def run(
     pack: Pack,
     settings: Mapping[str, Any],
     part: str,
     asked: Sequence[dict[str, Any]],
-    kept: Answers,
+    kept: Journal,
 ) -> list[dict[str, Any]]:
     """The judged answers of one system to one part, in the order of the items."""
     own = {"pack": pack.identity, "settings": settings, "tokens": TOKENS[part]}
     keys = [_key({**own, "item": item}) for item in asked]
+    one_at_a_time = Lock()
 
     def answer(at: int) -> None:
         item = asked[at]
@@ -72,26 +56,25 @@ def run(
         )
         began = time.perf_counter()
         reply = turn.answer()
-        kept.add(
-            {
-                "key": keys[at],
-                "id": f"{part}/{item['id']}",
-                "text": reply.text,
-                "calls": [[call.name, call.arguments] for call in reply.calls],
-                "weights": reply.record.weights,
-                "rules": judge(item, reply),
-                "seconds": round(time.perf_counter() - began, 2),
-                "tokens": reply.record.usage.completion_tokens,
-            }
-        )
+        line = {
+            "id": f"{part}/{item['id']}",
+            "text": reply.text,
+            "calls": [[call.name, call.arguments] for call in reply.calls],
+            "weights": reply.record.weights,
+            "rules": judge(item, reply),
+            "seconds": round(time.perf_counter() - began, 2),
+            "tokens": reply.record.usage.completion_tokens,
+        }
+        with one_at_a_time:
+            kept.add(keys[at], line)
 
     with ThreadPoolExecutor(TOGETHER) as threads:
-        list(threads.map(answer, [at for at, key in enumerate(keys) if key not in kept.known]))
-    return [kept.known[key] for key in keys]
+        list(threads.map(answer, [at for at, key in enumerate(keys) if kept.get(key) is None]))
+    return [kept.get(key) for key in keys]
 
 
 def _key(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return digest(json.dumps(value, sort_keys=True, default=str))
 
 
 def systems(pack: Pack) -> Iterator[tuple[str, Pack, dict[str, Any]]]:
@@ -107,15 +90,15 @@ def systems(pack: Pack) -> Iterator[tuple[str, Pack, dict[str, Any]]]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Counts by system and part, and the difference of each pack from the best member."""
     pack = _pack(options)
-    kept = Answers(options.work / "answers.jsonl")
     parts = {part: items(part)[: options.limit] for part in options.part or TOKENS}
     lines: dict[str, list[dict[str, Any]]] = {}
     step = progress("first use")
     all_systems = list(systems(pack))
-    for number, (name, own, settings) in enumerate(all_systems, 1):
-        found = [run(own, settings, part, asked, kept) for part, asked in parts.items()]
-        lines[name] = [line for part in found for line in part]
-        step(number, len(all_systems))
+    with Journal(options.work / "answers.jsonl") as kept:
+        for number, (name, own, settings) in enumerate(all_systems, 1):
+            found = [run(own, settings, part, asked, kept) for part, asked in parts.items()]
+            lines[name] = [line for part in found for line in part]
+            step(number, len(all_systems))
     return {"members": pack.names, "systems": summary(lines, pack.names)}
 
 
