@@ -146,7 +146,27 @@ class Alignment(BaseModel, ABC):
         return None
 
 
-class Same(Pairing):
+class SpelledMarks(Pairing):
+    """A pairing whose only straddles are marks that the reference has to spell."""
+
+    def _follow_marks(
+        self,
+        marks: MarkTable,
+        member: Vocabulary,
+        reference: Vocabulary,
+        table: NDArray[np.int64],
+    ) -> None:
+        """Prepare the filters; `table` has the member's id by reference id, -1 for none."""
+        self.marks = marks
+        self._hypotheses = MarkHypotheses(marks, member, reference, table) if marks else None
+        self.window = self._hypotheses.window if self._hypotheses else WINDOW
+
+    def straddle(self) -> StraddleFilter | None:
+        """A filter for marks that the reference has to spell; None without such marks."""
+        return StraddleFilter(self._hypotheses) if self._hypotheses else None
+
+
+class Same(SpelledMarks):
     """A member that encodes every text to the reference's ids: nothing has to be carried.
 
     The control tokens of the two may differ. Marks and ends that only one of them has go to, and
@@ -176,13 +196,9 @@ class Same(Pairing):
         self._flow = ControlFlow(member, reference, kept, twins=True)
         self._firsts = SharedFirsts(member, reference)
         self._share = MarkShare(member, reference)
-        self.marks = MarkTable(member, reference)
         table = np.arange(self.columns)
         table[table >= member.columns] = -1
-        self._hypotheses = (
-            MarkHypotheses(self.marks, member, reference, table) if self.marks else None
-        )
-        self.window = self._hypotheses.window if self._hypotheses else WINDOW
+        self._follow_marks(MarkTable(member, reference), member, reference, table)
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
         """The same ids."""
@@ -201,10 +217,6 @@ class Same(Pairing):
             logps = logps.index_fill(-1, self._absent.to(logps.device), float("-inf"))
         return logps
 
-    def straddle(self) -> StraddleFilter | None:
-        """A filter for marks that the reference has to spell; None without such marks."""
-        return StraddleFilter(self._hypotheses) if self._hypotheses else None
-
     def carry(
         self,
         member: Sequence[Tensor | None],
@@ -219,7 +231,7 @@ class Same(Pairing):
         return follow_straddles(carried, member, reference, filters)
 
 
-class Mapped(Pairing):
+class Mapped(SpelledMarks):
     """Each reference token has the log-probability of one member token.
 
     Several reference tokens may share one member token. Each has its whole probability, and the
@@ -260,12 +272,10 @@ class Mapped(Pairing):
         self._excluded = torch.from_numpy(carried < 0)
         self._flow = ControlFlow(member, reference, set(carried.tolist()), twins=False)
         self._share = MarkShare(member, reference)
-        self.marks = MarkTable(member, member if published else reference)
-        self._used = self.used_ids()
-        self._hypotheses = (
-            MarkHypotheses(self.marks, member, reference, carried) if self.marks else None
-        )
-        self.window = self._hypotheses.window if self._hypotheses else WINDOW
+        used = self._tokens[~self._excluded].unique()
+        self._used: Tensor = used if published else torch.cat([used, self._flow.used_ids]).unique()
+        marks = MarkTable(member, member if published else reference)
+        self._follow_marks(marks, member, reference, carried)
 
     def map_ids(self, ids: Sequence[int]) -> list[int]:
         """The member's ids, one for each reference id."""
@@ -274,12 +284,7 @@ class Mapped(Pairing):
 
     def used_ids(self) -> Tensor:
         """The ids in the table. The others have no effect, as `translate` normalizes over these."""
-        carried: Tensor = self._tokens[~self._excluded].cpu().unique()
-        return carried if self._published else torch.cat([carried, self._flow.used_ids]).unique()
-
-    def straddle(self) -> StraddleFilter | None:
-        """A filter for marks that the reference has to spell; None without such marks."""
-        return StraddleFilter(self._hypotheses) if self._hypotheses else None
+        return self._used
 
     def translate(self, logps: Tensor) -> Tensor:
         """Log-probabilities `[N, reference columns]`, normalized."""
