@@ -148,8 +148,19 @@ def suggest(name: object, known: Iterable[str]) -> str:
         "known: packllm, unite; did you mean 'unite'?"
     """
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, 1)
-    return f"known: {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
+    near = nearest(name, known)
+    return f"known: {', '.join(known)}" + (f"; {near}" if near else "")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The question whether the nearest of the known names is meant; empty if none is near.
+
+    Example:
+        >>> nearest("unit", ["packllm", "unite"])
+        "did you mean 'unite'?"
+    """
+    near = difflib.get_close_matches(str(name), sorted(known), 1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def parse_spec(text: str) -> dict[str, Any]:

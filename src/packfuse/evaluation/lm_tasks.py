@@ -13,7 +13,7 @@ from packfuse.evaluation.reports.report import Evaluation, summarize
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.systems import singles, under
 from packfuse.pack import Pack
-from packfuse.registry import suggest
+from packfuse.registry import nearest
 
 _METRICS = ("acc_norm", "exact_match", "acc", "em")
 """Per-document metrics that grade an answer as right or wrong; the first that a task has counts."""
@@ -117,8 +117,7 @@ def _manager(names: Sequence[str], include: Path | None) -> Any:
 
 def _near(name: str, known: Sequence[str]) -> str:
     """A hint with the most similar of the known names."""
-    _, _, near = suggest(name, known).rpartition("; ")
-    return near if near.startswith("did you mean") else "`lm-eval ls tasks` lists them"
+    return nearest(name, known) or "`lm-eval ls tasks` lists them"
 
 
 def _outcomes(task: str, samples: Sequence[dict[str, Any]]) -> Iterator[tuple[Question, Outcome]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from packfuse.causal_lm.arguments import SAMPLING, fields_of, nearest
+from packfuse.causal_lm.arguments import SAMPLING, fields_of, nearest_argument
 from packfuse.errors import ConfigError
 from packfuse.generation.call_arguments import known_arguments
 
@@ -90,7 +90,9 @@ def check_names(owner: str, given: Iterable[str], further: Iterable[str] = ()) -
     known = call_arguments().union(further)
     for name in given:
         if name not in known:
-            raise ConfigError(f"{owner} has no setting {name!r}", hint=nearest(name, known))
+            raise ConfigError(
+                f"{owner} has no setting {name!r}", hint=nearest_argument(name, known)
+            )
 
 
 def as_fields(
