@@ -389,6 +389,10 @@ IMPOSSIBLE: list[dict[str, Any]] = [
     {"weights": {"long": math.nan}}, {"weighting": {1: 2}}, {"gate": object()}, {"draft": 5},
     {"constraint": 5}, {"constraint": {"type": object()}}, {"epsilon_cutoff": 2.0},
     {"typical_p": 0.0}, {"length_penalty": 1e300, "num_beams": 2}, {"guidance_scale": 1e30},
+    {"min_new_tokens": 3, "max_new_tokens": 2}, {"min_new_tokens": 257}, {"max_length": 5},
+    {"min_length": 9, "max_length": 8}, {"min_length": 8, "max_new_tokens": 2},
+    {"min_new_tokens": 3, "max_length": 7},
+    {"generation_config": GenerationConfig(min_new_tokens=3, max_new_tokens=2)},
 ]  # fmt: skip
 
 
@@ -397,7 +401,11 @@ def test_impossible_values_are_refused_before_anything_is_read(
     pack: Pack, reads: list[str], arguments: dict[str, Any]
 ) -> None:
     name = next(iter(arguments))
-    words = {"constraint": "constraint|JSON schema", "weighting": "weighting|weights"}
+    words = {
+        "constraint": "constraint|JSON schema",
+        "weighting": "weighting|weights",
+        "generation_config": "generation_config|min_new_tokens",
+    }
     with pytest.raises(PackError, match=words.get(name, name)):
         pack.generate("Hello", **arguments)
     assert reads == []

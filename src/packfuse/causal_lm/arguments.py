@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from transformers.generation.configuration_utils import BaseWatermarkingConfig
 from transformers.generation.streamers import BaseStreamer
 
 from packfuse.errors import ConfigError
+from packfuse.registry import nearest
 
 
 def _integer(value: Any) -> Any:
@@ -299,10 +299,14 @@ def _flat(value: Any) -> Iterator[int]:
         yield value
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def first_id(pad: Any) -> Any:
+    """The first of several padding ids: people pad with `config.eos_token_id`."""
+    return pad[0] if isinstance(pad, list | tuple) and pad else pad
+
+
+def nearest_argument(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name."""
-    near = difflib.get_close_matches(name, sorted(known), 1, 0.6)
-    return f"did you mean {near[0]!r}?" if near else "see Pack.generate for the known ones"
+    return nearest(name, known) or "see Pack.generate for the known ones"
 
 
 def check_names(names: Collection[Any], own: Collection[str]) -> None:
@@ -318,7 +322,7 @@ def check_names(names: Collection[Any], own: Collection[str]) -> None:
     known = {*own, *GenerationArguments.model_fields}
     for name in names:
         if name not in known:
-            raise ConfigError(f"unknown argument {name!r}", hint=nearest(str(name), known))
+            raise ConfigError(f"unknown argument {name!r}", hint=nearest_argument(str(name), known))
 
 
 def _plain(value: Any) -> Any:

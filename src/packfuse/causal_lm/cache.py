@@ -41,6 +41,8 @@ class FusedCache(RowsCache):
         weights: Weights `[K]` of each sequence that starts without a prompt; empty for those of
             `forward`.
         seed: Seed with which tokens are sampled; None for torch's global random numbers.
+        prepared: Whether `generate` is called by a `Runner`, which has checked the arguments and
+            looked at the members' models.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class FusedCache(RowsCache):
         self.draft_stats: DraftStats | None = None
         self.weights: list[Tensor | None] = []
         self.seed: int | None = None
+        self.prepared = False
 
     def start(self, count: int) -> list[PackSequence]:
         """`count` sequences at the ends of their prompts; none if there are no prompts.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -20,8 +20,9 @@ from packfuse.causal_lm.arguments import (
     check_ids,
     check_values,
     fields_of,
+    first_id,
     is_default,
-    nearest,
+    nearest_argument,
     short,
 )
 from packfuse.causal_lm.cache import FusedCache
@@ -156,7 +157,7 @@ def check_settings(
     """
     check_decoding(settings, arguments, model.config.vocab_size)
     unused = unused_arguments(model, settings, arguments)
-    with typed_errors(", ".join(arguments), nearest_unknown(unused)):
+    with typed_errors(", ".join(arguments), lambda: nearest_unknown(unused)):
         repository = check_generation(model, settings, arguments)
         validate: Any = model
         validate._validate_model_kwargs(unused)
@@ -170,11 +171,11 @@ def check_settings(
 def nearest_unknown(names: Iterable[str]) -> str:
     """The hint for arguments of `generate` that nothing uses."""
     known = {*GENERATE_NAMES, *VALUES}
-    return "; ".join(f"{name}: {nearest(name, known)}" for name in names)
+    return "; ".join(f"{name}: {nearest_argument(name, known)}" for name in names)
 
 
 @contextmanager
-def typed_errors(what: str, hint: str = "") -> Iterator[None]:
+def typed_errors(what: str, hint: Callable[[], str] = str) -> Iterator[None]:
     """Turn errors that others raise for arguments into a `ConfigError`."""
     try:
         yield
@@ -182,7 +183,7 @@ def typed_errors(what: str, hint: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{what} cannot be used: {reason}", hint=hint) from error
+        raise ConfigError(f"{what} cannot be used: {reason}", hint=hint()) from error
 
 
 def settings_in_force(model: Any, arguments: Mapping[str, Any], ids: Tensor) -> GenerationConfig:
@@ -214,7 +215,7 @@ def check_call(model: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def single_pad_id(arguments: dict[str, Any], default: GenerationConfig) -> None:
-    """Use the first of several padding ids, in place: people pad with `config.eos_token_id`.
+    """Use the first of several padding ids, in place.
 
     Args:
         arguments: The arguments of `generate`.
@@ -223,14 +224,10 @@ def single_pad_id(arguments: dict[str, Any], default: GenerationConfig) -> None:
     given: Any = arguments.get("generation_config")
     if isinstance(getattr(given, "pad_token_id", None), list | tuple):
         given = arguments["generation_config"] = copy.copy(given)
-        given.pad_token_id = _first(given.pad_token_id)
-    default.pad_token_id = _first(default.pad_token_id)
+        given.pad_token_id = first_id(given.pad_token_id)
+    default.pad_token_id = first_id(default.pad_token_id)
     if "pad_token_id" in arguments:
-        arguments["pad_token_id"] = _first(arguments["pad_token_id"])
-
-
-def _first(pad: Any) -> Any:
-    return pad[0] if isinstance(pad, list | tuple) and pad else pad
+        arguments["pad_token_id"] = first_id(arguments["pad_token_id"])
 
 
 def check_decoding(

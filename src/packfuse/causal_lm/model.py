@@ -174,6 +174,8 @@ class FusedForCausalLM(
         Returns:
             The sequences, and log-probabilities `[B, keep, V]`, nats.
         """
+        if not cache.prompts:
+            self.engine.refresh()
         sequences = cache.start(len(texts))
         rest = [text[own.length :] for text, own in zip(texts, sequences, strict=False)]
         self.engine.read_again([own for own in sequences if own.is_stale], call)
@@ -267,18 +269,21 @@ class FusedForCausalLM(
             raise PromptError("there is nothing to generate from", hint="pass `input_ids`")
         name_cache(arguments)
         single_pad_id(arguments, self.generation_config)
-        reference = self.engine.reference
-        check_arguments(arguments, reference.tokenizer, reference.columns)
-        settings = settings_in_force(self, arguments, ids)
-        check_settings(self, settings, arguments)
         cache = arguments.get(CACHE)
         own_cache = cache is None
+        prepared = isinstance(cache, FusedCache) and cache.prepared
+        if not prepared:
+            reference = self.engine.reference
+            check_arguments(arguments, reference.tokenizer, reference.columns)
+        settings = settings_in_force(self, arguments, ids)
+        if not prepared:
+            check_settings(self, settings, arguments)
         if cache is None:
             check_processing(self, vars(settings))
             cache = arguments[CACHE] = self._read(ids, settings, arguments)
         if not isinstance(cache, FusedCache):
             return _generate(self, ids, **arguments)
-        if not own_cache:
+        if not own_cache and not prepared:
             self.engine.refresh()
         cache.endings = end_and_pad_ids(settings)
         cache.add_log_normalizers = wants_logits(settings, arguments)
@@ -355,6 +360,7 @@ class FusedForCausalLM(
         self, texts: list[list[int]], call: CallSettings | None = None
     ) -> list[PackSequence]:
         """Read prompts and fit their weights; a prompt that occurs twice is read once."""
+        self.engine.refresh()
         call = call or self.call
         vocabularies = [member.vocabulary for member in self.engine.members]
         read: dict[tuple[int, ...], PackSequence] = {}

@@ -148,6 +148,7 @@ class Scorer:
         self, prompt: PackPrompt, limits: FitLimits | None, scores: bool
     ) -> PromptReading:
         several = len(self._vocabularies) > 1
+        self.engine.refresh()
         return read_prompt(
             self.engine, prompt, self.fusion, fit_positions=scores and several, limits=limits
         )

@@ -102,7 +102,11 @@ class Engine:
         return twin
 
     def refresh(self) -> None:
-        """Find out what the members' models are now; see `Member.refresh`."""
+        """Find out what the members' models are now; see `Member.refresh`.
+
+        Raises:
+            MemberError: if a member's tokens are others than when it joined the pack.
+        """
         for member in self.members:
             member.refresh()
 
@@ -112,7 +116,7 @@ class Engine:
         fusion: Fusion,
         weights: Sequence[float] | NDArray[np.float64] | None = None,
     ) -> PackSequence:
-        """A sequence in which nothing has been read.
+        """A sequence in which nothing has been read; `refresh` comes first, once a call.
 
         Args:
             prompt: The prompt.
@@ -120,10 +124,7 @@ class Engine:
             weights: `[K]`, if they are known already: members with weight 0 have no stream and read
                 nothing, but for the reference. None for a stream for every member.
 
-        Raises:
-            MemberError: if a member's tokens are others than when it joined the pack.
         """
-        self.refresh()
         parts = zip(
             self.members, self.pairings, prompt.members, self._subsets_for(fusion), strict=True
         )

@@ -9,11 +9,13 @@ from typing import Any
 from transformers import GenerationMixin
 
 from packfuse.causal_lm.arguments import (
+    FOREIGN_CODE,
     SAMPLING,
     GenerationArguments,
     check_names,
     check_values,
     fields_of,
+    first_id,
     is_default,
     short,
     transformers_names,
@@ -117,8 +119,8 @@ def generation_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
             )
     if "assistant_model" not in given:
         given.pop("tokenizer", None)  # stop strings are found in text
-    if isinstance(given.get("pad_token_id"), list):
-        given["pad_token_id"] = given["pad_token_id"][0]
+    if "pad_token_id" in given:
+        given["pad_token_id"] = first_id(given["pad_token_id"])
     return _decoding(given)
 
 
@@ -144,7 +146,7 @@ def _refuse(name: str, value: Any) -> None:
             f"{shown}: the prompt of a pack is text, which every member tokenizes",
             hint="pass text; pack.model.generate takes token ids",
         )
-    if name in ("custom_generate", "trust_remote_code"):
+    if name in FOREIGN_CODE:
         raise UnsupportedError(
             f"{shown}: a call cannot run code that comes with a model",
             hint="pack.model.generate takes a function of your own as custom_generate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from packfuse.causal_lm.arguments import first_id
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.constraint_processor import ConstraintProcessor
@@ -68,6 +69,7 @@ class Runner:
         self.runtime, self.request = runtime, request
         self.cancels = list(cancels or [threading.Event() for _ in request.prompts])
         self._started = time.time()
+        self._looked_at_models = False
 
     def run(self, streamer: BaseStreamer | None = None) -> list[Answer]:
         """Answer every prompt; prompts with the same reference and stop strings form a batch.
@@ -164,6 +166,9 @@ class Runner:
         """Read a prompt with every member, in the tokens of a given reference."""
         runtime, vocabularies = self.runtime, self.runtime.vocabularies
         model = runtime.model(reference)
+        if not self._looked_at_models:
+            model.engine.refresh()
+            self._looked_at_models = True
         chat: RenderedChat | None = None
         if isinstance(prompt, str):
             whole = from_text(prompt, vocabularies, reference)
@@ -190,13 +195,20 @@ class Runner:
         )
 
     def _check_length(self, ids: Sequence[int]) -> None:
-        """Refuse a `max_length` that leaves no token for an answer."""
-        arguments = self.request.arguments
-        limit = arguments.get("max_length") if "max_new_tokens" not in arguments else None
-        if limit is not None and len(ids) >= limit:
+        """Refuse lengths that leave no token for an answer, or that no answer can have."""
+        given = self.request.arguments
+        longest, most = _new_tokens(given, "max_new_tokens", "max_length", len(ids))
+        shortest, least = _new_tokens(given, "min_new_tokens", "min_length", len(ids))
+        if most is not None and most <= 0:
             raise ConfigError(
-                f"max_length={limit} leaves no token for an answer: the prompt has {len(ids)}",
+                f"{longest} leaves no token for an answer: the prompt has {len(ids)}",
                 hint="use max_new_tokens, which counts the answer only",
+            )
+        if most is not None and least is not None and least > most:
+            raise ConfigError(
+                f"{shortest} is more than {longest} allows: at least {least} and at most {most} "
+                "new tokens",
+                hint="raise the maximum, or leave out the minimum",
             )
 
     def _rendered(
@@ -271,7 +283,7 @@ class Runner:
             [item.sequence for item in items],
             use_cache=request.arguments.get("use_cache") is not False,
         )
-        cache.seed = request.seed
+        cache.seed, cache.prepared = request.seed, True
         ids, mask = _padded([item.ids for item in items], model)
         cancelled = CancelCriteria([self.cancels[item.index] for item in items])
         ends = RowEnds()
@@ -370,11 +382,21 @@ class Runner:
         return [f"the reference is {name!r}, the default, whose token ids these are: {pins}"]
 
 
+def _new_tokens(
+    given: Mapping[str, Any], new: str, whole: str, prompt: int
+) -> tuple[str, int | None]:
+    """A limit of the length of an answer as it was given, and in new tokens; None for no limit."""
+    if given.get(new) is not None:
+        return f"{new}={given[new]}", int(given[new])
+    if given.get(whole) is not None:
+        return f"{whole}={given[whole]}", int(given[whole]) - prompt
+    return "", None
+
+
 def _padded(rows: Sequence[Sequence[int]], model: FusedForCausalLM) -> tuple[Tensor, Tensor]:
     """Left-padded ids and their attention mask, `[B, width]`."""
     width = max(map(len, rows))
-    pad = model.config.pad_token_id or 0
-    pad = pad[0] if isinstance(pad, list | tuple) else pad
+    pad = first_id(model.config.pad_token_id) or 0
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
