@@ -12,16 +12,16 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
 # Those that need no files; benchmarks/evidence.py needs a folder of questions for most of its runs.
 BENCH ?= benchmarks/speed.py benchmarks/alignment.py benchmarks/memory.py
 # Tests, lint and benchmarks need the dev extra; the demo does without.
-STAMP := $(VENV)/.installed$(if $(filter test lint format api bench test-range,$(MAKECMDGOALS)),-dev)
+STAMP := $(VENV)/.installed$(if $(filter test test-all lint format api bench test-range,$(MAKECMDGOALS)),-dev)
 PROMPT ?= The capital of France is
 export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format api starter bench test-range clean distclean
+.PHONY: help demo test test-all lint format api starter bench test-range clean distclean
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12     the Python (3.11 or newer) that makes $(VENV)"
 	@echo "  TORCH_INDEX=URL       an extra index for torch (CPU builds for Linux)"
@@ -33,8 +33,12 @@ demo: starter ## Install, fetch the starter pack, fuse it on a prompt
 	@echo "== Fusing the starter pack on: $$PROMPT"
 	@$(BIN)/packfuse run --max-tokens 48 --repetition-penalty 1.1 -- "$$PROMPT" </dev/null
 
-test: lint starter ## Install, lint, type-check and run every test
+test: lint starter ## Install, lint, type-check and run the tests, but for the slow ones
 	@echo "== Running the tests"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" $(PYTEST_ARGS)
+
+test-all: lint starter ## The same with the slow tests
+	@echo "== Running all tests"
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style, types, imports between rooms, and the public API

@@ -20,20 +20,28 @@ if TYPE_CHECKING:
 
     from packfuse import Pack
 
-STARTER = {"starter", "starter_folders"}
+STARTER = {"starter", "starter_folders", "default_starter"}
 
 
 @pytest.fixture(scope="session")
 def starter_folders() -> dict[str, Path]:
-    """The model folders of the starter pack by name, fetched first if they are not there yet."""
+    """The model folders of the small starter pack by name, fetched if they are not there yet."""
     from packfuse.starter import starter_paths
 
-    return starter_paths(progress=False)
+    return starter_paths("small", progress=False)
 
 
 @pytest.fixture(scope="session")
 def starter(starter_folders: dict[str, Path]) -> Pack:
-    """The real starter pack with its default settings: its models are in memory once."""
+    """The small starter pack with its default settings: its models are in memory once."""
+    from packfuse import Pack
+
+    return Pack.starter("small", progress=False)
+
+
+@pytest.fixture(scope="session")
+def default_starter() -> Pack:
+    """The starter pack that people get."""
     from packfuse import Pack
 
     return Pack.starter(progress=False)

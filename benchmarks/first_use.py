@@ -27,6 +27,8 @@ from parts.prompts import TOKENS, items
 from packfuse import Pack
 from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.reports.intervals import difference
+from packfuse.registry import parse_spec
+from packfuse.starter.sources import DEFAULT, LINEUPS
 from packfuse.tools import Turn
 
 TOGETHER = 8
@@ -93,7 +95,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     parts = {part: items(part)[: options.limit] for part in options.part or TOKENS}
     lines: dict[str, list[dict[str, Any]]] = {}
     step = progress("first use")
-    all_systems = list(systems(pack))
+    all_systems = [one for one in systems(pack) if not options.system or one[0] in options.system]
+    all_systems += [(s, pack, _settings(s, pack)) for s in options.system or () if ":" in s]
     with Journal(options.work / "answers.jsonl") as kept:
         for number, (name, own, settings) in enumerate(all_systems, 1):
             found = [run(own, settings, part, asked, kept) for part, asked in parts.items()]
@@ -102,16 +105,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"members": pack.names, "systems": summary(lines, pack.names)}
 
 
+def _settings(text: str, pack: Pack) -> dict[str, Any]:
+    """The settings of a system that is given as text."""
+    kind, _, rest = text.partition(":")
+    if kind != "weights":
+        return {"weighting": parse_spec(text)}
+    return {"weights": dict(zip(pack.names, map(float, rest.split(",")), strict=True))}
+
+
 def _pack(options: argparse.Namespace) -> Pack:
+    loading = {"dtype": options.dtype} if options.dtype else {}
     if options.model:
-        return Pack.from_pretrained(options.model, progress=False)
-    return Pack.starter(progress=False)
+        return Pack.from_pretrained(options.model, progress=False, **loading)
+    return Pack.starter(options.starter, progress=False, **loading)
 
 
 def summary(lines: Mapping[str, list[dict[str, Any]]], members: Sequence[str]) -> dict[str, Any]:
     """By system: right answers by part, turns that leaked, loops, and the paired difference."""
     right = {name: [all(line["rules"].values()) for line in own] for name, own in lines.items()}
-    best = max(members, key=lambda name: sum(right[name]))
+    alone = [name for name in members if name in right] or list(right)
+    best = max(alone, key=lambda name: sum(right[name]))
     found: dict[str, Any] = {}
     for name, own in lines.items():
         parts: dict[str, list[int]] = {}
@@ -139,6 +152,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", action="append", help="a member; repeatable; default: starter")
+    parser.add_argument("--starter", default=DEFAULT, choices=LINEUPS, help="a starter pack")
+    parser.add_argument("--dtype", help="type of the weights; default: what ships")
+    parser.add_argument(
+        "--system",
+        action="append",
+        help='a member\'s name, "pack", "uniform", "top1", another weighting with parameters,\n'
+        '"exact:turns=64", or "weights:0.8,0.2"; repeatable; default: the first of these',
+    )
     parser.add_argument("--part", action="append", choices=TOKENS, help="a part; repeatable")
     parser.add_argument("--limit", type=int, help="most items of a part")
     parser.add_argument("--work", type=Path, default=MEASURED.parent / "results" / "first_use")

@@ -88,16 +88,26 @@ class Pack(PackCalls):
         return cls._load(PackConfig.read(path, **overrides), progress)
 
     @classmethod
-    def starter(cls, *, expert: bool = False, progress: bool = True, **overrides: Any) -> Pack:
-        """The starter pack; fetched and converted once (see `packfuse starter`).
+    def starter(
+        cls,
+        lineup: str = "pair",
+        *,
+        expert: bool = False,
+        progress: bool = True,
+        **overrides: Any,
+    ) -> Pack:
+        """A starter pack; fetched and converted once (see `packfuse starter`).
 
         Args:
+            lineup: Which one: "pair" (Qwen2.5-Coder-0.5B-Instruct and SmolLM2-135M-Instruct),
+                "trio" (with gemma-3-270m, a base model) or "small" (the last two).
             expert: Add a third member, a small model of the Kubernetes Python client, from the
                 package `packfuse-expert-kube` (`pip install 'packfuse[expert]'`).
             progress: Show progress.
             **overrides: As in `from_pretrained`.
 
         Raises:
+            ConfigError: for an unknown lineup.
             StarterError: if it cannot be fetched, verified or converted, or if the expert's
                 package is not installed.
         """
@@ -105,8 +115,12 @@ class Pack(PackCalls):
         from packfuse.starter.expert import EXPERT, expert_path
 
         third = {EXPERT: expert_path()} if expert else {}  # fails before anything is downloaded
-        folders = starter_paths(progress=progress) | third
-        entries = [{"model": str(folder), "name": name} for name, folder in folders.items()]
+        folders = starter_paths(lineup, progress=progress) | third
+        # Weights that are stored in 16 bits are not computed in 16 bits on a processor.
+        loading = {} if "dtype" in overrides else {"dtype": "float32"}
+        entries = [
+            {"model": str(folder), "name": name, **loading} for name, folder in folders.items()
+        ]
         return cls.from_pretrained(entries, progress=progress, **overrides)
 
     @classmethod

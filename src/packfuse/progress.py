@@ -37,6 +37,11 @@ def alignment_progress(shown: bool) -> AbstractContextManager[ProgressCallback |
     return _task_progress("Aligning vocabularies", shown)
 
 
+def skill_progress(shown: bool) -> AbstractContextManager[ProgressCallback | None]:
+    """A bar over the worked chats on which members are compared (once for a pack)."""
+    return _task_progress("Comparing the members on worked chats", shown)
+
+
 def compile_progress(shown: bool) -> AbstractContextManager[ProgressCallback | None]:
     """A bar that appears once a step has to be compiled."""
     return _task_progress("Compiling steps", shown)

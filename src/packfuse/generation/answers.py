@@ -137,6 +137,8 @@ def _record(
         weighting=weightings().dump(call.weighting),
         alignment=alignments().dump(batch.runtime.parts.alignment),
         weights=by_name(names, fit.weights) or {},
+        skill=by_name(names, item.skill.weights if item.skill else None),
+        prompt_share=_prompt_share(batch, item, fit),
         prompt_loss=by_name(names, fit.losses),
         bits_per_byte=by_name(names, fit.bits_per_byte),
         scored_tokens=fit.tokens,
@@ -159,6 +161,13 @@ def _record(
         notes=_notes(batch, item, fit),
         trace=recorder.finish(steps, ids) if request.trace and recorder and steps else None,
     )
+
+
+def _prompt_share(batch: BatchInfo, item: PreparedPrompt, fit: Fit) -> float | None:
+    weighting = batch.request.call.weighting
+    if weighting.for_members(batch.runtime.names) is not None:
+        return None
+    return weighting.prompt_share(fit.tokens, chat=item.skill is not None)
 
 
 def _usage(names: list[str], item: PreparedPrompt, fit: Fit, generated: int) -> Usage:

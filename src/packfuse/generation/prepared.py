@@ -9,6 +9,7 @@ from packfuse.text.chats.chat_template import RenderedChat
 from packfuse.text.prompt import PackPrompt
 from packfuse.weighting.methods.base import FitLimits, Weights
 from packfuse.weighting.prefill import PromptReading
+from packfuse.weighting.worked_chats import Skill
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class PreparedPrompt:
         reading: The members' reading of the prompt.
         started: When fitting the weights began, by `time.perf_counter`.
         stop: Stop strings, with those that end the turn in a chat; known with the weights.
+        skill: The members' skill as assistants, if the weights depend on it.
     """
 
     index: int
@@ -49,6 +51,7 @@ class PreparedPrompt:
     reading: PromptReading
     started: float
     stop: tuple[str, ...] = ()
+    skill: Skill | None = None
 
     @property
     def sequence(self) -> PackSequence:

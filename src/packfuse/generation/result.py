@@ -120,6 +120,10 @@ class FusionRecord(_Plain):
         weighting: The weighting with its parameters.
         alignment: The alignment with its parameters.
         weights: Weights by member on this prompt; they sum to one.
+        skill: In a chat, the weights by member under which the pack prefers right answers to wrong
+            ones in worked chats; None for plain texts, and for weightings that do not use them.
+        prompt_share: The share of the weights that was fitted to this prompt, 0 to 1; the rest is
+            that of `skill` or another prior. None for weights that depend on no prompt.
         prompt_loss: Loss by member, nats per reference token; 9999 where it is infinite; None if
             the prompt was not scored. Members whose weight is fixed to 0 read nothing and are left
             out.
@@ -150,6 +154,8 @@ class FusionRecord(_Plain):
     weighting: dict[str, Any]
     alignment: dict[str, Any]
     weights: dict[str, float]
+    skill: dict[str, float] | None = None
+    prompt_share: float | None = None
     prompt_loss: dict[str, float] | None
     bits_per_byte: dict[str, float] | None
     scored_tokens: int

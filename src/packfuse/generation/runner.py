@@ -26,6 +26,7 @@ from packfuse.errors import ConfigError, PromptError
 from packfuse.fusion.room import check_room
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.answers import BatchInfo, make_answer
+from packfuse.generation.assistants import skill_of
 from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
 from packfuse.generation.request import Prompt, Request
 from packfuse.generation.result import Answer
@@ -37,7 +38,7 @@ from packfuse.text.chats.chat_template import RenderedChat, render_chat
 from packfuse.text.continuation import Continuation, bare
 from packfuse.text.detokenizer import StreamDetokenizer
 from packfuse.text.prompt import MemberPrompt, PackPrompt, from_text
-from packfuse.weighting.methods.base import Weights
+from packfuse.weighting.methods.base import Weighting, Weights
 from packfuse.weighting.prefill import (
     Fit,
     finish,
@@ -124,8 +125,15 @@ class Runner:
         item = self.read(index, prompt, ScoreOptions(call.weighting.limits, positions, weights))
         item.started = time.perf_counter()
         if weights is None:
-            weights = fit_weights(item.reading, call.weighting, call.rule.pool)
+            weights = self.fit(item, call.weighting)
         return item, self.finish(item, weights)
+
+    def fit(self, item: PreparedPrompt, weighting: Weighting) -> Weights:
+        """The weights `[K]` of a prompt that has been read, under a weighting that fits them."""
+        item.skill = None
+        if item.chat and weighting.needs_skill and len(self.runtime.members) > 1:
+            item.skill = skill_of(self.runtime)
+        return fit_weights(item.reading, weighting, self.request.call.rule.pool, item.skill)
 
     @property
     def _fixed_weights(self) -> Weights | None:
@@ -149,6 +157,11 @@ class Runner:
     def read(self, index: int, prompt: Prompt, options: ScoreOptions) -> PreparedPrompt:
         """Read a prompt with every member; with `reference="auto"`, choose its reference."""
         reference = self._first_reference
+        if not self._looked_at_models:
+            self.runtime.model(reference).engine.refresh()
+            self._looked_at_models = True
+        if (assistant := self._best_assistant(prompt)) is not None:
+            return self._read(index, prompt, assistant, options, may_change=False)
         item = self._read(index, prompt, reference, options)
         better = self._better_reference(item)
         if better == reference:
@@ -161,14 +174,20 @@ class Runner:
         return found
 
     def _read(
-        self, index: int, prompt: Prompt, reference: int, options: ScoreOptions
+        self,
+        index: int,
+        prompt: Prompt,
+        reference: int,
+        options: ScoreOptions,
+        *,
+        may_change: bool = True,
     ) -> PreparedPrompt:
-        """Read a prompt with every member, in the tokens of a given reference."""
+        """Read a prompt with every member, in the tokens of a given reference.
+
+        With `may_change`, the scores are kept for other references, too.
+        """
         runtime, vocabularies = self.runtime, self.runtime.vocabularies
         model = runtime.model(reference)
-        if not self._looked_at_models:
-            model.engine.refresh()
-            self._looked_at_models = True
         chat: RenderedChat | None = None
         if isinstance(prompt, str):
             whole = from_text(prompt, vocabularies, reference)
@@ -178,7 +197,7 @@ class Runner:
             whole, ids = chat.prompt, chat.ids
         self._check_length(ids)
         own_tokens = runtime.parts.alignment.reading is runtime.parts.alignment
-        able = self._possible_references(whole) if own_tokens else []
+        able = self._possible_references(whole) if own_tokens and may_change else []
         reading = read_prompt(
             model.engine,
             whole,
@@ -242,6 +261,22 @@ class Runner:
         if not able or item.reading.losses is None or (losses := self._own_losses(item)) is None:
             return item.reference
         return min(able, key=lambda k: float(losses[k]))
+
+    def _best_assistant(self, prompt: Prompt) -> int | None:
+        """With `reference="auto"` in a chat: the most skilled member with a chat template."""
+        runtime, call = self.runtime, self.request.call
+        chooses = runtime.settings.reference == "auto" and not self.request.pins
+        if isinstance(prompt, str) or not chooses:
+            return None
+        able = [
+            k
+            for k in runtime.with_weight(call.weighting)
+            if runtime.members[k].tokenizer.chat_template
+        ]
+        if len(able) < 2:
+            return None
+        weights = skill_of(runtime).weights
+        return max(able, key=lambda k: float(weights[k]))
 
     def _possible_references(self, prompt: PackPrompt) -> list[int]:
         """With `reference="auto"`: the members that can predict the end of a turn.

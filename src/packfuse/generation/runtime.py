@@ -32,6 +32,7 @@ from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting
 from packfuse.weighting.prefix_cache import PrefixCache, prefix_limit
+from packfuse.weighting.worked_chats import Skill
 
 _TEMPLATE_TAIL = 16
 """Number of tokens at the end of a rendered chat in which a mark of reasoning is searched for."""
@@ -87,6 +88,9 @@ class Runtime:
         settings: The pack's settings.
         parts: The parts that the settings name.
         prefixes: The prefix cache; None if it is off.
+        skill: The members' states, and their skill at that time; see
+            `packfuse.generation.assistants`.
+        progress: Whether progress bars are shown for what takes long.
         lock: Held while a call runs.
     """
 
@@ -122,7 +126,8 @@ class Runtime:
         size = sum(p.nbytes for member in self.members for p in member.model.parameters())
         limit = prefix_limit(settings.prefix_cache, size)
         self.prefixes = PrefixCache(self.members, limit) if limit else None
-        self._progress = progress
+        self.skill: tuple[tuple[Any, ...], Skill] | None = None
+        self.progress = progress
         self._models: dict[int, FusedForCausalLM] = {}
         self._own_tokens: dict[int, Engine] = {}
 
@@ -201,7 +206,7 @@ class Runtime:
             return self._models[reference]
         with self.lock:
             if reference not in self._models:
-                with alignment_progress(self._progress) as progress:
+                with alignment_progress(self.progress) as progress:
                     engine = Engine(
                         self.members,
                         reference,
@@ -210,7 +215,7 @@ class Runtime:
                         heads=self.settings.heads,
                         parallel=self.settings.parallel,
                     )
-                with compile_progress(self._progress) as progress:
+                with compile_progress(self.progress) as progress:
                     engine.compile_ahead(self.call, progress)
                 self._models[reference] = FusedForCausalLM(engine, self.call, self.prefixes)
             return self._models[reference]

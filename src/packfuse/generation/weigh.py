@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 from packfuse.errors import ConfigError
 from packfuse.fusion.rules import rules
+from packfuse.generation.assistants import skill_of
 from packfuse.generation.prepared import ScoreOptions
 from packfuse.generation.result import by_name
 from packfuse.generation.runner import Runner
 from packfuse.models.loading import unique_names
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting, Weights, equal
-from packfuse.weighting.prefill import fit_weights
 
 
 class Weighing(BaseModel):
@@ -26,6 +26,10 @@ class Weighing(BaseModel):
         reference: The member whose tokens would be generated.
         fusion: The fusion rule that the weights are for, with its parameters.
         weights: Weights by weighting, then by member.
+        skill: In a chat, the members' skill in worked chats, which the weightings with a prior use;
+            None in a plain text.
+        skill_deviation: The standard deviation of each, from the number of worked chats.
+        prompt_share: By weighting, the share of its weights that was fitted to this prompt, 0 to 1.
         prompt_loss: Loss by member, nats per reference token; None if the prompt was not scored.
         bits_per_byte: The same losses in bits per byte of text; None if not scored.
         scored_tokens: Number of reference tokens on which the losses were computed.
@@ -39,6 +43,9 @@ class Weighing(BaseModel):
     reference: str
     fusion: dict[str, Any]
     weights: dict[str, dict[str, float]]
+    skill: dict[str, float] | None = None
+    skill_deviation: dict[str, float] | None = None
+    prompt_share: dict[str, float] = {}
     prompt_loss: dict[str, float] | None
     bits_per_byte: dict[str, float] | None
     scored_tokens: int
@@ -62,6 +69,7 @@ def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
     labeled = _labeled(specs)
     names = runtime.names
     found: dict[str, Weights] = {}
+    chat = False
     for limits in dict.fromkeys(weighting.limits for weighting in labeled.values()):
         group = {label: own for label, own in labeled.items() if own.limits == limits}
         fitted = [own for own in group.values() if own.for_members(names) is None]
@@ -69,13 +77,22 @@ def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
         item = runner.read(0, runner.request.prompts[0], ScoreOptions(limits, positions))
         for label, own in group.items():
             given = own.for_members(names)
-            found[label] = fit_weights(item.reading, own, pool) if given is None else given
+            found[label] = runner.fit(item, own) if given is None else given
+            chat = chat or item.skill is not None
         fit = runner.finish(item, equal(len(names)))
+    known = skill_of(runtime) if chat else None
     return Weighing(
         members=names,
         reference=names[item.reference],
         fusion=rules().dump(runner.request.call.rule),
         weights={label: by_name(names, found[label]) or {} for label in labeled},
+        skill=by_name(names, known.weights if known else None),
+        skill_deviation=by_name(names, known.deviations if known else None),
+        prompt_share={
+            label: own.prompt_share(fit.tokens, chat=chat)
+            for label, own in labeled.items()
+            if own.for_members(names) is None
+        },
         prompt_loss=by_name(names, fit.losses),
         bits_per_byte=by_name(names, fit.bits_per_byte),
         scored_tokens=fit.tokens,

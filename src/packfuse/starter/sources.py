@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from packfuse.errors import ConfigError
+from packfuse.registry import suggest
 from packfuse.starter.gguf import Recipe
 from packfuse.starter.wheels import Wheel
 
@@ -153,5 +155,23 @@ QWEN = Source(
     ),
 )
 
-SOURCES: tuple[Source, ...] = (SMOLLM2, GEMMA)
-"""In the order of the pack's members. `QWEN` waits for what benchmarks/first_use.py measures."""
+DEFAULT = "pair"
+"""The lineup of `Pack.starter()`."""
+
+LINEUPS: dict[str, tuple[Source, ...]] = {
+    "pair": (QWEN, SMOLLM2),
+    "trio": (QWEN, SMOLLM2, GEMMA),
+    "small": (SMOLLM2, GEMMA),
+}
+"""The starter packs by name; each in the order of its members."""
+
+
+def sources_of(lineup: str) -> tuple[Source, ...]:
+    """The models of a starter pack.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if lineup not in LINEUPS:
+        raise ConfigError(f"no starter pack is called {lineup!r}", hint=suggest(lineup, LINEUPS))
+    return LINEUPS[lineup]

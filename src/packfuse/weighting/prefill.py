@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from packfuse.weighting.methods.base import Evidence, FitLimits, Weighting, Weig
 from packfuse.weighting.prefix_cache import PrefixCache
 from packfuse.weighting.prefix_reuse import PrefixReuse
 from packfuse.weighting.prompt_scores import PromptScores
+from packfuse.weighting.worked_chats import Skill
 
 OtherViews = Mapping[int, Callable[[], ReferenceView]]
 """By member, a function that returns its view, for members that may become the reference."""
@@ -132,17 +133,28 @@ def read_prompt(
     return PromptReading(sequence, scores, cached, seconds)
 
 
-def fit_weights(reading: PromptReading, weighting: Weighting, pool: str) -> Weights:
+def fit_weights(
+    reading: PromptReading, weighting: Weighting, pool: str, skill: Skill | None = None
+) -> Weights:
     """Weights `[K]` for a prompt that has been read; equal weights without scores to fit to.
 
     Args:
         reading: The prompt, with distributions at fit positions if the weighting needs them.
         weighting: A weighting whose weights depend on the prompt.
         pool: `Rule.pool` of the fusion rule: "logit" or "linear".
+        skill: The members' skill, in a chat; see `Evidence`.
     """
     count = len(reading.sequence.streams)
-    evidence = None if count == 1 else reading.evidence(weighting.normalize)
-    return equal(count) if evidence is None else weighting.fit(evidence, pool)
+    if count == 1:
+        return equal(1)
+    evidence = reading.evidence(weighting.normalize)
+    if evidence is None:
+        return equal(count) if skill is None else skill.weights
+    if skill is not None and reading.scores is not None:
+        per_token = reading.scores.scored_bytes / max(evidence.tokens, 1)
+        usual = skill.usual_losses * per_token
+        evidence = replace(evidence, skill=skill.weights, usual_losses=usual)
+    return weighting.fit(evidence, pool)
 
 
 def finish(

@@ -102,7 +102,8 @@ class PromptScores:
         reading = [own for own, reads in zip(self.members, self.reads, strict=True) if reads]
         shared = set.intersection(*(set(own.boundaries) for own in reading))
         self.common = sorted(shared)
-        self._bounds = self._choose_pieces(_segments(texts))
+        self._segments = _segments(texts)
+        self._bounds = self._choose_pieces(self._segments)
         self.scored = [[index for index, _ in self._in_pieces(own)] for own in self.members]
         offsets = self._choose_positions(vocabularies) if fit else []
         counts = {o: tuple(own.boundaries[o] for own in self.members) for o in offsets}
@@ -189,6 +190,14 @@ class PromptScores:
             for index, piece in self._in_pieces(own):
                 table[k, piece] += own.logps[index]
         return table
+
+    def of_text(self, number: int) -> tuple[Weights, int]:
+        """Log-probability of one of the texts `[K]`, nats, and the number of its scored bytes."""
+        start, end = self._segments[number]
+        own = [at for at, (low, _) in enumerate(self._bounds) if start <= low < end]
+        size = sum(high - low for low, high in (self._bounds[at] for at in own))
+        found: Weights = self.pieces()[:, own].sum(1)
+        return found, size
 
     @property
     def tokens(self) -> int:

@@ -33,6 +33,10 @@ class Evidence:
             tokens of the reference; the last candidate may stand for all other tokens together.
             None unless the weighting has `needs_scores`.
         labels: Index of the candidate that came next, `[T]`.
+        skill: In a chat, the weights `[K]` under which the pack prefers right answers to wrong
+            ones in worked chats; None in a plain text.
+        usual_losses: The losses `[K]` that would be usual, by those on the worked questions, nats
+            per reference token; None without `skill`.
 
     Raises:
         WeightsError: for a loss that is NaN.
@@ -48,6 +52,8 @@ class Evidence:
     pieces: Weights
     scores: Tensor | None = None
     labels: Tensor | None = None
+    skill: Weights | None = None
+    usual_losses: Weights | None = None
 
     def __post_init__(self) -> None:
         # Every comparison with NaN is false, so it would go unnoticed.
@@ -110,6 +116,20 @@ class Weighting(BaseModel, ABC):
     """Maximum number of pieces of the prompt on which losses are computed, evenly spread; None for
     all, as in the papers."""
 
+    @property
+    def needs_skill(self) -> bool:
+        """Whether `Evidence.skill` is needed in a chat."""
+        return False
+
+    def prompt_share(self, tokens: int, *, chat: bool) -> float:
+        """The share of the weights that is fitted to the prompt, 0 to 1; the rest is the prior's.
+
+        Args:
+            tokens: Number of tokens of the prompt that were scored.
+            chat: Whether `Evidence.skill` is known.
+        """
+        return 1.0
+
     def needs_scores(self, pool: str) -> bool:
         """Whether `Evidence.scores` is needed for rules with this `Rule.pool`."""
         return False
@@ -148,7 +168,16 @@ class Shrinking(Weighting):
 
     def shrink(self, weights: Weights, evidence: Evidence) -> Weights:
         """`weights`, `[K]` or rows of them, blended with the prior; see `blend`."""
-        return blend(weights, self.prior_weights(evidence), evidence.tokens, self.shrinkage)
+        share = self.prompt_share(evidence.tokens, chat=evidence.skill is not None)
+        return blend(weights, self.prior_weights(evidence), share)
+
+    def prompt_share(self, tokens: int, *, chat: bool) -> float:
+        """See `Weighting.prompt_share`."""
+        return tokens / max(tokens + self.prior_tokens(chat=chat), 1)
+
+    def prior_tokens(self, *, chat: bool) -> float:
+        """Weight of the prior, in tokens of the prompt; `chat` as in `prompt_share`."""
+        return self.shrinkage
 
     def prior_weights(self, evidence: Evidence) -> Weights:
         """The prior `[K]`: equal weights."""
@@ -164,7 +193,11 @@ class Fitted(Shrinking):
     """Weight of the prior, in tokens of a prompt; 0 for none, as in the paper."""
     prior: Literal["equal", "sim"] = "sim"
     """Prior weights: "equal", or "sim" for `softmax(-loss)`, which gives almost no weight to a
-    member that finds even a few words of the prompt nearly impossible."""
+    member that finds even a few words of the prompt nearly impossible. In a chat, see `chat`."""
+    chat: float | None = Field(default=256.0, ge=0, allow_inf_nan=False)
+    """Weight of the prior in a chat, in tokens: how well a member reads a question does not tell
+    how well it answers. The prior is then the skill of the members in worked chats; see
+    `skill_here`. None for the prior of plain texts; no effect without `shrinkage`."""
     positions: int | None = Field(default=FitLimits().positions, ge=1)
     """Maximum number of positions to fit to, evenly spread; memory may allow fewer. None for all,
     as in the paper."""
@@ -176,9 +209,28 @@ class Fitted(Shrinking):
         """True for a logit pool; a linear pool is fitted to pieces of text."""
         return pool == "logit"
 
+    @property
+    def needs_skill(self) -> bool:
+        """Whether the prior in a chat is the members' skill."""
+        return self.chat is not None and self.shrinkage > 0
+
+    def prior_tokens(self, *, chat: bool) -> float:
+        """Weight of the prior, in tokens; see `shrinkage` and `chat`."""
+        return float(self.chat or 0) if chat and self.needs_skill else self.shrinkage
+
     def prior_weights(self, evidence: Evidence) -> Weights:
-        """The prior `[K]`; see `prior`."""
+        """The prior `[K]`; see `prior` and `chat`."""
+        skill = evidence.skill if self.needs_skill else None
+        if evidence.tokens <= 0:
+            return equal(evidence.members) if skill is None else skill
+        if skill is not None:
+            return skill_here(skill, evidence)
         return equal(evidence.members) if self.prior == "equal" else loss_softmax(evidence.losses)
+
+    def without_loss(self, evidence: Evidence) -> Weights:
+        """The weights `[K]` where a prompt has nothing to fit to."""
+        known = evidence.skill is not None and self.needs_skill
+        return self.prior_weights(evidence) if known else equal(evidence.members)
 
     @property
     def limits(self) -> FitLimits:
@@ -210,22 +262,44 @@ def loss_softmax(losses: Weights, tau: float = 1.0) -> Weights:
     return found
 
 
-def blend(weights: Weights, prior: Weights, tokens: int, shrinkage: float) -> Weights:
-    """`(n w + c u) / (n + c)`: weights w from n tokens, and a prior u that counts as c tokens.
+ORDINARY = 1.25
+"""Nats per token: by this much, losses differ on questions that all members know how to read."""
 
-    This is the posterior mean under a Dirichlet prior worth c tokens. Without any tokens the
-    weights are equal.
+
+def skill_here(skill: Weights, evidence: Evidence) -> Weights:
+    """Skill `[K]` on one question: less for members that find it stranger than the others do.
+
+    A member that does not know the language of a question has no skill there. A member's loss is
+    compared with its own usual loss, and the difference with the least difference of all members:
+    what is d nats per token more than `ORDINARY` counts `exp(-d**2 / 2)`.
+
+    Example:
+        >>> losses = np.array([4.0, 9.0])
+        >>> known = Evidence(losses, 8, np.zeros((2, 0)), usual_losses=np.array([3.0, 3.0]))
+        >>> skill_here(np.array([0.75, 0.25]), known).round(3)
+        array([0.996, 0.004])
+    """
+    strange = evidence.losses - (0.0 if evidence.usual_losses is None else evidence.usual_losses)
+    finite = np.where(np.isfinite(strange), strange, 1e3)
+    excess = (finite - finite.min() - ORDINARY).clip(min=0.0)
+    found: Weights = skill * np.exp(-(excess**2) / 2)
+    total = float(found.sum())
+    return found / total if total > 0 else skill
+
+
+def blend(weights: Weights, prior: Weights, share: float) -> Weights:
+    """`s w + (1 - s) u`: weights w of which a share s counts, and a prior u.
+
+    With `s = n / (n + c)` for weights from n tokens, this is the posterior mean under a Dirichlet
+    prior worth c tokens.
 
     Args:
         weights: Weights w, `[K]` or rows of them.
         prior: Prior weights u, `[K]`.
-        tokens: Number of tokens n.
-        shrinkage: The weight c of the prior, in tokens.
+        share: The share s, 0 to 1.
 
     Example:
-        >>> blend(np.array([1.0, 0.0]), equal(2), tokens=8, shrinkage=8.0)
+        >>> blend(np.array([1.0, 0.0]), equal(2), share=0.5)
         array([0.75, 0.25])
     """
-    if tokens <= 0:
-        return np.full_like(weights, 1.0 / weights.shape[-1])
-    return (tokens * weights + shrinkage * prior) / (tokens + shrinkage)
+    return share * weights + (1 - share) * prior

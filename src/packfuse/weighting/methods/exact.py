@@ -49,7 +49,7 @@ class Exact(Fitted):
         """The weights with the lowest prompt loss."""
         loss = prompt_loss(evidence, pool)
         if loss is None:
-            return equal(evidence.members)
+            return self.without_loss(evidence)
         simplex = _Simplex(loss, self.shrink(np.eye(evidence.members), evidence))
         start = equal(evidence.members)
         if isinstance(loss, LinearLoss):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from packfuse.weighting.methods.base import Evidence, Fitted, Weights, equal
+from packfuse.weighting.methods.base import Evidence, Fitted, Weights
 from packfuse.weighting.methods.losses import PromptLoss, prompt_loss
 
 
@@ -39,7 +39,7 @@ class Opt(Fitted):
         """The weights that the greedy search finds, shrunk; see `Weighting.fit`."""
         loss = prompt_loss(evidence, pool)
         if loss is None:
-            return equal(evidence.members)
+            return self.without_loss(evidence)
         found = greedy(loss, evidence.losses, self.step, early_stop=self.early_stop)
         return self.shrink(found, evidence)
 

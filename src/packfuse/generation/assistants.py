@@ -1,0 +1,124 @@
+"""How well the members answer as assistants, measured on worked chats and kept while it holds."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from packfuse.errors import PromptError
+from packfuse.generation.runtime import Runtime
+from packfuse.paths import cache_root, write_text
+from packfuse.progress import ProgressCallback, skill_progress
+from packfuse.text.chats.chat_template import render_chat
+from packfuse.weighting.methods.base import FitLimits
+from packfuse.weighting.prefill import read_prompt
+from packfuse.weighting.prefix_cache import PrefixCache
+from packfuse.weighting.prompt_scores import PromptScores
+from packfuse.weighting.worked_chats import CHATS, Skill, preferences
+
+WORTH_KEEPING = 1.0
+"""Seconds: what takes longer is kept in the cache folder, for later processes."""
+_FORMAT = 1
+"""Version of the files in the cache folder."""
+_CACHE = 2**26
+"""Bytes for the questions, which are read once for both answers."""
+
+
+def skill_of(runtime: Runtime) -> Skill:
+    """The members' skill, measured once as long as their models do not change.
+
+    Args:
+        runtime: The pack; its members have been refreshed in this call.
+    """
+    states = tuple(member.state for member in runtime.members)
+    if runtime.skill is None or runtime.skill[0] != states:
+        key = _key(runtime)
+        found = _load(key, len(states))
+        if found is None:
+            began = time.perf_counter()
+            with skill_progress(runtime.progress) as progress:
+                found = _measured(runtime, progress)
+            if time.perf_counter() - began > WORTH_KEEPING:
+                _save(key, found)
+        runtime.skill = states, found
+    return runtime.skill[1]
+
+
+def _key(runtime: Runtime) -> str:
+    """Digest of all that the skill depends on: samples of the weights, tokenizers, templates."""
+    members = [
+        [own.state.sampled, own.vocabulary.fingerprint, own.tokenizer.chat_template]
+        for own in runtime.members
+    ]
+    facts = [_FORMAT, CHATS, runtime.default_reference, members]
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+
+
+def _path(key: str) -> Path:
+    return cache_root() / "skill" / f"{key}.json"
+
+
+def _load(key: str, members: int) -> Skill | None:
+    """What was kept; None for nothing, or for a file that cannot be used."""
+    try:
+        rows = np.array(json.loads(_path(key).read_bytes()), dtype=np.float64)
+    except (OSError, ValueError):
+        return None
+    return Skill(*rows) if rows.shape == (3, members) and np.isfinite(rows).all() else None
+
+
+def _save(key: str, found: Skill) -> None:
+    """Keep a result; where that fails, it is measured again in the next process."""
+    path = _path(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps([row.tolist() for row in found]))
+    except OSError as error:
+        warnings.warn(f"{path} cannot be written: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _measured(runtime: Runtime, progress: ProgressCallback | None) -> Skill:
+    prefixes = PrefixCache(runtime.members, _CACHE)
+    count = len(runtime.members)
+    margins, losses, size = [], np.zeros(count), 0
+    for number, chat in enumerate(CHATS):
+        if progress:
+            progress(number, len(CHATS))
+        right, wrong = (
+            _scores(runtime, chat.question, answer, prefixes) for answer in (chat.right, chat.wrong)
+        )
+        if right is None or wrong is None:
+            continue
+        margins.append(right.of_text(1)[0] - wrong.of_text(1)[0])
+        log_prob, read = right.of_text(0)
+        losses, size = losses - log_prob, size + read
+    weights, deviations = preferences(np.array(margins).reshape(-1, count).T)
+    return Skill(weights, deviations, losses / max(size, 1))
+
+
+def _scores(
+    runtime: Runtime, question: str, answer: str, prefixes: PrefixCache
+) -> PromptScores | None:
+    """The members' scores of a question and an answer; None if a member cannot read them.
+
+    A context window may be too short for it, and a chat template may refuse it.
+    """
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    reference = runtime.default_reference
+    try:
+        rendered = render_chat(messages, runtime.vocabularies, reference)
+        return read_prompt(
+            runtime.model(reference).engine,
+            replace(rendered.prompt, texts=(question.encode(), answer.encode())),
+            runtime.call,
+            limits=FitLimits(pieces=None),
+            prefixes=prefixes,
+        ).scores
+    except PromptError:
+        return None
