@@ -180,6 +180,7 @@ def test_right_drafts_save_passes() -> None:
 
 
 @pytest.mark.parametrize("draft", ["reference", "members"])
+@pytest.mark.slow
 def test_samples_have_the_packs_distribution(draft: str) -> None:
     """500 samples of two drafted tokens; the test fails by chance once in 10,000 runs."""
     plain, drafted = _draws(None), _draws(draft)

@@ -230,6 +230,7 @@ def test_rows_side_by_side_are_compiled(compiler: None) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.slow
 def test_many_families_read_in_steps_or_say_why_not(
     name: str, traced: bool, steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +277,7 @@ def packs(**settings: Any) -> tuple[Pack, Pack]:
 @pytest.mark.parametrize(
     "arguments", [{}, {"do_sample": True, "seed": 3}, {"num_beams": 2}, {"stop": ["e"]}], ids=str
 )
+@pytest.mark.slow
 def test_answers_are_the_same(
     setting: dict[str, Any], arguments: dict[str, Any], steps: list[tuple[int, int]]
 ) -> None:

@@ -170,6 +170,7 @@ def test_other_prompts_are_not(pack: Pack):
 
 @pytest.mark.parametrize("text", [HELD_OUT["model"][:CONTEXT], ENGLISH], ids=["library", "other"])
 @pytest.mark.parametrize("reference", range(3))
+@pytest.mark.slow
 def test_three_answer_as_one_in_the_tokens_of_each(pack: Pack, reference: int, text: str):
     name = pack.names[reference]
     spoken = Pack(pack.members, reference=name, progress=False)

@@ -69,6 +69,7 @@ def test_generated_python_has_sound_indentation(members, reference: str, prompt:
     "prompt",
     ["Die schönsten Städte Österreichs sind", "中国的首都是", "🦊🐻🐼 are emoji. More emoji: 🐶🐱"],
 )
+@pytest.mark.slow
 def test_no_character_is_broken_while_streaming(members, reference: str, prompt: str) -> None:
     pack = Pack(members, reference=reference)
     chunks = [chunk.text for chunk in pack.stream(prompt, max_new_tokens=14)]

@@ -40,7 +40,7 @@ class Planned(Scripted):
         self.plan, self.faint, self.read = plan, faint, ""
         self.history: list[str] = []
 
-    def fill(self, logits: Tensor, prefix: list[int]) -> None:
+    def fill(self, logits: Tensor, prefix: list[int], text: bytes) -> None:
         own = self.vocabulary
         spelled = b"".join(
             own.token_bytes[i] or f"{OPEN}{own.spell(i)}{CLOSE}".encode() for i in prefix

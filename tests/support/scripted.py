@@ -68,14 +68,17 @@ class Scripted(PreTrainedModel):
         logits = torch.zeros(len(rows), keep, self.vocabulary.columns)
         for index, ids in enumerate(rows):
             pads = 0 if attention_mask is None else int((attention_mask[index] == 0).sum())
+            own = ids[pads:]
+            whole, ends = self.vocabulary.decode(own), self.vocabulary.lengths[own].cumsum()
             for place in range(keep):
-                prefix = ids[pads : len(ids) - keep + place + 1]
-                self.fill(logits[index, place], prefix)
+                count = max(0, len(own) - keep + place + 1)
+                text = whole[: ends[count - 1]] if count else b""
+                self.fill(logits[index, place], own[:count], text)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
-    def fill(self, logits: Tensor, prefix: list[int]) -> None:
-        """Set the logits after a prefix, `[columns]`."""
-        token = self.following(self.vocabulary.decode(prefix))
+    def fill(self, logits: Tensor, prefix: list[int], text: bytes) -> None:
+        """Set the logits after a prefix, `[columns]`, whose text is `text`."""
+        token = self.following(text)
         if token is not None:
             logits[token] = CERTAIN
 

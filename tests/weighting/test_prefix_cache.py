@@ -546,6 +546,7 @@ def test_the_limit_is_a_setting(tmp_path: Any) -> None:
     assert PackConfig.read(tmp_path / "pack.yaml").prefix_cache == 12345
 
 
+@pytest.mark.slow
 def test_the_starter_pack_reads_a_context_once(starter: Pack) -> None:
     warm = Pack(starter.members, progress=False)
     cold = Pack(starter.members, prefix_cache=0, progress=False)

@@ -143,6 +143,7 @@ def test_tools_can_be_given_to_chat_itself(llm):
     assert len(calls(response)) == 1
 
 
+@pytest.mark.slow
 def test_parallel_calls(llm):
     bounded = {"tool_required": True, "max_tokens": 160, "temperature": 1.0}
     several = [
