@@ -13,7 +13,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
 BENCH ?= benchmarks/speed.py benchmarks/alignment.py benchmarks/memory.py
 # Tests, lint and benchmarks need the dev extra; the demo does without.
 STAMP := $(VENV)/.installed$(if $(filter test test-all lint format api bench test-range,$(MAKECMDGOALS)),-dev)
-PROMPT ?= The capital of France is
+PROMPT ?=
 export PROMPT
 
 .DEFAULT_GOAL := help
@@ -25,13 +25,17 @@ help: ## Say what can be made
 	@echo
 	@echo "  PYTHON=python3.12     the Python (3.11 or newer) that makes $(VENV)"
 	@echo "  TORCH_INDEX=URL       an extra index for torch (CPU builds for Linux)"
-	@echo "  PROMPT=\"...\"          the prompt of make demo"
+	@echo "  PROMPT=\"...\"          one prompt for make demo"
 	@echo "  PYTEST_ARGS=\"...\"     more arguments for pytest, e.g. -m 'not starter'"
 	@echo "  BENCH=FILE            the one benchmark to run"
 
-demo: starter ## Install, fetch the starter pack, fuse it on a prompt
-	@echo "== Fusing the starter pack on: $$PROMPT"
-	@$(BIN)/packfuse run --max-tokens 48 --repetition-penalty 1.1 -- "$$PROMPT" </dev/null
+demo: starter ## Install, fetch the starter pack, let it answer a greeting, a fact and a task
+	@set --; [ -z "$$PROMPT" ] || set -- "$$PROMPT"; \
+	[ $$# -gt 0 ] || set -- "Hi! Who are you?" "What is the capital of Italy?" \
+		"Write a Python function that adds two numbers."; \
+	for prompt; do \
+		echo "== $$prompt"; $(BIN)/packfuse run --max-tokens 64 -- "$$prompt" </dev/null || exit; \
+	done
 
 test: lint starter ## Install, lint, type-check and run the tests, but for the slow ones
 	@echo "== Running the tests"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from packfuse import Pack
 
-STARTER = {"starter", "starter_folders", "default_starter"}
+STARTER = {"starter", "starter_folders", "default_starter", "default_folders"}
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,15 @@ def starter(starter_folders: dict[str, Path]) -> Pack:
 
 
 @pytest.fixture(scope="session")
-def default_starter() -> Pack:
+def default_folders() -> dict[str, Path]:
+    """The model folders of the starter pack that people get."""
+    from packfuse.starter import starter_paths
+
+    return starter_paths(progress=False)
+
+
+@pytest.fixture(scope="session")
+def default_starter(default_folders: dict[str, Path]) -> Pack:
     """The starter pack that people get."""
     from packfuse import Pack
 

@@ -110,7 +110,7 @@ def main() -> None:
     if options.small:
         texts = [texts[0][:120]]
     started = time.time()
-    found = summary(measure(Pack.starter(progress=False), texts, options))
+    found = summary(measure(Pack.starter("small", progress=False), texts, options))
     show(found)
     document = {"machine": machine(), "seconds": time.time() - started, "passages": len(texts)}
     document |= found

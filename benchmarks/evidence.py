@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 print(f"{name}: no file {run.pattern}", file=sys.stderr)
                 continue
             if run.expert not in packs:
-                packs[run.expert] = Pack.starter(progress=False, expert=run.expert)
+                packs[run.expert] = Pack.starter("small", progress=False, expert=run.expert)
             pack, task = packs[run.expert], tasks().make(parse_spec(run.task))
             limit = min(run.limit, options.limit or run.limit)
             asked = read_questions(paths[0], task, limit, options.seed)

@@ -38,7 +38,7 @@ def peak(work: Callable[[], object]) -> int:
 
 def members_alone(context: int, tokens: int) -> int:
     """Peak of both members, loaded by transformers, each generating by itself."""
-    loaded = [load_alone(folder) for folder in starter_paths(progress=False).values()]
+    loaded = [load_alone(folder) for folder in starter_paths("small", progress=False).values()]
     prompt = prose(Vocabulary(loaded[0][1]), context)
 
     def generate() -> None:
@@ -50,7 +50,7 @@ def members_alone(context: int, tokens: int) -> int:
 
 def pack_peak(context: int, tokens: int) -> int:
     """Peak of the pack at the same work."""
-    pack = Pack.starter(progress=False)
+    pack = Pack.starter("small", progress=False)
     prompt = prose(pack.members[0].vocabulary, context)
     return peak(lambda: pack.generate(prompt, **exactly(tokens)))
 

@@ -26,34 +26,34 @@ def run(name: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_langchain_rag(starter_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_langchain_rag(default_folders: dict[str, Path], tmp_path: Path) -> None:
     printed = run("langchain_rag.py", "What is a fusion record?", folder=tmp_path)
     assert "What is a fusion record?" in printed
     assert re.search(r"source: \S+\.md", printed)
-    assert all(name in printed for name in starter_folders)
+    assert all(name in printed for name in default_folders)
 
 
-def test_langchain_agent(starter_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_langchain_agent(default_folders: dict[str, Path], tmp_path: Path) -> None:
     printed = run("langchain_agent.py", "What is 17 times 23?", folder=tmp_path)
     assert 'call multiply {"a": 17, "b": 23}' in printed
     assert "multiply returns 391" in printed
     assert "grammar" in printed
 
 
-def test_llama_index_query_engine(starter_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_llama_index_query_engine(default_folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "index"
     printed = run(
         "llama_index_query_engine.py", "--folder", str(folder), "--max-new-tokens", "8",
         folder=tmp_path,
     )  # fmt: skip
-    assert all(name in printed for name in starter_folders)
+    assert all(name in printed for name in default_folders)
     assert (folder / "weights.png").read_bytes().startswith(b"\x89PNG")
     assert list((folder / "index").iterdir())
 
 
-def test_llama_index_agent(starter_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_llama_index_agent(default_folders: dict[str, Path], tmp_path: Path) -> None:
     printed = run("llama_index_agent.py", folder=tmp_path)
-    assert all(name in printed for name in starter_folders)
+    assert all(name in printed for name in default_folders)
     assert "multiply" in printed
 
 

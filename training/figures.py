@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=20, help="passages of each kind")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    pack, console = Pack.starter(expert=True), Console()
+    pack, console = Pack.starter("small", expert=True), Console()
     found: dict[str, Means] = {}
     for kind, texts in passages(options.wheel, options.each, options.seed).items():
         found[kind] = measure(pack, texts, kind)

@@ -58,7 +58,7 @@ class Bench:
     @cached_property
     def pack(self) -> Pack:
         """The starter pack with plain settings, after a first call."""
-        pack = Pack.starter(progress=False, reference=self.reference, **PLAIN)
+        pack = Pack.starter("small", progress=False, reference=self.reference, **PLAIN)
         pack.generate("Warm up.", **exactly(4))
         return pack
 

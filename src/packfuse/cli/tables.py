@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.bar import Bar
 from rich.table import Table
@@ -76,22 +76,24 @@ def _probability(text: str, probability: float, choice: str) -> Text:
 
 def weighing_view(weighing: Weighing) -> list[Table | Text]:
     """The members' losses on a prompt, and their weights by weighting."""
-    members = plain_table("member", "loss", "bits/byte", "prompt")
+    skill, deviation = weighing.skill or {}, weighing.skill_deviation or {}
+    members = plain_table("member", "loss", "bits/byte", "prompt", *(["skill"] if skill else []))
     for name in weighing.members:
         members.add_row(
             name,
             _number(weighing.prompt_loss, name),
             _number(weighing.bits_per_byte, name),
             f"{weighing.prompt_tokens[name]} tokens",
+            *([f"{skill[name]:.2f} ± {deviation[name]:.2f}"] if skill else []),
         )
-    table = plain_table("weighting", "from the prompt", "member", "weight", "")
+    table = plain_table("weighting", "member", "weight", "", "from the prompt")
     for label, weights in weighing.weights.items():
         share = weighing.prompt_share.get(label)
-        first = [label, "" if share is None else f"{share:.0%}"]
+        shown = "" if share is None else f"{share:.2f}"
         for index, (name, weight) in enumerate(weights.items()):
             last = index == len(weights) - 1
-            row: list[Any] = [*(["", ""] if index else first), name, *_weight(weight)]
-            table.add_row(*row, end_section=last)
+            first, share_of = ("", "") if index else (label, shown)
+            table.add_row(first, name, *_weight(weight), share_of, end_section=last)
     facts = [
         f"loss in nats per token of {weighing.reference}",
         f"{weighing.scored_tokens} of them scored",

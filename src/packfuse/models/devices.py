@@ -72,3 +72,12 @@ def without_weights(model: nn.Module) -> str | None:
 
 def _hook(module: nn.Module) -> Any:
     return getattr(module, "_hf_hook", None)
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions that multiply matrices of bfloat16.
+
+    Elsewhere torch computes them much slower than float32.
+    """
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)

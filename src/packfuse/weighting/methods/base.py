@@ -194,7 +194,7 @@ class Fitted(Shrinking):
     prior: Literal["equal", "sim"] = "sim"
     """Prior weights: "equal", or "sim" for `softmax(-loss)`, which gives almost no weight to a
     member that finds even a few words of the prompt nearly impossible. In a chat, see `chat`."""
-    chat: float | None = Field(default=256.0, ge=0, allow_inf_nan=False)
+    chat: float | None = Field(default=4096.0, ge=0, allow_inf_nan=False)
     """Weight of the prior in a chat, in tokens: how well a member reads a question does not tell
     how well it answers. The prior is then the skill of the members in worked chats; see
     `skill_here`. None for the prior of plain texts; no effect without `shrinkage`."""
