@@ -1,4 +1,4 @@
-"""Write the tables of docs/*.md from benchmarks/measured/*.json.
+"""Write the tables of README.md and docs/*.md from benchmarks/measured/*.json.
 
     python benchmarks/tables.py
 
@@ -7,6 +7,7 @@ written by hand. Names are those of a file in benchmarks/measured and of a part 
 
     speed PART [TEXT]    rows of a part of speed.json; with TEXT only rows that begin with it
     evidence loss | accuracy | domains
+    first_use
     FILE machine         the machine of a file's results, as one line
 """
 
@@ -131,12 +132,43 @@ def _signed(figure: Mapping[str, float] | None, name: str) -> str:
     return f"**{text}**" if figure["low"] > 0 or figure["high"] < 0 else text
 
 
-MAKERS: dict[str, Callable[[Mapping[str, Any], str], Rows]] = {"speed": speed, "evidence": evidence}
+def first_use(results: Mapping[str, Any], name: str) -> Rows:
+    """Right answers by system and part, foreign turns, loops, and the difference from the best."""
+    systems = results["systems"]
+    parts = list(next(iter(systems.values()))["parts"])
+    asked = [next(iter(systems.values()))["parts"][part][1] for part in parts]
+    heads = [f"{part}, {count} " for part, count in zip(parts, asked, strict=True)]
+    return [
+        ("", *heads, "all ", "minus the best member ", "foreign turns ", "loops "),
+        *(
+            [
+                system,
+                *(str(own["parts"][part][0]) for part in parts),
+                str(own["right"]),
+                _signed_count(own["against"]),
+                str(own["turns"]),
+                str(own["loops"]),
+            ]
+            for system, own in systems.items()
+        ),
+    ]
+
+
+def _signed_count(against: Mapping[str, Any] | None) -> str:
+    """A mean difference with its interval, in percentage points."""
+    return "" if against is None else f"{_signed(against, 'accuracy')} points"
+
+
+MAKERS: dict[str, Callable[[Mapping[str, Any], str], Rows]] = {
+    "speed": speed,
+    "evidence": evidence,
+    "first_use": first_use,
+}
 
 
 def main() -> None:
     """Write the tables of all pages."""
-    for path in DOCS.glob("*.md"):
+    for path in (ROOT / "README.md", *DOCS.glob("*.md")):
         path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 

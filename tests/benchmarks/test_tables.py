@@ -100,3 +100,16 @@ def test_the_pages_show_what_was_measured() -> None:
     assert sum(page.count("<!-- table: ") for page in pages) > 10
     for page in pages:
         assert tables.fill(page) == page
+
+
+def test_first_answers_by_part(tmp_path: Path) -> None:
+    def system(right: int, against: Any) -> dict[str, Any]:
+        parts = {"chat": [right, 3], "code": [1, 2]}
+        return {"parts": parts, "right": right + 1, "turns": 0, "loops": 1, "against": against}
+
+    found = {"Ada": system(1, None), "pack": system(3, figure(0.4, 0.1, 0.7))}
+    (tmp_path / "first_use.json").write_text(json.dumps({"systems": found}))
+    assert lines("first_use", tmp_path)[2:] == [
+        "| Ada | 1 | 1 | 2 |  | 0 | 1 |",
+        "| pack | 3 | 1 | 4 | **+40.0 (+10.0 to +70.0)** points | 0 | 1 |",
+    ]

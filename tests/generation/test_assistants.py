@@ -18,7 +18,7 @@ from packfuse.generation.assistants import skill_of
 from packfuse.models.hf_member import HFMember
 from packfuse.text.chats.chat_template import render_chat
 from packfuse.weighting.methods.base import Evidence, skill_here
-from packfuse.weighting.worked_chats import CHATS, preferences
+from packfuse.weighting.worked_chats import CHATS, Skill, preferences
 from tests.support import pico
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack, vocabulary
@@ -76,16 +76,23 @@ def test_skill_is_measured_by_each_member_alone(tmp_path: Path, monkeypatch: Any
     # The same numbers come from the cache folder.
     monkeypatch.setenv("PACKFUSE_CACHE", str(tmp_path))
     monkeypatch.setattr(assistants, "WORTH_KEEPING", -1.0)
-    first, second = (skill_of(Pack(members, progress=False).runtime) for _ in range(2))
+
+    def anew() -> Skill:
+        assistants._known.clear()
+        return skill_of(Pack(members, progress=False).runtime)
+
+    first, second = anew(), anew()
     (kept,) = tmp_path.glob("skill/*.json")
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
     kept.write_text(kept.read_text().replace("[0.", "[0.1", 1))
-    assert skill_of(Pack(members, progress=False).runtime).weights[0] != first.weights[0]
+    assert anew().weights[0] != first.weights[0]
     for damaged in ("", "[1, 2", "[[1], [2], [3]]", '["a"]', "[[NaN, 1], [1, 1], [1, 1]]"):
         kept.write_text(damaged)
-        again = skill_of(Pack(members, progress=False).runtime)
-        np.testing.assert_array_equal(again.weights, first.weights)
+        np.testing.assert_array_equal(anew().weights, first.weights)
+    kept.write_text("")
+    one, other = (skill_of(Pack(members, progress=False).runtime) for _ in range(2))
+    assert one is other
 
 
 def test_a_chat_has_the_weights_of_the_question_and_of_the_skill(pack: Pack) -> None:

@@ -24,6 +24,9 @@ from packfuse.weighting.worked_chats import CHATS, Skill, preferences
 
 WORTH_KEEPING = 1.0
 """Seconds: what takes longer is kept in the cache folder, for later processes."""
+MAX_KNOWN = 64
+"""Packs whose skill is kept in memory: other packs of the same members have the same."""
+_known: dict[str, Skill] = {}
 _FORMAT = 1
 """Version of the files in the cache folder."""
 _CACHE = 2**26
@@ -39,15 +42,21 @@ def skill_of(runtime: Runtime) -> Skill:
     states = tuple(member.state for member in runtime.members)
     if runtime.skill is None or runtime.skill[0] != states:
         key = _key(runtime)
-        found = _load(key, len(states))
-        if found is None:
-            began = time.perf_counter()
-            with skill_progress(runtime.progress) as progress:
-                found = _measured(runtime, progress)
-            if time.perf_counter() - began > WORTH_KEEPING:
-                _save(key, found)
+        found = _known.get(key) or _load(key, len(states)) or _measured_and_kept(runtime, key)
+        _known[key] = found
+        for old in list(_known)[:-MAX_KNOWN]:
+            _known.pop(old, None)
         runtime.skill = states, found
     return runtime.skill[1]
+
+
+def _measured_and_kept(runtime: Runtime, key: str) -> Skill:
+    began = time.perf_counter()
+    with skill_progress(runtime.progress) as progress:
+        found = _measured(runtime, progress)
+    if time.perf_counter() - began > WORTH_KEEPING:
+        _save(key, found)
+    return found
 
 
 def _key(runtime: Runtime) -> str:
