@@ -91,8 +91,8 @@ def test_skill_is_measured_by_each_member_alone(tmp_path: Path, monkeypatch: Any
         kept.write_text(damaged)
         np.testing.assert_array_equal(anew().weights, first.weights)
     kept.write_text("")
-    one, other = (skill_of(Pack(members, progress=False).runtime) for _ in range(2))
-    assert one is other
+    again, twin = (skill_of(Pack(members, progress=False).runtime) for _ in range(2))
+    assert again is twin
 
 
 def test_a_chat_has_the_weights_of_the_question_and_of_the_skill(pack: Pack) -> None:
