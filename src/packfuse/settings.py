@@ -108,7 +108,7 @@ class PackSettings(Settings):
     alignment: Part = "bytes"
     """How vocabularies are compared."""
     reference: str = "auto"
-    """Member whose tokens are generated; auto: the one with the lowest prompt loss."""
+    """Member whose tokens are generated; auto: lowest prompt loss, in a chat most skilled."""
     draft: Part | None = None
     """Speculative decoding: how tokens are drafted before the pack verifies them in one pass. The
     answers are the same, in bfloat16 and float16 up to rounding; none: token by token."""
