@@ -91,7 +91,8 @@ async def ask(title: str, agent: FunctionAgent | ReActAgent | AgentWorkflow, que
     console.rule(title, align="left")
     console.print(f"[bold]{question}[/bold]")
     with collect_fusion() as fusion:
-        handler = agent.run(question, max_iterations=3)
+        # A small model may call its tools again and again; then it has to answer.
+        handler = agent.run(question, max_iterations=3, early_stopping_method="generate")
         async for event in handler.stream_events():
             if isinstance(event, AgentStream):
                 console.print(event.delta, end="", markup=False, highlight=False)

@@ -274,10 +274,10 @@ def skill_here(skill: Weights, evidence: Evidence) -> Weights:
     what is d nats per token more than `ORDINARY` counts `exp(-d**2 / 2)`.
 
     Example:
-        >>> losses = np.array([4.0, 9.0])
+        >>> losses = np.array([4.0, 7.0])
         >>> known = Evidence(losses, 8, np.zeros((2, 0)), usual_losses=np.array([3.0, 3.0]))
         >>> skill_here(np.array([0.75, 0.25]), known).round(3)
-        array([0.996, 0.004])
+        array([0.933, 0.067])
     """
     strange = evidence.losses - (0.0 if evidence.usual_losses is None else evidence.usual_losses)
     finite = np.where(np.isfinite(strange), strange, 1e3)
