@@ -61,6 +61,7 @@ def test_llama_index_query_engine(default_folders: dict[str, Path], tmp_path: Pa
     assert list((folder / "index").iterdir())
 
 
+@pytest.mark.slow
 def test_llama_index_agent(default_folders: dict[str, Path], tmp_path: Path) -> None:
     printed = run("llama_index_agent.py", folder=tmp_path)
     assert all(name in printed for name in default_folders)

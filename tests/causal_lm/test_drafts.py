@@ -151,6 +151,7 @@ def test_in_bfloat16_drafts_decide_near_ties_only(seed: int) -> None:
     st.sampled_from([0, 1]),
     st.sampled_from(["  x = [1, 2]\n  y", "Straße, naïve 日本", PROMPT]),
 )
+@pytest.mark.slow
 def test_drafts_that_are_wrong_anywhere(
     kind: str, plan: list[tuple[int, int]], reference: int, prompt: str
 ) -> None:

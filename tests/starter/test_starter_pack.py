@@ -52,6 +52,7 @@ def test_the_pack_answers(pack: Pack) -> None:
 @pytest.mark.parametrize(
     "prompt", ["def factorial(n):\n    if n == 0:", "class Stack:\n    def __init__(self):"]
 )
+@pytest.mark.slow
 def test_generated_python_has_sound_indentation(members, reference: str, prompt: str) -> None:
     lines = (
         prompt + Pack(members, reference=reference).generate(prompt, max_new_tokens=40).text
