@@ -30,12 +30,12 @@ help: ## Say what can be made
 	@echo "  BENCH=FILE            the one benchmark to run"
 
 demo: starter ## Install, fetch the starter pack, let it answer a greeting, a fact and a task
-	@set --; [ -z "$$PROMPT" ] || set -- "$$PROMPT"; \
-	[ $$# -gt 0 ] || set -- "Hi! Who are you?" "What is the capital of Italy?" \
-		"Write a Python function that adds two numbers."; \
-	for prompt; do \
-		echo "== $$prompt"; $(BIN)/packfuse run --max-tokens 64 -- "$$prompt" </dev/null || exit; \
-	done
+	@set -- "Hi! Who are you?" "What is the capital of Italy?" \
+		"Write a short Python function that adds two numbers. No explanation."; \
+	[ -z "$$PROMPT" ] || set -- "$$PROMPT"; \
+	printf '== %s\n' "$$@"; \
+	for prompt; do printf '%s\n' "$$prompt" /record /clear; done | \
+		$(BIN)/packfuse chat --max-tokens 96
 
 test: lint starter ## Install, lint, type-check and run the tests, but for the slow ones
 	@echo "== Running the tests"
