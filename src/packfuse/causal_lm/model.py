@@ -237,10 +237,8 @@ class FusedForCausalLM(
 
     def _empty_sequence(self, call: CallSettings, weights: Tensor | None) -> PackSequence:
         """An empty sequence with these weights `[K]`."""
-        vocabularies = [member.vocabulary for member in self.engine.members]
-        prompt = blank(vocabularies, self.engine.reference_index)
-        known = None if weights is None else weights.tolist()
-        sequence = self.engine.open(prompt, call, known)
+        prompt = blank([own.vocabulary for own in self.engine.members], self.engine.reference_index)
+        sequence = self.engine.open(prompt, call, None if weights is None else weights.tolist())
         sequence.weights = weights
         return sequence
 
@@ -272,8 +270,8 @@ class FusedForCausalLM(
         cache = arguments.get(CACHE)
         own_cache = cache is None
         prepared = isinstance(cache, FusedCache) and cache.prepared
+        reference = self.engine.reference
         if not prepared:
-            reference = self.engine.reference
             check_arguments(arguments, reference.tokenizer, reference.columns)
         settings = settings_in_force(self, arguments, ids)
         if not prepared:
@@ -292,8 +290,7 @@ class FusedForCausalLM(
         cache.window = window = WindowCriteria(cache, *ids.shape)
         criteria = arguments.pop("stopping_criteria", None)
         arguments["stopping_criteria"] = StoppingCriteriaList([*(criteria or []), window])
-        seed = cache.seed
-        noise = None if seed is None else SeededChoice(seed, *ids.shape)
+        noise = None if cache.seed is None else SeededChoice(cache.seed, *ids.shape)
         try:
             with beam_noise(noise):
                 generated = _generate(self, ids, **arguments)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from packfuse.causal_lm.arguments import first_id
+from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.fusion.sequence import PackSequence
 from packfuse.text.chats.chat_template import RenderedChat
 from packfuse.text.prompt import PackPrompt
@@ -57,3 +63,12 @@ class PreparedPrompt:
     def sequence(self) -> PackSequence:
         """The sequence at the end of the prompt."""
         return self.reading.sequence
+
+
+def padded(rows: Sequence[Sequence[int]], model: FusedForCausalLM) -> tuple[Tensor, Tensor]:
+    """Left-padded ids and their attention mask, `[B, width]`."""
+    width = max(map(len, rows))
+    pad = first_id(model.config.pad_token_id) or 0
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)

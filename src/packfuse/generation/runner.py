@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from functools import partial
@@ -15,19 +15,19 @@ from torch import Tensor
 from transformers import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from packfuse.causal_lm.arguments import first_id
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.constraint_processor import ConstraintProcessor
 from packfuse.causal_lm.drafts.base import Draft
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.causal_lm.stopping import CancelCriteria, RowEnds, StopTextCriteria
-from packfuse.errors import ConfigError, PromptError
+from packfuse.errors import PromptError
 from packfuse.fusion.room import check_room
 from packfuse.fusion.sequence import PackSequence
+from packfuse.generation.answer_length import check_length
 from packfuse.generation.answers import BatchInfo, make_answer
 from packfuse.generation.assistants import skill_of
-from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
+from packfuse.generation.prepared import PreparedPrompt, ScoreOptions, padded
 from packfuse.generation.request import Prompt, Request
 from packfuse.generation.result import Answer
 from packfuse.generation.runtime import Runtime
@@ -195,7 +195,7 @@ class Runner:
         else:
             chat = self._rendered(prompt, reference, options.weights)
             whole, ids = chat.prompt, chat.ids
-        self._check_length(ids)
+        check_length(self.request.arguments, len(ids))
         own_tokens = runtime.parts.alignment.reading is runtime.parts.alignment
         able = self._possible_references(whole) if own_tokens and may_change else []
         reading = read_prompt(
@@ -212,23 +212,6 @@ class Runner:
         return PreparedPrompt(
             index, reference, ids, whole, chat, reading, started=time.perf_counter()
         )
-
-    def _check_length(self, ids: Sequence[int]) -> None:
-        """Refuse lengths that leave no token for an answer, or that no answer can have."""
-        given = self.request.arguments
-        longest, most = _new_tokens(given, "max_new_tokens", "max_length", len(ids))
-        shortest, least = _new_tokens(given, "min_new_tokens", "min_length", len(ids))
-        if most is not None and most <= 0:
-            raise ConfigError(
-                f"{longest} leaves no token for an answer: the prompt has {len(ids)}",
-                hint="use max_new_tokens, which counts the answer only",
-            )
-        if most is not None and least is not None and least > most:
-            raise ConfigError(
-                f"{shortest} is more than {longest} allows: at least {least} and at most {most} "
-                "new tokens",
-                hint="raise the maximum, or leave out the minimum",
-            )
 
     def _rendered(
         self, chat: Sequence[Any], reference: int, weights: Weights | None
@@ -319,7 +302,7 @@ class Runner:
             use_cache=request.arguments.get("use_cache") is not False,
         )
         cache.seed, cache.prepared = request.seed, True
-        ids, mask = _padded([item.ids for item in items], model)
+        ids, mask = padded([item.ids for item in items], model)
         cancelled = CancelCriteria([self.cancels[item.index] for item in items])
         ends = RowEnds()
         arguments = self._arguments(model, items[0].stop, cancelled, ends, ids.shape[1])
@@ -415,23 +398,3 @@ class Runner:
             return []
         name, pins = names[self.runtime.default_reference], ", ".join(request.pins)
         return [f"the reference is {name!r}, the default, whose token ids these are: {pins}"]
-
-
-def _new_tokens(
-    given: Mapping[str, Any], new: str, whole: str, prompt: int
-) -> tuple[str, int | None]:
-    """A limit of the length of an answer as it was given, and in new tokens; None for no limit."""
-    if given.get(new) is not None:
-        return f"{new}={given[new]}", int(given[new])
-    if given.get(whole) is not None:
-        return f"{whole}={given[whole]}", int(given[whole]) - prompt
-    return "", None
-
-
-def _padded(rows: Sequence[Sequence[int]], model: FusedForCausalLM) -> tuple[Tensor, Tensor]:
-    """Left-padded ids and their attention mask, `[B, width]`."""
-    width = max(map(len, rows))
-    pad = first_id(model.config.pad_token_id) or 0
-    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
