@@ -39,15 +39,12 @@ def skill_of(runtime: Runtime) -> Skill:
     Args:
         runtime: The pack; its members have been refreshed in this call.
     """
-    states = tuple(member.state for member in runtime.members)
-    if runtime.skill is None or runtime.skill[0] != states:
-        key = _key(runtime)
-        found = _known.get(key) or _load(key, len(states)) or _measured_and_kept(runtime, key)
-        _known[key] = found
-        for old in list(_known)[:-MAX_KNOWN]:
-            _known.pop(old, None)
-        runtime.skill = states, found
-    return runtime.skill[1]
+    key = _key(runtime)
+    found = _known.get(key) or _load(key, len(runtime.members)) or _measured_and_kept(runtime, key)
+    _known[key] = found
+    for old in list(_known)[:-MAX_KNOWN]:
+        _known.pop(old, None)
+    return found
 
 
 def _measured_and_kept(runtime: Runtime, key: str) -> Skill:

@@ -32,7 +32,6 @@ from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting
 from packfuse.weighting.prefix_cache import PrefixCache, prefix_limit
-from packfuse.weighting.worked_chats import Skill
 
 _TEMPLATE_TAIL = 16
 """Number of tokens at the end of a rendered chat in which a mark of reasoning is searched for."""
@@ -88,8 +87,6 @@ class Runtime:
         settings: The pack's settings.
         parts: The parts that the settings name.
         prefixes: The prefix cache; None if it is off.
-        skill: The members' states, and their skill at that time; see
-            `packfuse.generation.assistants`.
         progress: Whether progress bars are shown for what takes long.
         lock: Held while a call runs.
     """
@@ -126,7 +123,6 @@ class Runtime:
         size = sum(p.nbytes for member in self.members for p in member.model.parameters())
         limit = prefix_limit(settings.prefix_cache, size)
         self.prefixes = PrefixCache(self.members, limit) if limit else None
-        self.skill: tuple[tuple[Any, ...], Skill] | None = None
         self.progress = progress
         self._models: dict[int, FusedForCausalLM] = {}
         self._own_tokens: dict[int, Engine] = {}
