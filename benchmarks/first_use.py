@@ -158,7 +158,7 @@ def main() -> None:
         "--system",
         action="append",
         help='a member\'s name, "pack", "uniform", "top1", another weighting with parameters,\n'
-        '"exact:turns=64", or "weights:0.8,0.2"; repeatable; default: the first of these',
+        '"exact:chat=64", or "weights:0.8,0.2"; repeatable; default: the first of these',
     )
     parser.add_argument("--part", action="append", choices=TOKENS, help="a part; repeatable")
     parser.add_argument("--limit", type=int, help="most items of a part")
