@@ -93,7 +93,7 @@ class _Models:
         typer.Option(
             "--starter",
             metavar="NAME",
-            help="A starter pack: pair (the default), trio or small.",
+            help=f"A starter pack: {', '.join(LINEUPS)}; without it, {DEFAULT}.",
             autocompletion=lambda: list(LINEUPS),
             **_PACK,
         ),

@@ -15,13 +15,13 @@ from packfuse.starter.expert import EXPERT, EXPERT_INSTALL
 from packfuse.starter.hub import HUB_PAIRS, HubPair
 from packfuse.starter.plan import StarterPlan
 from packfuse.starter.prepare import plan
-from packfuse.starter.sources import DEFAULT
+from packfuse.starter.sources import DEFAULT, LINEUPS
 
 
 def starter(
     screen: Screen,
     lineup: Annotated[
-        str, typer.Argument(help="Which starter pack: pair, trio or small.", metavar="[NAME]")
+        str, typer.Argument(help=f"Which starter pack: {', '.join(LINEUPS)}.", metavar="[NAME]")
     ] = DEFAULT,
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Show what would be downloaded; download nothing.")
