@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -13,12 +13,12 @@ import pytest
 
 from packfuse import Pack
 from packfuse.aio import MAX_THREADS, call, iterate
-from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.constraint import Regex
 from packfuse.errors import PromptError
 from packfuse.tools import Completion, ReplyDelta, Turn
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack
+from tests.support.steps import Steps, settle
 
 PROMPT = "The loop runs on"
 TIMEOUT = 60.0
@@ -36,30 +36,12 @@ def nothing_waits(pack: Pack) -> Iterator[None]:
     """After every test: no streams run, and no calls wait."""
     yield
     with pack.lock:
-        assert pack.batcher._waiting == []
-    for thread in threading.enumerate():
-        if thread.name == "packfuse-stream":
-            thread.join(TIMEOUT)
-            assert not thread.is_alive()
+        assert pack.scheduler._waiting == []
+    settle(pack)
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, TIMEOUT))
-
-
-class Steps:
-    """Counts the forward passes of packs, and acts within each of them."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, act: Callable[[int], Any]) -> None:
-        self.count = 0
-        forward = FusedForCausalLM.forward
-
-        def counted(model: FusedForCausalLM, *arguments: Any, **settings: Any) -> Any:
-            self.count += 1
-            act(self.count)
-            return forward(model, *arguments, **settings)
-
-        patch.setattr(FusedForCausalLM, "forward", counted)
 
 
 class Halt:
@@ -224,9 +206,7 @@ def test_leaving_a_stream_stops_generation_within_a_step(
         halt.go.set()
 
     run(main())
-    for thread in threading.enumerate():
-        if thread.name == "packfuse-stream":
-            thread.join(TIMEOUT)
+    settle(pack)
     with pack.lock:
         assert halt.steps.count == halt.step
     assert len(seen) < 7
@@ -244,7 +224,7 @@ def test_a_call_that_is_cancelled_while_it_waits_never_begins(
                 asyncio.create_task(call(completion.answer)),
                 asyncio.create_task(collect(iterate(completion.stream))),
             ]
-            while not pack.batcher._waiting:
+            while not pack.scheduler._waiting:
                 await asyncio.sleep(0.001)
             for task in tasks:
                 task.cancel()
@@ -252,7 +232,7 @@ def test_a_call_that_is_cancelled_while_it_waits_never_begins(
                 isinstance(found, asyncio.CancelledError)
                 for found in await asyncio.gather(*tasks, return_exceptions=True)
             )
-        while pack.batcher._waiting:
+        while pack.scheduler._waiting:
             await asyncio.sleep(0.001)
 
     run(main())
@@ -273,9 +253,7 @@ def test_a_closed_loop_leaves_no_running_thread(
 
     run(main())
     halt.go.set()
-    for thread in threading.enumerate():
-        if thread.name == "packfuse-stream":
-            thread.join(TIMEOUT)
+    settle(pack)
     with pack.lock:
         assert halt.steps.count == halt.step
 

@@ -45,7 +45,7 @@ def child(work):
     return "it hangs"
 
 async def ask():
-    answer = await aio.call(lambda cancel: pack.batcher.answer(request, cancel))
+    answer = await aio.call(lambda cancel: pack.answers(request, cancel)[0])
     parts = [c.text async for c in aio.iterate(lambda cancel: pack.run_stream(request, cancel))]
     assert "".join(parts) == answer.text
     return answer.text
@@ -93,7 +93,7 @@ FORKS = {
         def threads():
             texts = []
             each = [
-                threading.Thread(target=lambda: texts.append(pack.batcher.answer(request).text))
+                threading.Thread(target=lambda: texts.append(pack.answers(request)[0].text))
                 for _ in range(3)
             ]
             [t.start() for t in each], [t.join() for t in each]
@@ -116,14 +116,28 @@ FORKS = {
     """,
     "while another thread generates": """
         stop = started()
+        print(child(lambda: answers() and computes()))
+        stop()
+        assert answers()  # the parent goes on
+    """,
+    "while another thread has the lock for too long": """
+        import packfuse.process
+        packfuse.process._FORK_SECONDS = 0.1
+        locked, go = threading.Event(), threading.Event()
+        def hold():
+            with pack.lock:
+                locked.set()
+                go.wait()
+        threading.Thread(target=hold).start()
+        locked.wait()
         def refused():
             try:
                 pack.generate("hello", max_new_tokens=4)
             except ForkError as error:
                 return "forked" in str(error) and computes()
         print(child(refused))
-        stop()
-        assert answers()  # the parent goes on
+        go.set()
+        assert answers()
     """,
     "another pack, while one generates": """
         other, stop = small_pack(), started()

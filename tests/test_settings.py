@@ -19,7 +19,7 @@ from packfuse.errors import ConfigError
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.systems import GeneratingSystem, ScoringSystem, singles, under
 from packfuse.fusion.rules.unite import UniTE
-from packfuse.settings import LoadSettings, MemberSettings
+from packfuse.settings import SCHEDULING, LoadSettings, MemberSettings
 from tests.support import pico
 from tests.support.packs import tiny_members, tiny_pack
 
@@ -32,6 +32,9 @@ OTHER: dict[str, Any] = {
     "gate": "safe",
     "heads": "pruned",
     "prefix_cache": 12345,
+    "max_rows": 3,
+    "max_cache": 10**9,
+    "max_waiting": 7,
     "parallel": True,
     "compiled": True,
 }
@@ -60,14 +63,14 @@ def test_a_field_reaches_the_pack_its_file_and_its_identity(name: str, tmp_path:
     pack = Pack(members, chosen, progress=False)
     assert pack.settings == chosen
     key = f"pack_{name}" if name in ("fusion", "weighting") else name
-    changes_answers = name != "prefix_cache"
+    changes_answers = name not in ("prefix_cache", *SCHEDULING)
     assert (pack.identity.get(key) != plain.identity.get(key)) == changes_answers
     config = PackConfig.check({"members": ["one", "two"], name: OTHER[name]})
     config.write(tmp_path / "pack.yaml")
     assert PackConfig.read(tmp_path / "pack.yaml") == config
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", [name for name in OTHER if name not in SCHEDULING])
 def test_a_field_is_an_option_with_its_own_words(name: str) -> None:
     written = {"fusion": "unite:k=3", "weighting": "sim:tau=0.5", "draft": "lookup"}
     value = written.get(name, OTHER[name])

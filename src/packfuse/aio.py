@@ -15,7 +15,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 MAX_THREADS = 64
-"""Number of calls that can wait at the same time; waiting calls can be answered as one batch."""
+"""Number of calls that can wait at the same time."""
 
 
 @cache

@@ -62,6 +62,23 @@ class ForkError(PackError, RuntimeError):
     """A process was forked while its parent used what the child asks for."""
 
 
+class BusyError(PackError, RuntimeError):
+    """Too many calls wait for a pack already; try again later.
+
+    Attributes:
+        waiting: Number of prompts that wait.
+    """
+
+    def __init__(self, message: str, *, waiting: int, hint: str = "") -> None:
+        """See `PackError`."""
+        super().__init__(message, hint=hint)
+        self.waiting = waiting
+
+
+class ClosedError(PackError, RuntimeError):
+    """A pack was closed, and answers no more calls."""
+
+
 class StarterError(PackError, RuntimeError):
     """The starter pack cannot be fetched, verified or converted, or its expert is missing."""
 

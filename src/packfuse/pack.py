@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from packfuse.calls import PackCalls
 from packfuse.errors import ConfigError
-from packfuse.generation.calls import PackCalls
 from packfuse.generation.runtime import Parts
 from packfuse.models.loading import (
     load_given,
@@ -30,7 +30,7 @@ class Pack(PackCalls):
     Attributes:
         runtime: Members, engines, caches and the lock, as calls use them.
         settings: How the members are fused and run.
-        batcher: Answers single prompts of several threads as batches.
+        scheduler: Runs the calls of all threads.
 
     Example:
         >>> pack = Pack.starter()  # doctest: +SKIP

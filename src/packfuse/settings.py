@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveInt,
     SerializeAsAny,
     ValidationError,
     field_serializer,
@@ -35,6 +36,9 @@ HEADS: tuple[HeadsName, ...] = get_args(HeadsName)
 PARTS = ("fusion", "weighting", "alignment", "draft", "gate")
 """Fields that take a part."""
 
+
+SCHEDULING = ("max_rows", "max_cache", "max_waiting")
+"""Fields that say how many calls are answered at once; they change no answer."""
 
 OTHER_NAMES = {"quantization_config": "quantization", "torch_dtype": "dtype"}
 """Names that transformers has for some fields, and the fields."""
@@ -119,6 +123,13 @@ class PackSettings(Settings):
     where their vocabularies are larger, slightly less exact; weights stay the same."""
     prefix_cache: NonNegativeInt | Literal["auto"] = "auto"
     """Prefix KV cache in bytes; auto: 6 % of the size of the models; 0: off."""
+    max_rows: PositiveInt = 16
+    """Most answers that are decoded at the same time; further calls wait."""
+    max_cache: PositiveInt | Literal["auto"] = "auto"
+    """Most bytes of the KV caches of these answers; auto: half of the memory that is free when the
+    first call comes."""
+    max_waiting: PositiveInt = 1000
+    """Most prompts that may wait; further calls raise BusyError."""
     parallel: bool = False
     """Experimental: members on different devices run at the same time. On processors it is slower
     than one after the other."""

@@ -515,4 +515,4 @@ def test_settings_are_those_of_the_pack() -> None:
 @pytest.fixture(autouse=True)
 def nothing_waits(pack: Pack) -> Iterator[None]:
     yield
-    assert pack.batcher._waiting == []
+    assert pack.scheduler._waiting == []

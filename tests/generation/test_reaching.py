@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def answers(pack: Pack, calls: list[dict[str, Any]]) -> list[Any]:
     def work(index: int) -> None:
         try:
             request = pack.request(CHAT, {"max_new_tokens": NEW, **calls[index]})
-            found[index] = pack.batcher.answer(request).token_ids
+            found[index] = pack.answers(request)[0].token_ids
         except BaseException as error:
             found[index] = error
 
@@ -56,7 +57,7 @@ def answers(pack: Pack, calls: list[dict[str, Any]]) -> list[Any]:
     with pack.lock:
         for thread in threads:
             thread.start()
-        while len(pack.batcher._waiting) < len(calls):
+        while len(pack.scheduler._waiting) < len(calls):
             time.sleep(0.001)
     for thread in threads:
         thread.join()
@@ -68,18 +69,35 @@ def test_objects_of_a_call_are_never_compared(pack: Pack, odd: Any) -> None:
     usual = pack.generate(CHAT, max_new_tokens=NEW).token_ids
     calls = [{}, {"chat_template_kwargs": {"x": odd}}, {}, {"chat_template_kwargs": {"x": odd}}, {}]
     assert answers(pack, calls) == [usual] * 5
-    assert pack.batcher._waiting == []
+    assert pack.scheduler._waiting == []
 
 
-def test_an_interrupted_call_leaves_the_queue(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
+def test_an_interrupted_call_leaves_the_queue(pack: Pack) -> None:
+    """The main thread gets the signal while it waits for its turn."""
     request = pack.request(CHAT, {"max_new_tokens": NEW})
-    monkeypatch.setattr("packfuse.generation.batcher.time.sleep", interrupt)
+    reached, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pack.lock:
+            reached.set()
+            go.wait()
+
+    def interrupt() -> None:
+        while not pack.scheduler.waiting:
+            time.sleep(0.001)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threads = [threading.Thread(target=work) for work in (hold, interrupt)]
+    threads[0].start()
+    reached.wait()
+    threads[1].start()
     with pytest.raises(KeyboardInterrupt):
-        pack.batcher.answer(request)
-    assert pack.batcher._waiting == []
+        pack.answers(request)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert pack.generate(CHAT, max_new_tokens=NEW).token_ids
+    assert pack.scheduler._waiting == []
 
 
 # Calls inside a call.
@@ -92,7 +110,7 @@ NESTED: dict[str, Callable[[Pack], Any]] = {
     "score": lambda pack: pack.score("Hello", " the true"),
     "weigh": lambda pack: pack.weigh("Hello the true"),
     "model": lambda pack: pack.model.generate(torch.tensor([[65, 66]]), max_new_tokens=2),
-    "queue": lambda pack: pack.batcher.answer(pack.request("Hello", {"max_new_tokens": 2})),
+    "queue": lambda pack: pack.answers(pack.request("Hello", {"max_new_tokens": 2})),
     "forget": lambda pack: pack.forget(),
 }
 OUTER: list[dict[str, Any]] = [

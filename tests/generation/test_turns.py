@@ -118,7 +118,4 @@ def test_an_answer_continues_only_the_assistant() -> None:
         pack.generate("It is", continue_final_message=True)
     with pytest.raises(ConfigError, match="continue_final_message='yes'"):
         pack.generate(chat, continue_final_message="yes")
-    one, other = pack.request(chat, {}), pack.request(chat, {"continue_final_message": True})
-    assert one.can_batch_with(pack.request(chat, {}))
-    assert not one.can_batch_with(other)
     assert pack.weigh(chat, continue_final_message=True).prompt_tokens

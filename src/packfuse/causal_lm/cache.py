@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,10 @@ class FusedCache(RowsCache):
         weights: Weights `[K]` of each sequence that starts without a prompt; empty for those of
             `forward`.
         seed: Seed with which tokens are sampled; None for torch's global random numbers.
+        number: Number of the first sequence among those of its prompt, for the seed.
         prepared: Whether `generate` is called by a `Runner`, which has checked the arguments and
             looked at the members' models.
+        pause: Called before every forward pass after the first.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class FusedCache(RowsCache):
         self.draft_stats: DraftStats | None = None
         self.weights: list[Tensor | None] = []
         self.seed: int | None = None
+        self.number = 0
         self.prepared = False
+        self.pause: Callable[[], object] = int  # does nothing
 
     def start(self, count: int) -> list[PackSequence]:
         """`count` sequences at the ends of their prompts; none if there are no prompts.

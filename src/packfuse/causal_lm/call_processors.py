@@ -58,7 +58,7 @@ def processors_of_call(
         guidance.model = Unconditional(model, call, cache)
     choice = None
     if cache.seed is not None and settings.do_sample and (settings.num_beams or 1) == 1:
-        choice = SeededChoice(cache.seed, cache.prompt_count, start)
+        choice = SeededChoice(cache.seed, cache.prompt_count, start, cache.number)
         # The loop takes the largest score, and draws none of torch's global random numbers.
         settings.do_sample = False
     return FiniteScores(processors, choice) if processors or choice else processors

@@ -40,7 +40,7 @@ from packfuse.causal_lm.config import FusedConfig, fused_config, fused_generatio
 from packfuse.causal_lm.copies import SharedMembers
 from packfuse.causal_lm.drafts.base import DraftContext
 from packfuse.causal_lm.normalizers import log_normalizers
-from packfuse.causal_lm.processors import FiniteScores, SeededChoice
+from packfuse.causal_lm.processors import SeededChoice
 from packfuse.causal_lm.room import WindowCriteria
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.engine import Engine
@@ -148,6 +148,7 @@ class FusedForCausalLM(
         keep = min(logits_to_keep or columns, columns)
         sequences = cache.sequences
         if sequences:
+            cache.pause()
             logits = self._advance(sequences, texts, keep, call, cache)
         else:
             sequences, logits = self._start(texts, keep, call, cache)
@@ -323,7 +324,7 @@ class FusedForCausalLM(
 
     def shaping_processors(self, processors: Any) -> Any:
         """See `GenerationHooks`."""
-        return processors.shaping if isinstance(processors, FiniteScores) else processors
+        return getattr(processors, "shaping", processors)
 
     def own_candidate_generator(
         self, cache: FusedCache, settings: GenerationConfig, processors: Any

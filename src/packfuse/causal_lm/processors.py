@@ -29,15 +29,16 @@ class SeededChoice(LogitsProcessor):
     a sample of the softmax.
     """
 
-    def __init__(self, seed: int, prompts: int, prompt_length: int) -> None:
+    def __init__(self, seed: int, prompts: int, prompt_length: int, first: int = 0) -> None:
         """Start before the answer.
 
         Args:
             seed: The seed of the call.
             prompts: Number of prompts in the batch.
             prompt_length: Number of tokens before the answer, left padding included.
+            first: Number of the first sequence of each prompt.
         """
-        self.seed, self.prompts, self.start = seed, prompts, prompt_length
+        self.seed, self.prompts, self.start, self.first = seed, prompts, prompt_length, first
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """0 for the chosen token of each row and -inf for all others, `[B, V]`."""
@@ -47,7 +48,7 @@ class SeededChoice(LogitsProcessor):
     def perturbed(self, position: int, scores: Tensor) -> Tensor:
         """Scores plus noise, `[B, V]`."""
         each = max(len(scores) // self.prompts, 1)
-        keys = [(self.seed, row % each, position) for row in range(len(scores))]
+        keys = [(self.seed, self.first + row % each, position) for row in range(len(scores))]
         return scores + torch.stack([_gumbel(key, scores.shape[1]) for key in keys]).to(scores)
 
 

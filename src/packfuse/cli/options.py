@@ -17,7 +17,7 @@ from packfuse.cli.command import PARTS
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
 from packfuse.registry import parse_spec
-from packfuse.settings import HEADS, LoadSettings, PackSettings
+from packfuse.settings import HEADS, SCHEDULING, LoadSettings, PackSettings
 from packfuse.starter.sources import DEFAULT, LINEUPS, sources_of
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ _METAVARS = {
 }
 _EXAMPLES = {"fusion": "unite:k=5", "weighting": "sim:tau=0.5"}
 _FIELDS = {**PackSettings.model_fields, **LoadSettings.model_fields}
-_IN_FILES = ("quantization", "max_memory", "token")
-"""Settings that no option sets: mappings, and the token, which others could read in a command (the
-environment variable HF_TOKEN sets it)."""
+_NO_OPTIONS = ("quantization", "max_memory", "token", *SCHEDULING)
+"""Settings that no option sets: mappings, the token, which others could read in a command (the
+environment variable HF_TOKEN sets it), and those that have an effect on many calls only."""
 
 
 def _names(option: str) -> Callable[[str], list[str]]:
@@ -125,7 +125,7 @@ if TYPE_CHECKING:
 else:
     _Settings = make_dataclass(
         "_Settings",
-        [_option(name) for name in _FIELDS if name not in _IN_FILES],
+        [_option(name) for name in _FIELDS if name not in _NO_OPTIONS],
         bases=(_Models,),
         frozen=True,
     )
@@ -144,7 +144,7 @@ class PackOptions(_Settings):
         self._check_members()
         if self.weight and self.weighting:
             raise ConfigError("--weight and --weighting exclude each other", hint="give one")
-        given = {name: getattr(self, name) for name in _FIELDS if name not in _IN_FILES}
+        given = {name: getattr(self, name) for name in _FIELDS if name not in _NO_OPTIONS}
         found = {name: value for name, value in given.items() if value is not None}
         for option, registry in PARTS.items():
             if option in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +65,10 @@ class MultiFusion:
     def uses_lexicon(self, lexicon: Lexicon | None) -> bool:
         """See `Fusion`: whether any rule uses the lexicon."""
         return lexicon is not None and any(rule.uses_words for rule, _ in self._groups)
+
+    def fuses_like(self, other: Any) -> bool:
+        """See `Fusion`."""
+        return other is self
 
     def set_targets(self, tokens: Sequence[Sequence[int]]) -> None:
         """Set the target tokens of the next positions, and drop earlier results."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from packfuse.fusion.read_plan import ReadPlan, execute, first_boundary
 from packfuse.fusion.room import check_room, overflow
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.compiled import PRECOMPILED_WIDTHS, Compiled
-from packfuse.models.member import Member, ReadCallback
+from packfuse.models.member import Member, Pause, ReadCallback
 from packfuse.models.vocab_subset import MAX_SHARE, VocabSubset
+from packfuse.process import PackLock
 from packfuse.progress import ProgressCallback
 from packfuse.settings import HeadsName
 from packfuse.text.prompt import PackPrompt
@@ -27,6 +30,19 @@ from packfuse.text.vocabulary import Vocabulary
 
 _BLOCK = 32
 """Most positions whose members' distributions are held at once."""
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _one_at_a_time(method: Method) -> Method:
+    """A method that holds the lock of its engine: members compute for one thread at a time."""
+
+    @wraps(method)
+    def locked(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return locked  # type: ignore[return-value]
 
 
 class Engine:
@@ -42,6 +58,7 @@ class Engine:
         alignment: How the members were paired.
         pairings: By member, with the reference.
         view: The pairings as weights are fitted through them.
+        lock: Held while members compute.
     """
 
     def __init__(
@@ -53,6 +70,7 @@ class Engine:
         *,
         heads: HeadsName = "full",
         parallel: bool = False,
+        lock: PackLock | None = None,
     ) -> None:
         """Pair the members with the reference.
 
@@ -64,7 +82,9 @@ class Engine:
             heads: With "pruned", the LM heads of the other members give logits only of the tokens
                 that the alignment reads.
             parallel: Whether members on different devices run at the same time.
+            lock: The lock of the pack; None for one of its own.
         """
+        self.lock = lock or PackLock()
         self.members, self.alignment, self._parallel = list(members), alignment, parallel
         self.reference_index = reference
         self.reference = members[reference].vocabulary
@@ -101,6 +121,7 @@ class Engine:
         twin.members = list(members)
         return twin
 
+    @_one_at_a_time
     def refresh(self) -> None:
         """Find out what the members' models are now; see `Member.refresh`.
 
@@ -143,13 +164,20 @@ class Engine:
             return [None] * len(self.members)
         return self._subsets
 
+    @_one_at_a_time
     @torch.no_grad()
-    def read_prompt(self, sequence: PackSequence, callbacks: Sequence[ReadCallback | None]) -> None:
+    def read_prompt(
+        self,
+        sequence: PackSequence,
+        callbacks: Sequence[ReadCallback | None],
+        pause: Pause | None = None,
+    ) -> None:
         """Read a fed sequence with every member; `fuse_prompt` follows when it has its weights.
 
         Args:
             sequence: Its prompt has been fed.
             callbacks: By member, called with the member's distributions.
+            pause: Interrupts the members' reads; None to read without a pause.
 
         Raises:
             PromptError: if the prompt is too long for a member.
@@ -157,9 +185,10 @@ class Engine:
         check_room(sequence)
         first = first_boundary(sequence, 1)
         plan = ReadPlan(sequence, self.reference_index, first, 1)
-        execute(self.members, [plan], callbacks)
+        execute(self.members, [plan], callbacks, pause=pause)
         sequence.prefilled = plan.boundaries
 
+    @_one_at_a_time
     @torch.no_grad()
     def fuse_prompt(self, sequences: Sequence[PackSequence], fusion: Fusion) -> None:
         """Fuse the position after each prompt, once the sequences have their weights."""
@@ -170,7 +199,7 @@ class Engine:
             boundaries = [found if stream else None for found, stream in read]
             plans.append(ReadPlan(sequence, self.reference_index, first, 1, boundaries=boundaries))
             sequence.prefilled = []
-        self._fuse(plans, fusion)
+        self._fuse(plans, [fusion] * len(plans))
         for sequence in sequences:
             sequence.begin_answer()
 
@@ -181,12 +210,13 @@ class Engine:
             self.read_prompt(sequence, [None] * len(self.members))
         self.fuse_prompt(sequences, fusion)
 
+    @_one_at_a_time
     @torch.no_grad()
     def advance(
         self,
         sequences: Sequence[PackSequence],
         ids: Sequence[Sequence[int]],
-        fusion: Fusion,
+        fusion: Fusion | Sequence[Fusion],
         keep: int = 1,
         *,
         endings: Container[int] = (),
@@ -198,7 +228,7 @@ class Engine:
         Args:
             sequences: N sequences with their weights set.
             ids: New ids by sequence, at least `keep` each.
-            fusion: How the members are fused.
+            fusion: How the members are fused: for all sequences, or one for each.
             keep: Positions wanted, counted from the end.
             endings: Ids that end an answer. A sequence whose only new id is one of them is not
                 read: its last distribution is repeated, since no token follows.
@@ -214,6 +244,7 @@ class Engine:
             MemberError: if a model fails or gives NaN.
             PromptError: if a sequence outgrows a member's context window.
         """
+        fusions = fusion if isinstance(fusion, Sequence) else [fusion] * len(sequences)
         for sequence in sequences:
             if sequence.is_stale:
                 sequence.restart()
@@ -236,7 +267,9 @@ class Engine:
                 if plan:
                     plans[index] = plan
             execute(self.members, list(plans.values()), parallel=self._parallel)
-            self._fuse(list(plans.values()), fusion, save_states=save_states)
+            self._fuse(
+                list(plans.values()), [fusions[index] for index in plans], save_states=save_states
+            )
             for index, plan in plans.items():
                 out[index].extend(plan.out)
         for sequence in sequences:
@@ -283,18 +316,19 @@ class Engine:
         return ReadPlan(sequence, self.reference_index, first, kept)
 
     def _fuse(
-        self, plans: Sequence[ReadPlan], fusion: Fusion, *, save_states: bool = False
+        self, plans: Sequence[ReadPlan], fusions: Sequence[Fusion], *, save_states: bool = False
     ) -> None:
         for plan in plans:
             for step in range(plan.lead + 1):
                 plan.advance_filters(step)
         for turn in range(max((plan.keep for plan in plans), default=0)):
-            group = [plan for plan in plans if turn < plan.keep]
+            chosen = [pair for pair in zip(plans, fusions, strict=True) if turn < pair[0].keep]
+            group = [plan for plan, _ in chosen]
             steps = [plan.lead + turn for plan in group]
             if turn:
                 for plan, step in zip(group, steps, strict=True):
                     plan.advance_filters(step)
-            pool(self.carrier, fusion, group, steps)
+            pool(self.carrier, group, steps, [own for _, own in chosen])
             if save_states:
                 for plan, step in zip(group, steps, strict=True):
                     plan.save_state(step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +50,9 @@ class Fusion(Protocol):
     def uses_lexicon(self, lexicon: Lexicon | None) -> bool:
         """Whether distributions over the members' own vocabularies are needed."""
 
+    def fuses_like(self, other: Any) -> bool:
+        """Whether another fusion gives the same distributions, whatever its observer."""
+
     def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, list[bool]]:
         """Fuse N positions under weights `[N, K]`.
 
@@ -78,6 +81,13 @@ class FusionSettings:
     def uses_lexicon(self, lexicon: Lexicon | None) -> bool:
         """See `Fusion`."""
         return self.rule.uses_words and lexicon is not None
+
+    def fuses_like(self, other: Any) -> bool:
+        """See `Fusion`."""
+        return isinstance(other, FusionSettings) and (
+            (self.rule, self.gate, self.full_support)
+            == (other.rule, other.gate, other.full_support)
+        )
 
     def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, list[bool]]:
         """See `Fusion`."""
@@ -108,8 +118,32 @@ def combine(rule: Rule, carried: CarriedLogps, weights: Tensor) -> Tensor:
     return rule.fuse(carried.logps, weights)
 
 
-def pool(carrier: Carrier, fusion: Fusion, plans: Sequence[ReadPlan], steps: Sequence[int]) -> None:
-    """Carry and fuse one boundary of each plan; results go to the plans and their sequences."""
+def pool(
+    carrier: Carrier,
+    plans: Sequence[ReadPlan],
+    steps: Sequence[int],
+    fusions: Sequence[Fusion],
+) -> None:
+    """Carry and fuse one boundary of each plan; results go to the plans and their sequences.
+
+    Plans whose fusions are alike are fused together.
+    """
+    rest = list(zip(plans, steps, fusions, strict=True))
+    while rest:
+        fusion = rest[0][2]
+        alike = [other is fusion or fusion.fuses_like(other) for _, _, other in rest]
+        group = [one for one, same in zip(rest, alike, strict=True) if same]
+        rest = [one for one, same in zip(rest, alike, strict=True) if not same]
+        _pool_alike(carrier, *zip(*group, strict=True))
+
+
+def _pool_alike(
+    carrier: Carrier,
+    plans: Sequence[ReadPlan],
+    steps: Sequence[int],
+    fusions: Sequence[Fusion],
+) -> None:
+    fusion = fusions[0]
     carried = carrier.carry_all(plans, steps, words=fusion.uses_lexicon(carrier.lexicon))
     sequences = [plan.sequence for plan in plans]
     weights = torch.stack([_weights(sequence) for sequence in sequences]).to(carried.logps)
@@ -119,10 +153,9 @@ def pool(carrier: Carrier, fusion: Fusion, plans: Sequence[ReadPlan], steps: Seq
         plan.out.append(fused[index])
         sequence.fused_logps, sequence.member_logps = fused[index], member_logps
         sequence.is_fused = is_fused
-        if fusion.observer:
+        if (observer := fusions[index].observer) is not None:
             tokens_read = len(sequence.ids) - (len(plan.own) - 1 - steps[index])
-            position = FusedPosition(tokens_read, member_logps, fused[index], is_fused)
-            fusion.observer(sequence, position)
+            observer(sequence, FusedPosition(tokens_read, member_logps, fused[index], is_fused))
 
 
 def _weights(sequence: PackSequence) -> Tensor:

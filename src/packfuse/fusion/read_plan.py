@@ -11,7 +11,7 @@ from torch import Tensor
 
 from packfuse.fusion.member_stream import Boundary, ReadSteps
 from packfuse.fusion.sequence import PackSequence, StreamState
-from packfuse.models.member import Member, Read, ReadCallback
+from packfuse.models.member import Member, Pause, Read, ReadCallback
 from packfuse.models.threads import device_groups, run_parallel
 
 
@@ -106,6 +106,7 @@ def execute(
     callbacks: Sequence[ReadCallback | None] | None = None,
     *,
     parallel: bool = False,
+    pause: Pause | None = None,
 ) -> None:
     """Run the plans; each member reads all sequences as one batch.
 
@@ -115,6 +116,7 @@ def execute(
         callbacks: By member, called with every distribution of a prompt.
         parallel: Whether members on different devices run at the same time. Not together with
             callbacks, nor under autocast, which is a setting of one thread.
+        pause: Interrupts long reads; None to read without a pause.
     """
     for plan in plans:
         plan.boundaries = [None] * len(members)
@@ -135,7 +137,7 @@ def execute(
                         sequence.answer_from,
                     )
                     reads.append((plan, steps))
-            for plan, boundaries in _batched(members[k], reads):
+            for plan, boundaries in _batched(members[k], reads, pause):
                 plan.boundaries[k] = boundaries
 
     if callbacks:
@@ -150,7 +152,7 @@ def execute(
 
 
 def _batched(
-    member: Member, reads: Sequence[tuple[ReadPlan, ReadSteps]]
+    member: Member, reads: Sequence[tuple[ReadPlan, ReadSteps]], pause: Pause | None
 ) -> Iterator[tuple[ReadPlan, list[Boundary]]]:
     """Run several streams' reads together: one call of the member serves one read of each."""
     waiting: list[tuple[ReadPlan, ReadSteps, Read]] = []
@@ -160,6 +162,8 @@ def _batched(
         except StopIteration as stop:
             yield plan, stop.value
     while waiting:
+        for _, _, read in waiting:
+            read.pause = pause
         results = member.read([read for _, _, read in waiting])
         remaining: list[tuple[ReadPlan, ReadSteps, Read]] = []
         for (plan, steps, _), logps in zip(waiting, results, strict=True):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-from pydantic import BaseModel
 
 from packfuse.causal_lm.arguments import IN_ONE_VOCABULARY, short
 from packfuse.causal_lm.call import CallSettings
@@ -31,6 +28,10 @@ from packfuse.weighting.methods import weightings
 __all__ = ["MAX_NEW_TOKENS", "Prompt", "Request", "make_request", "refuse_several"]
 
 Prompt = str | Sequence[dict[str, Any]]
+
+_DRAFTS_OF_GENERATE = ("assistant_model", "prompt_lookup_num_tokens")
+_OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+"""Arguments that hold code of the caller."""
 
 
 @dataclass(slots=True)
@@ -67,40 +68,6 @@ class Request:
     arguments: dict[str, Any] = field(default_factory=dict)
     max_time: float | None = None
     pins: tuple[str, ...] = ()
-    _settings: str | None = None
-
-    def __post_init__(self) -> None:
-        self._settings = self._settings or self._plain_settings()
-
-    def can_batch_with(self, other: Request) -> bool:
-        """Whether both can be answered as one batch: equal settings, and no seed.
-
-        Only plain data is compared. Requests with objects of the caller (processors, streamers) are
-        answered alone, since such objects may have a state, and may do anything when compared.
-        """
-        return self._settings is not None and self._settings == other._settings
-
-    def _plain_settings(self) -> str | None:
-        """Everything but the prompts as text; None for a request that is answered alone."""
-        # transformers counts padding in these lengths.
-        counts_padding = any(self.arguments.get(name) for name in ("max_length", "min_length"))
-        shared = self.single and self.one_row_each and not counts_padding and self.seed is None
-        if not shared or self.max_time is not None:
-            return None
-        call = self.call
-        if call.observer is not None or call.forward_weights is not None:
-            return None
-        parts = (call.rule, call.gate, call.weighting, call.draft, self.constraint)
-        try:
-            return json.dumps(
-                [
-                    [_plain_part(part) for part in parts],
-                    [self.stop, self.trace, self.top_logprobs, call.full_support, self.pins],
-                    [_plain(self.template), self.continue_final_message, _plain(self.arguments)],
-                ]
-            )
-        except Exception:  # whatever an object of the caller does, it is no plain data
-            return None
 
     @property
     def answers_each(self) -> int:
@@ -130,9 +97,24 @@ class Request:
         Only then can steps be recorded. Not so for beams, several return sequences, and the drafts
         of transformers' own arguments.
         """
-        drafting = ("assistant_model", "prompt_lookup_num_tokens")
         several = self.beams > 1 or self.answers_each > 1
-        return not several and not any(self.arguments.get(n) is not None for n in drafting)
+        drafts = (self.arguments.get(name) is not None for name in _DRAFTS_OF_GENERATE)
+        return not several and not any(drafts)
+
+    @property
+    def decodes_in_rows(self) -> bool:
+        """Whether every answer can be decoded by itself, in a loop with others.
+
+        Not so for beams, for the drafts of transformers' own arguments, without a cache, and for
+        several answers whose processors or criteria are objects of the caller, which may depend on
+        the batch.
+        """
+        several = len(self.prompts) > 1 or self.answers_each > 1
+        if self.beams > 1 or self.arguments.get("use_cache") is False:
+            return False
+        if any(self.arguments.get(name) is not None for name in _DRAFTS_OF_GENERATE):
+            return False
+        return not (several and any(self.arguments.get(name) for name in _OBJECTS))
 
     @property
     def takes_drafts(self) -> bool:
@@ -186,10 +168,9 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
         pins=pins,
     )
     _check_rows(request)
-    if top is not None and not request.one_row_each:
+    if top is not None and not (request.one_row_each or request.decodes_in_rows):
         raise ConfigError(
-            "top_logprobs are not recorded with beams or several return sequences",
-            hint="ask for one answer, or leave out top_logprobs",
+            "top_logprobs are not recorded with beams", hint="leave out num_beams or top_logprobs"
         )
     return request
 
@@ -321,26 +302,3 @@ def _flag(name: str, value: Any) -> bool:
     if value is None or isinstance(value, bool):
         return bool(value)
     raise ConfigError(f"{name}={short(value)} cannot be used", hint="it is True or False")
-
-
-def _plain_part(part: BaseModel | None) -> Any:
-    """A part as plain data; parts of different classes are never equal."""
-    if part is None:
-        return None
-    kind = type(part)
-    return [f"{kind.__module__}.{kind.__qualname__}", id(kind), part.model_dump(mode="json")]
-
-
-def _plain(value: Any) -> Any:
-    """Plain data as it is, with the items of mappings in order.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    if isinstance(value, dict):
-        return ["mapping", sorted((repr(key), _plain(item)) for key, item in value.items())]
-    if type(value) in (list, tuple):
-        return [type(value).__name__, [_plain(item) for item in value]]
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise TypeError(f"{type(value).__name__} is no plain data")

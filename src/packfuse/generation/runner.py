@@ -1,13 +1,12 @@
-"""Runs a request: reads the prompts, fits the weights, generates, and makes the answers."""
+"""Runs a request: reads its prompts, and decodes the answers by `generate` or as rows."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from transformers import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaL
 from transformers.generation.streamers import BaseStreamer
 
 from packfuse.causal_lm.cache import FusedCache
-from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.constraint_processor import ConstraintProcessor
 from packfuse.causal_lm.drafts.base import Draft
 from packfuse.causal_lm.model import FusedForCausalLM
@@ -24,35 +22,47 @@ from packfuse.causal_lm.stopping import CancelCriteria, RowEnds, StopTextCriteri
 from packfuse.errors import PromptError
 from packfuse.fusion.room import check_room
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.answer_length import check_length
 from packfuse.generation.answers import BatchInfo, make_answer
-from packfuse.generation.assistants import skill_of
-from packfuse.generation.prepared import PreparedPrompt, ScoreOptions, padded
-from packfuse.generation.request import Prompt, Request
+from packfuse.generation.prepared import PreparedPrompt, padded
+from packfuse.generation.reader import PromptReader
+from packfuse.generation.request import Request
 from packfuse.generation.result import Answer
+from packfuse.generation.row import Row
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.streamers import AnswerStreamer, adapted
 from packfuse.generation.trace import TraceRecorder
+from packfuse.models.batching import MAX_CHUNK_TOKENS
 from packfuse.models.heap import trim
-from packfuse.text.chats.chat_template import RenderedChat, render_chat
+from packfuse.models.member import Pause
 from packfuse.text.continuation import Continuation, bare
 from packfuse.text.detokenizer import StreamDetokenizer
-from packfuse.text.prompt import MemberPrompt, PackPrompt, from_text
-from packfuse.weighting.methods.base import Weighting, Weights
-from packfuse.weighting.prefill import (
-    Fit,
-    finish,
-    fit_weights,
-    needs_fit_positions,
-    read_prompt,
-)
+from packfuse.weighting.prefill import Fit
 
 _SCORE_BLOCK = 32
 """Number of tokens of a continuation that are scored in one pass."""
 
 
-class Runner:
-    """Runs one request on one pack. The caller holds the pack's lock."""
+@dataclass(slots=True)
+class _Decoding:
+    """What belongs to one decoding of a batch of prompts, besides the prompts.
+
+    Attributes:
+        model: The pack over the vocabulary of the reference.
+        recorder: The records of every step; None if steps cannot be recorded.
+        cancelled: Ends cancelled rows.
+        ends: Which rows were ended by criteria.
+        arguments: The other arguments of transformers' `generate`.
+    """
+
+    model: FusedForCausalLM
+    recorder: TraceRecorder | None
+    cancelled: CancelCriteria
+    ends: RowEnds
+    arguments: dict[str, Any]
+
+
+class Runner(PromptReader):
+    """Runs one request on one pack, in one thread."""
 
     def __init__(
         self,
@@ -67,30 +77,93 @@ class Runner:
             request: The request.
             cancels: One event per prompt; setting it stops the prompt's answer within one step.
         """
-        self.runtime, self.request = runtime, request
+        super().__init__(runtime, request)
         self.cancels = list(cancels or [threading.Event() for _ in request.prompts])
         self._started = time.time()
-        self._looked_at_models = False
+        self._between: Callable[[], object] = int  # does nothing
 
-    def run(self, streamer: BaseStreamer | None = None) -> list[Answer]:
-        """Answer every prompt; prompts with the same reference and stop strings form a batch.
+    def run(self, streamer: BaseStreamer | None = None, pause: Pause | None = None) -> list[Answer]:
+        """Answer every prompt by transformers' `generate`.
+
+        Prompts with the same reference and stop strings form a batch.
 
         Args:
             streamer: Called with the generated ids; for a single prompt.
+            pause: Interrupts reading and decoding; None to run without a pause.
 
         Raises:
             CancelledError: if all prompts were cancelled before they were read.
         """
-        if all(cancel.is_set() for cancel in self.cancels):
-            raise CancelledError
-        self._started = time.time()
+        self._begin(pause, self.cancels)
         prepared = [self.prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
         answers: dict[int, list[Answer]] = {}
         for key in dict.fromkeys((item.reference, item.stop) for item, _ in prepared):
             batch = [pair for pair in prepared if (pair[0].reference, pair[0].stop) == key]
-            answers.update(self._generate(key[0], batch, streamer))
+            answers.update(self._generate(batch, streamer))
         trim()
         return [answer for index in sorted(answers) for answer in answers[index]]
+
+    def _begin(self, pause: Pause | None, cancels: Sequence[threading.Event]) -> None:
+        """Begin to read, with pauses in which reading ends if all is cancelled."""
+        self._started = time.time()
+        self._between = pause.call if pause else int
+
+        def check() -> None:
+            if all(cancel.is_set() for cancel in cancels):
+                raise CancelledError
+            if pause:
+                pause.call()
+
+        if all(cancel.is_set() for cancel in cancels):
+            raise CancelledError
+        self.pause = Pause(pause.tokens if pause else MAX_CHUNK_TOKENS, check)
+
+    def rows(
+        self, index: int, streamer: BaseStreamer | None = None, pause: Pause | None = None
+    ) -> list[Row]:
+        """Read one prompt; its answers as rows, which a loop decodes together with others.
+
+        Args:
+            index: Index of the prompt in the request, for which `Request.decodes_in_rows` is true.
+            streamer: Called with the generated ids; for a single answer.
+            pause: Interrupts reading; None to read without a pause.
+
+        Raises:
+            CancelledError: if the prompt was cancelled before it was read.
+        """
+        self._begin(pause, [self.cancels[index]])
+        item, fit = self.prepare(index, self.request.prompts[index])
+        count = self.request.answers_each
+        forks = [item.sequence.fork() for _ in range(count - 1)]
+        return [
+            self._row(item, fit, number, sequence, streamer)
+            for number, sequence in enumerate([item.sequence, *forks])
+        ]
+
+    def _row(
+        self,
+        item: PreparedPrompt,
+        fit: Fit,
+        number: int,
+        sequence: PackSequence,
+        streamer: BaseStreamer | None,
+    ) -> Row:
+        decoding = self._decoding([item], None)
+        recorder, model = decoding.recorder, decoding.model
+        call = replace(self.request.call, observer=recorder, draft=None)
+        cache = FusedCache(call, [sequence])
+        cache.seed, cache.prepared, cache.number = self.request.seed, True, number
+        ids, _ = padded([item.ids], model)
+        given = decoding.arguments.pop("streamer", None)
+        streamer = self._begun(streamer or adapted(given), item, recorder, model)
+        cancel, started = self.cancels[item.index], time.perf_counter()
+
+        def answer(new: list[int]) -> Answer:
+            info = self._info(decoding, None, time.perf_counter() - started)
+            full = cache.window.full(0, new) if cache.window else None
+            return make_answer(info, item, fit, new, 0, cancelled=cancel.is_set(), full=full)
+
+        return Row(model, sequence, cache, ids, decoding.arguments, streamer, answer)
 
     def score(self, continuation: str) -> float:
         """See `Pack.score`."""
@@ -116,225 +189,79 @@ class Runner:
             total += float(logps.gather(1, following[:, None]).sum())
         return total
 
-    def prepare(self, index: int, prompt: Prompt) -> tuple[PreparedPrompt, Fit]:
-        """Read a prompt and fit its weights."""
-        call, runtime = self.request.call, self.runtime
-        engine = runtime.model(self._first_reference).engine
-        positions = needs_fit_positions(call.weighting, engine, call.rule.pool)
-        weights = self._fixed_weights
-        item = self.read(index, prompt, ScoreOptions(call.weighting.limits, positions, weights))
-        item.started = time.perf_counter()
-        if weights is None:
-            weights = self.fit(item, call.weighting)
-        return item, self.finish(item, weights)
-
-    def fit(self, item: PreparedPrompt, weighting: Weighting) -> Weights:
-        """The weights `[K]` of a prompt that has been read, under a weighting that fits them."""
-        item.skill = None
-        if item.chat and weighting.needs_skill and len(self.runtime.members) > 1:
-            item.skill = skill_of(self.runtime)
-        return fit_weights(item.reading, weighting, self.request.call.rule.pool, item.skill)
-
-    @property
-    def _fixed_weights(self) -> Weights | None:
-        """Weights `[K]` that do not depend on a prompt; None if they do."""
-        return self.request.call.weighting.for_members(self.runtime.names)
-
-    @property
-    def _first_reference(self) -> int:
-        """The reference in whose tokens a prompt is read first."""
-        if self.request.pins:
-            return self.runtime.default_reference
-        return self.runtime.reference_under(self.request.call.weighting)
-
-    def finish(self, item: PreparedPrompt, weights: Weights) -> Fit:
-        """Set the weights of a prompt and fuse the position after it."""
-        marks = item.chat.stop(weights.tolist()) if item.chat else ()
-        item.stop = tuple(dict.fromkeys((*self.request.stop, *marks)))
-        engine = self.runtime.model(item.reference).engine
-        return finish(engine, item.reading, weights, self.request.call, item.started)
-
-    def read(self, index: int, prompt: Prompt, options: ScoreOptions) -> PreparedPrompt:
-        """Read a prompt with every member; with `reference="auto"`, choose its reference."""
-        reference = self._first_reference
-        if not self._looked_at_models:
-            self.runtime.model(reference).engine.refresh()
-            self._looked_at_models = True
-        if (assistant := self._best_assistant(prompt)) is not None:
-            return self._read(index, prompt, assistant, options, may_change=False)
-        item = self._read(index, prompt, reference, options)
-        better = self._better_reference(item)
-        if better == reference:
-            return item
-        # Tokens that the first reading added to the prefix cache do not count as cached.
-        cached = item.reading.cached_tokens
-        del item  # frees its KV caches before the second reading
-        found = self._read(index, prompt, better, options)
-        found.reading.cached_tokens = cached
-        return found
-
-    def _read(
-        self,
-        index: int,
-        prompt: Prompt,
-        reference: int,
-        options: ScoreOptions,
-        *,
-        may_change: bool = True,
-    ) -> PreparedPrompt:
-        """Read a prompt with every member, in the tokens of a given reference.
-
-        With `may_change`, the scores are kept for other references, too.
-        """
-        runtime, vocabularies = self.runtime, self.runtime.vocabularies
-        model = runtime.model(reference)
-        chat: RenderedChat | None = None
-        if isinstance(prompt, str):
-            whole = from_text(prompt, vocabularies, reference)
-            ids = list(whole.stream)
-        else:
-            chat = self._rendered(prompt, reference, options.weights)
-            whole, ids = chat.prompt, chat.ids
-        check_length(self.request.arguments, len(ids))
-        own_tokens = runtime.parts.alignment.reading is runtime.parts.alignment
-        able = self._possible_references(whole) if own_tokens and may_change else []
-        reading = read_prompt(
-            model.engine,
-            whole,
-            self.request.call,
-            fit_positions=options.fit_positions,
-            limits=options.limits,
-            others={k: partial(runtime.view, k) for k in able if k != reference},
-            prefixes=runtime.prefixes,
-            weights=options.weights,
-        )
-        reading.sequence.offset = len(ids) - len(reading.sequence.ids)
-        return PreparedPrompt(
-            index, reference, ids, whole, chat, reading, started=time.perf_counter()
-        )
-
-    def _rendered(
-        self, chat: Sequence[Any], reference: int, weights: Weights | None
-    ) -> RenderedChat:
-        """A chat for the members that read it; the others get an empty prompt."""
-        vocabularies = self.runtime.vocabularies
-        reading = [
-            k for k in range(len(vocabularies)) if weights is None or weights[k] or k == reference
-        ]
-        own = [vocabularies[k] for k in reading]
-        rendered = render_chat(
-            chat,
-            own,
-            reading.index(reference),
-            self.request.template,
-            continue_final_message=self.request.continue_final_message,
-        )
-        members = [MemberPrompt(())] * len(vocabularies)
-        marks: list[tuple[str, ...]] = [()] * len(vocabularies)
-        for k, prompt, own_marks in zip(
-            reading, rendered.prompt.members, rendered.marks, strict=True
-        ):
-            members[k], marks[k] = prompt, own_marks
-        whole = replace(rendered.prompt, members=tuple(members))
-        return replace(rendered, prompt=whole, marks=tuple(marks))
-
-    def _better_reference(self, item: PreparedPrompt) -> int:
-        """With `reference="auto"`: the possible reference with the lowest prompt loss."""
-        able = self._possible_references(item.prompt)
-        if not able or item.reading.losses is None or (losses := self._own_losses(item)) is None:
-            return item.reference
-        return min(able, key=lambda k: float(losses[k]))
-
-    def _best_assistant(self, prompt: Prompt) -> int | None:
-        """With `reference="auto"` in a chat: the most skilled member with a chat template."""
-        runtime, call = self.runtime, self.request.call
-        chooses = runtime.settings.reference == "auto" and not self.request.pins
-        if isinstance(prompt, str) or not chooses:
-            return None
-        able = [
-            k
-            for k in runtime.with_weight(call.weighting)
-            if runtime.members[k].tokenizer.chat_template
-        ]
-        if len(able) < 2:
-            return None
-        weights = skill_of(runtime).weights
-        return max(able, key=lambda k: float(weights[k]))
-
-    def _possible_references(self, prompt: PackPrompt) -> list[int]:
-        """With `reference="auto"`: the members that can predict the end of a turn.
-
-        Only the default reference is possible for a call with token ids, which are its ids.
-        """
-        if self.runtime.settings.reference != "auto" or self.request.pins:
-            return []
-        able = self.runtime.with_weight(self.request.call.weighting)
-        return [k for k in able if prompt.members[k].ends_turns]
-
-    def _own_losses(self, item: PreparedPrompt) -> Weights | None:
-        """The members' losses on the prompt `[K]`, computed in each member's own tokens."""
-        engine = self.runtime.own_tokens_engine(item.reference)
-        own = engine is self.runtime.model(item.reference).engine
-        if own or len(self.runtime.members) == 1 or not item.prompt.fresh:
-            return item.reading.losses
-        reading = read_prompt(
-            engine,
-            item.prompt,
-            self.request.call,
-            prefixes=self.runtime.prefixes,
-            weights=self._fixed_weights,
-        )
-        return reading.losses
-
     def _generate(
-        self,
-        reference: int,
-        batch: list[tuple[PreparedPrompt, Fit]],
-        streamer: BaseStreamer | None,
+        self, batch: list[tuple[PreparedPrompt, Fit]], streamer: BaseStreamer | None
     ) -> dict[int, list[Answer]]:
         """Generate the answers of one batch, by index of the prompt in the request."""
-        model, request = self.runtime.model(reference), self.request
         items = [item for item, _ in batch]
-        recorder = self._recorder(model)
+        decoding = self._decoding(items, self._draft)
+        model, recorder = decoding.model, decoding.recorder
         cache = FusedCache(
-            self._call(recorder),
+            replace(self.request.call, observer=recorder, draft=self._draft),
             [item.sequence for item in items],
-            use_cache=request.arguments.get("use_cache") is not False,
+            use_cache=self.request.arguments.get("use_cache") is not False,
         )
-        cache.seed, cache.prepared = request.seed, True
+        cache.seed, cache.prepared = self.request.seed, True
+        cache.pause = self._between
         ids, mask = padded([item.ids for item in items], model)
-        cancelled = CancelCriteria([self.cancels[item.index] for item in items])
-        ends = RowEnds()
-        arguments = self._arguments(model, items[0].stop, cancelled, ends, ids.shape[1])
-        given = arguments.pop("streamer", None)
-        streamer = streamer or adapted(given)
-        if isinstance(streamer, AnswerStreamer):
-            detokenizer = StreamDetokenizer(model.engine.reference, items[0].stop)
-            streamer.begin(detokenizer, recorder)
+        given = decoding.arguments.pop("streamer", None)
+        streamer = self._begun(streamer or adapted(given), items[0], recorder, model)
         started = time.perf_counter()
         sequences: Tensor = model.generate(
-            ids, attention_mask=mask, cache=cache, streamer=streamer, **arguments
+            ids, attention_mask=mask, cache=cache, streamer=streamer, **decoding.arguments
         )
-        seconds = time.perf_counter() - started
         each = len(sequences) // len(batch)
-        info = BatchInfo(
-            runtime=self.runtime,
-            request=request,
-            recorder=recorder,
-            drafts=cache.draft_stats,
-            ends=ends,
-            notes=[*self._draft_notes, *self._pin_notes],
-            seconds=seconds,
-        )
+        info = self._info(decoding, cache, time.perf_counter() - started)
+        lengths = decoding.cancelled.lengths
         answers: dict[int, list[Answer]] = {}
         for row, tokens in enumerate(sequences.tolist()):
             item, fit = batch[row // each]
-            new = tokens[ids.shape[1] : cancelled.lengths.get(row // each, info.length(row))]
+            new = tokens[ids.shape[1] : lengths.get(row // each, info.length(row))]
             stopped = self.cancels[item.index].is_set()
             full = cache.window.full(row // each, new) if cache.window else None
             answer = make_answer(info, item, fit, new, row, cancelled=stopped, full=full)
             answers.setdefault(item.index, []).append(answer)
         return answers
+
+    def _decoding(self, items: Sequence[PreparedPrompt], draft: Draft | None) -> _Decoding:
+        """What belongs to the decoding of prompts with one reference and the same stop strings."""
+        request, model = self.request, self.runtime.model(items[0].reference)
+        recorder = None
+        if request.decodes_in_rows or request.one_row_each:
+            drafted = draft.max_draft_tokens if draft else 0
+            recorder = TraceRecorder(model.engine, request.trace, drafted, request.top_logprobs)
+        cancelled, ends = CancelCriteria([self.cancels[item.index] for item in items]), RowEnds()
+        length = max(len(item.ids) for item in items)
+        arguments = self._arguments(model, items[0].stop, cancelled, ends, length)
+        if draft is not None:
+            # This argument selects the loop of transformers that verifies drafts. The drafter is
+            # that of the call (`FusedForCausalLM.own_candidate_generator`).
+            arguments["prompt_lookup_num_tokens"] = draft.max_draft_tokens
+        return _Decoding(model, recorder, cancelled, ends, arguments)
+
+    def _begun(
+        self,
+        streamer: BaseStreamer | None,
+        item: PreparedPrompt,
+        recorder: TraceRecorder | None,
+        model: FusedForCausalLM,
+    ) -> BaseStreamer | None:
+        """A streamer that is ready for the answer to a prompt."""
+        if isinstance(streamer, AnswerStreamer):
+            streamer.begin(StreamDetokenizer(model.engine.reference, item.stop), recorder)
+        return streamer
+
+    def _info(self, decoding: _Decoding, cache: FusedCache | None, seconds: float) -> BatchInfo:
+        """What the answers of a decoding share; `cache` is that of `generate`."""
+        return BatchInfo(
+            runtime=self.runtime,
+            request=self.request,
+            recorder=decoding.recorder,
+            drafts=cache.draft_stats if cache else None,
+            ends=decoding.ends,
+            notes=[*self._draft_notes(self._draft if cache else None), *self._pin_notes],
+            seconds=seconds,
+        )
 
     def _arguments(
         self,
@@ -359,36 +286,19 @@ class Runner:
             processors.append(
                 ConstraintProcessor(reference, self.request.constraint, prompt_length)
             )
-        if self._draft is not None:
-            # This argument selects the loop of transformers that verifies drafts. The drafter is
-            # that of the call (`FusedForCausalLM.own_candidate_generator`).
-            arguments["prompt_lookup_num_tokens"] = self._draft.max_draft_tokens
         return {**arguments, "stopping_criteria": criteria, "logits_processor": processors}
-
-    def _call(self, recorder: TraceRecorder | None) -> CallSettings:
-        """The settings of the call with its recorder; without a draft where none is used."""
-        return replace(self.request.call, observer=recorder, draft=self._draft)
-
-    def _recorder(self, model: FusedForCausalLM) -> TraceRecorder | None:
-        if not self.request.one_row_each:
-            return None
-        drafted = self._draft.max_draft_tokens if self._draft else 0
-        return TraceRecorder(model.engine, self.request.trace, drafted, self.request.top_logprobs)
 
     @property
     def _draft(self) -> Draft | None:
-        """The draft method, which is used for a single answer only: a batch is faster without."""
+        """The draft method of `generate`, which is used for a single answer only."""
         request = self.request
         return request.call.draft if request.takes_drafts else None
 
-    @property
-    def _draft_notes(self) -> list[str]:
-        """Notes for a request with a draft method that is not used."""
-        if self._draft is self.request.call.draft:
+    def _draft_notes(self, used: Draft | None) -> list[str]:
+        """The note for a request with a draft method that is not used."""
+        if used is self.request.call.draft:
             return []
-        return [
-            "no drafts: they are used for one prompt at a time, without beams or several sequences"
-        ]
+        return ["no drafts: they are used for one answer at a time, without beams"]
 
     @property
     def _pin_notes(self) -> list[str]:

@@ -88,7 +88,7 @@ class Runtime:
         parts: The parts that the settings name.
         prefixes: The prefix cache; None if it is off.
         progress: Whether progress bars are shown for what takes long.
-        lock: Held while a call runs.
+        lock: Held while members compute.
     """
 
     def __init__(
@@ -210,6 +210,7 @@ class Runtime:
                         progress,
                         heads=self.settings.heads,
                         parallel=self.settings.parallel,
+                        lock=self.lock,
                     )
                 with compile_progress(self.progress) as progress:
                     engine.compile_ahead(self.call, progress)
@@ -237,7 +238,7 @@ class Runtime:
         if alignment is self.parts.alignment:
             return self.model(reference).engine
         if reference not in self._own_tokens:
-            self._own_tokens[reference] = Engine(self.members, reference, alignment)
+            self._own_tokens[reference] = Engine(self.members, reference, alignment, lock=self.lock)
         return self._own_tokens[reference]
 
 

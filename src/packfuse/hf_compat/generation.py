@@ -192,6 +192,10 @@ class GenerationHooks:
         _, *rest = mixin._get_top_k_continuations(**{**given, **changes})
         return scores.gather(1, noisy.topk(given["beams_to_keep"]).indices), *rest
 
+    def decoding_context(self) -> AbstractContextManager[Any]:
+        """The context of decoding steps, which `generate` enters by itself."""
+        return self._optimize_model_for_decode()
+
     @contextmanager
     def _optimize_model_for_decode(self) -> Iterator[None]:
         with ExitStack() as stack:

@@ -110,6 +110,7 @@ def chunks(
         skips_logits: Whether logits are computed only at positions where a request needs them.
     """
     length = max(len(request.ids) for request in requests)
+    longest = min([MAX_CHUNK_TOKENS, *(r.pause.tokens for r in requests if r.pause)])
     needed = set(range(-length, 0)) if not skips_logits else set[int]()
     for request in requests:
         needed.update(range(-request.keep, 0))
@@ -119,6 +120,6 @@ def chunks(
     start, logits = -length, 0
     for index in range(-length, 0):
         logits += index in needed
-        if logits == size or index - start + 1 == MAX_CHUNK_TOKENS or index == -1:
+        if logits == size or index - start + 1 == longest or index == -1:
             yield start, index + 1
             start, logits = index + 1, 0

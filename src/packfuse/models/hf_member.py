@@ -140,7 +140,9 @@ class HFMember(Member):
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Chunks are limited by the number of logits, which most models compute only where needed.
         ranges = chunks(requests, None if whole else size, skips_logits=self._can_skip_logits)
-        for start, stop in list(ranges):
+        for number, (start, stop) in enumerate(list(ranges)):
+            if number and (pause := requests[0].pause):
+                pause.call()
             all_chunks = [ReadChunk(request, start, stop) for request in requests]
             reading = [
                 (chunk, found) for chunk, found in zip(all_chunks, kept, strict=True) if chunk.ids

@@ -58,6 +58,20 @@ class Session:
         return len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Interrupts a long read, so that other sequences are not kept waiting.
+
+    Attributes:
+        tokens: Most tokens that are read without a pause.
+        call: Called between two parts of the read. It may use the member for other sessions, and
+            may raise an error to end the read.
+    """
+
+    tokens: int
+    call: Callable[[], None]
+
+
 @dataclass(slots=True)
 class Read:
     """A request to read tokens after those that a session has read.
@@ -70,6 +84,7 @@ class Read:
             no callback.
         subset: The tokens over which the returned distributions are normalized; None for all. The
             callback gets distributions over all tokens in either case.
+        pause: Interrupts the read; None to read without a pause.
     """
 
     session: Session
@@ -77,6 +92,7 @@ class Read:
     keep: int = 1
     callback: ReadCallback | None = None
     subset: VocabSubset | None = None
+    pause: Pause | None = None
 
     @property
     def active_subset(self) -> VocabSubset | None:

@@ -13,7 +13,6 @@ from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError
 from packfuse.generation.request import Request
 from packfuse.generation.result import TraceStep
-from packfuse.generation.runner import Runner
 from packfuse.pack import Pack
 from packfuse.text.reply_tags import Reasoning
 from packfuse.tools.protocol import constraint_of, render
@@ -44,7 +43,7 @@ class Completion:
         return ReplyParser(calling=False, plain=True)
 
     def answer(self, cancel: threading.Event | None = None) -> Reply:
-        """The whole answer; calls from several threads may be answered as one batch.
+        """The whole answer; calls from several threads are decoded together.
 
         Args:
             cancel: Setting it stops generation within one step.
@@ -57,7 +56,7 @@ class Completion:
 
     def answers(self, cancel: threading.Event | None = None) -> list[Reply]:
         """All answers, as many as the call has return sequences; see `answer`."""
-        found = self.pack.batcher.answers(self.request, cancel)
+        found = self.pack.answers(self.request, cancel)
         return [self.parser().parse(answer.text, answer.record) for answer in found]
 
     def stream(self, cancel: threading.Event | None = None) -> Iterator[ReplyDelta]:
@@ -78,7 +77,7 @@ class Completion:
 def complete(
     pack: Pack, prompts: Sequence[str], cancel: threading.Event | None = None, **arguments: Any
 ) -> list[Reply]:
-    """Continue several texts as one batch.
+    """Continue several texts.
 
     Args:
         pack: The pack.
@@ -97,9 +96,7 @@ def complete(
     if len(prompts) == 1:
         return Completion(pack, prompts[0], **arguments).answers(cancel)
     request = pack.request(list(prompts), arguments)
-    with pack.lock:
-        cancels = [cancel or threading.Event()] * len(prompts)
-        answers = Runner(pack.runtime, request, cancels).run()
+    answers = pack.answers(request, cancel)
     return [ReplyParser(calling=False, plain=True).parse(a.text, a.record) for a in answers]
 
 

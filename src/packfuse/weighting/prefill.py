@@ -17,6 +17,7 @@ from packfuse.alignment.base import ReferenceView
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import Fusion, FusionSettings
 from packfuse.fusion.sequence import PackSequence
+from packfuse.models.member import Pause
 from packfuse.text.prompt import PackPrompt
 from packfuse.weighting.methods.base import Evidence, FitLimits, Weighting, Weights, equal
 from packfuse.weighting.prefix_cache import PrefixCache
@@ -94,6 +95,7 @@ def read_prompt(
     others: OtherViews | None = None,
     prefixes: PrefixCache | None = None,
     weights: Weights | None = None,
+    pause: Pause | None = None,
 ) -> PromptReading:
     """Read a prompt with every member, or with those that will have weight.
 
@@ -108,6 +110,7 @@ def read_prompt(
         prefixes: The prefix cache; None for none.
         weights: `[K]`, if they do not depend on the prompt: members with weight 0 do not read it,
             but for the reference. Without distributions at fit positions.
+        pause: Interrupts the members' reads; None to read without a pause.
 
     Raises:
         PromptError: if the prompt is too long for a member that reads it.
@@ -121,13 +124,14 @@ def read_prompt(
         if prefixes is None or (limits or FitLimits()).candidates is None:
             others = None
         scores = _plan_scores(engine, prompt, sequence, fit_positions, limits, others)
-    reuse = None if prefixes is None else PrefixReuse(prefixes, engine, sequence, scores)
-    callbacks = scores.callbacks() if scores else [None] * len(engine.members)
-    if reuse:
-        reuse.begin(callbacks)
-    engine.read_prompt(sequence, callbacks)
-    if reuse:
-        reuse.keep()
+    with engine.lock:  # the prefix cache is for one thread at a time
+        reuse = None if prefixes is None else PrefixReuse(prefixes, engine, sequence, scores)
+        callbacks = scores.callbacks() if scores else [None] * len(engine.members)
+        if reuse:
+            reuse.begin(callbacks)
+        engine.read_prompt(sequence, callbacks, pause)
+        if reuse:
+            reuse.keep()
     seconds = time.perf_counter() - started - (scores.fit_positions.seconds if scores else 0)
     cached = reuse.cached if reuse else (0,) * len(engine.members)
     return PromptReading(sequence, scores, cached, seconds)

@@ -9,63 +9,36 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import torch
 from langchain_packfuse import ChatPackFuse, PackFuseLLM
 
 from packfuse import Pack
-from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import MemberError
 from packfuse.models.hf_member import HFMember
 from tests.support import packs, pico
+from tests.support.steps import Steps, settle
 
 PROMPTS = [f"Tell me about number {number}" for number in range(8)]
 
 
 @pytest.fixture
-def counted(tiny: Pack, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The batch sizes of every run of the pack's model."""
-    sizes: list[int] = []
-    generate = FusedForCausalLM.generate
-
-    def counting(self: FusedForCausalLM, ids: torch.Tensor, **arguments: Any) -> Any:
-        sizes.append(len(ids))
-        return generate(self, ids, **arguments)
-
-    monkeypatch.setattr(FusedForCausalLM, "generate", counting)
-    return sizes
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """The steps that packs make."""
+    return Steps(monkeypatch)
 
 
-@pytest.fixture
-def steps(tiny: Pack, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for every step that the pack's model makes."""
-    seen: list[int] = []
-    forward = FusedForCausalLM.forward
-
-    def counting(self: FusedForCausalLM, *args: Any, **kwargs: Any) -> Any:
-        seen.append(1)
-        return forward(self, *args, **kwargs)
-
-    monkeypatch.setattr(FusedForCausalLM, "forward", counting)
-    return seen
-
-
-def test_a_batch_is_answered_as_batches(tiny: Pack, counted: list[int]) -> None:
+def test_a_batch_shares_its_steps(tiny: Pack, steps: Steps) -> None:
     model = ChatPackFuse(pack=tiny, max_tokens=6)
     together = model.batch(PROMPTS)
-    runs = list(counted)
-    assert sum(runs) == len(PROMPTS)
-    assert len(runs) < len(PROMPTS)
+    assert max(steps.sizes) > 1
+    steps.sizes.clear()
     assert [m.content for m in together] == [model.invoke(p).content for p in PROMPTS]
-    assert counted[len(runs) :] == [1] * len(PROMPTS)
+    assert set(steps.sizes) == {1}
 
 
-def test_an_llm_answers_a_batch_in_one_run(tiny: Pack, counted: list[int]) -> None:
+def test_an_llm_answers_a_batch_in_shared_steps(tiny: Pack, steps: Steps) -> None:
     llm = PackFuseLLM(pack=tiny, max_tokens=6)
     together = llm.batch(PROMPTS)
-    assert sum(counted) == len(PROMPTS)
-    references = {llm.generate([p]).generations[0][0].generation_info["fusion"]["reference"]  # type: ignore[index]
-                  for p in PROMPTS}  # fmt: skip
-    assert len(counted) - len(PROMPTS) == len(references)
+    assert max(steps.sizes) > 1
     assert together == [llm.invoke(p) for p in PROMPTS]
 
 
@@ -105,7 +78,7 @@ async def test_64_mixed_calls_from_threads_and_tasks_equal_the_same_calls_alone(
     assert len(set(alone)) > 8
 
 
-async def test_the_event_loop_runs_while_a_pack_answers(tiny: Pack, steps: list[int]) -> None:
+async def test_the_event_loop_runs_while_a_pack_answers(tiny: Pack, steps: Steps) -> None:
     model = ChatPackFuse(pack=tiny, max_tokens=12)
     ticks = 0
 
@@ -121,37 +94,37 @@ async def test_the_event_loop_runs_while_a_pack_answers(tiny: Pack, steps: list[
     async for _ in model.astream("Hello"):
         pass
     ticking.cancel()
-    assert before > len(steps) > 0
+    assert before > steps.count > 0
     assert ticks - before > 12
 
 
-def test_closing_a_stream_stops_generation(tiny: Pack, steps: list[int]) -> None:
+def test_closing_a_stream_stops_generation(tiny: Pack, steps: Steps) -> None:
     stream = ChatPackFuse(pack=tiny, max_tokens=400).stream("Hello")
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    made = len(steps)
+    made = len(steps.sizes)
     assert made < 400
     ChatPackFuse(pack=tiny, max_tokens=3).invoke("Hello")
-    assert len(steps) - made == 3  # nothing of the old answer was still running
+    assert len(steps.sizes) - made == 2  # nothing of the old answer was still running
 
 
-async def test_cancelling_a_task_stops_generation(tiny: Pack, steps: list[int]) -> None:
+async def test_cancelling_a_task_stops_generation(tiny: Pack, steps: Steps) -> None:
     model = ChatPackFuse(pack=tiny, max_tokens=400)
     task = asyncio.create_task(model.ainvoke("Hello"))
-    while not steps:
+    while not steps.sizes:
         await asyncio.sleep(0.001)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await ChatPackFuse(pack=tiny, max_tokens=3).ainvoke("Hello")
-    assert len(steps) < 300
+    assert steps.count < 300
 
 
-async def test_closing_an_async_stream_stops_generation(tiny: Pack, steps: list[int]) -> None:
+async def test_closing_an_async_stream_stops_generation(tiny: Pack, steps: Steps) -> None:
     async for _ in ChatPackFuse(pack=tiny, max_tokens=400).astream("Hello"):
         break
     await ChatPackFuse(pack=tiny, max_tokens=3).ainvoke("Hello")
-    assert len(steps) < 300
+    assert steps.count < 300
 
 
 @pytest.fixture
@@ -179,6 +152,7 @@ def test_a_failure_reaches_the_caller_at_once(broken: Pack) -> None:
         list(model.stream("Hello"))
     with pytest.raises(MemberError, match=r"mistral.*out of luck"):
         model.invoke("Hello")
+    settle(broken)
     assert threading.active_count() <= threads
 
 

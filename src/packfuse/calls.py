@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from packfuse.causal_lm.checks import check_call
 from packfuse.causal_lm.constraint_processor import check_writable
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import ConfigError
-from packfuse.generation.batcher import Batcher
 from packfuse.generation.call_arguments import SCORE, WEIGH, only
 from packfuse.generation.identity import described, forget_digest, identity_of
 from packfuse.generation.length import context_window, longest_ids, prompt_length
@@ -18,10 +17,13 @@ from packfuse.generation.request import Request, make_request
 from packfuse.generation.result import Answer, Chunk
 from packfuse.generation.runner import Runner
 from packfuse.generation.runtime import Runtime
-from packfuse.generation.streaming import check_stream, stream_answer
+from packfuse.generation.streamers import AnswerStreamer
 from packfuse.generation.weigh import Weighing, compare_weightings
 from packfuse.models.hf_member import HFMember
 from packfuse.process import PackLock
+from packfuse.scheduler.scheduler import Scheduler
+from packfuse.scheduler.streaming import check_stream, stream_answer
+from packfuse.scheduler.task import AnswerTask, Task, WholeTask
 from packfuse.settings import PackConfig, PackSettings
 from packfuse.text.chats.messages import check_text
 
@@ -32,7 +34,7 @@ class PackCalls:
     Attributes:
         runtime: Members, engines, caches and the lock, as calls use them.
         settings: How the members are fused and run.
-        batcher: Answers single prompts of several threads as batches.
+        scheduler: Runs the calls of all threads.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class PackCalls:
         """
         self.settings = (settings or PackSettings()).replace(**overrides)
         self.runtime = Runtime(members, self.settings, progress=progress)
-        self.batcher = Batcher(self.runtime)
+        self.scheduler = Scheduler(self.runtime)
         self._config = config
         self.runtime.model(self.runtime.default_reference)
 
@@ -80,7 +82,7 @@ class PackCalls:
 
     @property
     def lock(self) -> PackLock:
-        """Held while a call runs."""
+        """Held while members compute."""
         return self.runtime.lock
 
     @property
@@ -150,8 +152,7 @@ class PackCalls:
             WeightsError: for unusable weights.
         """
         request = self.request(prompt, arguments)
-        with self.lock:
-            answers: list[Answer] = Runner(self.runtime, request).run()
+        answers = self.answers(request)
         return answers[0] if request.single and request.answers_each == 1 else answers
 
     def stream(self, prompt: Any, **arguments: Any) -> Iterator[Chunk]:
@@ -180,12 +181,63 @@ class PackCalls:
             check_writable(reference.vocabulary, request.constraint)
         return request
 
+    def answers(self, request: Request, cancel: threading.Event | None = None) -> list[Answer]:
+        """All answers of a checked call, prompt by prompt; see `generate`.
+
+        Args:
+            request: The call, from `request`.
+            cancel: Setting it ends the answers within one step.
+
+        Raises:
+            CancelledError: if it was cancelled before the first token.
+            BusyError: if too many prompts wait already.
+        """
+        if not request.decodes_in_rows:
+            return self.scheduler.run(self.task(request, cancel))[0]
+        runner = self._runner(request, cancel)
+        tasks = [AnswerTask(runner, index) for index in range(len(request.prompts))]
+        return [answer for found in self.scheduler.run(*tasks) for answer in found]
+
+    def task(
+        self,
+        request: Request,
+        cancel: threading.Event | None = None,
+        streamer: AnswerStreamer | None = None,
+    ) -> Task[list[Answer]]:
+        """A checked call of one prompt as a task for `scheduler.submit`, which does not wait.
+
+        Args:
+            request: The call, from `request`.
+            cancel: Setting it ends the answers within one step.
+            streamer: Called with the ids of the answer.
+        """
+        runner = self._runner(request, cancel)
+        if request.decodes_in_rows and len(request.prompts) == 1:
+            return AnswerTask(runner, 0, streamer)
+        return WholeTask(lambda pause: runner.run(streamer, pause), runner.cancels[0])
+
     def run_stream(
         self, request: Request, cancel: threading.Event | None = None
     ) -> Generator[Chunk]:
         """See `stream`; setting `cancel` stops generation within one step."""
         check_stream(request)
-        return stream_answer(Runner(self.runtime, request, [cancel] if cancel else None))
+        return stream_answer(self.scheduler, lambda streamer: self.task(request, cancel, streamer))
+
+    def _runner(self, request: Request, cancel: threading.Event | None) -> Runner:
+        cancels = None if cancel is None else [cancel] * len(request.prompts)
+        return Runner(self.runtime, request, cancels)
+
+    def close(self) -> None:
+        """End running calls within one step, and refuse new ones."""
+        self.scheduler.close()
+
+    def __enter__(self) -> Self:
+        """The pack, which is closed at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """See `close`."""
+        self.close()
 
     def count_tokens(
         self, prompt: Any, *, continue_final_message: bool = False, **template: Any
@@ -248,8 +300,8 @@ class PackCalls:
         check_text(continuation, "the continuation")
         only(arguments, SCORE, "score")
         request = self.request(prompt, arguments)
-        with self.lock:
-            return Runner(self.runtime, request).score(continuation)
+        runner = Runner(self.runtime, request)
+        return self.scheduler.run(WholeTask(lambda _: runner.score(continuation)))[0]
 
     def weigh(
         self, prompt: Any, weightings: Sequence[Any] | None = None, **arguments: Any
@@ -269,5 +321,5 @@ class PackCalls:
         request = make_request(prompt, arguments, self.runtime.call)
         if not request.single:
             raise ConfigError("one prompt is weighed at a time", hint="give a text or one chat")
-        with self.lock:
-            return compare_weightings(Runner(self.runtime, request), weightings)
+        runner = Runner(self.runtime, request)
+        return self.scheduler.run(WholeTask(lambda _: compare_weightings(runner, weightings)))[0]

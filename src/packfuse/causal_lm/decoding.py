@@ -1,0 +1,114 @@
+"""What transformers' `generate` prepares for one sequence, for a loop that decodes many at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from packfuse.causal_lm.cache import FusedCache
+from packfuse.causal_lm.model import FusedForCausalLM
+from packfuse.causal_lm.normalizers import log_normalizers
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The parts of `generate` that a call's arguments decide.
+
+    Attributes:
+        settings: The generation settings in force.
+        processors: The logits processors of the arguments and of the caller.
+        criteria: The stopping criteria: length, end tokens, and those of the caller.
+    """
+
+    settings: GenerationConfig
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+
+    @classmethod
+    def of(
+        cls, model: FusedForCausalLM, ids: Tensor, cache: FusedCache, arguments: dict[str, Any]
+    ) -> Prepared:
+        """What `generate` prepares for a call with these arguments, whose prompt has been read.
+
+        Args:
+            model: The pack.
+            ids: The prompt, `[1, n]`.
+            cache: The cache of the call.
+            arguments: Arguments of `generate` for greedy decoding or sampling.
+        """
+        found: list[Prepared] = []
+
+        # `generate` hands what it has prepared to such a function, in place of its own loop.
+        def take(
+            _: Any,
+            input_ids: Tensor,
+            *,
+            logits_processor: LogitsProcessorList,
+            stopping_criteria: StoppingCriteriaList,
+            generation_config: GenerationConfig,
+            **__: Any,
+        ) -> Tensor:
+            found.append(cls(generation_config, logits_processor, stopping_criteria))
+            return input_ids
+
+        model.generate(ids, cache=cache, custom_generate=take, **arguments)
+        return found[0]
+
+
+class Decoder:
+    """Chooses the tokens of one sequence, as the loop of transformers for greedy and sampling does.
+
+    The caller advances the sequence by `last` and hands its distribution to `take`, until `done`.
+
+    Attributes:
+        cache: The cache of the call, with its sequence.
+        ids: The prompt and the answer so far, `[1, n]`.
+        done: Whether the answer has ended.
+    """
+
+    def __init__(self, ids: Tensor, cache: FusedCache, prepared: Prepared) -> None:
+        """Start at the end of a prompt that has been read.
+
+        Args:
+            ids: The prompt, `[1, n]`.
+            cache: The cache of the call, with its prompt.
+            prepared: What `generate` prepares.
+        """
+        self.ids, self.cache, self._prepared, self.done = ids, cache, prepared, False
+        cache.sequences, cache.prompts = cache.prompts, []
+        cache.length = ids.shape[1] - 1
+
+    @property
+    def last(self) -> int:
+        """The last token."""
+        return int(self.ids[0, -1])
+
+    @torch.no_grad()
+    def take(self, logps: Tensor) -> Tensor:
+        """Choose the next token.
+
+        Args:
+            logps: The fused log-probabilities after the last token, `[V]`, nats.
+
+        Returns:
+            The token, `[1]`.
+        """
+        cache, settings = self.cache, self._prepared.settings
+        cache.length += 1
+        scores = logps[None].clone()  # processors may change it in place
+        if cache.add_log_normalizers:
+            scores = scores + log_normalizers(cache.sequences, 1, scores.device)[:, -1]
+        processors: Any = self._prepared.processors
+        scores = processors(self.ids, scores)
+        if settings.do_sample:
+            token = torch.multinomial(scores.softmax(-1), 1)[:, 0]
+        else:
+            token = scores.argmax(-1)
+        self.ids = torch.cat([self.ids, token[:, None]], 1)
+        criteria: Any = self._prepared.criteria
+        self.done = bool(criteria(self.ids, scores).all())
+        return token

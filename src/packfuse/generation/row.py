@@ -1,0 +1,92 @@
+"""One answer while it is decoded together with others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from packfuse.causal_lm.cache import FusedCache
+from packfuse.causal_lm.call import CallSettings
+from packfuse.causal_lm.decoding import Decoder, Prepared
+from packfuse.causal_lm.model import FusedForCausalLM
+from packfuse.fusion.pooling import FusedPosition
+from packfuse.fusion.sequence import PackSequence
+from packfuse.generation.result import Answer
+
+
+class Row:
+    """One sequence, with all that belongs to its request.
+
+    Attributes:
+        model: The pack over the vocabulary of the reference.
+        sequence: The prompt and the answer so far.
+        call: How the members are fused.
+        done: Whether the answer has ended.
+    """
+
+    def __init__(
+        self,
+        model: FusedForCausalLM,
+        sequence: PackSequence,
+        cache: FusedCache,
+        ids: Tensor,
+        arguments: dict[str, Any],
+        streamer: BaseStreamer | None,
+        answer: Callable[[list[int]], Answer],
+    ) -> None:
+        """Prepare the answer to a prompt that has been read; `begin` chooses its first token.
+
+        Args:
+            model: The pack over the vocabulary of the reference.
+            sequence: The prompt, with its weights.
+            cache: The cache of the call, with the sequence.
+            ids: The prompt, `[1, n]`.
+            arguments: Arguments of transformers' `generate`.
+            streamer: Called with the ids of the prompt, and then with every token.
+            answer: Makes the answer from its ids.
+        """
+        self.model, self.sequence, self._streamer, self._answer = model, sequence, streamer, answer
+        self.call: CallSettings = cache.call or model.call
+        self._start = ids.shape[1]
+        self._decoder = Decoder(ids, cache, Prepared.of(model, ids, cache, arguments))
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer has ended."""
+        return self._decoder.done
+
+    @property
+    def last(self) -> int:
+        """The token by which the sequence is to be advanced."""
+        return self._decoder.last
+
+    def begin(self) -> None:
+        """Choose the first token from the distribution after the prompt."""
+        sequence, streamer = self.sequence, self._streamer
+        if streamer:
+            streamer.put(self._decoder.ids.cpu())
+        if sequence.is_stale:
+            self.model.engine.read_again([sequence], self.call)
+        fused, members = sequence.fused_logps, sequence.member_logps
+        if fused is None or members is None:
+            raise LookupError("the prompt has not been fused")
+        if self.call.observer:
+            # This position was fused when the prompt was prepared, without an observer.
+            count = len(sequence.ids)
+            self.call.observer(sequence, FusedPosition(count, members, fused, sequence.is_fused))
+        self.take(fused)
+
+    def take(self, logps: Tensor) -> None:
+        """Choose the next token from the fused log-probabilities `[V]` after the last one, nats."""
+        token = self._decoder.take(logps)
+        if self._streamer:
+            self._streamer.put(token.cpu())
+
+    def answer(self) -> Answer:
+        """The answer so far."""
+        if self._streamer:
+            self._streamer.end()
+        return self._answer(self._decoder.ids[0, self._start :].tolist())

@@ -1,0 +1,92 @@
+"""Which waiting task may start: by the number of rows, and by the memory of their KV caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from packfuse.models.member import Member
+
+FREE_SHARE = 0.5
+"""Default for the memory of all rows, as a share of the free memory of the fullest device."""
+
+MAX_BYPASSED = 8
+"""How often tasks that need less memory may start before one that waits for more."""
+
+
+@dataclass(slots=True)
+class Admission:
+    """The room for rows.
+
+    Attributes:
+        max_rows: Most rows.
+        max_bytes: Most bytes of the KV caches of all rows.
+        bytes_per_token: Memory of one token of a row, all members together; 0 until a prompt has
+            been read.
+    """
+
+    max_rows: int
+    max_bytes: int
+    bytes_per_token: float = 0.0
+    _held: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def choose(self, waiting: Sequence[Any], running: int) -> Any:
+        """The task to start now; None if all have to wait.
+
+        The first one comes first. While it waits for memory, later ones that fit may start, but
+        only so many that the first one is not kept waiting for ever.
+
+        Args:
+            waiting: Tasks in the order of their calls.
+            running: Number of rows that are running.
+        """
+        for task in waiting:
+            if not running or self._fits(task, running):
+                for earlier in waiting[: waiting.index(task)]:
+                    earlier.bypassed += 1
+                return task
+            if task.bypassed >= MAX_BYPASSED or running + task.count > self.max_rows:
+                return None
+        return None
+
+    def _fits(self, task: Any, running: int) -> bool:
+        held = sum(size for _, size in self._held.values())
+        needed = task.count * task.tokens * self.bytes_per_token
+        return bool(running + task.count <= self.max_rows and held + needed <= self.max_bytes)
+
+    def take(self, task: Any) -> None:
+        """Reserve the memory of a task."""
+        size = task.count * task.tokens * self.bytes_per_token
+        self._held[id(task)] = (task.count, size)
+
+    def free(self, task: Any) -> None:
+        """Give the memory of a task back."""
+        self._held.pop(id(task), None)
+
+    def learn(self, tokens: int, nbytes: int) -> None:
+        """Take the memory of a token from a prompt that has been read."""
+        if tokens:
+            self.bytes_per_token = nbytes / tokens
+
+
+def memory_limit(setting: int | Literal["auto"], members: Iterable[Member]) -> int:
+    """Most bytes of the KV caches of all rows.
+
+    Args:
+        setting: A number of bytes, or "auto" for a share of what is free now.
+        members: The members, for their devices.
+    """
+    if setting != "auto":
+        return setting
+    return int(FREE_SHARE * min(_free(device) for device in {m.device for m in members}))
+
+
+def _free(device: torch.device) -> int:
+    """Free memory of a device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,197 @@
+"""The work of one call: what the scheduler starts, decodes, and answers."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Generic, TypeVar
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from packfuse.generation.request import Prompt
+from packfuse.generation.result import Answer
+from packfuse.generation.row import Row
+from packfuse.generation.runner import Runner
+from packfuse.models.member import Pause
+
+T = TypeVar("T")
+
+Precision = tuple[tuple[str, torch.dtype], ...]
+"""The types of devices under autocast, with the type that each computes in."""
+
+_BYTES_PER_TOKEN = 3
+"""Bytes of text of a token, for an estimate before a prompt is tokenized."""
+
+
+class Task(ABC, Generic[T]):
+    """Work that belongs to one call.
+
+    Attributes:
+        cancel: Setting it ends the task within one step.
+        future: The result.
+        precision: The autocast of the thread that made the task.
+        count: Number of rows that the task will have.
+        tokens: Estimate of the most tokens of a row, prompt included.
+        bypassed: How often a later task was started before this one.
+    """
+
+    count = 1
+    tokens = 0
+
+    def __init__(self, cancel: threading.Event) -> None:
+        """Remember the context of the calling thread."""
+        self.cancel = cancel
+        self.future: Future[T] = Future()
+        self.future.add_done_callback(self._cancel_with_future)
+        self.precision = autocast_here()
+        self.bypassed = 0
+        self._context = contextvars.copy_context()
+
+    def _cancel_with_future(self, future: Future[T]) -> None:
+        if future.cancelled():
+            self.cancel.set()
+
+    @abstractmethod
+    def in_rows(self, *, alone: bool) -> bool:
+        """Whether `start` makes rows, rather than doing all the work.
+
+        Args:
+            alone: Whether no other task is running or waiting.
+        """
+
+    @abstractmethod
+    def start(self, pause: Pause, *, alone: bool) -> Sequence[Row]:
+        """Begin.
+
+        Args:
+            pause: Interrupts the work, so that other tasks go on.
+            alone: As for `in_rows`.
+
+        Returns:
+            The rows that are to be decoded; none if the task has its result.
+        """
+
+    def end(self, row: Row) -> None:
+        """Called when a row has ended."""
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Call a function as the calling thread would: in its context and its autocast."""
+        with autocast(self.precision):
+            return self._context.run(work)
+
+    def succeed(self, result: T) -> None:
+        """Set the result, unless nobody waits for it any more."""
+        with suppress(InvalidStateError):
+            self.future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error."""
+        self.cancel.set()
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+class AnswerTask(Task[list[Answer]]):
+    """The answers to one prompt, decoded as rows."""
+
+    def __init__(
+        self, runner: Runner, index: int = 0, streamer: BaseStreamer | None = None
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            runner: Runs a request whose answers are decoded in rows.
+            index: Index of the prompt in the request.
+            streamer: Called with the ids of the answer; for a single answer.
+        """
+        super().__init__(runner.cancels[index])
+        self._runner, self._index, self._streamer = runner, index, streamer
+        self._rows: list[Row] = []
+        self._answers: dict[int, Answer] = {}
+        request = runner.request
+        self.count = request.answers_each
+        longest = request.arguments.get("max_new_tokens") or request.arguments.get("max_length")
+        self.tokens = _estimate(request.prompts[index]) + int(longest or 0)
+
+    def in_rows(self, *, alone: bool) -> bool:
+        """See `Task`. A draft method is used if the task is alone: a batch is faster without."""
+        request = self._runner.request
+        return not (alone and request.takes_drafts and request.call.draft is not None)
+
+    def start(self, pause: Pause, *, alone: bool) -> Sequence[Row]:
+        """See `Task`."""
+        if not self.in_rows(alone=alone):
+            self.succeed(self.run(lambda: self._runner.run(self._streamer, pause)))
+            return ()
+        self._rows = self.run(lambda: self._begun(pause))
+        return self._rows
+
+    def _begun(self, pause: Pause) -> list[Row]:
+        rows = self._runner.rows(self._index, self._streamer, pause)
+        for row in rows:
+            row.begin()
+        return rows
+
+    def end(self, row: Row) -> None:
+        """See `Task`."""
+        number = next(number for number, own in enumerate(self._rows) if own is row)
+        self._answers[number] = self.run(row.answer)
+        if len(self._answers) == len(self._rows):
+            self.succeed([self._answers[number] for number in range(len(self._rows))])
+
+
+class WholeTask(Task[T]):
+    """Work that runs to its end in one go: beams, scores, weights. It pauses for other tasks."""
+
+    def __init__(self, work: Callable[[Pause], T], cancel: threading.Event | None = None) -> None:
+        """Nothing runs yet.
+
+        Args:
+            work: Called once, with what interrupts it.
+            cancel: What ends the work, if it looks at it.
+        """
+        super().__init__(cancel or threading.Event())
+        self._work = work
+
+    def in_rows(self, *, alone: bool) -> bool:
+        """See `Task`."""
+        return False
+
+    def start(self, pause: Pause, *, alone: bool) -> Sequence[Row]:
+        """See `Task`."""
+        self.succeed(self.run(lambda: self._work(pause)))
+        return ()
+
+
+def autocast_here() -> Precision:
+    """The autocast of this thread."""
+    return tuple(
+        (device, torch.get_autocast_dtype(device))
+        for device in ("cpu", "cuda")
+        if torch.is_autocast_enabled(device)
+    )
+
+
+@contextmanager
+def autocast(precision: Precision) -> Iterator[None]:
+    """A context in which torch computes under an autocast, and under no other."""
+    if precision == (now := autocast_here()):
+        yield
+        return
+    with ExitStack() as stack:
+        for device, _ in now:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        for device, dtype in precision:
+            stack.enter_context(torch.autocast(device, dtype))
+        yield
+
+
+def _estimate(prompt: Prompt) -> int:
+    """About how many tokens a prompt has."""
+    text = prompt if isinstance(prompt, str) else "".join(str(m.get("content")) for m in prompt)
+    return len(text.encode()) // _BYTES_PER_TOKEN + 1

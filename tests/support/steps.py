@@ -1,0 +1,53 @@
+"""Counts the decoding steps of packs, and acts within them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from packfuse import Pack
+from packfuse.fusion.engine import Engine
+
+
+class Steps:
+    """Counts steps: the first token needs none of its own, and every further one needs one.
+
+    Attributes:
+        sizes: The number of sequences of every step but the first.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, act: Callable[[int], Any] = int) -> None:
+        """Call `act` with the number of every step, counted from one, before it is computed."""
+        self.sizes: list[int] = []
+        advance = Engine.advance
+
+        def counted(engine: Engine, sequences: Any, *arguments: Any, **settings: Any) -> Any:
+            self.sizes.append(len(sequences))
+            act(self.count)
+            return advance(engine, sequences, *arguments, **settings)
+
+        patch.setattr(Engine, "advance", counted)
+
+    @property
+    def count(self) -> int:
+        """Number of steps."""
+        return len(self.sizes) + 1 if self.sizes else 0
+
+
+def settle(pack: Pack) -> None:
+    """Wait until a pack has no work, and no thread for it."""
+    thread = pack.scheduler._thread
+    if thread is not None:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def at_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], Any]) -> Iterator[None]:
+    """Acts within one step, counted from one; at least the second."""
+    with patch.context() as own:
+        Steps(own, lambda count: act() if count == number else None)
+        yield
