@@ -11,6 +11,7 @@ from typing import Any
 from packfuse.calls import PackCalls
 from packfuse.errors import ConfigError
 from packfuse.generation.runtime import Parts
+from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import (
     load_given,
     load_members,
@@ -86,6 +87,23 @@ class Pack(PackCalls):
             LoadError: if a member cannot be loaded.
         """
         return cls._load(PackConfig.read(path, **overrides), progress)
+
+    @classmethod
+    def several(
+        cls, configs: Mapping[str, PackConfig], *, progress: bool = True
+    ) -> dict[str, Pack]:
+        """Load several packs by name; members that they have in common are loaded once.
+
+        Args:
+            configs: The packs, from `PackConfig.read_several`.
+            progress: Show progress.
+
+        Raises:
+            ConfigError: for unusable settings.
+            LoadError: if a member cannot be loaded.
+        """
+        shared: dict[str, HFMember] = {}
+        return {name: cls._load(own, progress, shared) for name, own in configs.items()}
 
     @classmethod
     def starter(
@@ -167,11 +185,13 @@ class Pack(PackCalls):
         return pack
 
     @classmethod
-    def _load(cls, config: PackConfig, progress: bool) -> Pack:
+    def _load(
+        cls, config: PackConfig, progress: bool, shared: dict[str, HFMember] | None = None
+    ) -> Pack:
         # Names are checked before anything heavy is loaded.
         Parts.of(config)
         with library_bars(shown=progress):
-            members = load_members(config)
+            members = load_members(config, shared)
         try:
             return cls(members, PackSettings.of(config), config=config, progress=progress)
         except BaseException:

@@ -18,6 +18,7 @@ from packfuse.cli.command import Command, command
 from packfuse.cli.determine import determine
 from packfuse.cli.evaluate import evaluate
 from packfuse.cli.run import run
+from packfuse.cli.serve import serve
 from packfuse.cli.starter import starter
 from packfuse.cli.weights import weights
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "chat": chat,
+    "serve": serve,
     "weights": weights,
     "check": check,
     "eval": evaluate,

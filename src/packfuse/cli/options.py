@@ -154,7 +154,7 @@ class PackOptions(_Settings):
         if self.weight:
             found["weighting"] = {"name": "fixed", "weights": dict(map(_weight, self.weight))}
         if self.prefix_cache is not None:
-            found["prefix_cache"] = _size(self.prefix_cache)
+            found["prefix_cache"] = size(self.prefix_cache)
         return found
 
     def _check_members(self) -> None:
@@ -172,13 +172,17 @@ class PackOptions(_Settings):
         if self.starter:
             sources_of(self.starter)
 
-    def load(self, screen: Screen) -> Pack:
+    def load(self, screen: Screen, **more: Any) -> Pack:
         """Load the pack.
+
+        Args:
+            screen: Shows that it takes a while.
+            **more: Further settings.
 
         Raises:
             PackError: if it cannot be loaded.
         """
-        settings = self.settings()
+        settings = {**self.settings(), **more}
         screen.wait("Loading the pack ...")
         from packfuse.pack import Pack
 
@@ -238,7 +242,8 @@ class TextOptions:
         return {name: value for name, value in given.items() if value is not None}
 
 
-def _size(text: str) -> int | str:
+def size(text: str) -> int | str:
+    """A number of bytes, or "auto"."""
     if text != "auto" and not text.isdecimal():
         raise ConfigError(f"{text!r} is not a size", hint="write a number of bytes, 0, or auto")
     return text if text == "auto" else int(text)

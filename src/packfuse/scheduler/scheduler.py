@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Scheduler:
     def __init__(self, runtime: Runtime) -> None:
         """Without work there is no thread."""
         self._runtime = runtime
+        self.on_step: Callable[[int, float], object] | None = None
+        """Called after every step with the number of rows, and the seconds that it took."""
         self._admission: Admission | None = None
         self._reset()
         on_fork(self._reset)
@@ -214,8 +217,11 @@ class Scheduler:
             self._turn()
 
     def _step(self) -> None:
-        self._advance(list(self._running), self._fail)
+        rows, started = list(self._running), time.perf_counter()
+        self._advance(rows, self._fail)
         self._end([one for one in self._running if one.row.done])
+        if rows and self.on_step:
+            self.on_step(len(rows), time.perf_counter() - started)
 
     def _drop_cancelled(self) -> None:
         """End what was cancelled: tasks that wait with an error, rows with what they have."""

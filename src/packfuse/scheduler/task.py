@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -38,6 +39,8 @@ class Task(ABC, Generic[T]):
         count: Number of rows that the task will have.
         tokens: Estimate of the most tokens of a row, prompt included.
         bypassed: How often a later task was started before this one.
+        submitted: When the task was made, seconds by `time.monotonic`.
+        first_token: When its first token was chosen; None before, and for other work than answers.
     """
 
     count = 1
@@ -50,6 +53,8 @@ class Task(ABC, Generic[T]):
         self.future.add_done_callback(self._cancel_with_future)
         self.precision = autocast_here()
         self.bypassed = 0
+        self.submitted = time.monotonic()
+        self.first_token: float | None = None
         self._context = contextvars.copy_context()
 
     def _cancel_with_future(self, future: Future[T]) -> None:
@@ -135,6 +140,7 @@ class AnswerTask(Task[list[Answer]]):
         rows = self._runner.rows(self._index, self._streamer, pause)
         for row in rows:
             row.begin()
+        self.first_token = time.monotonic()
         return rows
 
     def end(self, row: Row) -> None:

@@ -12,12 +12,31 @@ from typing import Any
 from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError
 from packfuse.generation.request import Request
-from packfuse.generation.result import TraceStep
+from packfuse.generation.result import Chunk, TraceStep
 from packfuse.pack import Pack
 from packfuse.text.reply_tags import Reasoning
 from packfuse.tools.protocol import constraint_of, render
 from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser
 from packfuse.tools.tool import ToolChoice, parse_tool_choice, parse_tools
+
+
+class DeltaMaker:
+    """Makes the deltas of a streamed answer from its chunks."""
+
+    def __init__(self, parser: ReplyParser) -> None:
+        """Before the first chunk."""
+        self._parser = parser
+        self._steps: tuple[TraceStep, ...] = ()
+
+    def deltas(self, chunk: Chunk) -> Iterator[ReplyDelta]:
+        """The deltas that a chunk completes; the last chunk completes all."""
+        self._steps += chunk.trace
+        deltas = self._parser.feed(chunk.text)
+        if chunk.record is not None:
+            deltas = itertools.chain(deltas, self._parser.finish(chunk.record))
+        for delta in deltas:
+            yield replace(delta, trace=self._steps)
+            self._steps = ()
 
 
 class Completion:
@@ -61,17 +80,10 @@ class Completion:
 
     def stream(self, cancel: threading.Event | None = None) -> Iterator[ReplyDelta]:
         """Stream the answer; closing the iterator stops generation within one step."""
-        parser = self.parser()
-        steps: tuple[TraceStep, ...] = ()
+        maker = DeltaMaker(self.parser())
         with closing(self.pack.run_stream(self.request, cancel)) as chunks:
             for chunk in chunks:
-                steps += chunk.trace
-                deltas = parser.feed(chunk.text)
-                if chunk.record is not None:
-                    deltas = itertools.chain(deltas, parser.finish(chunk.record))
-                for delta in deltas:
-                    yield replace(delta, trace=steps)
-                    steps = ()
+                yield from maker.deltas(chunk)
 
 
 def complete(

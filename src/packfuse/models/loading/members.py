@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,15 @@ def refuse_loading(overrides: Iterable[str]) -> None:
         )
 
 
-def load_members(config: PackConfig) -> list[HFMember]:
+def load_members(
+    config: PackConfig, shared: MutableMapping[str, HFMember] | None = None
+) -> list[HFMember]:
     """Load every member of a pack.
+
+    Args:
+        config: The pack.
+        shared: Members that other packs have loaded, by how they were loaded. They are used, and
+            those that are loaded here are added.
 
     Raises:
         LoadError: if a member fails to load; those loaded before it are freed.
@@ -87,12 +94,24 @@ def load_members(config: PackConfig) -> list[HFMember]:
     try:
         with _collector_paused():
             for name, member in zip(names, config.members, strict=True):
-                members.append(load_member(name, member, config))
+                members.append(_loaded(name, member, config, {} if shared is None else shared))
     except BaseException:
         members.clear()
         gc.collect()
         raise
     return members
+
+
+def _loaded(
+    name: str, member: MemberSettings, config: PackConfig, shared: MutableMapping[str, HFMember]
+) -> HFMember:
+    """A member, which is loaded unless another pack has loaded the same model in the same way."""
+    own = {**member.values, "name": None}
+    key = repr((own, LoadSettings.of(config).values))
+    if key not in shared:
+        shared[key] = load_member(name, member, config)
+    found = shared[key]
+    return found if found.name == name else HFMember(name, found.model, found.vocabulary)
 
 
 @contextmanager

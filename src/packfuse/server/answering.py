@@ -1,0 +1,204 @@
+"""The routes that answer: chat completions, text completions, and the list of models."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from packfuse.pack import Pack
+from packfuse.server.fields import Fields, chat_fields, completion_fields
+from packfuse.server.limits import json_body
+from packfuse.server.metrics import Metrics
+from packfuse.server.packs import Served, fingerprint
+from packfuse.server.problems import RequestError, problem_of
+from packfuse.server.prompts import messages_of, prompts_of
+from packfuse.server.replies import (
+    ChatStream,
+    Heading,
+    TextStream,
+    chat_response,
+    completion_response,
+)
+from packfuse.tools.awaiting import Pending, PendingStream
+from packfuse.tools.reply import Reply
+from packfuse.tools.turn import Completion, Turn
+
+_LEFT = 499
+"""Status in the access log for a client that left before its answer."""
+
+
+class Answering:
+    """Answers requests with packs."""
+
+    def __init__(self, served: Served, metrics: Metrics, max_tokens: int) -> None:
+        """Answer with `served`; a chat has at most `max_tokens` tokens unless it says otherwise."""
+        self._served, self._metrics, self._max_tokens = served, metrics, max_tokens
+
+    async def models(self) -> JSONResponse:
+        """The packs by name."""
+        packs = self._served.packs if self._served.state == "ready" else {}
+        data = [
+            {
+                "id": name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "packfuse",
+                "members": pack.names,
+                "context_window": pack.context_window,
+            }
+            for name, pack in packs.items()
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def chat(self, request: Request) -> Response:
+        """See OpenAI's API."""
+        body, name, pack = await self._opened(request)
+        with _problems(body):
+            fields = chat_fields(body, self._max_tokens)
+            turn = await run_in_threadpool(_turn, pack, body, fields)
+            heading = Heading.new("chatcmpl", name, fingerprint(pack))
+            if fields.stream:
+                return await self._stream(request, turn, ChatStream(heading, fields), fields, body)
+            replies = await self._replies(request, name, [turn])
+            if replies is None:
+                return Response(status_code=_LEFT)
+            return JSONResponse(chat_response(heading, replies, fields))
+
+    async def completion(self, request: Request) -> Response:
+        """See OpenAI's API."""
+        body, name, pack = await self._opened(request)
+        with _problems(body):
+            fields = completion_fields(body)
+            prompts = prompts_of(pack, body.get("prompt"))
+            calls = [
+                await run_in_threadpool(Completion, pack, prompt, **fields.arguments)
+                for prompt in prompts
+            ]
+            heading = Heading.new("cmpl", name, fingerprint(pack))
+            if fields.stream:
+                if len(calls) > 1:
+                    raise RequestError(400, "a stream answers one prompt", "prompt")
+                texts = TextStream(heading, fields)
+                return await self._stream(request, calls[0], texts, fields, body)
+            replies = await self._replies(request, name, calls)
+            if replies is None:
+                return Response(status_code=_LEFT)
+            each = len(replies) // len(prompts)
+            return JSONResponse(completion_response(heading, replies, fields, each))
+
+    async def _opened(self, request: Request) -> tuple[dict[str, Any], str, Pack]:
+        body = json_body(await request.body(), request.headers.get("content-type", ""))
+        name, pack = self._served.pack(body.get("model"))
+        request.state.access["model"] = name
+        return body, name, pack
+
+    async def _replies(
+        self, request: Request, model: str, calls: Sequence[Completion]
+    ) -> list[Reply] | None:
+        """The answers; None if the client left, which ends them within one step."""
+        pending = Pending.submit(calls)
+        answers = asyncio.ensure_future(pending.replies())
+        left = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait([answers, left], return_when=asyncio.FIRST_COMPLETED)
+            if not answers.done():
+                request.state.access["left"] = True
+                return None
+            replies = answers.result()
+        finally:
+            pending.cancel.set()
+            for one in (answers, left):
+                one.cancel()
+                with contextlib.suppress(BaseException):
+                    await one
+        for task in pending.tasks:
+            if task.first_token is not None:
+                self._metrics.first_token(model, task.submitted, task.first_token)
+        self._note(request, model, replies)
+        return replies
+
+    async def _stream(
+        self,
+        request: Request,
+        call: Completion,
+        maker: ChatStream | TextStream,
+        fields: Fields,
+        body: Mapping[str, Any],
+    ) -> Response:
+        """A stream of events. Errors before the first token have a status of their own."""
+        model = request.state.access["model"]
+        if call.request.answers_each > 1:
+            raise RequestError(400, "a stream has one answer; leave out n, or stream", "n")
+        pending = PendingStream(call)
+        deltas = pending.deltas()
+        left = asyncio.ensure_future(_left(request))
+        left.add_done_callback(lambda _: pending.cancel())
+        try:
+            first = await anext(deltas)
+        except BaseException:
+            left.cancel()
+            raise
+        self._metrics.first_token(model, pending.task.submitted)
+
+        async def events() -> AsyncGenerator[str, None]:
+            try:
+                if opening := maker.first():
+                    yield _event(opening)
+                delta = first
+                while True:
+                    for chunk in maker.chunks(delta):
+                        yield _event(chunk)
+                    if delta.reply is not None:
+                        break
+                    delta = await anext(deltas)
+                self._note(request, model, [delta.reply])
+                if fields.include_usage:
+                    yield _event(maker.usage([delta.reply]))
+                yield "data: [DONE]\n\n"
+            except Exception as error:
+                yield _event(problem_of(error, body).body)
+            finally:
+                left.cancel()
+                await deltas.aclose()
+
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    def _note(self, request: Request, model: str, replies: Sequence[Reply]) -> None:
+        """Measure and log answers."""
+        self._metrics.answered(model, replies)
+        usages = [reply.record.usage for reply in replies]
+        request.state.access.update(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+        )
+
+
+def _turn(pack: Pack, body: Mapping[str, Any], fields: Fields) -> Turn:
+    return Turn(pack, messages_of(body.get("messages")), **fields.arguments)
+
+
+@contextlib.contextmanager
+def _problems(body: Mapping[str, Any]) -> Iterator[None]:
+    """A context in which errors of a call become errors of the request, which name the field."""
+    try:
+        yield
+    except Exception as error:
+        raise problem_of(error, body) from error
+
+
+async def _left(request: Request) -> None:
+    """Wait until the client leaves."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _event(data: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

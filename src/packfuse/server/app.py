@@ -1,0 +1,127 @@
+"""The HTTP application: OpenAI's chat and text completions, models, health, metrics, the page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from packfuse import __version__
+from packfuse.server.access_log import AccessLog
+from packfuse.server.answering import Answering
+from packfuse.server.limits import Guard
+from packfuse.server.metrics import Metrics
+from packfuse.server.packs import Served
+from packfuse.server.problems import RequestError
+
+_PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of a server.
+
+    Attributes:
+        api_key: Key that requests must have; None for none.
+        max_body: Largest body of a request, in bytes.
+        timeout: Longest time for sending a body, in seconds.
+        max_tokens: Most tokens of an answer in a chat, if the request does not say.
+        allow_origins: Web pages of other servers that may use this one.
+        log_prompts: Whether the access log has the requests' bodies.
+    """
+
+    api_key: str | None = None
+    max_body: int = 4 * 2**20
+    timeout: float = 30.0
+    max_tokens: int = 1024
+    allow_origins: Sequence[str] = ()
+    log_prompts: bool = False
+
+
+def create_app(served: Served, limits: Limits | None = None) -> FastAPI:
+    """The application that answers with these packs.
+
+    Args:
+        served: The packs; they are loaded when the application starts, and closed at its end.
+        limits: See `Limits`.
+    """
+    limits = limits or Limits()
+    metrics = Metrics(served)
+
+    def watch() -> None:
+        for name, pack in served.packs.items():
+            metrics.watch(name, pack)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        watch()
+        served.start(watch)
+        yield
+        served.close()
+
+    app = FastAPI(title="packfuse", version=__version__, lifespan=life)
+    answering = Answering(served, metrics, limits.max_tokens)
+    app.add_api_route("/v1/chat/completions", answering.chat, methods=["POST"])
+    app.add_api_route("/v1/completions", answering.completion, methods=["POST"])
+    app.add_api_route("/v1/models", answering.models, methods=["GET"])
+
+    @app.get("/health")
+    def health() -> JSONResponse:
+        status = 200 if served.state == "ready" else 503
+        return JSONResponse({"status": served.state, "error": served.error or None}, status)
+
+    @app.get("/metrics")
+    def all_metrics() -> PlainTextResponse:
+        return PlainTextResponse(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    def page(request: Request) -> Response:
+        name, kind = _PAGE[request.url.path]
+        text = files("packfuse.server").joinpath("page", name).read_text(encoding="utf-8")
+        return Response(text, media_type=kind, headers=_HEADERS)
+
+    for path in _PAGE:
+        app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
+    _add_problems(app)
+    # The last one that is added runs first.
+    app.add_middleware(
+        Guard, api_key=limits.api_key, max_body=limits.max_body, timeout=limits.timeout
+    )
+    if limits.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(limits.allow_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(AccessLog, metrics=metrics, log_prompts=limits.log_prompts)
+    return app
+
+
+def _add_problems(app: FastAPI) -> None:
+    """Errors in the layout of OpenAI's API, also for unknown paths and methods."""
+
+    @app.exception_handler(RequestError)
+    async def problem(_: Request, error: Any) -> JSONResponse:
+        found: JSONResponse = error.response()
+        return found
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: Any) -> JSONResponse:
+        message = f"{error.detail}: {request.method} {request.url.path}"
+        return RequestError(error.status_code, message).response()

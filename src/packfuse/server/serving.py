@@ -1,0 +1,70 @@
+"""Runs the application until it is told to end, and lets running answers finish."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from packfuse.errors import ConfigError
+from packfuse.server.access_log import log
+
+
+def run(app: Any, host: str, port: int, grace: int, say: Callable[[str], object]) -> None:
+    """Serve an application until SIGINT or SIGTERM.
+
+    Args:
+        app: The application.
+        host: Address to listen on.
+        port: Port; 0 for any.
+        grace: Time for running answers at the end, in seconds.
+        say: Called with the address once the server listens.
+
+    Raises:
+        ConfigError: if the address cannot be used.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    listening = bound(host, port)
+    place = listening.getsockname()
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=grace,
+        timeout_keep_alive=75,
+        server_header=False,
+    )
+    shown = f"[{place[0]}]" if ":" in place[0] else place[0]
+    say(f"http://{shown}:{place[1]}")
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address.
+
+    Raises:
+        ConfigError: if the address cannot be used.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="choose another --port or --host",
+        ) from error
+    return made
