@@ -13,6 +13,9 @@ import uvicorn
 from packfuse.errors import ConfigError
 from packfuse.server.access_log import log
 
+_BACKLOG = 2048
+"""Most connections that wait to be accepted."""
+
 
 def run(app: Any, host: str, port: int, grace: int, say: Callable[[str], object]) -> None:
     """Serve an application until SIGINT or SIGTERM.
@@ -60,8 +63,13 @@ def bound(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+            made.listen(_BACKLOG)  # from here on nobody else can take the address
+        except OSError:
+            made.close()
+            raise
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host}:{port}: {error.strerror or error}",
