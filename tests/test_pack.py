@@ -22,6 +22,7 @@ from packfuse.models.member import Session
 from packfuse.text.detokenizer import StreamDetokenizer, detokenize
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import bytelevel, pico
+from tests.support.steps import settle
 
 PROMPT = "The tokens of one text, 12 of them:\n    and 日本語"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there!"}]
@@ -209,6 +210,7 @@ def test_a_pack_is_freed_with_its_last_reference() -> None:
     pack = Pack([_member("deepseek", "llama", 4)])
     pack.generate("Hello", max_new_tokens=2)
     model = weakref.ref(pack.members[0].model)
+    settle(pack)
     del pack
     gc.collect()
     assert model() is None
