@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from packfuse.errors import ConfigError, PackError
 from packfuse.generation.result import NO_INFINITY, by_name
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack
+from tests.support.steps import Steps, settle
 
 NEW = 6
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -72,32 +73,19 @@ def test_objects_of_a_call_are_never_compared(pack: Pack, odd: Any) -> None:
     assert pack.scheduler._waiting == []
 
 
-def test_an_interrupted_call_leaves_the_queue(pack: Pack) -> None:
-    """The main thread gets the signal while it waits for its turn."""
-    request = pack.request(CHAT, {"max_new_tokens": NEW})
-    reached, go = threading.Event(), threading.Event()
+def test_an_interrupted_call_leaves_the_queue(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
 
-    def hold() -> None:
-        with pack.lock:
-            reached.set()
-            go.wait()
-
-    def interrupt() -> None:
-        while not pack.scheduler.waiting:
-            time.sleep(0.001)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    threads = [threading.Thread(target=work) for work in (hold, interrupt)]
-    threads[0].start()
-    reached.wait()
-    threads[1].start()
-    with pytest.raises(KeyboardInterrupt):
+    request = pack.request(CHAT, {"max_new_tokens": 400, "min_new_tokens": 400})
+    steps = Steps(monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Future, "result", interrupt)
         pack.answers(request)
-    go.set()
-    for thread in threads:
-        thread.join()
-    assert pack.generate(CHAT, max_new_tokens=NEW).token_ids
+    settle(pack)
     assert pack.scheduler._waiting == []
+    assert steps.count < 400
+    assert pack.generate(CHAT, max_new_tokens=NEW).token_ids
 
 
 # Calls inside a call.
