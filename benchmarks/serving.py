@@ -1,6 +1,6 @@
 """Many calls at once on one pack: time to the first token, throughput, and the cost of a step.
 
-    python benchmarks/serving.py [--tokens 48] [--only PART] [--small] [--save]
+    python benchmarks/serving.py [--tokens 96] [--only PART] [--small] [--save]
 
 All figures are ratios from one run of the starter pack, greedy, with its defaults; about ten
 minutes on two cores. The last line of the output is one JSON document.
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer")
+    parser.add_argument("--tokens", type=int, default=96, help="tokens of an answer")
     parser.add_argument("--only", action="append", choices=PARTS, help="a part; repeatable")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to check that it runs")
     parser.add_argument("--save", action="store_true", help="keep the results")
