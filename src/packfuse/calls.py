@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 from packfuse.causal_lm.checks import check_call
 from packfuse.causal_lm.constraint_processor import check_writable
@@ -20,12 +20,15 @@ from packfuse.generation.runtime import Runtime
 from packfuse.generation.streamers import AnswerStreamer
 from packfuse.generation.weigh import Weighing, compare_weightings
 from packfuse.models.hf_member import HFMember
+from packfuse.models.member import Pause
 from packfuse.process import PackLock
 from packfuse.scheduler.scheduler import Scheduler
 from packfuse.scheduler.streaming import check_stream, stream_answer
-from packfuse.scheduler.task import AnswerTask, Task, WholeTask
+from packfuse.scheduler.task import AnswerTask, Cancellation, Task, WholeTask
 from packfuse.settings import PackConfig, PackSettings
 from packfuse.text.chats.messages import check_text
+
+T = TypeVar("T")
 
 
 class PackCalls:
@@ -223,9 +226,17 @@ class PackCalls:
         check_stream(request)
         return stream_answer(self.scheduler, lambda streamer: self.task(request, cancel, streamer))
 
-    def _runner(self, request: Request, cancel: threading.Event | None) -> Runner:
-        cancels = None if cancel is None else [cancel] * len(request.prompts)
-        return Runner(self.runtime, request, cancels)
+    def _whole(self, runner: Runner, work: Callable[[], T]) -> T:
+        """The result of work that reads prompts; other calls go on while it does."""
+
+        def paused(pause: Pause) -> T:
+            runner.pause = pause
+            return work()
+
+        return self.scheduler.run(WholeTask(paused, runner.cancels[0]))[0]
+
+    def _runner(self, request: Request, cancel: threading.Event | None = None) -> Runner:
+        return Runner(self.runtime, request, [Cancellation(cancel)] * len(request.prompts))
 
     def close(self) -> None:
         """End running calls within one step, and refuse new ones."""
@@ -300,8 +311,8 @@ class PackCalls:
         check_text(continuation, "the continuation")
         only(arguments, SCORE, "score")
         request = self.request(prompt, arguments)
-        runner = Runner(self.runtime, request)
-        return self.scheduler.run(WholeTask(lambda _: runner.score(continuation)))[0]
+        runner = self._runner(request)
+        return self._whole(runner, lambda: runner.score(continuation))
 
     def weigh(
         self, prompt: Any, weightings: Sequence[Any] | None = None, **arguments: Any
@@ -321,5 +332,5 @@ class PackCalls:
         request = make_request(prompt, arguments, self.runtime.call)
         if not request.single:
             raise ConfigError("one prompt is weighed at a time", hint="give a text or one chat")
-        runner = Runner(self.runtime, request)
-        return self.scheduler.run(WholeTask(lambda _: compare_weightings(runner, weightings)))[0]
+        runner = self._runner(request)
+        return self._whole(runner, lambda: compare_weightings(runner, weightings))

@@ -460,6 +460,49 @@ def test_a_prompt_that_is_cancelled_while_it_is_read_is_read_no_further(
     assert_idle(pack)
 
 
+@pytest.mark.parametrize("kind", ["answer", "beams", "error", "stream"])
+def test_a_call_leaves_the_event_of_its_caller_as_it_was(pack: Pack, kind: str) -> None:
+    cancel = threading.Event()
+    prompt = "word " * 600 if kind == "error" else PROMPTS[0]
+    beams = {"num_beams": 2} if kind == "beams" else {}
+    request = pack.request(prompt, {"max_new_tokens": NEW, **beams})
+    if kind == "error":
+        with pytest.raises(PromptError):
+            pack.answers(request, cancel)
+    elif kind == "stream":
+        list(pack.run_stream(request, cancel))
+    else:
+        pack.answers(request, cancel)
+    assert not cancel.is_set()
+
+
+@pytest.mark.parametrize("kind", ["score", "weigh"])
+def test_running_answers_go_on_while_a_long_prompt_is_scored(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = small_pack(context=2048, prefix_cache=0)
+    long = "word " * 300
+
+    def ask() -> Any:
+        found = pack.score(long, " the") if kind == "score" else pack.weigh(long).weights
+        ends.append(steps.count)
+        return found
+
+    ends: list[int] = []
+    steps = Steps(monkeypatch)
+    alone = ask()
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(ask()))
+    with at_step(monkeypatch, 4, thread.start):
+        answer = pack.generate("Hello", max_new_tokens=100, min_new_tokens=100)
+    thread.join()
+    assert len(answer.token_ids) == 100
+    assert found[0] == pytest.approx(alone) if kind == "score" else found[0].keys() == alone.keys()
+    # Ten parts of the prompt and more, each followed by a step of the running answer.
+    assert ends[1] - ends[0] > 10
+    settle(pack)
+
+
 # Bounds.
 
 

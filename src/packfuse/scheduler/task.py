@@ -29,6 +29,22 @@ _BYTES_PER_TOKEN = 3
 """Bytes of text of a token, for an estimate before a prompt is tokenized."""
 
 
+class Cancellation(threading.Event):
+    """The event that ends one call; it counts as set while the caller's own event is.
+
+    What a call sets itself, at its end or after an error, the caller's event does not become.
+    """
+
+    def __init__(self, outer: threading.Event | None = None) -> None:
+        """Watch the caller's event; None for none."""
+        super().__init__()
+        self._outer = outer
+
+    def is_set(self) -> bool:
+        """Whether the call is to end."""
+        return super().is_set() or (self._outer is not None and self._outer.is_set())
+
+
 class Task(ABC, Generic[T]):
     """Work that belongs to one call.
 
