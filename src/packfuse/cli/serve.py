@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -133,7 +133,9 @@ def serve(screen: Screen, pack: PackOptions, server: ServerOptions) -> None:
     run(app, server.host, server.port, server.grace, screen.note)
 
 
-def _several(pack: PackOptions, settings: dict[str, Any]) -> Any:
+def _several(
+    pack: PackOptions, settings: dict[str, Any]
+) -> Callable[[], Mapping[str, Pack]] | None:
     """Loads the packs of a file that holds several; None for any other pack."""
     if pack.pack is None:
         return None

@@ -76,11 +76,7 @@ class Answering:
         body, name, pack = await self._opened(request)
         with _problems(body):
             fields = completion_fields(body)
-            prompts = prompts_of(pack, body.get("prompt"))
-            calls = [
-                await run_in_threadpool(Completion, pack, prompt, **fields.arguments)
-                for prompt in prompts
-            ]
+            calls = await run_in_threadpool(_completions, pack, body, fields)
             heading = Heading.new("cmpl", name, fingerprint(pack))
             if fields.stream:
                 if len(calls) > 1:
@@ -90,7 +86,7 @@ class Answering:
             replies = await self._replies(request, name, calls)
             if replies is None:
                 return Response(status_code=_LEFT)
-            each = len(replies) // len(prompts)
+            each = len(replies) // len(calls)
             return JSONResponse(completion_response(heading, replies, fields, each))
 
     async def _opened(self, request: Request) -> tuple[dict[str, Any], str, Pack]:
@@ -160,7 +156,7 @@ class Answering:
                     delta = await anext(deltas)
                 self._note(request, model, [delta.reply])
                 if fields.include_usage:
-                    yield _event(maker.usage([delta.reply]))
+                    yield _event(maker.usage(delta.reply))
                 yield "data: [DONE]\n\n"
             except Exception as error:
                 yield _event(problem_of(error, body).body)
@@ -183,6 +179,11 @@ class Answering:
 
 def _turn(pack: Pack, body: Mapping[str, Any], fields: Fields) -> Turn:
     return Turn(pack, messages_of(body.get("messages")), **fields.arguments)
+
+
+def _completions(pack: Pack, body: Mapping[str, Any], fields: Fields) -> list[Completion]:
+    prompts = prompts_of(pack, body.get("prompt"))
+    return [Completion(pack, prompt, **fields.arguments) for prompt in prompts]
 
 
 @contextlib.contextmanager

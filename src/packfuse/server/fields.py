@@ -93,9 +93,7 @@ def chat_fields(body: Mapping[str, Any], max_tokens: int) -> Fields:
         raise RequestError(
             400, "max_tokens and max_completion_tokens differ; give one of them", "max_tokens"
         )
-    top = given.get("top_logprobs")
-    if top is not None and not (_is_count(top) and top <= _MAX_LOGPROBS):
-        raise RequestError(400, f"top_logprobs={top!r} is not a number up to 20", "top_logprobs")
+    _check_top(given, "top_logprobs")
     return _fields(given, limit, take_logprobs)
 
 
@@ -105,9 +103,8 @@ def completion_fields(body: Mapping[str, Any], max_tokens: int = 16) -> Fields:
     limit = given.pop("max_tokens", max_tokens)
 
     def take(arguments: dict[str, Any]) -> bool:
+        _check_top(arguments, "logprobs")
         top = arguments.pop("logprobs", None)
-        if top is not None and not (_is_count(top) and top <= _MAX_LOGPROBS):
-            raise RequestError(400, f"logprobs={top!r} is not a number up to 20", "logprobs")
         if top is not None:
             arguments["top_logprobs"] = top
         return top is not None
@@ -184,6 +181,12 @@ def _bias(bias: Any) -> dict[str, Any]:
     if any(not -100 <= value <= 100 for value in pairs.values()):
         raise RequestError(400, "values of logit_bias are from -100 to 100", "logit_bias")
     return {"sequence_bias": pairs} if pairs else {}
+
+
+def _check_top(given: Mapping[str, Any], name: str) -> None:
+    top = given.get(name)
+    if top is not None and not (_is_count(top) and top <= _MAX_LOGPROBS):
+        raise RequestError(400, f"{name}={top!r} is not a number up to {_MAX_LOGPROBS}", name)
 
 
 def _is_count(value: Any) -> bool:

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from openai.types import Completion as TextCompletion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -169,12 +169,43 @@ def _spelled(token: TokenLogprob) -> str:
     return token.text
 
 
-class ChatStream:
+class _Stream:
+    """What streams of chats and of texts have in common.
+
+    Attributes:
+        kind: What its chunks are called.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, heading: Heading, fields: Fields) -> None:
+        """Before the first delta."""
+        self._heading, self._fields = heading, fields
+
+    def usage(self, reply: Reply) -> dict[str, Any]:
+        """The chunk with the numbers of tokens."""
+        found = {**self._heading.fields(self.kind), "choices": []}
+        found["usage"] = usage_of([reply], 1)
+        found["fusion"] = record_of(reply)
+        return found
+
+    def _with(self, choice: dict[str, Any], trace: Sequence[TraceStep]) -> dict[str, Any]:
+        """The chunk of a part of the answer, with its steps if they are wanted."""
+        found = {**self._heading.fields(self.kind), "choices": [{"index": 0, **choice}]}
+        if self._fields.trace and trace:
+            found["trace"] = [step.model_dump(mode="json") for step in trace]
+        return found
+
+
+class ChatStream(_Stream):
     """Makes the chunks of a streamed chat."""
 
-    def __init__(self, heading: Heading, fields: Fields, index: int = 0) -> None:
-        """Before the first delta of choice number `index`."""
-        self._heading, self._fields, self._index, self._calls = heading, fields, index, 0
+    kind = "chat.completion.chunk"
+
+    def __init__(self, heading: Heading, fields: Fields) -> None:
+        """Before the first delta."""
+        super().__init__(heading, fields)
+        self._calls = 0
 
     def first(self) -> dict[str, Any]:
         """The chunk with the role."""
@@ -196,32 +227,26 @@ class ChatStream:
             last = self._chunk({}, delta.trace, finish_reason(delta.reply))
             yield {**last, "fusion": record_of(delta.reply)}
 
-    def usage(self, replies: Sequence[Reply]) -> dict[str, Any]:
-        """The chunk with the numbers of tokens."""
-        found = {**self._heading.fields("chat.completion.chunk"), "choices": []}
-        found["usage"] = usage_of(replies, len(replies))
-        found["fusion"] = record_of(replies[0])
-        return found
-
     def _chunk(
         self, delta: dict[str, Any], trace: Sequence[TraceStep] = (), reason: str | None = None
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": self._index, "delta": delta, "finish_reason": reason}
+        choice: dict[str, Any] = {"delta": delta, "finish_reason": reason}
         if self._fields.logprobs:
             choice["logprobs"] = openai_logprobs(trace) if trace else None
-        found = {**self._heading.fields("chat.completion.chunk"), "choices": [choice]}
+        found = self._with(choice, trace)
         ChatCompletionChunk.model_validate(found)
-        if self._fields.trace and trace:
-            found["trace"] = [step.model_dump(mode="json") for step in trace]
         return found
 
 
-class TextStream:
+class TextStream(_Stream):
     """Makes the chunks of a streamed completion."""
 
-    def __init__(self, heading: Heading, fields: Fields, index: int = 0) -> None:
-        """Before the first delta of choice number `index`."""
-        self._heading, self._fields, self._index, self._offset = heading, fields, index, 0
+    kind = "text_completion"
+
+    def __init__(self, heading: Heading, fields: Fields) -> None:
+        """Before the first delta."""
+        super().__init__(heading, fields)
+        self._offset = 0
 
     def first(self) -> None:
         """A completion has no first chunk."""
@@ -235,22 +260,9 @@ class TextStream:
         if self._fields.logprobs and trace:
             logprobs = text_logprobs(trace, self._offset)
             self._offset += sum(len(step.text) for step in trace)
-        choice = {
-            "index": self._index,
-            "text": delta.text,
-            "finish_reason": finish_reason(reply) if reply else None,
-            "logprobs": logprobs,
-        }
-        found = {**self._heading.fields("text_completion"), "choices": [choice]}
-        if self._fields.trace and trace:
-            found["trace"] = [step.model_dump(mode="json") for step in trace]
+        reason = finish_reason(reply) if reply else None
+        choice = {"text": delta.text, "finish_reason": reason, "logprobs": logprobs}
+        found = self._with(choice, trace)
         if reply is not None:
             found["fusion"] = record_of(reply)
         yield found
-
-    def usage(self, replies: Sequence[Reply]) -> dict[str, Any]:
-        """The chunk with the numbers of tokens."""
-        found = {**self._heading.fields("text_completion"), "choices": []}
-        found["usage"] = usage_of(replies, 1)
-        found["fusion"] = record_of(replies[0])
-        return found
