@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from packfuse.errors import ConfigError, PackError
 from packfuse.generation.result import NO_INFINITY, by_name
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack
-from tests.support.steps import Steps, settle
+from tests.support.steps import Steps, at_once, settle
 
 NEW = 6
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -44,25 +43,10 @@ class Raising:
 
 
 def answers(pack: Pack, calls: list[dict[str, Any]]) -> list[Any]:
-    """The answers or errors of chats that all wait before the first of them begins."""
-    found: list[Any] = [None] * len(calls)
-
-    def work(index: int) -> None:
-        try:
-            request = pack.request(CHAT, {"max_new_tokens": NEW, **calls[index]})
-            found[index] = pack.answers(request)[0].token_ids
-        except BaseException as error:
-            found[index] = error
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(calls))]
-    with pack.lock:
-        for thread in threads:
-            thread.start()
-        while len(pack.scheduler._waiting) < len(calls):
-            time.sleep(0.001)
-    for thread in threads:
-        thread.join()
-    return found
+    """The ids of chats that all wait before the first of them begins."""
+    requests = [pack.request(CHAT, {"max_new_tokens": NEW, **call}) for call in calls]
+    found = at_once(pack, [partial(pack.answers, request) for request in requests])
+    return [answer.token_ids for (answer,) in found]
 
 
 @pytest.mark.parametrize("odd", [np.arange(3), Raising(), torch.ones(2), {"in": [Raising()]}])

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -33,7 +32,7 @@ from packfuse.scheduler.scheduler import READ_TOKENS
 from packfuse.scheduler.task import AnswerTask
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack
-from tests.support.steps import Steps, at_step, settle
+from tests.support.steps import Steps, at_once, at_step, settle
 
 NEW = 6
 PROMPTS = [f"{'Word ' * (i % 4)}number {i}" for i in range(20)]
@@ -85,27 +84,6 @@ def begun(pack: Pack, prompt: Any, **more: Any) -> Future[list[Answer]]:
     task = AnswerTask(Runner(pack.runtime, request))
     pack.scheduler.submit(task)
     return task.future
-
-
-def at_once(pack: Pack, calls: Sequence[Call]) -> list[Any]:
-    """The results or errors of calls that all wait before the first of them begins."""
-    found: list[Any] = [None] * len(calls)
-
-    def run_call(index: int) -> None:
-        try:
-            found[index] = calls[index]()
-        except BaseException as error:
-            found[index] = error
-
-    threads = [threading.Thread(target=run_call, args=(index,)) for index in range(len(calls))]
-    with pack.lock:
-        for thread in threads:
-            thread.start()
-        while pack.scheduler.waiting < len(calls):
-            time.sleep(0.001)
-    for thread in threads:
-        thread.join()
-    return found
 
 
 def ids(answers: Sequence[Answer]) -> list[tuple[int, ...]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +45,27 @@ def settle(pack: Pack) -> None:
     if thread is not None:
         thread.join(60)
         assert not thread.is_alive()
+
+
+def at_once(pack: Pack, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The results or errors of calls that all wait before the first of them begins."""
+    found: list[Any] = [None] * len(calls)
+
+    def run_call(index: int) -> None:
+        try:
+            found[index] = calls[index]()
+        except BaseException as error:
+            found[index] = error
+
+    threads = [threading.Thread(target=run_call, args=(index,)) for index in range(len(calls))]
+    with pack.lock:
+        for thread in threads:
+            thread.start()
+        while pack.scheduler.waiting < len(calls):
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    return found
 
 
 @contextmanager
