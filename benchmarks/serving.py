@@ -75,24 +75,24 @@ def first_token(pack: Pack, index: int) -> float:
     return found
 
 
+def first_tokens(pack: Pack) -> float:
+    """The median over four prompts, none of which has been read before."""
+    found = []
+    for index in range(1, 5):
+        if pack.runtime.prefixes:
+            pack.runtime.prefixes.clear()
+        found.append(first_token(pack, index))
+    return statistics.median(found)
+
+
 def measure_first(pack: Pack, tokens: int) -> dict[str, float]:
     """A short request beside a running answer of 512 tokens, which is ended afterwards."""
-    pack.forget()
-    alone, beside = [], []
-    for index in range(1, 5):
-        pack.forget()
-        alone.append(first_token(pack, index))
+    alone = first_tokens(pack)
     long = pack.stream(chat(0), **exactly(512 if tokens > 8 else 60))
     next(long)
-    for index in range(1, 5):
-        pack.runtime.prefixes.clear() if pack.runtime.prefixes else None
-        beside.append(first_token(pack, index))
+    beside = first_tokens(pack)
     long.close()
-    return {
-        "alone_seconds": statistics.median(alone),
-        "beside_seconds": statistics.median(beside),
-        "ratio": statistics.median(beside) / statistics.median(alone),
-    }
+    return {"alone_seconds": alone, "beside_seconds": beside, "ratio": beside / alone}
 
 
 def measure_streams(pack: Pack, tokens: int) -> dict[str, float]:
@@ -107,7 +107,7 @@ def measure_streams(pack: Pack, tokens: int) -> dict[str, float]:
     return {**found, "ratio_8": rates[8] / rates[1], "ratio_16": rates[16] / rates[1]}
 
 
-def step_times(pack: Pack, tokens: int, run: Callable[[list[Any]], Any]) -> float:
+def step_time(pack: Pack, run: Callable[[list[Any]], Any]) -> float:
     """Median time of a step of 8 rows, seconds, between the choices of tokens."""
     times: list[float] = []
     engine = pack.model.engine
@@ -139,7 +139,7 @@ def measure_step(pack: Pack, tokens: int) -> dict[str, float]:
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(4):
         for name in list(ways)[:: -1 if number % 2 else 1]:
-            found[name].append(step_times(pack, tokens, ways[name]))
+            found[name].append(step_time(pack, ways[name]))
     medians = {name: statistics.median(own) for name, own in found.items()}
     return {**medians, "ratio": medians["scheduler"] / medians["generate"]}
 
