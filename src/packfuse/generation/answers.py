@@ -37,7 +37,7 @@ class BatchInfo:
     Attributes:
         runtime: The pack.
         request: The request.
-        recorder: The records of every step; None with beams or several return sequences.
+        recorder: The records of every step; None if they are not recorded.
         drafts: Counts of drafted tokens; None without drafts.
         ends: Which rows were ended by criteria.
         notes: Notes for the records.

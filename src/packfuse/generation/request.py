@@ -94,8 +94,7 @@ class Request:
     def one_row_each(self) -> bool:
         """Whether each prompt has one row of the batch, at the same index in every step.
 
-        Only then can steps be recorded. Not so for beams, several return sequences, and the drafts
-        of transformers' own arguments.
+        Not so for beams, several return sequences, and the drafts of transformers' own arguments.
         """
         several = self.beams > 1 or self.answers_each > 1
         drafts = (self.arguments.get(name) is not None for name in _DRAFTS_OF_GENERATE)
@@ -115,6 +114,11 @@ class Request:
         if any(self.arguments.get(name) is not None for name in _DRAFTS_OF_GENERATE):
             return False
         return not (several and any(self.arguments.get(name) for name in _OBJECTS))
+
+    @property
+    def records_steps(self) -> bool:
+        """Whether the steps of each answer can be recorded: it keeps its place among the others."""
+        return self.decodes_in_rows or self.one_row_each
 
     @property
     def takes_drafts(self) -> bool:
@@ -168,7 +172,7 @@ def make_request(prompt: Any, arguments: Mapping[str, Any], call: CallSettings) 
         pins=pins,
     )
     _check_rows(request)
-    if top is not None and not (request.one_row_each or request.decodes_in_rows):
+    if top is not None and not request.records_steps:
         raise ConfigError(
             "top_logprobs are not recorded with beams", hint="leave out num_beams or top_logprobs"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +31,7 @@ from packfuse.generation.row import Row
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.streamers import AnswerStreamer, adapted
 from packfuse.generation.trace import TraceRecorder
-from packfuse.models.batching import MAX_CHUNK_TOKENS
+from packfuse.models.batching import NO_PAUSE
 from packfuse.models.heap import trim
 from packfuse.models.member import Pause
 from packfuse.text.continuation import Continuation, bare
@@ -80,16 +80,16 @@ class Runner(PromptReader):
         super().__init__(runtime, request)
         self.cancels = list(cancels or [threading.Event() for _ in request.prompts])
         self._started = time.time()
-        self._between: Callable[[], object] = int  # does nothing
+        self._between = NO_PAUSE.call
 
-    def run(self, streamer: BaseStreamer | None = None, pause: Pause | None = None) -> list[Answer]:
+    def run(self, streamer: BaseStreamer | None = None, pause: Pause = NO_PAUSE) -> list[Answer]:
         """Answer every prompt by transformers' `generate`.
 
         Prompts with the same reference and stop strings form a batch.
 
         Args:
             streamer: Called with the generated ids; for a single prompt.
-            pause: Interrupts reading and decoding; None to run without a pause.
+            pause: Interrupts reading and decoding.
 
         Raises:
             CancelledError: if all prompts were cancelled before they were read.
@@ -103,30 +103,30 @@ class Runner(PromptReader):
         trim()
         return [answer for index in sorted(answers) for answer in answers[index]]
 
-    def _begin(self, pause: Pause | None, cancels: Sequence[threading.Event]) -> None:
+    def _begin(self, pause: Pause, cancels: Sequence[threading.Event]) -> None:
         """Begin to read, with pauses in which reading ends if all is cancelled."""
-        self._started = time.time()
-        self._between = pause.call if pause else int
+        self._started, self._between = time.time(), pause.call
 
         def check() -> None:
             if all(cancel.is_set() for cancel in cancels):
                 raise CancelledError
-            if pause:
-                pause.call()
 
-        if all(cancel.is_set() for cancel in cancels):
-            raise CancelledError
-        self.pause = Pause(pause.tokens if pause else MAX_CHUNK_TOKENS, check)
+        def interrupt() -> None:
+            check()
+            pause.call()
+
+        check()
+        self.pause = Pause(pause.tokens, interrupt)
 
     def rows(
-        self, index: int, streamer: BaseStreamer | None = None, pause: Pause | None = None
+        self, index: int, streamer: BaseStreamer | None = None, pause: Pause = NO_PAUSE
     ) -> list[Row]:
         """Read one prompt; its answers as rows, which a loop decodes together with others.
 
         Args:
             index: Index of the prompt in the request, for which `Request.decodes_in_rows` is true.
             streamer: Called with the generated ids; for a single answer.
-            pause: Interrupts reading; None to read without a pause.
+            pause: Interrupts reading.
 
         Raises:
             CancelledError: if the prompt was cancelled before it was read.
@@ -149,13 +149,10 @@ class Runner(PromptReader):
         streamer: BaseStreamer | None,
     ) -> Row:
         decoding = self._decoding([item], None)
-        recorder, model = decoding.recorder, decoding.model
-        call = replace(self.request.call, observer=recorder, draft=None)
-        cache = FusedCache(call, [sequence])
-        cache.seed, cache.prepared, cache.number = self.request.seed, True, number
+        model, cache = decoding.model, self._cache(decoding, [sequence], None)
+        cache.number = number
         ids, _ = padded([item.ids], model)
-        given = decoding.arguments.pop("streamer", None)
-        streamer = self._begun(streamer or adapted(given), item, recorder, model)
+        streamer = self._begun(streamer, decoding, item)
         cancel, started = self.cancels[item.index], time.perf_counter()
 
         def answer(new: list[int]) -> Answer:
@@ -195,17 +192,11 @@ class Runner(PromptReader):
         """Generate the answers of one batch, by index of the prompt in the request."""
         items = [item for item, _ in batch]
         decoding = self._decoding(items, self._draft)
-        model, recorder = decoding.model, decoding.recorder
-        cache = FusedCache(
-            replace(self.request.call, observer=recorder, draft=self._draft),
-            [item.sequence for item in items],
-            use_cache=self.request.arguments.get("use_cache") is not False,
-        )
-        cache.seed, cache.prepared = self.request.seed, True
+        model = decoding.model
+        cache = self._cache(decoding, [item.sequence for item in items], self._draft)
         cache.pause = self._between
         ids, mask = padded([item.ids for item in items], model)
-        given = decoding.arguments.pop("streamer", None)
-        streamer = self._begun(streamer or adapted(given), items[0], recorder, model)
+        streamer = self._begun(streamer, decoding, items[0])
         started = time.perf_counter()
         sequences: Tensor = model.generate(
             ids, attention_mask=mask, cache=cache, streamer=streamer, **decoding.arguments
@@ -227,7 +218,7 @@ class Runner(PromptReader):
         """What belongs to the decoding of prompts with one reference and the same stop strings."""
         request, model = self.request, self.runtime.model(items[0].reference)
         recorder = None
-        if request.decodes_in_rows or request.one_row_each:
+        if request.records_steps:
             drafted = draft.max_draft_tokens if draft else 0
             recorder = TraceRecorder(model.engine, request.trace, drafted, request.top_logprobs)
         cancelled, ends = CancelCriteria([self.cancels[item.index] for item in items]), RowEnds()
@@ -239,16 +230,27 @@ class Runner(PromptReader):
             arguments["prompt_lookup_num_tokens"] = draft.max_draft_tokens
         return _Decoding(model, recorder, cancelled, ends, arguments)
 
+    def _cache(
+        self, decoding: _Decoding, sequences: Sequence[PackSequence], draft: Draft | None
+    ) -> FusedCache:
+        """The cache of a decoding, which starts from prompts that have been read."""
+        cache = FusedCache(
+            replace(self.request.call, observer=decoding.recorder, draft=draft),
+            sequences,
+            use_cache=self.request.arguments.get("use_cache") is not False,
+        )
+        cache.seed, cache.prepared = self.request.seed, True
+        return cache
+
     def _begun(
-        self,
-        streamer: BaseStreamer | None,
-        item: PreparedPrompt,
-        recorder: TraceRecorder | None,
-        model: FusedForCausalLM,
+        self, streamer: BaseStreamer | None, decoding: _Decoding, item: PreparedPrompt
     ) -> BaseStreamer | None:
-        """A streamer that is ready for the answer to a prompt."""
+        """The streamer, or that of the request, which is ready for the answer to a prompt."""
+        given = decoding.arguments.pop("streamer", None)
+        streamer = streamer or adapted(given)
         if isinstance(streamer, AnswerStreamer):
-            streamer.begin(StreamDetokenizer(model.engine.reference, item.stop), recorder)
+            detokenizer = StreamDetokenizer(decoding.model.engine.reference, item.stop)
+            streamer.begin(detokenizer, decoding.recorder)
         return streamer
 
     def _info(self, decoding: _Decoding, cache: FusedCache | None, seconds: float) -> BatchInfo:

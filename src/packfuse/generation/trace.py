@@ -50,7 +50,7 @@ class RecordedSequence:
 
 
 class TraceRecorder:
-    """Records every fused position of a batch; see `Request.one_row_each`.
+    """Records every fused position of a batch; see `Request.records_steps`.
 
     After a rejected draft, its positions are fused again after other tokens. The last record of a
     position is used.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from packfuse.models.member import Read
+from packfuse.models.member import Pause, Read
 
 MAX_PADDING = 4
 """Most padding tokens of a row that shares a forward pass with a longer one.
@@ -17,6 +17,10 @@ One more token in a pass takes about a tenth of the time of another pass.
 
 MAX_CHUNK_TOKENS = 512
 """Most tokens of a row in one pass, which limits the memory for activations (dev/log.md)."""
+
+
+NO_PAUSE = Pause(MAX_CHUNK_TOKENS, int)
+"""For a read that nothing waits for: its pauses do nothing."""
 
 
 class ReadChunk:

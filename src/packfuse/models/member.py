@@ -69,7 +69,7 @@ class Pause:
     """
 
     tokens: int
-    call: Callable[[], None]
+    call: Callable[[], object]
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from packfuse.models.member import Member
+from packfuse.scheduler.task import Task
 
 FREE_SHARE = 0.5
 """Default for the memory of all rows, as a share of the free memory of the fullest device."""
@@ -32,9 +33,9 @@ class Admission:
     max_rows: int
     max_bytes: int
     bytes_per_token: float = 0.0
-    _held: dict[int, tuple[int, float]] = field(default_factory=dict)
+    _held: dict[Task[Any], float] = field(default_factory=dict)
 
-    def choose(self, waiting: Sequence[Any], running: int) -> Any:
+    def choose(self, waiting: Sequence[Task[Any]], running: int) -> Task[Any] | None:
         """The task to start now; None if all have to wait.
 
         The first one comes first. While it waits for memory, later ones that fit may start, but
@@ -44,28 +45,30 @@ class Admission:
             waiting: Tasks in the order of their calls.
             running: Number of rows that are running.
         """
-        for task in waiting:
+        for index, task in enumerate(waiting):
             if not running or self._fits(task, running):
-                for earlier in waiting[: waiting.index(task)]:
+                for earlier in waiting[:index]:
                     earlier.bypassed += 1
                 return task
             if task.bypassed >= MAX_BYPASSED or running + task.count > self.max_rows:
                 return None
         return None
 
-    def _fits(self, task: Any, running: int) -> bool:
-        held = sum(size for _, size in self._held.values())
-        needed = task.count * task.tokens * self.bytes_per_token
-        return bool(running + task.count <= self.max_rows and held + needed <= self.max_bytes)
+    def _fits(self, task: Task[Any], running: int) -> bool:
+        held = sum(self._held.values())
+        return running + task.count <= self.max_rows and held + self._size(task) <= self.max_bytes
 
-    def take(self, task: Any) -> None:
+    def _size(self, task: Task[Any]) -> float:
+        """The memory that a task may need, in bytes."""
+        return task.count * task.tokens * self.bytes_per_token
+
+    def take(self, task: Task[Any]) -> None:
         """Reserve the memory of a task."""
-        size = task.count * task.tokens * self.bytes_per_token
-        self._held[id(task)] = (task.count, size)
+        self._held[task] = self._size(task)
 
-    def free(self, task: Any) -> None:
+    def free(self, task: Task[Any]) -> None:
         """Give the memory of a task back."""
-        self._held.pop(id(task), None)
+        self._held.pop(task, None)
 
     def learn(self, tokens: int, nbytes: int) -> None:
         """Take the memory of a token from a prompt that has been read."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from packfuse.errors import BusyError, ClosedError
 from packfuse.generation.row import Row
 from packfuse.generation.runtime import Runtime
-from packfuse.models.batching import MAX_CHUNK_TOKENS
+from packfuse.models.batching import MAX_CHUNK_TOKENS, NO_PAUSE
 from packfuse.models.heap import trim
 from packfuse.models.member import Pause
 from packfuse.process import EXITING, on_fork
@@ -271,7 +271,7 @@ class Scheduler:
             failed.append(error)
 
         try:
-            rows = list(task.start(Pause(MAX_CHUNK_TOKENS, _nothing), alone=False))
+            rows = list(task.start(NO_PAUSE, alone=False))
             while rows and not failed:
                 cancelled = task.cancel.is_set()
                 for row in rows:
@@ -283,10 +283,6 @@ class Scheduler:
             failed.append(error)
         if failed:
             task.fail(failed[0])
-
-
-def _nothing() -> None:
-    pass
 
 
 def _distributions(

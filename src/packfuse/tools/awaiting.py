@@ -49,9 +49,9 @@ class Pending:
         finally:
             self.cancel.set()
         return [
-            completion.parser().parse(answer.text, answer.record)
+            reply
             for completion, answers in zip(self.completions, found, strict=True)
-            for answer in answers
+            for reply in completion.replies(answers)
         ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError
 from packfuse.generation.request import Request
-from packfuse.generation.result import Chunk, TraceStep
+from packfuse.generation.result import Answer, Chunk, TraceStep
 from packfuse.pack import Pack
 from packfuse.text.reply_tags import Reasoning
 from packfuse.tools.protocol import constraint_of, render
@@ -75,8 +75,11 @@ class Completion:
 
     def answers(self, cancel: threading.Event | None = None) -> list[Reply]:
         """All answers, as many as the call has return sequences; see `answer`."""
-        found = self.pack.answers(self.request, cancel)
-        return [self.parser().parse(answer.text, answer.record) for answer in found]
+        return self.replies(self.pack.answers(self.request, cancel))
+
+    def replies(self, answers: Sequence[Answer]) -> list[Reply]:
+        """The replies that answers to this call are."""
+        return [self.parser().parse(answer.text, answer.record) for answer in answers]
 
     def stream(self, cancel: threading.Event | None = None) -> Iterator[ReplyDelta]:
         """Stream the answer; closing the iterator stops generation within one step."""
