@@ -37,7 +37,7 @@ def nothing_waits(pack: Pack) -> Iterator[None]:
     yield
     with pack.lock:
         assert pack.scheduler._waiting == []
-    settle(pack)
+    settle()
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -206,7 +206,7 @@ def test_leaving_a_stream_stops_generation_within_a_step(
         halt.go.set()
 
     run(main())
-    settle(pack)
+    settle()
     with pack.lock:
         assert halt.steps.count == halt.step
     assert len(seen) < 7
@@ -253,7 +253,7 @@ def test_a_closed_loop_leaves_no_running_thread(
 
     run(main())
     halt.go.set()
-    settle(pack)
+    settle()
     with pack.lock:
         assert halt.steps.count == halt.step
 

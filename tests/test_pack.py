@@ -210,7 +210,7 @@ def test_a_pack_is_freed_with_its_last_reference() -> None:
     pack = Pack([_member("deepseek", "llama", 4)])
     pack.generate("Hello", max_new_tokens=2)
     model = weakref.ref(pack.members[0].model)
-    settle(pack)
+    settle()
     del pack
     gc.collect()
     assert model() is None

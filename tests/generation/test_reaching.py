@@ -66,7 +66,7 @@ def test_an_interrupted_call_leaves_the_queue(pack: Pack, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Future, "result", interrupt)
         pack.answers(request)
-    settle(pack)
+    settle()
     assert pack.scheduler._waiting == []
     assert steps.count < 400
     assert pack.generate(CHAT, max_new_tokens=NEW).token_ids

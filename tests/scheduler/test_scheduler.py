@@ -58,7 +58,7 @@ def nothing_is_left(pack: Pack) -> Iterator[None]:
 
 
 def assert_idle(pack: Pack) -> None:
-    settle(pack)
+    settle()
     assert (pack.scheduler.waiting, pack.scheduler.running) == (0, 0)
     assert pack.scheduler._thread is None
     assert pack.scheduler._room()._held == {}
@@ -478,7 +478,7 @@ def test_running_answers_go_on_while_a_long_prompt_is_scored(
     assert found[0] == pytest.approx(alone) if kind == "score" else found[0].keys() == alone.keys()
     # Ten parts of the prompt and more, each followed by a step of the running answer.
     assert ends[1] - ends[0] > 10
-    settle(pack)
+    settle()
 
 
 # Bounds.

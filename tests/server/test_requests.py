@@ -49,7 +49,7 @@ def the_server_keeps_answering(pack: Pack, request: pytest.FixtureRequest) -> It
         url = request.getfixturevalue("url")
         found = httpx.post(url + CHAT, json={"messages": MESSAGES, "max_tokens": 2}, timeout=60)
         assert found.status_code == 200
-    settle(pack)
+    settle()
     assert (pack.scheduler.running, pack.scheduler.waiting) == (0, 0)
 
 

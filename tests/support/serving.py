@@ -12,15 +12,14 @@ import uvicorn
 from packfuse import Pack
 from packfuse.server.app import Limits, create_app
 from packfuse.server.packs import Served
-from packfuse.server.serving import bound
+from packfuse.server.serving import bound, configured
 
 
 @contextmanager
 def serving(served: Served, limits: Limits | None = None) -> Iterator[str]:
     """The address of a server that answers with these packs."""
     listening = bound("127.0.0.1", 0)
-    config = uvicorn.Config(create_app(served, limits), log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configured(create_app(served, limits), grace=10))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     while not server.started:

@@ -39,12 +39,12 @@ class Steps:
         return len(self.sizes) + 1 if self.sizes else 0
 
 
-def settle(pack: Pack) -> None:
-    """Wait until a pack has no work, and no thread for it."""
-    thread = pack.scheduler._thread
-    if thread is not None:
-        thread.join(60)
-        assert not thread.is_alive()
+def settle() -> None:
+    """Wait until no pack has work, or a thread for it."""
+    for thread in threading.enumerate():
+        if thread.name == "packfuse-scheduler":
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 def at_once(pack: Pack, calls: Sequence[Callable[[], Any]]) -> list[Any]:

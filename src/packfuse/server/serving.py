@@ -16,6 +16,13 @@ from packfuse.server.access_log import log
 _BACKLOG = 2048
 """Most connections that wait to be accepted."""
 
+_KEEP_ALIVE = 75
+"""How long an idle connection stays open, in seconds.
+
+Longer than clients and load balancers keep one, so that none sends a request on a connection that
+the server is closing: httpx and the openai package keep it for 5 seconds, AWS for 60.
+"""
+
 
 def run(app: Any, host: str, port: int, grace: int, say: Callable[[str], object]) -> None:
     """Serve an application until SIGINT or SIGTERM.
@@ -36,20 +43,30 @@ def run(app: Any, host: str, port: int, grace: int, say: Callable[[str], object]
     log.setLevel(logging.INFO)
     listening = bound(host, port)
     place = listening.getsockname()
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_level="warning",
-        timeout_graceful_shutdown=grace,
-        timeout_keep_alive=75,
-        server_header=False,
-    )
+    config = configured(app, grace)
     shown = f"[{place[0]}]" if ":" in place[0] else place[0]
     say(f"http://{shown}:{place[1]}")
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         listening.close()
+
+
+def configured(app: Any, grace: int) -> uvicorn.Config:
+    """The settings of the HTTP server.
+
+    Args:
+        app: The application.
+        grace: Time for running answers at the end, in seconds.
+    """
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=grace,
+        timeout_keep_alive=_KEEP_ALIVE,
+        server_header=False,
+    )
 
 
 def bound(host: str, port: int) -> socket.socket:
