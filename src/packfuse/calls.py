@@ -205,18 +205,19 @@ class PackCalls:
         self,
         request: Request,
         cancel: threading.Event | None = None,
-        streamer: AnswerStreamer | None = None,
+        streamers: Sequence[AnswerStreamer] = (),
     ) -> Task[list[Answer]]:
         """A checked call of one prompt as a task for `scheduler.submit`, which does not wait.
 
         Args:
             request: The call, from `request`.
             cancel: Setting it ends the answers within one step.
-            streamer: Called with the ids of the answer.
+            streamers: One for each answer, called with its ids; none to stream nothing.
         """
         runner = self._runner(request, cancel)
         if request.decodes_in_rows and len(request.prompts) == 1:
-            return AnswerTask(runner, 0, streamer)
+            return AnswerTask(runner, 0, streamers)
+        streamer = streamers[0] if streamers else None
         return WholeTask(lambda pause: runner.run(streamer, pause), runner.cancels[0])
 
     def run_stream(
@@ -224,7 +225,9 @@ class PackCalls:
     ) -> Generator[Chunk]:
         """See `stream`; setting `cancel` stops generation within one step."""
         check_stream(request)
-        return stream_answer(self.scheduler, lambda streamer: self.task(request, cancel, streamer))
+        return stream_answer(
+            self.scheduler, lambda streamer: self.task(request, cancel, [streamer])
+        )
 
     def _whole(self, runner: Runner, work: Callable[[], T]) -> T:
         """The result of work that reads prompts; other calls go on while it does."""

@@ -23,6 +23,7 @@ from packfuse import Pack, aio
 from packfuse.constraint import Regex
 from packfuse.errors import BusyError, ClosedError, MemberError, PromptError
 from packfuse.fusion.sequence import PackSequence
+from packfuse.generation import assistants
 from packfuse.generation.result import Answer
 from packfuse.generation.runner import Runner
 from packfuse.models.hf_member import HFMember
@@ -454,6 +455,30 @@ def test_a_call_leaves_the_event_of_its_caller_as_it_was(pack: Pack, kind: str) 
     assert not cancel.is_set()
 
 
+@pytest.mark.parametrize("kind", ["skill", "list"])
+def test_running_answers_go_on_while_many_short_prompts_are_read(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assistants, "_known", {})
+    monkeypatch.setattr(assistants, "_load", lambda *_: None)
+    pack = small_pack(template=TEMPLATE, context=2048, prefix_cache=0)
+    chat, prompts = [{"role": "user", "content": "a"}], [f"number {i}" for i in range(12)]
+    ends: list[int] = []
+    steps = Steps(monkeypatch)
+
+    def ask() -> None:
+        more: dict[str, Any] = {"num_beams": 2} if kind == "list" else {}
+        pack.generate(chat if kind == "skill" else prompts, max_new_tokens=1, **more)
+        ends.append(steps.count)
+
+    thread = threading.Thread(target=ask)
+    with at_step(monkeypatch, 4, thread.start):
+        pack.generate("Hello", max_new_tokens=100, min_new_tokens=100)
+    thread.join()
+    assert 10 < ends[0] - 4 < 60
+    settle()
+
+
 @pytest.mark.parametrize("kind", ["score", "weigh"])
 def test_running_answers_go_on_while_a_long_prompt_is_scored(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -496,6 +521,24 @@ def test_no_more_rows_run_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pack.answers(request)) == 4
 
 
+def test_short_prompts_are_read_together_and_long_ones_between_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack = small_pack(prefix_cache=0, context=2048)
+    prompts = ["ab", "the true", "the lo " * 30, "ab", "true lo"]
+    alone = [pack.generate(prompt, max_new_tokens=20) for prompt in prompts]
+    steps = Steps(monkeypatch)
+    with pack.lock:
+        futures = [begun(pack, prompt, max_new_tokens=20) for prompt in prompts]
+    assert ids([future.result()[0] for future in futures]) == ids(alone)
+    # The long one is in the middle of the queue: the two before it begin at once, and it is read
+    # in several parts before the two behind it, while they are decoded.
+    before, *_ = (list(group) for _, group in itertools.groupby(steps.sizes))
+    assert before == [2] * len(before)
+    assert len(before) > 2
+    assert max(steps.sizes) == 5
+
+
 def test_answers_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     pack = small_pack(max_cache=1, prefix_cache=0)
     alone = [pack.generate(prompt, max_new_tokens=NEW) for prompt in PROMPTS[:4]]
@@ -510,7 +553,7 @@ def test_a_long_answer_is_not_kept_waiting_for_ever(monkeypatch: pytest.MonkeyPa
     pack.generate("a", max_new_tokens=2)
     size = pack.scheduler._room().bytes_per_token
     pack.scheduler._room().max_bytes = int(60 * size)
-    monkeypatch.setattr(pack.scheduler, "_learn", lambda _: None)
+    monkeypatch.setattr(pack.scheduler, "_learn", lambda _: 2)
     begun_with: list[int] = []
     rows = Runner.rows
 

@@ -27,6 +27,7 @@ from tests.support.small import small_pack
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello the true"}]
 PROMPT = "Hello the true"
 NEW = 8
+SHORT: dict[str, Any] = {"max_tokens": NEW}
 
 
 class City(BaseModel):
@@ -230,27 +231,105 @@ def test_the_models(pack: Pack, client: openai.OpenAI) -> None:
     assert (model.model_extra or {})["members"] == pack.names
 
 
-def test_the_async_client_and_many_at_once(pack: Pack, url: str) -> None:
-    prompts = [f"number {i}" for i in range(24)]
+def test_streams_of_several_answers(pack: Pack, client: openai.OpenAI) -> None:
+    several: dict[str, Any] = {"temperature": 1.0, "seed": 5, "n": 3, "max_tokens": NEW}
+    asked: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, **several}
+    whole = client.chat.completions.create(**asked)
+    usage: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = client.chat.completions.create(**asked, **usage)
+    assert _texts(chunks) == [choice.message.content for choice in whole.choices]
+    assert len(set(_texts(chunks))) > 1
+    assert [chunk.choices[0].index for chunk in chunks[:3]] == [0, 1, 2]
+    assert last.usage is not None
+    assert whole.usage is not None
+    assert last.usage.total_tokens == whole.usage.total_tokens
+    prompts: Any = [PROMPT, "the lo"]
+    texts = client.completions.create(model="tiny", prompt=prompts, **several)
+    *parts, last = client.completions.create(model="tiny", prompt=prompts, **several, **usage)
+    assert _texts(parts) == [choice.text for choice in texts.choices]
+    assert last.usage.total_tokens == texts.usage.total_tokens
 
-    async def ask() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
 
-            async def whole(prompt: str) -> str:
-                found = await client.completions.create(model="tiny", prompt=prompt, max_tokens=NEW)
-                return found.choices[0].text
+def _texts(chunks: list[Any]) -> list[str]:
+    """The texts of all answers of a stream, by index."""
+    found: dict[int, str] = {}
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        text = choice.text if hasattr(choice, "text") else choice.delta.content or ""
+        found[choice.index] = found.get(choice.index, "") + text
+    return [found[index] for index in sorted(found)]
 
-            async def streamed(prompt: str) -> str:
-                stream = await client.completions.create(
-                    model="tiny", prompt=prompt, max_tokens=NEW, stream=True
-                )
-                return "".join([chunk.choices[0].text async for chunk in stream])
 
-            both = [(whole, streamed)[i % 2](prompt) for i, prompt in enumerate(prompts)]
-            return await asyncio.gather(*both)
+async def _whole_text(client: openai.AsyncOpenAI, prompt: str, **more: Any) -> Any:
+    found = await client.completions.create(model="tiny", prompt=prompt, **{**SHORT, **more})
+    return found.choices[0].text
 
-    expected = [Completion(pack, prompt, max_new_tokens=NEW).answer().text for prompt in prompts]
-    assert asyncio.run(ask()) == expected
+
+async def _streamed_text(client: openai.AsyncOpenAI, prompt: str) -> Any:
+    stream = await client.completions.create(model="tiny", prompt=prompt, stream=True, **SHORT)
+    return "".join([chunk.choices[0].text async for chunk in stream])
+
+
+async def _sampled(client: openai.AsyncOpenAI, prompt: str) -> Any:
+    return await _whole_text(client, prompt, temperature=1.2, seed=len(prompt))
+
+
+async def _chat(client: openai.AsyncOpenAI, prompt: str, **more: Any) -> Any:
+    messages: Any = [{"role": "user", "content": prompt}]
+    found = await client.chat.completions.create(
+        model="tiny", messages=messages, **{**SHORT, **more}
+    )
+    message = found.choices[0].message
+    return message.content, [call.function.model_dump() for call in message.tool_calls or ()]
+
+
+async def _called(client: openai.AsyncOpenAI, prompt: str) -> Any:
+    return await _chat(client, prompt, tools=[WEATHER], tool_choice="required", max_tokens=60)
+
+
+async def _json(client: openai.AsyncOpenAI, prompt: str) -> Any:
+    schema = {"name": "kind", "schema": {"enum": ["first", "second", prompt]}}
+    wanted = {"type": "json_schema", "json_schema": schema}
+    return await _chat(client, prompt, response_format=wanted, max_tokens=60)
+
+
+async def _left_early(client: openai.AsyncOpenAI, prompt: str) -> Any:
+    """The beginning of a long answer that the client does not read to its end."""
+    stream = await client.completions.create(
+        model="tiny", prompt=prompt, max_tokens=300, stream=True
+    )
+    text = ""
+    async for chunk in stream:
+        text += chunk.choices[0].text
+        if len(text) >= 4:
+            break
+    await stream.close()
+    return text[:4]
+
+
+async def _failed(client: openai.AsyncOpenAI, prompt: str) -> Any:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await _chat(client, prompt * 400)
+    return str(caught.value)
+
+
+MIXED = (_whole_text, _streamed_text, _sampled, _chat, _called, _json, _left_early, _failed)
+
+
+def test_64_mixed_requests_at_once(url: str) -> None:
+    """Each has the answer, or the error, that it has alone."""
+    prompts = [f"number {index}" for index in range(64)]
+
+    async def ask(*, together: bool) -> list[Any]:
+        async with openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=0
+        ) as client:
+            calls = [MIXED[i % len(MIXED)](client, prompt) for i, prompt in enumerate(prompts)]
+            if together:
+                return await asyncio.gather(*calls)
+            return [await call for call in calls]
+
+    assert asyncio.run(ask(together=True)) == asyncio.run(ask(together=False))
 
 
 def test_langchain(pack: Pack, url: str) -> None:

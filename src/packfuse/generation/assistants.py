@@ -13,6 +13,7 @@ import xxhash
 
 from packfuse.errors import PromptError
 from packfuse.generation.runtime import Runtime
+from packfuse.models.member import Pause
 from packfuse.paths import cache_root, write_text
 from packfuse.progress import ProgressCallback, skill_progress
 from packfuse.text.chats.chat_template import render_chat
@@ -33,24 +34,26 @@ _CACHE = 2**26
 """Bytes for the questions, which are read once for both answers."""
 
 
-def skill_of(runtime: Runtime) -> Skill:
+def skill_of(runtime: Runtime, pause: Pause | None = None) -> Skill:
     """The members' skill, measured once as long as their models do not change.
 
     Args:
         runtime: The pack; its members have been refreshed in this call.
+        pause: Interrupts the measurement; None to measure without a pause.
     """
     key = _key(runtime)
-    found = _known.get(key) or _load(key, len(runtime.members)) or _measured_and_kept(runtime, key)
+    found = _known.get(key) or _load(key, len(runtime.members))
+    found = found or _measured_and_kept(runtime, key, pause)
     _known[key] = found
     for old in list(_known)[:-MAX_KNOWN]:
         _known.pop(old, None)
     return found
 
 
-def _measured_and_kept(runtime: Runtime, key: str) -> Skill:
+def _measured_and_kept(runtime: Runtime, key: str, pause: Pause | None) -> Skill:
     began = time.perf_counter()
     with skill_progress(runtime.progress) as progress:
-        found = _measured(runtime, progress)
+        found = _measured(runtime, progress, pause)
     if time.perf_counter() - began > WORTH_KEEPING:
         _save(key, found)
     return found
@@ -89,15 +92,18 @@ def _save(key: str, found: Skill) -> None:
         warnings.warn(f"{path} cannot be written: {error}", RuntimeWarning, stacklevel=2)
 
 
-def _measured(runtime: Runtime, progress: ProgressCallback | None) -> Skill:
+def _measured(runtime: Runtime, progress: ProgressCallback | None, pause: Pause | None) -> Skill:
     prefixes = PrefixCache(runtime.members, _CACHE)
     count = len(runtime.members)
     margins, losses, size = [], np.zeros(count), 0
     for number, chat in enumerate(CHATS):
+        if pause:
+            pause.call()  # a chat may be too short for a pause while it is read
         if progress:
             progress(number, len(CHATS))
         right, wrong = (
-            _scores(runtime, chat.question, answer, prefixes) for answer in (chat.right, chat.wrong)
+            _scores(runtime, chat.question, answer, prefixes, pause)
+            for answer in (chat.right, chat.wrong)
         )
         if right is None or wrong is None:
             continue
@@ -109,7 +115,7 @@ def _measured(runtime: Runtime, progress: ProgressCallback | None) -> Skill:
 
 
 def _scores(
-    runtime: Runtime, question: str, answer: str, prefixes: PrefixCache
+    runtime: Runtime, question: str, answer: str, prefixes: PrefixCache, pause: Pause | None
 ) -> PromptScores | None:
     """The members' scores of a question and an answer; None if a member cannot read them.
 
@@ -125,6 +131,7 @@ def _scores(
             runtime.call,
             limits=FitLimits(pieces=None),
             prefixes=prefixes,
+            pause=pause,
         ).scores
     except PromptError:
         return None

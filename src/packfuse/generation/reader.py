@@ -57,7 +57,7 @@ class PromptReader:
         """The weights `[K]` of a prompt that has been read, under a weighting that fits them."""
         item.skill = None
         if item.chat and weighting.needs_skill and len(self.runtime.members) > 1:
-            item.skill = skill_of(self.runtime)
+            item.skill = skill_of(self.runtime, self.pause)
         return fit_weights(item.reading, weighting, self.request.call.rule.pool, item.skill)
 
     @property
@@ -184,7 +184,7 @@ class PromptReader:
         ]
         if len(able) < 2:
             return None
-        weights = skill_of(runtime).weights
+        weights = skill_of(runtime, self.pause).weights
         return max(able, key=lambda k: float(weights[k]))
 
     def _possible_references(self, prompt: PackPrompt) -> list[int]:

@@ -95,7 +95,11 @@ class Runner(PromptReader):
             CancelledError: if all prompts were cancelled before they were read.
         """
         self._begin(pause, self.cancels)
-        prepared = [self.prepare(i, prompt) for i, prompt in enumerate(self.request.prompts)]
+        prepared: list[tuple[PreparedPrompt, Fit]] = []
+        for index, prompt in enumerate(self.request.prompts):
+            if prepared and self.pause:
+                self.pause.call()  # a prompt may be too short for a pause while it is read
+            prepared.append(self.prepare(index, prompt))
         answers: dict[int, list[Answer]] = {}
         for key in dict.fromkeys((item.reference, item.stop) for item, _ in prepared):
             batch = [pair for pair in prepared if (pair[0].reference, pair[0].stop) == key]
@@ -119,13 +123,13 @@ class Runner(PromptReader):
         self.pause = Pause(pause.tokens, interrupt)
 
     def rows(
-        self, index: int, streamer: BaseStreamer | None = None, pause: Pause = NO_PAUSE
+        self, index: int, streamers: Sequence[BaseStreamer] = (), pause: Pause = NO_PAUSE
     ) -> list[Row]:
         """Read one prompt; its answers as rows, which a loop decodes together with others.
 
         Args:
             index: Index of the prompt in the request, for which `Request.decodes_in_rows` is true.
-            streamer: Called with the generated ids; for a single answer.
+            streamers: One for each answer, called with its ids; none to stream nothing.
             pause: Interrupts reading.
 
         Raises:
@@ -136,7 +140,7 @@ class Runner(PromptReader):
         count = self.request.answers_each
         forks = [item.sequence.fork() for _ in range(count - 1)]
         return [
-            self._row(item, fit, number, sequence, streamer)
+            self._row(item, fit, number, sequence, streamers[number] if streamers else None)
             for number, sequence in enumerate([item.sequence, *forks])
         ]
 

@@ -80,7 +80,7 @@ def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
             found[label] = runner.fit(item, own) if given is None else given
             chat = chat or item.skill is not None
         fit = runner.finish(item, equal(len(names)))
-    known = skill_of(runtime) if chat else None
+    known = skill_of(runtime, runner.pause) if chat else None
     return Weighing(
         members=names,
         reference=names[item.reference],

@@ -23,7 +23,11 @@ from packfuse.scheduler.task import Task, autocast
 T = TypeVar("T")
 
 READ_TOKENS = 64
-"""Most tokens of a prompt that are read between two steps of running answers."""
+"""Most tokens of prompts that are read between two steps of running answers.
+
+A long prompt is read in parts of this size. Short ones are read together while the sum fits, by an
+estimate of their lengths.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Running:
 
 
 class Scheduler:
-    """Runs tasks: all rows advance together, and one prompt, or a part of it, is read between.
+    """Runs tasks: all rows advance together, and short prompts, or a part of one, are read between.
 
     The thread exists only while there is work. Nothing of a task is stored but in the task and its
     rows, so tasks may have any settings, and the answers are those of each task alone.
@@ -154,17 +158,29 @@ class Scheduler:
             task.fail(error)
 
     def _turn(self) -> None:
-        """Start one task, or do all its work, and advance all rows by one token."""
+        """Start tasks with short prompts, or one other, and advance all rows by one token."""
         self._drop_cancelled()
+        left = READ_TOKENS
+        while left > 0 and (task := self._next(left)) is not None:
+            left -= self._start(task)
+        self._step()
+
+    def _next(self, tokens: int) -> Task[Any] | None:
+        """The task to start now, which leaves the queue; None if all have to wait.
+
+        Args:
+            tokens: Most tokens of its prompt, if others have been read in this turn.
+        """
         with self._mutex:
             # While a task does all its work, only tasks with rows are started.
-            waiting = [t for t in self._waiting if not self._busy or t.in_rows(alone=False)]
+            only_rows = self._busy or tokens < READ_TOKENS
+            waiting = [t for t in self._waiting if not only_rows or t.in_rows(alone=False)]
+            if tokens < READ_TOKENS and waiting and waiting[0].prompt_tokens > tokens:
+                return None
             task = self._room().choose(waiting, len(self._running))
             if task is not None:
                 self._waiting.remove(task)
-        if task is not None:
-            self._start(task)
-        self._step()
+            return task
 
     def _room(self) -> Admission:
         if self._admission is None:
@@ -173,7 +189,8 @@ class Scheduler:
             self._admission = Admission(settings.max_rows, limit)
         return self._admission
 
-    def _start(self, task: Task[Any]) -> None:
+    def _start(self, task: Task[Any]) -> int:
+        """Read the prompt of a task, or do all its work; the number of tokens that it took."""
         admission = self._room()
         admission.take(task)
         alone = not (self._running or self._waiting or self._busy)
@@ -187,20 +204,22 @@ class Scheduler:
             rows = ()
         finally:
             self._busy = busy
-        for row in rows:
-            self._learn(row)
+        read = max([self._learn(row) for row in rows], default=READ_TOKENS)
         if not rows:
             admission.free(task)
         started = [Running(task, row) for row in rows]
         self._running += started
         self._end([one for one in started if one.row.done])
+        return read
 
-    def _learn(self, row: Row) -> None:
-        """Take the memory of a token from a row."""
+    def _learn(self, row: Row) -> int:
+        """Take the memory of a token from a row; the number of its tokens."""
         members, streams = self._runtime.members, row.sequence.streams
         pairs = [(m, s.session) for m, s in zip(members, streams, strict=True) if s]
         nbytes = sum(member.nbytes(session) for member, session in pairs)
-        self._room().learn(max(session.length for _, session in pairs), nbytes)
+        tokens = max(session.length for _, session in pairs)
+        self._room().learn(tokens, nbytes)
+        return tokens
 
     def _between(self, in_rows: bool) -> None:
         """Between two parts of a task that takes long: let other threads and tasks go on.

@@ -25,13 +25,18 @@ Item = Step | StreamDetokenizer | Future[list[Answer]]
 """A detokenizer, then token ids with their trace, and at the end the answer or an error."""
 
 
-def check_stream(request: Request) -> None:
+def check_stream(request: Request, *, several: bool = False) -> None:
     """Refuse a request that no stream can answer.
+
+    Args:
+        request: The request.
+        several: Whether the stream has room for several answers.
 
     Raises:
         ConfigError: for several prompts, beams, return sequences, or a streamer.
     """
-    request.one_answer("a stream")
+    if not several:
+        request.one_answer("a stream")
     if not request.single or request.beams > 1:
         raise ConfigError("a stream answers one prompt, without beams", hint="use generate")
     if request.arguments.get("streamer") is not None:
@@ -39,10 +44,11 @@ def check_stream(request: Request) -> None:
 
 
 class ChunkMaker:
-    """Makes chunks of text from the items of a stream."""
+    """Makes chunks of text from the items of one answer."""
 
-    def __init__(self) -> None:
-        """Before the first item."""
+    def __init__(self, number: int = 0) -> None:
+        """Before the first item of answer number `number` of a task."""
+        self._number = number
         self._detokenizer: StreamDetokenizer | None = None
         self._steps: list[TraceStep] = []
         self._seen = 0
@@ -57,7 +63,7 @@ class ChunkMaker:
             self._detokenizer = item
             return None
         if isinstance(item, Future):
-            answer = item.result()[0]
+            answer = item.result()[self._number]
             text = self._detokenizer.finish() if self._detokenizer else answer.text
             return Chunk(text, answer.record, tuple(answer.record.trace or ())[self._seen :])
         self._steps += item[1]

@@ -53,6 +53,7 @@ class Task(ABC, Generic[T]):
         future: The result.
         precision: The autocast of the thread that made the task.
         count: Number of rows that the task will have.
+        prompt_tokens: Estimate of the tokens of its prompt.
         tokens: Estimate of the most tokens of a row, prompt included.
         bypassed: How often a later task was started before this one.
         submitted: When the task was made, seconds by `time.monotonic`.
@@ -60,6 +61,7 @@ class Task(ABC, Generic[T]):
     """
 
     count = 1
+    prompt_tokens = 0
     tokens = 0
 
     def __init__(self, cancel: threading.Event) -> None:
@@ -121,23 +123,24 @@ class AnswerTask(Task[list[Answer]]):
     """The answers to one prompt, decoded as rows."""
 
     def __init__(
-        self, runner: Runner, index: int = 0, streamer: BaseStreamer | None = None
+        self, runner: Runner, index: int = 0, streamers: Sequence[BaseStreamer] = ()
     ) -> None:
         """Nothing runs yet.
 
         Args:
             runner: Runs a request whose answers are decoded in rows.
             index: Index of the prompt in the request.
-            streamer: Called with the ids of the answer; for a single answer.
+            streamers: One for each answer, called with its ids; none to stream nothing.
         """
         super().__init__(runner.cancels[index])
-        self._runner, self._index, self._streamer = runner, index, streamer
+        self._runner, self._index, self._streamers = runner, index, streamers
         self._rows: list[Row] = []
         self._answers: dict[int, Answer] = {}
         request = runner.request
         self.count = request.answers_each
         longest = request.arguments.get("max_new_tokens") or request.arguments.get("max_length")
-        self.tokens = _estimate(request.prompts[index]) + int(longest or 0)
+        self.prompt_tokens = _estimate(request.prompts[index])
+        self.tokens = self.prompt_tokens + int(longest or 0)
 
     def in_rows(self, *, alone: bool) -> bool:
         """See `Task`. A draft method is used if the task is alone: a batch is faster without."""
@@ -147,13 +150,14 @@ class AnswerTask(Task[list[Answer]]):
     def start(self, pause: Pause, *, alone: bool) -> Sequence[Row]:
         """See `Task`."""
         if not self.in_rows(alone=alone):
-            self.succeed(self.run(lambda: self._runner.run(self._streamer, pause)))
+            streamer = self._streamers[0] if self._streamers else None
+            self.succeed(self.run(lambda: self._runner.run(streamer, pause)))
             return ()
         self._rows = self.run(lambda: self._begun(pause))
         return self._rows
 
     def _begun(self, pause: Pause) -> list[Row]:
-        rows = self._runner.rows(self._index, self._streamer, pause)
+        rows = self._runner.rows(self._index, self._streamers, pause)
         for row in rows:
             row.begin()
         self.first_token = time.monotonic()

@@ -17,15 +17,10 @@ from packfuse.server.fields import Fields, chat_fields, completion_fields
 from packfuse.server.limits import json_body
 from packfuse.server.metrics import Metrics
 from packfuse.server.packs import Served, fingerprint
-from packfuse.server.problems import RequestError, problem_of
+from packfuse.server.problems import problem_of
 from packfuse.server.prompts import messages_of, prompts_of
-from packfuse.server.replies import (
-    ChatStream,
-    Heading,
-    TextStream,
-    chat_response,
-    completion_response,
-)
+from packfuse.server.replies import Heading, chat_response, completion_response, usage_of
+from packfuse.server.streams import ChatStream, ReplyStream, TextStream
 from packfuse.tools.awaiting import Pending, PendingStream
 from packfuse.tools.reply import Reply
 from packfuse.tools.turn import Completion, Turn
@@ -65,7 +60,7 @@ class Answering:
             turn = await run_in_threadpool(_turn, pack, body, fields)
             heading = Heading.new("chatcmpl", name, fingerprint(pack))
             if fields.stream:
-                return await self._stream(request, turn, ChatStream(heading, fields), fields, body)
+                return await self._stream(request, [turn], ChatStream, heading, fields, body)
             replies = await self._replies(request, name, [turn])
             if replies is None:
                 return Response(status_code=_LEFT)
@@ -79,10 +74,7 @@ class Answering:
             calls = await run_in_threadpool(_completions, pack, body, fields)
             heading = Heading.new("cmpl", name, fingerprint(pack))
             if fields.stream:
-                if len(calls) > 1:
-                    raise RequestError(400, "a stream answers one prompt", "prompt")
-                texts = TextStream(heading, fields)
-                return await self._stream(request, calls[0], texts, fields, body)
+                return await self._stream(request, calls, TextStream, heading, fields, body)
             replies = await self._replies(request, name, calls)
             if replies is None:
                 return Response(status_code=_LEFT)
@@ -117,22 +109,22 @@ class Answering:
         for task in pending.tasks:
             if task.first_token is not None:
                 self._metrics.first_token(model, task.submitted, task.first_token)
-        self._note(request, model, replies)
+        self._note(request, model, replies, len(replies) // len(calls))
         return replies
 
     async def _stream(
         self,
         request: Request,
-        call: Completion,
-        maker: ChatStream | TextStream,
+        calls: Sequence[Completion],
+        kind: type[ChatStream | TextStream],
+        heading: Heading,
         fields: Fields,
         body: Mapping[str, Any],
     ) -> Response:
         """A stream of events. Errors before the first token have a status of their own."""
-        model = request.state.access["model"]
-        if call.request.answers_each > 1:
-            raise RequestError(400, "a stream has one answer; leave out n, or stream", "n")
-        pending = PendingStream(call)
+        model, each = request.state.access["model"], calls[0].request.answers_each
+        maker = ReplyStream(kind, heading, fields, len(calls) * each)
+        pending = PendingStream(calls)
         deltas = pending.deltas()
         left = asyncio.ensure_future(_left(request))
         left.add_done_callback(lambda _: pending.cancel())
@@ -141,22 +133,20 @@ class Answering:
         except BaseException:
             left.cancel()
             raise
-        self._metrics.first_token(model, pending.task.submitted)
+        self._metrics.first_token(model, pending.tasks[0].submitted)
 
         async def events() -> AsyncGenerator[str, None]:
             try:
-                if opening := maker.first():
-                    yield _event(opening)
-                delta = first
-                while True:
-                    for chunk in maker.chunks(delta):
+                for chunk in maker.first():
+                    yield _event(chunk)
+                for chunk in maker.chunks(*first):
+                    yield _event(chunk)
+                async for index, delta in deltas:
+                    for chunk in maker.chunks(index, delta):
                         yield _event(chunk)
-                    if delta.reply is not None:
-                        break
-                    delta = await anext(deltas)
-                self._note(request, model, [delta.reply])
-                if fields.include_usage:
-                    yield _event(maker.usage(delta.reply))
+                self._note(request, model, maker.replies, each)
+                for chunk in maker.last(each):
+                    yield _event(chunk)
                 yield "data: [DONE]\n\n"
             except Exception as error:
                 yield _event(problem_of(error, body).body)
@@ -167,13 +157,12 @@ class Answering:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
-    def _note(self, request: Request, model: str, replies: Sequence[Reply]) -> None:
-        """Measure and log answers."""
-        self._metrics.answered(model, replies)
-        usages = [reply.record.usage for reply in replies]
+    def _note(self, request: Request, model: str, replies: Sequence[Reply], each: int) -> None:
+        """Measure and log answers, of which each prompt has `each`."""
+        self._metrics.answered(model, replies, each)
+        usage = usage_of(replies, each)
         request.state.access.update(
-            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"]
         )
 
 

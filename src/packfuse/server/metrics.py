@@ -73,11 +73,12 @@ class Metrics:
         """Record when an answer began; times by `time.monotonic`."""
         self._first.labels(model).observe((chosen or time.monotonic()) - submitted)
 
-    def answered(self, model: str, replies: Sequence[Reply]) -> None:
-        """Record answers."""
+    def answered(self, model: str, replies: Sequence[Reply], each: int) -> None:
+        """Record answers, of which each prompt has `each`."""
+        for reply in replies[::each]:
+            self._tokens.labels(model, "prompt").inc(reply.record.usage.prompt_tokens)
         for reply in replies:
             record = reply.record
-            self._tokens.labels(model, "prompt").inc(record.usage.prompt_tokens)
             self._tokens.labels(model, "completion").inc(record.usage.completion_tokens)
             if record.agreed is not None:
                 self._agreed.labels(model).observe(record.agreed)

@@ -6,16 +6,16 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from openai.types import Completion as TextCompletion
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion
 
 from packfuse.generation.result import TokenLogprob, TraceStep
 from packfuse.server.fields import Fields
 from packfuse.text.chats.tool_text import to_json
 from packfuse.tools.logprobs import openai_logprobs
-from packfuse.tools.reply import Reply, ReplyDelta, ToolCall
+from packfuse.tools.reply import Reply, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def chat_response(heading: Heading, replies: Sequence[Reply], fields: Fields) ->
 
 
 def _message(reply: Reply) -> dict[str, Any]:
-    calls = [_call(call) for call in reply.calls]
+    calls = [call_of(call) for call in reply.calls]
     # What could not be parsed as a call is still what the pack wrote.
     text = reply.text + "".join(broken.text for broken in reply.broken)
     message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text}
@@ -122,7 +122,8 @@ def _message(reply: Reply) -> dict[str, Any]:
     return message
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def call_of(call: ToolCall) -> dict[str, Any]:
+    """A tool call."""
     function = {"name": call.name, "arguments": to_json(call.arguments)}
     return {"id": call.id, "type": "function", "function": function}
 
@@ -167,102 +168,3 @@ def _spelled(token: TokenLogprob) -> str:
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.utf8)
     return token.text
-
-
-class _Stream:
-    """What streams of chats and of texts have in common.
-
-    Attributes:
-        kind: What its chunks are called.
-    """
-
-    kind: ClassVar[str]
-
-    def __init__(self, heading: Heading, fields: Fields) -> None:
-        """Before the first delta."""
-        self._heading, self._fields = heading, fields
-
-    def usage(self, reply: Reply) -> dict[str, Any]:
-        """The chunk with the numbers of tokens."""
-        found = {**self._heading.fields(self.kind), "choices": []}
-        found["usage"] = usage_of([reply], 1)
-        found["fusion"] = record_of(reply)
-        return found
-
-    def _with(self, choice: dict[str, Any], trace: Sequence[TraceStep]) -> dict[str, Any]:
-        """The chunk of a part of the answer, with its steps if they are wanted."""
-        found = {**self._heading.fields(self.kind), "choices": [{"index": 0, **choice}]}
-        if self._fields.trace and trace:
-            found["trace"] = [step.model_dump(mode="json") for step in trace]
-        return found
-
-
-class ChatStream(_Stream):
-    """Makes the chunks of a streamed chat."""
-
-    kind = "chat.completion.chunk"
-
-    def __init__(self, heading: Heading, fields: Fields) -> None:
-        """Before the first delta."""
-        super().__init__(heading, fields)
-        self._calls = 0
-
-    def first(self) -> dict[str, Any]:
-        """The chunk with the role."""
-        return self._chunk({"role": "assistant", "content": ""})
-
-    def chunks(self, delta: ReplyDelta) -> Iterable[dict[str, Any]]:
-        """The chunks of a delta."""
-        if delta.text or (delta.trace and delta.reply is None):
-            yield self._chunk({"content": delta.text}, delta.trace)
-        if delta.reasoning:
-            yield self._chunk({"reasoning_content": delta.reasoning})
-        if delta.broken is not None:
-            yield self._chunk({"content": delta.broken.text})
-        if delta.call is not None:
-            call = {"index": self._calls, **_call(delta.call)}
-            self._calls += 1
-            yield self._chunk({"tool_calls": [call]})
-        if delta.reply is not None:
-            last = self._chunk({}, delta.trace, finish_reason(delta.reply))
-            yield {**last, "fusion": record_of(delta.reply)}
-
-    def _chunk(
-        self, delta: dict[str, Any], trace: Sequence[TraceStep] = (), reason: str | None = None
-    ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"delta": delta, "finish_reason": reason}
-        if self._fields.logprobs:
-            choice["logprobs"] = openai_logprobs(trace) if trace else None
-        found = self._with(choice, trace)
-        ChatCompletionChunk.model_validate(found)
-        return found
-
-
-class TextStream(_Stream):
-    """Makes the chunks of a streamed completion."""
-
-    kind = "text_completion"
-
-    def __init__(self, heading: Heading, fields: Fields) -> None:
-        """Before the first delta."""
-        super().__init__(heading, fields)
-        self._offset = 0
-
-    def first(self) -> None:
-        """A completion has no first chunk."""
-
-    def chunks(self, delta: ReplyDelta) -> Iterable[dict[str, Any]]:
-        """The chunks of a delta."""
-        reply, trace = delta.reply, delta.trace
-        if not (delta.text or trace or reply):
-            return
-        logprobs = None
-        if self._fields.logprobs and trace:
-            logprobs = text_logprobs(trace, self._offset)
-            self._offset += sum(len(step.text) for step in trace)
-        reason = finish_reason(reply) if reply else None
-        choice = {"text": delta.text, "finish_reason": reason, "logprobs": logprobs}
-        found = self._with(choice, trace)
-        if reply is not None:
-            found["fusion"] = record_of(reply)
-        yield found

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from packfuse.generation.result import Answer
 from packfuse.scheduler.streaming import ChunkMaker, Item, QueueStreamer, check_stream
@@ -56,48 +57,62 @@ class Pending:
 
 
 class PendingStream:
-    """A streamed call that is queued.
+    """Streamed calls of one pack that are queued.
 
     Attributes:
-        task: Its task.
+        tasks: Their tasks.
     """
 
-    def __init__(self, completion: Completion) -> None:
-        """Queue the call; to be called in the event loop that reads the stream.
+    def __init__(self, completions: Sequence[Completion]) -> None:
+        """Queue the calls; to be called in the event loop that reads the stream.
 
         Raises:
-            ConfigError: for beams or several return sequences.
-            BusyError: if too many prompts wait already.
+            ConfigError: for beams.
+            BusyError: if too many prompts wait already; none is queued then.
             ClosedError: if the pack was closed.
         """
-        check_stream(completion.request)
-        self._completion, self._loop = completion, asyncio.get_running_loop()
-        self._items: asyncio.Queue[Item] = asyncio.Queue()
-        pack, self._cancel = completion.pack, threading.Event()
-        self.task = pack.task(completion.request, self._cancel, QueueStreamer(self._put))
-        self.task.future.add_done_callback(self._put)
-        pack.scheduler.submit(self.task)
+        self._loop, self._cancel = asyncio.get_running_loop(), threading.Event()
+        self._items: asyncio.Queue[tuple[int, Item]] = asyncio.Queue()
+        self._makers: list[tuple[ChunkMaker, DeltaMaker]] = []
+        self.tasks = [self._task(one) for one in completions]
+        completions[0].pack.scheduler.submit(*self.tasks)
 
-    def _put(self, item: Item) -> None:
+    def _task(self, completion: Completion) -> Task[list[Answer]]:
+        request, first = completion.request, len(self._makers)
+        check_stream(request, several=True)
+        puts = [partial(self._put, first + number) for number in range(request.answers_each)]
+        self._makers += [
+            (ChunkMaker(number), DeltaMaker(completion.parser())) for number in range(len(puts))
+        ]
+        task = completion.pack.task(request, self._cancel, [QueueStreamer(put) for put in puts])
+        for put in puts:
+            task.future.add_done_callback(put)
+        return task
+
+    def _put(self, number: int, item: Item) -> None:
         """Called by the scheduler's thread. The event loop may be closed by then."""
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._items.put_nowait, (number, item))
 
     def cancel(self) -> None:
-        """End the answer within one step."""
+        """End the answers within one step."""
         self._cancel.set()
 
-    async def deltas(self) -> AsyncGenerator[ReplyDelta, None]:
-        """The deltas of the answer; closing the generator ends it within one step."""
-        chunks, maker = ChunkMaker(), DeltaMaker(self._completion.parser())
+    async def deltas(self) -> AsyncGenerator[tuple[int, ReplyDelta], None]:
+        """The deltas of all answers as they come, each with the index of its answer.
+
+        Answers are counted call by call. Closing the generator ends them within one step.
+        """
+        left = len(self._makers)
         try:
-            while True:
-                chunk = chunks.chunk(await self._items.get())
+            while left:
+                number, item = await self._items.get()
+                chunks, maker = self._makers[number]
+                chunk = chunks.chunk(item)
                 if chunk is None:
                     continue
                 for delta in maker.deltas(chunk):
-                    yield delta
-                if chunk.record is not None:
-                    return
+                    yield number, delta
+                left -= chunk.record is not None
         finally:
             self.cancel()
