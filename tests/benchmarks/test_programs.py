@@ -36,6 +36,13 @@ def test_evidence(tmp_path: Path) -> None:
         assert found["rows"][label]["bits_per_byte"]["value"] > 0
 
 
+def test_soak() -> None:
+    found = run("soak.py")
+    assert sum(found["calls"].values()) == 50
+    assert found["failures"] == []
+    assert found["growth"]["files"] == 1
+
+
 def test_alignment() -> None:
     found = run("alignment.py")
     assert len(found["carrying_loss"]) == 2
