@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,6 +54,12 @@ def default_starter(default_folders: dict[str, Path]) -> Pack:
     from packfuse import Pack
 
     return Pack.starter(progress=False)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports made out of every garbage collection: a tenth of the time of all tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -322,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", action="store_true", help="keep the results")
     options = parser.parse_args(arguments)
     if options.small:
-        options.seconds, options.rounds, options.calls = 0, 2, 25
+        options.seconds, options.rounds, options.calls = 0, 2, 12
     with tempfile.TemporaryDirectory() as folder:
         folders = [save(Path(folder) / name, name, k) for k, name in enumerate(TOKENIZERS)]
         pack = Pack.from_pretrained(folders, progress=False)

@@ -41,6 +41,7 @@ def test_langchain_rag(default_folders: dict[str, Path], tmp_path: Path) -> None
     assert re.search(r"rust.*source: planets\.md, Mars", red, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_langchain_agent(default_folders: dict[str, Path], tmp_path: Path) -> None:
     printed = run("langchain_agent.py", "What is 17 times 23?", folder=tmp_path)
     assert 'call multiply {"a": 17, "b": 23}' in printed

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,6 @@ NUMBERS = [{"question": f"{n} + 1?", "answer": f"{n + 1}"} for n in range(4)]
 
 
 pytestmark = pytest.mark.usefixtures("loud_afterwards")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _young() -> Iterator[None]:
-    """Models are freed again and again; what the libraries hold need not be searched for them."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +38,6 @@ CHOICES = [
 NUMBERS = [{"question": f"{n} + 1?", "answer": f"{n + 1}"} for n in range(4)]
 LINES = {"text": TEXTS, "choice": CHOICES, "number": NUMBERS}
 ANYBODY = DetermineLimits(within=1e9, length_ratio=1e9)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _young() -> Iterator[None]:
-    """Models are freed again and again; what the libraries hold need not be searched for them."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

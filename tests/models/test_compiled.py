@@ -292,7 +292,7 @@ def test_answers_are_the_same(
 
 @pytest.mark.parametrize(
     "setting",
-    [{}, {"heads": "pruned", "reference": "mistral"},
+    [{}, pytest.param({"heads": "pruned", "reference": "mistral"}, marks=pytest.mark.slow),
      {"heads": "pruned", "reference": "mistral", "fusion": "unite"}],
     ids=str,
 )  # fmt: skip

@@ -168,6 +168,7 @@ def test_agent_workflow_chooses_by_the_flag(caller, reasoner, flag, kind):
     assert len(records) == 2
 
 
+@pytest.mark.slow
 def test_function_agent_on_the_starter_pack(starter):
     llm = PackFuse(pack=starter, max_new_tokens=40)
     agent = FunctionAgent(tools=TOOLS, llm=llm, initial_tool_choice="multiply")

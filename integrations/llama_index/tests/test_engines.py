@@ -68,6 +68,7 @@ def test_retriever_query_engine_streams_the_same_answer(index):
     assert asyncio.run(index.as_query_engine().aquery("What is the secret word?")).response == whole
 
 
+@pytest.mark.slow
 def test_condense_plus_context_chat_engine(index):
     engine = index.as_chat_engine(chat_mode="condense_plus_context")
     with collect_fusion() as fusion:
@@ -91,6 +92,7 @@ def test_router_query_engine(tools, llm):
     assert len(fusion.records) == 2
 
 
+@pytest.mark.slow
 def test_sub_question_query_engine(tools, llm):
     question = {
         "type": "object",
