@@ -1,0 +1,36 @@
+"""Everything that can be set, once: `Pack`, pack.yaml, the command line and front ends use it.
+
+The docstring of a field is its documentation everywhere. Import from here: `PackSettings`,
+`MemberSettings`, `LoadSettings` and `PackConfig`. This room may use `paths` and `errors`.
+"""
+
+from packfuse.settings.base import OTHER_NAMES, Settings
+from packfuse.settings.config import PackConfig
+from packfuse.settings.loading import TRUST, LoadSettings, MemberSettings
+from packfuse.settings.pack import (
+    HEADS,
+    PARTS,
+    SCHEDULING,
+    HeadsName,
+    PackSettings,
+    Part,
+    plain_part,
+    weighting_part,
+)
+
+__all__ = [
+    "HEADS",
+    "OTHER_NAMES",
+    "PARTS",
+    "SCHEDULING",
+    "TRUST",
+    "HeadsName",
+    "LoadSettings",
+    "MemberSettings",
+    "PackConfig",
+    "PackSettings",
+    "Part",
+    "Settings",
+    "plain_part",
+    "weighting_part",
+]

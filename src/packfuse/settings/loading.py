@@ -1,0 +1,121 @@
+"""What members are loaded from, and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from packfuse.paths import exists
+from packfuse.settings.base import Settings
+
+
+class _Loading(Settings):
+    """What decides how the weights of one or of all members are loaded; names as in transformers.
+
+    None leaves the choice to transformers, in a member to the pack.
+    """
+
+    device_map: str | dict[str, Any] | None = None
+    """Where the weights go: auto, cpu, cuda, ..., as in transformers."""
+    max_memory: dict[int | str, int | str] | None = None
+    """Most memory of each device for device_map=auto, as in {0: 10GiB, cpu: 30GiB}."""
+    offload_folder: str | None = None
+    """Folder of weights that device_map places on the disk."""
+    quantization: dict[str, Any] | None = None
+    """A transformers quantization configuration, as an object or a mapping: {load_in_4bit: true},
+    or with its `quant_method`."""
+    attn_implementation: str | None = None
+    """Attention kernels: sdpa, eager, flash_attention_2, ..."""
+    cache_dir: str | None = None
+    """Folder of downloaded models, where it is not that of the Hugging Face libraries."""
+    token: str | bool | None = Field(default=None, exclude=True, repr=False)
+    """Access token for the hub; never written to a file."""
+
+    @field_validator("offload_folder", "cache_dir", mode="before")
+    @classmethod
+    def _plain_path(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("device_map", mode="before")
+    @classmethod
+    def _plain_device(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            return {"": value}
+        if isinstance(value, Mapping):
+            return {name: _device_name(device) for name, device in value.items()}
+        return _device_name(value)
+
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _plain_quantization(cls, value: Any) -> Any:
+        return _plain(value.to_dict() if hasattr(value, "to_dict") else value)
+
+
+def _dtype_name(value: Any) -> Any:
+    return value if value is None else str(value).removeprefix("torch.")
+
+
+def _device_name(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML can hold it: enumerations and dtypes become their names."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return _dtype_name(value)
+
+
+class LoadSettings(_Loading):
+    """How members are loaded, where a member does not say otherwise."""
+
+    dtype: str = "auto"
+    """Type of the weights: auto, float32, bfloat16, ..."""
+    trust_remote_code: bool = False
+    """Run code that comes with a model. A file cannot set it."""
+    unsafe_weights: bool = False
+    """Accept weights that are not safetensors; pickled weights can run code. A file cannot set
+    it."""
+
+    _name_of_dtype = field_validator("dtype", mode="before")(_dtype_name)
+
+
+TRUST = ("trust_remote_code", "unsafe_weights")
+"""Settings that let a model do more than compute: whoever loads a pack sets them, never a file."""
+
+
+class MemberSettings(_Loading):
+    """One member. Whatever is left out is taken from the pack's `LoadSettings`."""
+
+    model: str
+    """Hub id, local folder, or path of a GGUF file."""
+    name: str | None = None
+    """What records and errors call it; the last part of `model` by default."""
+    tokenizer: str | None = None
+    """Hub id or folder, where it is not the model's own."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    subfolder: str | None = None
+    """Folder of the model inside its repository or folder."""
+    dtype: str | None = None
+    """Type of the weights."""
+
+    _name_of_dtype = field_validator("dtype", mode="before")(_dtype_name)
+
+    def beside(self, folder: Path) -> MemberSettings:
+        """The same with model and tokenizer found in `folder`, where they are there."""
+        named = {"model": self.model, "tokenizer": self.tokenizer}
+        places = {field: folder / name for field, name in named.items() if name}
+        found = {field: str(place.resolve()) for field, place in places.items() if exists(place)}
+        return self.model_copy(update=found)
