@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from packfuse import Pack
-from packfuse.models.hf_member import HFMember
+from packfuse.models.member import Member
 
 from .clock import exactly
 from .texts import prose
@@ -63,7 +63,7 @@ class Bench:
         return pack
 
     @property
-    def members(self) -> list[HFMember]:
+    def members(self) -> list[Member]:
         """The members of the pack."""
         return self.pack.members
 

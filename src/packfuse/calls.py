@@ -11,7 +11,7 @@ from packfuse.causal_lm.constraint_processor import check_writable
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import ConfigError
 from packfuse.generation.call_arguments import SCORE, WEIGH, only
-from packfuse.generation.identity import described, forget_digest, identity_of
+from packfuse.generation.identity import described, identity_of
 from packfuse.generation.length import context_window, longest_ids, prompt_length
 from packfuse.generation.request import Request, make_request
 from packfuse.generation.result import Answer, Chunk
@@ -19,8 +19,7 @@ from packfuse.generation.runner import Runner
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.streamers import AnswerStreamer
 from packfuse.generation.weigh import Weighing, compare_weightings
-from packfuse.models.hf_member import HFMember
-from packfuse.models.member import Pause
+from packfuse.models.member import Member, Pause
 from packfuse.process import PackLock
 from packfuse.scheduler.scheduler import Scheduler
 from packfuse.scheduler.streaming import check_stream, stream_answer
@@ -42,7 +41,7 @@ class PackCalls:
 
     def __init__(
         self,
-        members: Sequence[HFMember],
+        members: Sequence[Member],
         settings: PackSettings | None = None,
         *,
         config: PackConfig | None = None,
@@ -74,7 +73,7 @@ class PackCalls:
         return described(self.runtime)
 
     @property
-    def members(self) -> list[HFMember]:
+    def members(self) -> list[Member]:
         """The members, in order."""
         return self.runtime.members
 
@@ -126,7 +125,6 @@ class PackCalls:
                 self.runtime.prefixes.clear()
             for member in self.members:
                 member.forget()
-                forget_digest(member)
 
     def generate(self, prompt: Any, **arguments: Any) -> Any:
         """Answer a prompt, a chat, or a list of either.

@@ -11,7 +11,6 @@ from typing import Any
 from packfuse.calls import PackCalls
 from packfuse.errors import ConfigError
 from packfuse.generation.runtime import Parts
-from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import (
     load_given,
     load_members,
@@ -19,6 +18,7 @@ from packfuse.models.loading import (
     refuse_loading,
 )
 from packfuse.models.loading.given import Loaded
+from packfuse.models.member import Member
 from packfuse.progress import library_bars
 from packfuse.settings import PackConfig, PackSettings
 
@@ -102,7 +102,7 @@ class Pack(PackCalls):
             ConfigError: for unusable settings.
             LoadError: if a member cannot be loaded.
         """
-        shared: dict[str, HFMember] = {}
+        shared: dict[str, Member] = {}
         return {name: cls._load(own, progress, shared) for name, own in configs.items()}
 
     @classmethod
@@ -186,7 +186,7 @@ class Pack(PackCalls):
 
     @classmethod
     def _load(
-        cls, config: PackConfig, progress: bool, shared: dict[str, HFMember] | None = None
+        cls, config: PackConfig, progress: bool, shared: dict[str, Member] | None = None
     ) -> Pack:
         # Names are checked before anything heavy is loaded.
         Parts.of(config)

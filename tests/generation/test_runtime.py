@@ -11,6 +11,7 @@ import torch
 from packfuse.errors import ExperimentalWarning
 from packfuse.generation.runtime import Runtime
 from packfuse.models.hf_member import HFMember
+from packfuse.models.member import Member
 from packfuse.settings import PackSettings
 from tests.support.small import small_pack
 
@@ -19,24 +20,24 @@ MEASURED = {"parallel": "slower than one member after the other", "compiled": "0
 
 
 @pytest.fixture(scope="module")
-def members() -> list[HFMember]:
+def members() -> list[Member]:
     return small_pack().members
 
 
-def runtime(members: list[HFMember], **settings: Any) -> Runtime:
+def runtime(members: list[Member], **settings: Any) -> Runtime:
     """A runtime without engines, so that nothing is compiled."""
     return Runtime(members, PackSettings(**settings), progress=False)
 
 
 @SWITCHES
 @pytest.mark.filterwarnings("ignore:member .* is not compiled:RuntimeWarning")
-def test_experimental_settings_warn_on_processors(members: list[HFMember], name: str) -> None:
+def test_experimental_settings_warn_on_processors(members: list[Member], name: str) -> None:
     with pytest.warns(ExperimentalWarning, match=f"{name}=True .*{MEASURED[name]}") as caught:
         runtime(members, **{name: True})
     assert [one.category for one in caught].count(ExperimentalWarning) == 1
 
 
-def test_other_settings_do_not_warn(members: list[HFMember]) -> None:
+def test_other_settings_do_not_warn(members: list[Member]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         runtime(members)
@@ -46,7 +47,7 @@ def test_other_settings_do_not_warn(members: list[HFMember]) -> None:
 @SWITCHES
 @pytest.mark.filterwarnings("ignore:member .* is not compiled:RuntimeWarning")
 def test_experimental_settings_do_not_warn_on_other_devices(
-    members: list[HFMember], name: str, monkeypatch: pytest.MonkeyPatch
+    members: list[Member], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(HFMember, "device", property(lambda _: torch.device("cuda")))
     with warnings.catch_warnings():

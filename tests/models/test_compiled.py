@@ -318,9 +318,10 @@ def test_drafts_are_compiled_in_all_lengths(compiler: None) -> None:
     member = HFMember("one", pico.tiny_pair("mistral")[0], fusing.vocabulary("mistral"))
     pack = Pack([member], progress=False, compiled=True, draft="lookup")
     before = counters["stats"]["unique_graphs"]
-    (row,) = begun(pack.members[0], [9])
+    own: Any = pack.members[0]
+    (row,) = begun(own, [9])
     for new in (1, 3, 5, 8, 4, 6, MAX_NEW_TOKENS):
-        go_on(pack.members[0], "llama", [row], [new])
+        go_on(own, "llama", [row], [new])
     assert counters["stats"]["unique_graphs"] == before
 
 

@@ -27,7 +27,7 @@ from packfuse.starter.plan import StarterModel, StarterPlan
 from packfuse.starter.prepare import plan
 
 if TYPE_CHECKING:
-    from packfuse.models.hf_member import HFMember
+    from packfuse.models.member import Member
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "packages" / "expert"
@@ -43,7 +43,7 @@ ENGLISH = (
 
 
 @pytest.fixture(scope="module")
-def expert() -> HFMember:
+def expert() -> Member:
     """The expert alone, as packs load it."""
     config = PackConfig(members=[MemberSettings(model=str(expert_path()))])
     return load_member(EXPERT, config.members[0], config)
@@ -55,7 +55,7 @@ def pack(starter_folders) -> Pack:
     return Pack.starter("small", expert=True, progress=False)
 
 
-def bits_per_byte(member: HFMember, text: str, context: int = CONTEXT) -> float:
+def bits_per_byte(member: Member, text: str, context: int = CONTEXT) -> float:
     """Over the bytes after the context, straight from the model's own logits."""
     vocabulary, data = member.vocabulary, text.encode()
     ids, ends = vocabulary.encode_spans(data)
@@ -86,13 +86,13 @@ def test_it_is_small_and_says_what_it_is():
     assert all(word in card for word in ("apache-2.0", "kubernetes", "training/expert.py"))
 
 
-def test_it_computes_in_float32_whatever_it_is_stored_in(expert: HFMember):
+def test_it_computes_in_float32_whatever_it_is_stored_in(expert: Member):
     assert expert.model.dtype == torch.float32
     assert round(expert.model.num_parameters() / 1e6) == int(EXPERT.split("-")[-1].rstrip("m"))
     assert expert.context_window == 2_048
 
 
-def test_every_byte_can_be_written_and_read(expert: HFMember):
+def test_every_byte_can_be_written_and_read(expert: Member):
     vocabulary = expert.vocabulary
     assert vocabulary.missing == frozenset()
     every = bytes(range(256))
@@ -103,7 +103,7 @@ def test_every_byte_can_be_written_and_read(expert: HFMember):
 
 
 @pytest.mark.parametrize("kind", HELD_OUT)
-def test_a_pack_of_it_alone_is_the_model_alone(expert: HFMember, kind: str):
+def test_a_pack_of_it_alone_is_the_model_alone(expert: Member, kind: str):
     prompt = HELD_OUT[kind][:CONTEXT]
     ids = torch.tensor([expert.vocabulary.encode(prompt)])
     alone = expert.model.generate(
@@ -114,12 +114,12 @@ def test_a_pack_of_it_alone_is_the_model_alone(expert: HFMember, kind: str):
 
 
 @pytest.mark.parametrize("kind", HELD_OUT)
-def test_it_reads_text_that_begins_anywhere(expert: HFMember, kind: str):
+def test_it_reads_text_that_begins_anywhere(expert: Member, kind: str):
     for start in (0, 1, 137, 400):
         assert bits_per_byte(expert, HELD_OUT[kind][start:]) < 0.2
 
 
-def test_it_knows_nothing_else(expert: HFMember):
+def test_it_knows_nothing_else(expert: Member):
     assert bits_per_byte(expert, ENGLISH, context=200) > 2.5
 
 

@@ -16,7 +16,7 @@ from packfuse.weighting.methods.losses import prompt_loss
 from packfuse.weighting.prompt_scores import PromptScores
 
 if TYPE_CHECKING:
-    from packfuse.models.hf_member import HFMember
+    from packfuse.models.member import Member
     from packfuse.weighting.methods.base import Evidence
 
 pytestmark = pytest.mark.starter
@@ -36,7 +36,7 @@ def pack(starter: Pack) -> Pack:
 
 
 @pytest.fixture(scope="module")
-def members(pack: Pack) -> list[HFMember]:
+def members(pack: Pack) -> list[Member]:
     """Its two members."""
     return pack.members
 

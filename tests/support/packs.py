@@ -8,6 +8,7 @@ from typing import Any
 
 from packfuse import Pack
 from packfuse.models.hf_member import HFMember
+from packfuse.models.member import Member
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico
 
@@ -29,6 +30,6 @@ def tiny_members(names: Sequence[str], seed: int = 0) -> list[HFMember]:
     return [tiny_member(name, seed=seed + k) for k, name in enumerate(names)]
 
 
-def tiny_pack(members: Sequence[HFMember], **settings: Any) -> Pack:
+def tiny_pack(members: Sequence[Member], **settings: Any) -> Pack:
     """A pack without a progress display."""
     return Pack(members, progress=False, **settings)

@@ -400,7 +400,7 @@ def test_a_member_that_fails_leaves_the_cache_intact() -> None:
 def test_a_model_that_fails_halfway_leaves_the_cache_intact() -> None:
     warm, cold = engine(), engine(limit=None)
     read(warm, FIRST)
-    model: Any = warm.members[0].model  # type: ignore[attr-defined]
+    model: Any = warm.members[0].model
     last = model.model.layers[-1]
     hook = last.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("halt")))
     try:

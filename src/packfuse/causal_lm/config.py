@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import GenerationConfig, PreTrainedConfig
 
 from packfuse.fusion.engine import Engine
-from packfuse.models.hf_member import HFMember
+from packfuse.models.member import Member
 
 
 class FusedConfig(PreTrainedConfig):
@@ -21,9 +21,10 @@ class FusedConfig(PreTrainedConfig):
     is_encoder_decoder: bool = False
 
 
-def fused_config(engine: Engine, reference: HFMember) -> FusedConfig:
+def fused_config(engine: Engine, reference: Member) -> FusedConfig:
     """The configuration of a pack; its context window is the smallest of its members'."""
-    own = reference.model.config.get_text_config()
+    model = reference.model
+    own = reference.tokenizer if model is None else model.config.get_text_config()
     config = FusedConfig(
         vocab_size=engine.reference.columns,
         max_position_embeddings=min(member.context_window for member in engine.members),
@@ -35,7 +36,7 @@ def fused_config(engine: Engine, reference: HFMember) -> FusedConfig:
     return config
 
 
-def fused_generation_config(reference: HFMember) -> GenerationConfig:
+def fused_generation_config(reference: Member) -> GenerationConfig:
     """The reference's special token ids, without its sampling defaults."""
     return GenerationConfig(
         bos_token_id=reference.tokenizer.bos_token_id,
@@ -44,13 +45,13 @@ def fused_generation_config(reference: HFMember) -> GenerationConfig:
     )
 
 
-def _end_id(reference: HFMember) -> int | list[int] | None:
+def _end_id(reference: Member) -> int | list[int] | None:
     """The id that ends a text; a list where several do."""
     ends = list(reference.vocabulary.end_ids)
     return ends[0] if len(ends) == 1 else ends or None
 
 
-def _pad_id(reference: HFMember) -> int | None:
+def _pad_id(reference: Member) -> int | None:
     ends = reference.vocabulary.end_ids
     own = reference.tokenizer.pad_token_id
     return own if own is not None else (ends[0] if ends else None)

@@ -41,6 +41,7 @@ from packfuse.causal_lm.copies import SharedMembers
 from packfuse.causal_lm.drafts.base import DraftContext
 from packfuse.causal_lm.normalizers import log_normalizers
 from packfuse.causal_lm.processors import SeededChoice
+from packfuse.causal_lm.reference import OfReference
 from packfuse.causal_lm.room import WindowCriteria
 from packfuse.errors import PromptError, UnsupportedError
 from packfuse.fusion.engine import Engine
@@ -53,7 +54,6 @@ from packfuse.hf_compat.generation import (
     generation_mask,
 )
 from packfuse.hf_compat.models import CACHE, causal_output, name_cache
-from packfuse.models.hf_member import HFMember
 from packfuse.text.prompt import blank, from_ids
 from packfuse.weighting.prefill import prefill
 from packfuse.weighting.prefix_cache import PrefixCache
@@ -63,7 +63,12 @@ _GENERATE = inspect.signature(_generate)
 
 
 class FusedForCausalLM(
-    SharedMembers, UnsupportedMethods, GenerationHooks, PreTrainedModel, GenerationMixin
+    OfReference,
+    SharedMembers,
+    UnsupportedMethods,
+    GenerationHooks,
+    PreTrainedModel,
+    GenerationMixin,
 ):
     """A pack as one causal language model, over the reference's vocabulary.
 
@@ -72,7 +77,7 @@ class FusedForCausalLM(
     fits no weights, because a likelihood must not depend on the tokens that follow.
 
     Attributes:
-        members: The members' models; the reference's comes first.
+        members: The models of members in this process; the reference's comes first.
         engine: The members, paired with the reference.
         call: The settings of a call without settings. A call passes its settings in a `FusedCache`,
             as the argument `cache`.
@@ -86,14 +91,14 @@ class FusedForCausalLM(
     def __init__(
         self, engine: Engine, call: CallSettings, prefixes: PrefixCache | None = None
     ) -> None:
-        """Wrap an engine whose members are all `HFMember`s."""
-        own = [member for member in engine.members if isinstance(member, HFMember)]
-        reference = own[engine.reference_index]
+        """Wrap an engine."""
+        reference = engine.members[engine.reference_index]
         super().__init__(fused_config(engine, reference))
         # The reference comes first: transformers takes a model's device from its first parameter.
-        self.members = nn.ModuleList(
-            [reference.model, *(m.model for m in own if m is not reference)]
-        )
+        others = [member for member in engine.members if member is not reference]
+        models = [member.model for member in [reference, *others] if member.model is not None]
+        # Without a model in this process, a parameter without content says that it computes here.
+        self.members = nn.ModuleList(models or [nn.ParameterList([torch.empty(0)])])
         self.engine, self.call, self.prefixes = engine, call, prefixes
         self.generation_config = fused_generation_config(reference)
         # Pipelines do not move a model that has a device map.
@@ -381,21 +386,3 @@ class FusedForCausalLM(
             read[key] = sequence
             prompts.append(sequence)
         return prompts
-
-    @property
-    def device(self) -> torch.device:
-        """The reference's device, for ids and logits."""
-        return self.engine.members[self.engine.reference_index].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the reference's parameters; fused log-probabilities are float32."""
-        return next(self.members[0].parameters()).dtype
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The reference's input embeddings."""
-        return self.members[0].get_input_embeddings()  # type: ignore[no-any-return,operator]
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The reference's LM head."""
-        return self.members[0].get_output_embeddings()  # type: ignore[no-any-return,operator]

@@ -16,8 +16,8 @@ from packfuse.evaluation.run import QuestionSet, run_system
 from packfuse.evaluation.setting import Setting, every_method
 from packfuse.evaluation.systems import GeneratingSystem, ScoringSystem, System, alone, under
 from packfuse.evaluation.tasks.base import Task
-from packfuse.models.hf_member import HFMember
 from packfuse.models.loading import load_member, short_name, unique_names
+from packfuse.models.member import Member
 from packfuse.pack import Pack
 from packfuse.progress import LabeledProgressCallback
 from packfuse.settings import PackConfig
@@ -68,7 +68,7 @@ class Determiner:
         self.development, self.held_back = questions.questions[::2], questions.questions[1::2]
         self.names = unique_names([m.name or short_name(m.model) for m in config.members])
         self._members = dict(zip(self.names, config.members, strict=True))
-        self._loaded: dict[str, HFMember] = {}
+        self._loaded: dict[str, Member] = {}
 
     def run(self) -> Determination:
         """Measure every candidate, and add those that make the pack better.
@@ -249,7 +249,7 @@ class Determiner:
             config=config,
         )
 
-    def _load(self, name: str) -> HFMember:
+    def _load(self, name: str) -> Member:
         if name not in self._loaded:
             self._loaded[name] = load_member(name, self._members[name], self.config)
         return self._loaded[name]

@@ -15,7 +15,7 @@ from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.scorer import Method, Scorer, Scores
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.tasks.base import Likelihoods, Task
-from packfuse.models.hf_member import HFMember
+from packfuse.models.member import Member
 from packfuse.pack import Pack
 from packfuse.settings import PackConfig, PackSettings
 from packfuse.weighting.prefill import Fit
@@ -237,7 +237,7 @@ class GeneratingSystem(System):
 
 
 def alone(
-    member: HFMember, config: PackConfig | None = None, settings: PackSettings | None = None
+    member: Member, config: PackConfig | None = None, settings: PackSettings | None = None
 ) -> Pack:
     """One member as a pack of its own: the same code, and exactly the member's distribution.
 

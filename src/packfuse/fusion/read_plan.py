@@ -12,7 +12,7 @@ from torch import Tensor
 from packfuse.fusion.member_stream import Boundary, ReadSteps
 from packfuse.fusion.sequence import PackSequence, StreamState
 from packfuse.models.member import Member, Pause, Read, ReadCallback
-from packfuse.models.threads import device_groups, run_parallel
+from packfuse.models.threads import device_groups, run_beside, run_parallel
 
 
 @dataclass(slots=True)
@@ -114,8 +114,8 @@ def execute(
         members: In the pack's order.
         plans: One for each sequence; their `boundaries` are filled in.
         callbacks: By member, called with every distribution of a prompt.
-        parallel: Whether members on different devices run at the same time. Not together with
-            callbacks, nor under autocast, which is a setting of one thread.
+        parallel: Whether members on different devices of this process run at the same time. Not
+            together with callbacks, nor under autocast, which is a setting of one thread.
         pause: Interrupts long reads; None to read without a pause.
     """
     for plan in plans:
@@ -148,7 +148,9 @@ def execute(
         reading = [k for k in range(len(members)) if any(p.sequence.streams[k] for p in plans)]
         run_parallel([partial(read, group) for group in device_groups(members, reading)])
     else:
-        read(range(len(members)))
+        away = [k for k in range(len(members)) if members[k].elsewhere]
+        here = [k for k in range(len(members)) if not members[k].elsewhere]
+        run_beside([partial(read, [k]) for k in away], partial(read, here))
 
 
 def _batched(

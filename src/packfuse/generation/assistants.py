@@ -62,7 +62,7 @@ def _measured_and_kept(runtime: Runtime, key: str, pause: Pause | None) -> Skill
 def _key(runtime: Runtime) -> str:
     """Digest of all that the skill depends on: samples of the weights, tokenizers, templates."""
     members = [
-        [own.state.sampled, own.vocabulary.fingerprint, own.tokenizer.chat_template]
+        [own.quick_digest(), own.vocabulary.fingerprint, own.tokenizer.chat_template]
         for own in runtime.members
     ]
     facts = [_FORMAT, CHATS, runtime.default_reference, members]

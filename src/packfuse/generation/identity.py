@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import xxhash
-from transformers import PreTrainedModel
 
 from packfuse.fusion.rules import rules
 from packfuse.generation.runtime import Runtime
-from packfuse.models.fingerprint import ModelState, content_digest
-from packfuse.models.hf_member import HFMember
+from packfuse.models.member import MemberFacts
 from packfuse.settings import PackConfig
 from packfuse.weighting.methods import weightings
-
-_digests: WeakKeyDictionary[PreTrainedModel, tuple[ModelState, str]] = WeakKeyDictionary()
-"""By model, its state when its content was read last, and the digest of its content."""
 
 
 def identity_of(runtime: Runtime, config: PackConfig | None) -> dict[str, Any]:
@@ -38,10 +32,10 @@ def identity_of(runtime: Runtime, config: PackConfig | None) -> dict[str, Any]:
         "members": [
             {
                 "name": member.name,
-                "source": str(member.model.name_or_path),
-                "dtype": str(member.model.dtype),
+                "source": member.facts.source,
+                "dtype": member.facts.dtype,
                 **(entry.model_dump(mode="json", exclude_none=True) if entry else {}),
-                "weights": _weights(member),
+                "weights": member.digest(),
                 "tokenizer": _digest(member.vocabulary.fingerprint, member.tokenizer.chat_template),
                 "generation": _digest(runtime.generation_settings(k)),
             }
@@ -52,34 +46,24 @@ def identity_of(runtime: Runtime, config: PackConfig | None) -> dict[str, Any]:
     }
 
 
-def _weights(member: HFMember) -> str:
-    """Digest of a member's model; its content is read only if its state has changed."""
-    model, now = member.model, ModelState.of(member.model, member.tokenizer)
-    before, digest = _digests.get(model, (None, ""))
-    if before != now:
-        digest = content_digest(model)
-        _digests[model] = now, digest
-    return digest
-
-
-def forget_digest(member: HFMember) -> None:
-    """Read the content of a member's model again when the identity is asked for next."""
-    _digests.pop(member.model, None)
-
-
 def _digest(*parts: Any) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True, default=str).encode())
 
 
 def described(runtime: Runtime) -> str:
     """A pack in one line: its members with their sizes, and how they are fused."""
-    members = [f"{m.name} ({_short(m.model.num_parameters())})" for m in runtime.members]
+    members = [f"{m.name} ({_size(m.facts)})" for m in runtime.members]
     rule, weighting = runtime.parts.rule, runtime.parts.weighting
     return (
         f"Pack({', '.join(members)}; reference {runtime.settings.reference}, "
         f"fusion {rules().text(rules().dump(rule))}, "
         f"weighting {weightings().text(weightings().dump(weighting))})"
     )
+
+
+def _size(facts: MemberFacts) -> str:
+    """The number of parameters, or where the model is."""
+    return facts.source if facts.parameters is None else _short(facts.parameters)
 
 
 def _short(parameters: int) -> str:

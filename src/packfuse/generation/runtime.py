@@ -23,6 +23,7 @@ from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.base import Rule
 from packfuse.models.compiled import Compiled, compile_steps
 from packfuse.models.hf_member import HFMember
+from packfuse.models.member import Member
 from packfuse.process import PackLock
 from packfuse.progress import alignment_progress, compile_progress
 from packfuse.settings import PackSettings
@@ -92,7 +93,7 @@ class Runtime:
     """
 
     def __init__(
-        self, members: Sequence[HFMember], settings: PackSettings, *, progress: bool = True
+        self, members: Sequence[Member], settings: PackSettings, *, progress: bool = True
     ) -> None:
         """Create the parts. Engines are created when they are needed.
 
@@ -111,7 +112,7 @@ class Runtime:
         if not members:
             raise ConfigError("a pack needs at least one member")
         _warn_experimental(members, settings)
-        self.members = [compile_steps(m) if settings.compiled else m for m in members]
+        self.members = [_compiled(m) if settings.compiled else m for m in members]
         self.names = [member.name for member in members]
         self.settings, self.parts = settings, Parts.of(settings)
         self.parts.weighting.for_members(self.names)
@@ -120,7 +121,7 @@ class Runtime:
             known = ", ".join(self.names)
             raise ConfigError(f"no member is called {reference!r}", hint=f"members: auto, {known}")
         self.lock = PackLock()
-        size = sum(p.nbytes for member in self.members for p in member.model.parameters())
+        size = sum(member.facts.nbytes for member in self.members)
         limit = prefix_limit(settings.prefix_cache, size)
         self.prefixes = PrefixCache(self.members, limit) if limit else None
         self.progress = progress
@@ -242,7 +243,12 @@ class Runtime:
         return self._own_tokens[reference]
 
 
-def _warn_experimental(members: Sequence[HFMember], settings: PackSettings) -> None:
+def _compiled(member: Member) -> Member:
+    """The compiled variant of a member; the member itself if its model is in another process."""
+    return compile_steps(member) if isinstance(member, HFMember) else member
+
+
+def _warn_experimental(members: Sequence[Member], settings: PackSettings) -> None:
     """Warn of settings that gain nothing if all members are on processors."""
     if any(member.device.type != "cpu" for member in members):
         return

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import xxhash
@@ -82,6 +83,25 @@ def content_digest(model: nn.Module) -> str:
     for tensor in tensors.readable:
         found.update(_bytes(tensor))
     return found.hexdigest()
+
+
+_digests: WeakKeyDictionary[PreTrainedModel, tuple[ModelState, str]] = WeakKeyDictionary()
+"""By model, its state when its content was read last, and the digest of its content."""
+
+
+def digest_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """`content_digest`; the content is read again only if the model's state has changed."""
+    now = ModelState.of(model, tokenizer)
+    before, digest = _digests.get(model, (None, ""))
+    if before != now:
+        digest = content_digest(model)
+        _digests[model] = now, digest
+    return digest
+
+
+def forget_digest(model: PreTrainedModel) -> None:
+    """Read the content of a model again when its digest is asked for next."""
+    _digests.pop(model, None)
 
 
 class _Tensors:

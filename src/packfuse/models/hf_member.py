@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,11 +16,12 @@ from packfuse.errors import LoadError, MemberError, PromptError, UnsupportedErro
 from packfuse.hf_compat.models import CACHE, cache_argument, grouped_attention
 from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks
 from packfuse.models.devices import execution_device
-from packfuse.models.fingerprint import ModelState
+from packfuse.models.fingerprint import ModelState, digest_of, forget_digest
 from packfuse.models.kv.ragged import ForwardBatch, RaggedBatch
-from packfuse.models.kv.store import RowCache, has_states, new_cache
+from packfuse.models.kv.sessions import KVSessions
+from packfuse.models.kv.store import has_states, new_cache
 from packfuse.models.lm_head import LMHead
-from packfuse.models.member import Member, Read, Session
+from packfuse.models.member import MemberFacts, Read
 from packfuse.models.onednn import OneDNNLinear, has_layers
 from packfuse.models.vocab_subset import VocabSubset
 from packfuse.models.window import context_window
@@ -30,22 +30,13 @@ from packfuse.text.vocabulary import Vocabulary
 LOGITS_BYTES = 32 * 2**20
 """Most bytes of one block of float32 logits; longer reads are cut into chunks."""
 
-_SNAPSHOTS = 4
 _CACHES = (
     "a member needs a KV cache that can be copied and cut at any token: attention, also beside "
     "recurrent layers"
 )
 
 
-@dataclass(slots=True)
-class _SessionState:
-    """The KV cache of a session, and snapshots of its recurrent states by number of tokens."""
-
-    row_cache: RowCache
-    snapshots: list[tuple[int, list[Any]]] = field(default_factory=list)
-
-
-class HFMember(Member):
+class HFMember(KVSessions):
     """A transformers model and its tokenizer. The model is never altered.
 
     Attributes:
@@ -82,10 +73,20 @@ class HFMember(Member):
         self._allows_padding = self._takes_positions and not has_states(self._empty_cache)
         self.state: ModelState = ModelState.of(model, vocabulary.tokenizer)
 
+    def renamed(self, name: str) -> HFMember:
+        """See `Member.renamed`."""
+        return HFMember(name, self.model, self.vocabulary)
+
     @property
-    def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer."""
-        return self.vocabulary.tokenizer
+    def facts(self) -> MemberFacts:
+        """See `Member.facts`."""
+        model = self.model
+        return MemberFacts(
+            str(model.name_or_path),
+            str(model.dtype),
+            int(model.num_parameters()),
+            sum(parameter.nbytes for parameter in model.parameters()),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -105,10 +106,15 @@ class HFMember(Member):
     def forget(self) -> None:
         """See `Member.forget`."""
         self._lm_head.forget()
+        forget_digest(self.model)
 
-    def open(self) -> Session:
-        """See `Member.open`."""
-        return Session(state=_SessionState(RowCache(self._empty_cache)))
+    def digest(self) -> str:
+        """See `Member.digest`."""
+        return digest_of(self.model, self.tokenizer)
+
+    def quick_digest(self) -> str:
+        """See `Member.quick_digest`."""
+        return self.state.sampled
 
     def read(self, requests: Sequence[Read]) -> list[Tensor]:
         """See `Member.read`. Requests with similar numbers of new tokens run as one batch."""
@@ -354,48 +360,3 @@ class HFMember(Member):
                 hint="load it in bfloat16 or float32, or leave it out of the pack",
             )
         return logps, logits[:, 0] - logps[:, first]
-
-    def rollback(self, session: Session, length: int) -> None:
-        """See `Member.rollback`. Recurrent states are restored from a snapshot."""
-        if length >= session.length:
-            return
-        state: _SessionState = session.state
-        saved: list[Any] = []
-        if has_states(self._empty_cache):
-            state.snapshots = [entry for entry in state.snapshots if entry[0] <= length]
-            length, saved = state.snapshots[-1] if state.snapshots else (0, saved)
-        if length <= 0:
-            session.ids, session.state = [], self.open().state
-            return
-        if saved:
-            state.row_cache.restore(saved)
-        state.row_cache.cut(length)
-        del session.ids[length:]
-
-    def fork(self, session: Session) -> Session:
-        """See `Member.fork`. Keys and values are shared, states are copied."""
-        state: _SessionState = session.state
-        fresh = _SessionState(state.row_cache.fork(), list(state.snapshots))
-        return replace(session, ids=list(session.ids), state=fresh, log_normalizers=None)
-
-    def keep(self, session: Session, length: int) -> Session:
-        """See `Member.keep`."""
-        kept = self.fork(session)
-        if length < session.length:
-            self.rollback(kept, length)
-            kept.state.row_cache.detach()
-        return kept
-
-    def nbytes(self, session: Session) -> int:
-        """See `Member.nbytes`. A tensor of which a view is kept counts in full, and once."""
-        state: _SessionState = session.state
-        layers = [layer for _, saved in state.snapshots for layer in saved]
-        stores = (tensor.untyped_storage() for tensor in state.row_cache.tensors(layers))
-        return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
-
-    def _save_snapshot(self, session: Session) -> None:
-        state: _SessionState = session.state
-        if session.length and has_states(self._empty_cache):
-            entry = session.length, state.row_cache.snapshot()
-            earlier = [old for old in state.snapshots if old[0] < session.length]
-            state.snapshots = [*earlier, entry][-_SNAPSHOTS:]

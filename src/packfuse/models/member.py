@@ -113,6 +113,23 @@ class Read:
                 session.pruned_mass = total / session.observed
 
 
+@dataclass(frozen=True, slots=True)
+class MemberFacts:
+    """What is said of a member in identities, records and lists.
+
+    Attributes:
+        source: Hub id, folder or address of its model.
+        dtype: Type of its weights; "" if that is not known.
+        parameters: Number of parameters; None if that is not known.
+        nbytes: Memory of its weights in this process, in bytes.
+    """
+
+    source: str
+    dtype: str = ""
+    parameters: int | None = None
+    nbytes: int = 0
+
+
 class Member(ABC):
     """A causal language model that reads tokens of its own vocabulary.
 
@@ -120,6 +137,8 @@ class Member(ABC):
         name: Its name in records and error messages.
         vocabulary: Its tokenizer, with the bytes of every token.
         context_window: The most tokens of a session.
+        model: The transformers model, for members whose model is in this process; else None.
+        elsewhere: Whether another process computes it, so that this one only waits.
         state: What the model was when `refresh` was called last. Sessions and log-probabilities
             that were computed in another state are not used again.
     """
@@ -127,7 +146,31 @@ class Member(ABC):
     name: str
     vocabulary: Vocabulary
     context_window: int
+    model: Any = None
+    elsewhere: bool = False
     state: Hashable = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer."""
+        return self.vocabulary.tokenizer
+
+    @abstractmethod
+    def renamed(self, name: str) -> Member:
+        """The same model under another name."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> MemberFacts:
+        """Where its model is from, and how large it is."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Digest of all that its distributions depend on, for caches. It may take seconds."""
+
+    @abstractmethod
+    def quick_digest(self) -> str:
+        """The same from samples of the weights, in milliseconds."""
 
     @property
     @abstractmethod

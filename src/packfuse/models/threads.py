@@ -1,4 +1,4 @@
-"""Members that read in parallel threads: the setting `parallel`.
+"""Members that read in parallel threads: those in other processes, and the setting `parallel`.
 
 The setting is experimental on processors: on two cores it is slower than one member after the
 other. It was not measured on several devices.
@@ -16,6 +16,9 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from packfuse.models.member import Member
+
+MAX_WAITING = 64
+"""Most members of all packs in other processes that are waited for at the same time."""
 
 
 def device_groups(members: Sequence[Member], reading: Sequence[int]) -> list[list[int]]:
@@ -65,6 +68,22 @@ def run_parallel(tasks: Sequence[Callable[[], None]]) -> None:
         future.result()
 
 
+def run_beside(tasks: Sequence[Callable[[], None]], own: Callable[[], None]) -> None:
+    """Run tasks that wait for other processes, and `own` meanwhile in this thread.
+
+    Returns when all have ended. If some raise, the error of `own`, or else of the first task, is
+    raised then.
+    """
+    futures = [_waiting().submit(task) for task in tasks]
+    try:
+        own()
+    finally:
+        # No task may still write to its session after this function has ended.
+        wait(futures)
+    for future in futures:
+        future.result()
+
+
 def _run(task: Callable[[], None], share: int, inference: bool) -> None:
     """Run one task with the caller's inference mode, in a worker thread.
 
@@ -91,6 +110,11 @@ _own = _ThreadShare()
 
 
 @cache
+def _waiting() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_WAITING, thread_name_prefix="packfuse-waiting")
+
+
+@cache
 def _executor() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="packfuse-member")
 
@@ -98,3 +122,4 @@ def _executor() -> ThreadPoolExecutor:
 if hasattr(os, "register_at_fork"):
     # Threads do not exist in a forked process.
     os.register_at_fork(after_in_child=_executor.cache_clear)
+    os.register_at_fork(after_in_child=_waiting.cache_clear)

@@ -77,6 +77,6 @@ class Served:
 
 def fingerprint(pack: Pack) -> str:
     """A short name of how a pack fuses which members."""
-    members = [(m.name, m.model.config.name_or_path, m.vocabulary.columns) for m in pack.members]
+    members = [(m.name, m.facts.source, m.vocabulary.columns) for m in pack.members]
     text = to_json([pack.runtime.named_settings.changes_answers, members])
     return f"pf_{xxhash.xxh64_hexdigest(text.encode())[:12]}"

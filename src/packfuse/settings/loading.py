@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from packfuse.paths import exists
 from packfuse.settings.base import Settings
@@ -95,15 +95,33 @@ TRUST = ("trust_remote_code", "unsafe_weights")
 """Settings that let a model do more than compute: whoever loads a pack sets them, never a file."""
 
 
+_SERVED = ("api", "api_key_env", "candidates", "timeout")
+"""Fields of members in a server."""
+_LOADED = (
+    "device_map", "max_memory", "offload_folder", "quantization", "attn_implementation", "dtype",
+)  # fmt: skip
+"""Fields of members in this process."""
+
+
 class MemberSettings(_Loading):
     """One member. Whatever is left out is taken from the pack's `LoadSettings`."""
 
-    model: str
-    """Hub id, local folder, or path of a GGUF file."""
+    model: str = ""
+    """Hub id, local folder, or path of a GGUF file; with `url`, its name on the server."""
     name: str | None = None
     """What records and errors call it; the last part of `model` by default."""
     tokenizer: str | None = None
-    """Hub id or folder, where it is not the model's own."""
+    """Hub id, folder or GGUF file, where it is not the model's own."""
+    url: str | None = None
+    """Address of a server that runs the model, as in http://127.0.0.1:8080."""
+    api: str = "auto"
+    """Kind of the server; auto: find out. Known: llama.cpp."""
+    api_key_env: str | None = None
+    """Environment variable with the server's key."""
+    candidates: PositiveInt | None = None
+    """Most tokens that the server names at each place; 256 or its own limit by default."""
+    timeout: PositiveFloat = 60.0
+    """Longest time without an answer of the server, in seconds."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     subfolder: str | None = None
@@ -112,6 +130,18 @@ class MemberSettings(_Loading):
     """Type of the weights."""
 
     _name_of_dtype = field_validator("dtype", mode="before")(_dtype_name)
+
+    @model_validator(mode="after")
+    def _model_or_server(self) -> Self:
+        if not self.model and not self.url:
+            raise ValueError("a member needs a model, or the url of a server")
+        useless = _SERVED if self.url is None else _LOADED
+        fields = type(self).model_fields
+        given = [name for name in useless if getattr(self, name) != fields[name].default]
+        if given:
+            why = "of effect with a url only" if self.url is None else "of no effect with a url"
+            raise ValueError(f"{', '.join(given)}: {why}")
+        return self
 
     def beside(self, folder: Path) -> MemberSettings:
         """The same with model and tokenizer found in `folder`, where they are there."""

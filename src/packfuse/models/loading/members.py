@@ -26,6 +26,8 @@ from packfuse.models.loading.quantization import make_quantization, unpacked
 from packfuse.models.loading.self_test import self_test
 from packfuse.models.loading.source import Source, shortened
 from packfuse.models.loading.weight_files import check_weights
+from packfuse.models.member import Member
+from packfuse.models.remote import load_remote
 from packfuse.settings import OTHER_NAMES, LoadSettings, MemberSettings, PackConfig
 from packfuse.text.vocabulary import Vocabulary
 
@@ -74,8 +76,8 @@ def refuse_loading(overrides: Iterable[str]) -> None:
 
 
 def load_members(
-    config: PackConfig, shared: MutableMapping[str, HFMember] | None = None
-) -> list[HFMember]:
+    config: PackConfig, shared: MutableMapping[str, Member] | None = None
+) -> list[Member]:
     """Load every member of a pack.
 
     Args:
@@ -87,10 +89,10 @@ def load_members(
         LoadError: if a member fails to load; those loaded before it are freed.
         ConfigError: for settings that nothing can be loaded with.
     """
-    names = unique_names([m.name or short_name(m.model) for m in config.members])
+    names = unique_names([m.name or short_name(m.model or str(m.url)) for m in config.members])
     for member in config.members:
         loading_arguments(member, config)  # before anything is loaded
-    members: list[HFMember] = []
+    members: list[Member] = []
     try:
         with _collector_paused():
             for name, member in zip(names, config.members, strict=True):
@@ -103,15 +105,15 @@ def load_members(
 
 
 def _loaded(
-    name: str, member: MemberSettings, config: PackConfig, shared: MutableMapping[str, HFMember]
-) -> HFMember:
+    name: str, member: MemberSettings, config: PackConfig, shared: MutableMapping[str, Member]
+) -> Member:
     """A member, which is loaded unless another pack has loaded the same model in the same way."""
     own = {**member.values, "name": None}
     key = repr((own, LoadSettings.of(config).values))
     if key not in shared:
         shared[key] = load_member(name, member, config)
     found = shared[key]
-    return found if found.name == name else HFMember(name, found.model, found.vocabulary)
+    return found if found.name == name else found.renamed(name)
 
 
 @contextmanager
@@ -126,7 +128,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> HFMember:
+def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> Member:
     """Load one member, and test it.
 
     Args:
@@ -141,6 +143,8 @@ def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> HFMemb
     """
     how = loading_arguments(member, pack)
     try:
+        if member.url:
+            return load_remote(name, member, _tokenizer_for_server(member, pack))
         source = Source.of(member, pack)
         if source.gguf:
             model, tokenizer = load_gguf(source, how, member.tokenizer)
@@ -155,8 +159,19 @@ def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> HFMemb
     return wrap(name, model, tokenizer)
 
 
+def _tokenizer_for_server(member: MemberSettings, pack: LoadSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model in a server, which has to be here."""
+    place = member.tokenizer or member.model
+    if not place:
+        raise ConfigError("a model in a server needs its tokenizer here", hint="set tokenizer")
+    source = Source.of(member.replace(model=place), pack)
+    return load_tokenizer(source, None, source)
+
+
 def _place(name: str, member: MemberSettings, reason: str) -> str:
-    return f"member {name!r} cannot be loaded from {shortened(member.model)!r}: {reason}"
+    return (
+        f"member {name!r} cannot be loaded from {shortened(member.url or member.model)!r}: {reason}"
+    )
 
 
 def loading_arguments(member: MemberSettings, pack: LoadSettings) -> dict[str, Any]:

@@ -1,0 +1,209 @@
+"""A member whose model runs in a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+
+import torch
+import xxhash
+from torch import Tensor
+
+from packfuse.errors import MemberError, PromptError
+from packfuse.models.member import Member, MemberFacts, Read, Session
+from packfuse.models.remote.client import MAX_CONNECTIONS
+from packfuse.models.remote.protocols import Candidates, Protocol
+from packfuse.models.remote.rows import NonsenseError, outside, row
+from packfuse.process import on_fork
+from packfuse.text.vocabulary import Vocabulary
+
+CANDIDATES = 256
+"""Default number of tokens that a server is asked for at a place."""
+
+_WAIT_SECONDS = 0.02
+"""How long a prompt's requests are waited for before other answers get a step."""
+
+
+@dataclass(slots=True)
+class Named:
+    """What a server named over the places of a session.
+
+    Attributes:
+        places: Number of places.
+        mass: Sum over them of the probability of all tokens that were not named.
+    """
+
+    places: int = 0
+    mass: float = 0.0
+
+
+class RemoteMember(Member):
+    """A member whose model runs in a server. A session is its token ids, and nothing else.
+
+    The server's own prefix cache makes it fast: each step sends the whole sequence, of which the
+    server has read all but the last tokens.
+
+    Attributes:
+        protocol: The server.
+        candidates: Most tokens that it is asked for at a place.
+    """
+
+    elsewhere = True
+
+    def __init__(
+        self, name: str, protocol: Protocol, vocabulary: Vocabulary, candidates: int = CANDIDATES
+    ) -> None:
+        """Wrap a server that has been probed.
+
+        Args:
+            name: The member's name.
+            protocol: The server.
+            vocabulary: Its tokenizer.
+            candidates: Most tokens that it is asked for at a place.
+        """
+        facts = protocol.facts
+        self.name, self.protocol, self.vocabulary = name, protocol, vocabulary
+        self.context_window = facts.context_window
+        limits = (candidates, facts.max_candidates, vocabulary.size)
+        self.candidates = min(limit for limit in limits if limit is not None)
+        self.state = self.quick_digest()
+        self._renew()
+        on_fork(self._renew)
+
+    def _renew(self) -> None:
+        """New threads; also in a forked child, where the old ones do not exist."""
+        self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, f"packfuse-{self.name}")
+
+    @property
+    def device(self) -> torch.device:
+        """See `Member.device`; its distributions are made on the processor."""
+        return torch.device("cpu")
+
+    @property
+    def facts(self) -> MemberFacts:
+        """See `Member.facts`."""
+        facts = self.protocol.facts
+        return MemberFacts(f"{self.protocol.client.url} ({facts.model})", "", facts.parameters)
+
+    def digest(self) -> str:
+        """See `Member.digest`. A server says its model's name and size, and not its weights."""
+        return self.quick_digest()
+
+    def quick_digest(self) -> str:
+        """See `Member.quick_digest`."""
+        parts = [self.protocol.api, self.protocol.client.url, self.protocol.facts, self.candidates]
+        return xxhash.xxh3_128_hexdigest(repr(parts).encode())
+
+    def renamed(self, name: str) -> RemoteMember:
+        """See `Member.renamed`."""
+        return RemoteMember(name, self.protocol, self.vocabulary, self.candidates)
+
+    def refresh(self) -> None:
+        """See `Member.refresh`: ask the server whether it still has the same model."""
+        before = self.protocol.facts
+        if not self.protocol.probe():
+            raise self._error(f"it is no server of {self.protocol.api} any more")
+        if self.protocol.facts != before:
+            now = self.protocol.facts
+            self.protocol.facts = before
+            raise self._error(
+                f"it has another model than when it joined: {now.model!r}", "load the pack again"
+            )
+
+    def open(self) -> Session:
+        """See `Member.open`."""
+        return Session(state=Named())
+
+    def read(self, requests: Sequence[Read]) -> list[Tensor]:
+        """See `Member.read`. All requests are sent at once, the places of each one in turn."""
+        for request in requests:
+            total = request.session.length + len(request.ids)
+            if total >= self.context_window:  # a server predicts a token, for which it needs room
+                raise PromptError(
+                    f"member {self.name!r} would read {total} tokens, and can read "
+                    f"{self.context_window - 1}",
+                    hint="shorten the prompt or the answer",
+                )
+        needed = [_counts(request) for request in requests]
+        futures = [
+            self._threads.submit(self._named, [*request.session.ids, *request.ids], counts)
+            for request, counts in zip(requests, needed, strict=True)
+        ]
+        pause = next((request.pause for request in requests if request.pause), None)
+        while pause and wait(futures, timeout=_WAIT_SECONDS).not_done:
+            pause.call()
+        wait(futures)
+        found = [future.result() for future in futures]
+        return [
+            self._take(request, counts, named)
+            for request, counts, named in zip(requests, needed, found, strict=True)
+        ]
+
+    def _take(self, request: Read, counts: list[int], found: list[Candidates]) -> Tensor:
+        """Advance a session by what the server named at these counts; what the request returns."""
+        logps = torch.stack([self._row(one) for one in found])
+        callback, session = request.callback, request.session
+        if callback is not None:
+            wanted = [index for index, count in enumerate(counts) if callback.wants(count)]
+            request.notify([counts[index] for index in wanted], logps[wanted])
+        state: Named = session.state
+        state.places += len(found)
+        state.mass += sum(map(outside, found))
+        session.ids.extend(request.ids)
+        kept = logps[-request.keep :]
+        subset = None if callback else request.active_subset
+        return kept if subset is None else subset.restrict(kept)
+
+    def _named(self, ids: list[int], counts: list[int]) -> list[Candidates]:
+        try:
+            found = self.protocol.scores(ids, counts, self.candidates) if counts[1:] else None
+            if found is not None:
+                return found
+            return [self.protocol.read(ids[:count], self.candidates) for count in counts]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise self._nonsense(repr(error)) from error
+
+    def _row(self, candidates: Candidates) -> Tensor:
+        try:
+            return row(candidates, self.vocabulary.columns, self.vocabulary.size)
+        except NonsenseError as error:
+            raise self._nonsense(error.message) from error
+
+    def _nonsense(self, problem: str) -> MemberError:
+        return self._error(
+            f"it answered what is no distribution: {problem}",
+            f"is it a {self.protocol.api} server?",
+        )
+
+    def _error(self, problem: str, hint: str = "") -> MemberError:
+        return self.protocol.client.error(problem, hint)
+
+    def rollback(self, session: Session, length: int) -> None:
+        """See `Member.rollback`."""
+        del session.ids[length:]
+
+    def fork(self, session: Session) -> Session:
+        """See `Member.fork`."""
+        return replace(session, ids=list(session.ids), state=replace(session.state))
+
+    def keep(self, session: Session, length: int) -> Session:
+        """See `Member.keep`."""
+        kept = self.fork(session)
+        self.rollback(kept, length)
+        return kept
+
+    def nbytes(self, session: Session) -> int:
+        """See `Member.nbytes`: the server keeps the rest."""
+        return 8 * session.length
+
+
+def _counts(request: Read) -> list[int]:
+    """The counts of tokens after which a request needs distributions, ascending."""
+    start, end = request.session.length, request.session.length + len(request.ids)
+    callback, first = request.callback, end - request.keep + 1
+    return [
+        count
+        for count in range(start + 1, end + 1)
+        if count >= first or (callback is not None and callback.wants(count))
+    ]

@@ -1,0 +1,63 @@
+"""Whole distributions from the most probable tokens that a server names."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from packfuse.errors import PackError
+from packfuse.models.remote.protocols import Candidates
+
+_LEAST_OUTSIDE = 1e-9
+"""Least probability of all tokens that are not named, so that none is impossible."""
+_ROUNDING = 1e-3
+"""How far a server's probabilities may be from a distribution."""
+
+
+class NonsenseError(PackError, ValueError):
+    """Candidates that are no part of a distribution."""
+
+
+def row(candidates: Candidates, columns: int, size: int) -> Tensor:
+    """Log-probabilities `[columns]` of all tokens, nats, float32.
+
+    The probability that the candidates leave is spread evenly over the tokens that are not named.
+
+    Args:
+        candidates: The tokens that are named.
+        columns: Size of the output dimension.
+        size: Number of tokens; columns behind them have no token.
+
+    Raises:
+        NonsenseError: for ids outside the vocabulary, or values that are no log-probabilities.
+    """
+    ids = torch.from_numpy(candidates.ids)
+    logps = torch.from_numpy(candidates.logps)
+    mass = _checked_mass(ids, logps, columns)
+    unnamed = max(size - len(ids), 0)
+    rest = max(1 - mass, _LEAST_OUTSIDE) if unnamed else 0.0
+    found = torch.full((columns,), -math.inf, dtype=torch.float64)
+    if unnamed:
+        found[:size] = math.log(rest / unnamed)
+    found[ids] = logps
+    return (found - math.log(mass + rest)).float()
+
+
+def outside(candidates: Candidates) -> float:
+    """The probability of all tokens that are not named."""
+    return max(0.0, 1 - float(torch.from_numpy(candidates.logps).exp().sum()))
+
+
+def _checked_mass(ids: Tensor, logps: Tensor, columns: int) -> float:
+    if not len(ids) or len(ids) != len(logps):
+        raise NonsenseError("no candidates")
+    if int(ids.min()) < 0 or int(ids.max()) >= columns:
+        raise NonsenseError(f"a token id outside of 0 to {columns - 1}")
+    if len(ids.unique()) != len(ids):
+        raise NonsenseError("a token id twice")
+    mass = float(logps.exp().sum())
+    if not 0 < mass <= 1 + _ROUNDING:
+        raise NonsenseError(f"probabilities that sum to {mass:g}")
+    return mass
