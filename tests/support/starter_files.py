@@ -33,6 +33,7 @@ def write_gguf(
     *,
     without: Sequence[str] = (),
     pre: str = "smollm",
+    context: int = CONTEXT,
     more: Sequence[tuple[str, int]] = (),
     **ids: int,
 ) -> dict[str, np.ndarray]:
@@ -43,6 +44,7 @@ def write_gguf(
         seed: Same seed, same weights.
         without: Names of tensors that are left out.
         pre: How text is split.
+        context: The context window, in tokens.
         more: Further tokens and their types.
         ids: Ids of special tokens by role, such as `eot`.
     """
@@ -50,7 +52,7 @@ def write_gguf(
     writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(1)
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(WIDTH)
     writer.add_head_count(HEADS)

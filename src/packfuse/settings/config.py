@@ -31,6 +31,14 @@ class PackConfig(PackSettings, LoadSettings):
             return [{"model": item} if isinstance(item, str) else item for item in value]
         return value
 
+    @field_validator("members")
+    @classmethod
+    def _one_member_a_server(cls, value: list[MemberSettings]) -> list[MemberSettings]:
+        served = [(m.url.rstrip("/"), m.model) for m in value if m.url]
+        if twice := next((one for one in served if served.count(one) > 1), None):
+            raise ValueError(f"two members are at {twice[0]}, with the same model")
+        return value
+
     @classmethod
     def read(cls, path: str | os.PathLike[str], **overrides: Any) -> PackConfig:
         """Read a YAML file; model folders in it may be relative to it.

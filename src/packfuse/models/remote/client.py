@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,17 +36,21 @@ class Client:
         """
         self.name, self.url = name, url.rstrip("/")
         self._key, self._timeout = key, timeout
+        self._closing: weakref.finalize[..., Client] | None = None
         self._renew()
         on_fork(self._renew)
 
     def _renew(self) -> None:
-        """New connections; a forked child must not use those of its parent."""
+        """New connections; a forked child must not use those of its parent, nor end them."""
+        if self._closing:
+            self._closing.detach()
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, _CONNECT_SECONDS)),
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
         )
+        self._closing = weakref.finalize(self, self._http.close)
 
     def get(self, path: str) -> Any:
         """The JSON at a path; None if the server has no such path.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +18,7 @@ from packfuse.text.vocabulary import Vocabulary
 FEW = 100
 """Number of candidates below which fusion loses much (dev/log.md)."""
 
-_TEXT = "The town's 3 bridges (built 1824) aren't far: naïve façades, 東京,\n\n\tx += 1  # π"
+_TEXT = "The town's 3 bridges (1824, 12 m) aren't far: naïve façades, 東京,\n\n\tx += 1  # π"
 """Text on which tokenizers that are not the same differ."""
 
 
@@ -42,6 +43,7 @@ def load_remote(
     client = Client(name, str(member.url), _key(member), member.timeout)
     try:
         protocol = _protocol(client, member)
+        _check_model(protocol, member.model)
         vocabulary = Vocabulary(tokenizer, protocol.facts.columns)
         _check_tokens(protocol, vocabulary)
     except MemberError as error:
@@ -86,6 +88,20 @@ def _protocol(client: Client, member: MemberSettings) -> Protocol:
         if protocol.probe():
             return protocol
     raise client.error(f"no server of {', '.join(kinds)} answers there", "check url and api")
+
+
+def _check_model(protocol: Protocol, model: str) -> None:
+    """Refuse a server that has another model than the settings name.
+
+    Raises:
+        MemberError: naming both.
+    """
+    found = protocol.facts.model
+    if model and model not in (found, Path(found).name, Path(found).stem):
+        raise protocol.client.error(
+            f"it has the model {found!r}, not {model!r}",
+            "leave out model, or correct it; tokenizer says where the tokenizer is",
+        )
 
 
 def _check_tokens(protocol: Protocol, vocabulary: Vocabulary) -> None:

@@ -11,6 +11,11 @@ from packfuse.models.remote.protocols.base import Candidates, Protocol, ServerFa
 
 _FIELDS = ["completion_probabilities", "timings"]
 
+_WHOLE_TEXT = "root ::= [ -~]+"
+"""A grammar of printable ASCII. A token that ends within a character is held back by the server,
+and its probabilities with it; under the grammar another token is chosen, and the probabilities,
+which are those before the choice, are the same."""
+
 
 class LlamaCpp(Protocol):
     """llama.cpp's server. It names as many candidates as asked, and scores one place a request."""
@@ -48,6 +53,8 @@ class LlamaCpp(Protocol):
             "response_fields": _FIELDS,
         }
         found = self.client.post("/completion", body)
+        if "completion_probabilities" not in found:
+            found = self.client.post("/completion", {**body, "grammar": _WHOLE_TEXT})
         (place,) = found["completion_probabilities"]
         top = place["top_logprobs"]
         return Candidates(
