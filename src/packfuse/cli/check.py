@@ -81,6 +81,9 @@ def _models(models: list[ModelReport]) -> Table:
         "fast tokenizer": [_yes(model.fast_tokenizer) for model in models],
         "chat template": [_yes(model.chat_template) for model in models],
     }
+    if any(model.candidates for model in models):
+        named = [model.candidates for model in models]
+        rows["tokens named"] = ["all" if number is None else f"{number:,}" for number in named]
     for fact, values in rows.items():
         table.add_row(fact, *map(Text, values))
     return table

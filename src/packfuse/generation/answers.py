@@ -11,10 +11,12 @@ from packfuse.causal_lm.room import Full
 from packfuse.causal_lm.stopping import RowEnds
 from packfuse.fusion.gates import gates
 from packfuse.fusion.rules import rules
+from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.prepared import PreparedPrompt
 from packfuse.generation.request import Request
 from packfuse.generation.result import (
     Answer,
+    Candidates,
     Drafts,
     FinishReason,
     FusionRecord,
@@ -80,6 +82,7 @@ def make_answer(
     fit: Fit,
     ids: list[int],
     row: int,
+    sequence: PackSequence,
     *,
     cancelled: bool,
     full: Full | None = None,
@@ -92,6 +95,7 @@ def make_answer(
         fit: Its weights.
         ids: The generated ids of the row, with padding after the end.
         row: Index of the row in the batch.
+        sequence: The prompt and the answer, as the members read them.
         cancelled: Whether the prompt was cancelled.
         full: Where the row ended for want of room in a member's context window; None if not.
     """
@@ -109,6 +113,8 @@ def make_answer(
     if stopped is None and end is None:
         reason = "cancelled" if cancelled else batch.reason(row, len(ids))
     record = _record(batch, item, fit, ids, row, reason, stopped)
+    if candidates := _candidates(batch.runtime, sequence):
+        record = record.model_copy(update={"candidates": candidates})
     more = [str(full)] if full is not None and reason == "length" else []
     constraint = batch.request.constraint
     if constraint is not None and reason == "stop" and (problem := constraint.problem(text)):
@@ -161,6 +167,15 @@ def _record(
         notes=_notes(batch, item, fit),
         trace=recorder.finish(steps, ids) if request.trace and recorder and steps else None,
     )
+
+
+def _candidates(runtime: Runtime, sequence: PackSequence) -> dict[str, Candidates]:
+    """What members in servers named, by member."""
+    found: dict[str, Candidates] = {}
+    for member, stream in zip(runtime.members, sequence.streams, strict=True):
+        if stream and (facts := member.named(stream.session)):
+            found[member.name] = Candidates(named=facts.named, outside=facts.outside)
+    return found
 
 
 def _prompt_share(batch: BatchInfo, item: PreparedPrompt, fit: Fit) -> float | None:

@@ -36,6 +36,18 @@ class Usage(_Plain):
     cached_tokens_by_member: dict[str, int] = {}
 
 
+class Candidates(_Plain):
+    """What a member in a server said of the next tokens.
+
+    Attributes:
+        named: Most tokens that it named at a place.
+        outside: Mean probability of the tokens that it did not name, which is spread over them.
+    """
+
+    named: int
+    outside: float
+
+
 class Timings(_Plain):
     """Times of a call. All answers of a batch have the same decoding time.
 
@@ -141,6 +153,8 @@ class FusionRecord(_Plain):
         fused: Share of steps at which the members were fused; at the others the reference decided
             alone.
         drafts: Counts of drafted tokens; None without drafts.
+        candidates: For members in servers that do not give whole distributions, how many tokens
+            they named at each place, and the mean probability of the others; None without such.
         timings: Times in seconds.
         seed: The seed of the call, if it had one.
         constraint: Kind of the constraint: "json_schema", "regex" or "grammar".
@@ -167,6 +181,7 @@ class FusionRecord(_Plain):
     gate: dict[str, Any] = {"name": "every"}
     fused: float | None = None
     drafts: Drafts | None = None
+    candidates: dict[str, Candidates] | None = None
     timings: Timings
     seed: int | None = None
     constraint: str | None = None

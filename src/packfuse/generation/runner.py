@@ -162,7 +162,9 @@ class Runner(PromptReader):
         def answer(new: list[int]) -> Answer:
             info = self._info(decoding, None, time.perf_counter() - started)
             full = cache.window.full(0, new) if cache.window else None
-            return make_answer(info, item, fit, new, 0, cancelled=cancel.is_set(), full=full)
+            return make_answer(
+                info, item, fit, new, 0, sequence, cancelled=cancel.is_set(), full=full
+            )
 
         return Row(model, sequence, cache, ids, decoding.arguments, streamer, answer)
 
@@ -214,7 +216,9 @@ class Runner(PromptReader):
             new = tokens[ids.shape[1] : lengths.get(row // each, info.length(row))]
             stopped = self.cancels[item.index].is_set()
             full = cache.window.full(row // each, new) if cache.window else None
-            answer = make_answer(info, item, fit, new, row, cancelled=stopped, full=full)
+            answer = make_answer(
+                info, item, fit, new, row, item.sequence, cancelled=stopped, full=full
+            )
             answers.setdefault(item.index, []).append(answer)
         return answers
 

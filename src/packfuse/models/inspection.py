@@ -18,11 +18,13 @@ from packfuse.models.loading import (
     load_tokenizer,
     loading_arguments,
     short_name,
+    tokenizer_for_server,
     unique_names,
 )
 from packfuse.models.loading.adapters import find_adapter
 from packfuse.models.loading.architecture import auto_class
 from packfuse.models.loading.source import Source, shortened
+from packfuse.models.remote import RemoteMember, load_remote
 from packfuse.models.window import context_window
 from packfuse.settings import LoadSettings, MemberSettings
 from packfuse.text.vocabulary import Vocabulary
@@ -36,7 +38,7 @@ class ModelReport(_Report):
     """Facts about one model; None for those that could not be read.
 
     Attributes:
-        model: Hub id, folder or GGUF file.
+        model: Hub id, folder, GGUF file, or the address of a server.
         name: Its name as a member of a pack.
         architecture: Name of its class in transformers.
         causal: Whether it is a causal language model.
@@ -46,6 +48,7 @@ class ModelReport(_Report):
         chat_template: Whether its tokenizer has a chat template.
         vocabulary_size: Number of tokens, control tokens included.
         fast_tokenizer: Whether the bytes of its tokens are known.
+        candidates: How many tokens its server names at each place; None for all of them.
         problems: Reasons why it cannot join a pack; empty if it can.
     """
 
@@ -59,6 +62,7 @@ class ModelReport(_Report):
     chat_template: bool | None = None
     vocabulary_size: int | None = None
     fast_tokenizer: bool | None = None
+    candidates: int | None = None
     problems: list[str] = []
 
 
@@ -118,6 +122,11 @@ def inspect_model(member: MemberSettings, pack: LoadSettings | None = None) -> I
     problems: list[str] = []
     vocabulary = None
     try:
+        if member.url:
+            remote = load_remote(member.url, member, tokenizer_for_server(member, pack))
+            vocabulary = remote.vocabulary
+            facts |= _served_facts(remote)
+            return _inspected(member, facts, problems, vocabulary)
         how = loading_arguments(member, pack)
         source = Source.of(member, pack)
         adapter = find_adapter(source)
@@ -138,9 +147,30 @@ def inspect_model(member: MemberSettings, pack: LoadSettings | None = None) -> I
         problems.append(str(error))
     except Exception as error:  # broken repositories raise all kinds of errors
         problems.append(f"{type(error).__name__}: {shortened(str(error))}")
-    name = member.name or short_name(member.model)
-    report = ModelReport(model=member.model, name=name, problems=problems, **facts)
-    return Inspected(report, vocabulary)
+    return _inspected(member, facts, problems, vocabulary)
+
+
+def _inspected(
+    member: MemberSettings, facts: dict[str, Any], problems: list[str], known: Vocabulary | None
+) -> Inspected:
+    place = member.url or member.model
+    name = member.name or short_name(member.model or place)
+    return Inspected(ModelReport(model=place, name=name, problems=problems, **facts), known)
+
+
+def _served_facts(remote: RemoteMember) -> dict[str, Any]:
+    named = remote.candidates
+    return {
+        "architecture": f"{remote.protocol.facts.model} ({remote.protocol.api})",
+        "causal": True,
+        "parameters": remote.facts.parameters,
+        "memory_bytes": 0,
+        "context_window": remote.context_window,
+        "chat_template": bool(remote.tokenizer.chat_template),
+        "vocabulary_size": len(remote.tokenizer),
+        "fast_tokenizer": True,
+        "candidates": named if named < remote.vocabulary.size else None,
+    }
 
 
 def _architecture(config: Any, problems: list[str]) -> dict[str, Any]:

@@ -130,6 +130,19 @@ class MemberFacts:
     nbytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class NamedFacts:
+    """What a member that does not give whole distributions gave to one sequence.
+
+    Attributes:
+        named: Most tokens that it named at a place.
+        outside: Mean probability of the tokens that it did not name.
+    """
+
+    named: int
+    outside: float
+
+
 class Member(ABC):
     """A causal language model that reads tokens of its own vocabulary.
 
@@ -188,6 +201,11 @@ class Member(ABC):
 
     def forget(self) -> None:  # noqa: B027 (nothing to do is the rule)
         """Drop what was made from the model's weights, whether or not they seem to have changed."""
+
+    def named(self, session: Session) -> NamedFacts | None:
+        """How many tokens it named at the places of a session; None for whole distributions."""
+        del session
+        return None
 
     @abstractmethod
     def open(self) -> Session:

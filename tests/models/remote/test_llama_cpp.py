@@ -13,9 +13,11 @@ import torch
 
 from packfuse import Pack
 from packfuse.errors import ConfigError, LoadError, MemberError, PackError, PromptError
+from packfuse.models.inspection import inspect_model
 from packfuse.models.member import Member, Read
 from packfuse.models.remote.client import Client
 from packfuse.models.remote.remote_member import RemoteMember
+from packfuse.settings import MemberSettings
 from packfuse.testing import MemberLaws
 from tests.support.llama_server import LlamaServer, llama_server
 from tests.support.starter_files import write_gguf
@@ -129,6 +131,21 @@ def test_tokens_that_are_not_named_share_what_is_left(
     for row, mask in zip(found, rest, strict=True):
         assert len(set(row[mask].tolist())) == 1
     assert (found.logsumexp(-1).abs() < 1e-3).all()
+
+
+def test_the_record_says_what_was_not_named(
+    server: LlamaServer, gguf: Path, other: Path, mixed: Pack
+) -> None:
+    few = pack_of(str(other), served(server, gguf, candidates=100), reference="other")
+    answer = few.generate(PROMPTS[0], max_new_tokens=6, weighting="uniform")
+    assert answer.record.candidates is not None
+    (found,) = answer.record.candidates.values()
+    assert found.named == 100
+    ids = few.members[1].vocabulary.encode(PROMPTS[0] + answer.text)
+    whole = mixed.members[1].read([Read(mixed.members[1].open(), ids, len(ids))])[0]
+    outside = 1 - whole.exp().topk(100).values.sum(-1)
+    assert outside.min() <= found.outside <= outside.max()
+    assert mixed.generate(PROMPTS[0], max_new_tokens=2).record.candidates is None
 
 
 def test_one_request_a_token(mixed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,3 +278,13 @@ def test_settings_travel_in_a_file(server: LlamaServer, gguf: Path, tmp_path: Pa
     assert (
         again.generate("the", max_new_tokens=4).text == pack.generate("the", max_new_tokens=4).text
     )
+
+
+def test_check_asks_the_server(server: LlamaServer, gguf: Path) -> None:
+    found = inspect_model(MemberSettings(**served(server, gguf, candidates=100)))
+    assert found.report.problems == []
+    assert found.report.model == server.url
+    assert (found.report.parameters, found.report.context_window) == (15_680, 256)
+    assert found.report.candidates == 100
+    nobody = inspect_model(MemberSettings(url="http://127.0.0.1:9", tokenizer=str(gguf)))
+    assert "nobody listens" in nobody.report.problems[0]

@@ -16,6 +16,7 @@ from packfuse.models.loading.members import (
     member_entry,
     refuse_loading,
     short_name,
+    tokenizer_for_server,
     unique_names,
 )
 
@@ -30,5 +31,6 @@ __all__ = [
     "member_entry",
     "refuse_loading",
     "short_name",
+    "tokenizer_for_server",
     "unique_names",
 ]

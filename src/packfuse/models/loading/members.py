@@ -144,7 +144,7 @@ def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> Member
     how = loading_arguments(member, pack)
     try:
         if member.url:
-            return load_remote(name, member, _tokenizer_for_server(member, pack))
+            return load_remote(name, member, tokenizer_for_server(member, pack))
         source = Source.of(member, pack)
         if source.gguf:
             model, tokenizer = load_gguf(source, how, member.tokenizer)
@@ -159,8 +159,13 @@ def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> Member
     return wrap(name, model, tokenizer)
 
 
-def _tokenizer_for_server(member: MemberSettings, pack: LoadSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model in a server, which has to be here."""
+def tokenizer_for_server(member: MemberSettings, pack: LoadSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model in a server, which has to be here.
+
+    Raises:
+        ConfigError: if the settings name none.
+        Exception: what the libraries raise.
+    """
     place = member.tokenizer or member.model
     if not place:
         raise ConfigError("a model in a server needs its tokenizer here", hint="set tokenizer")

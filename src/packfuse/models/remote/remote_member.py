@@ -11,7 +11,7 @@ import xxhash
 from torch import Tensor
 
 from packfuse.errors import MemberError, PromptError
-from packfuse.models.member import Member, MemberFacts, Read, Session
+from packfuse.models.member import Member, MemberFacts, NamedFacts, Read, Session
 from packfuse.models.remote.client import MAX_CONNECTIONS
 from packfuse.models.remote.protocols import Candidates, Protocol
 from packfuse.models.remote.rows import NonsenseError, outside, row
@@ -110,6 +110,13 @@ class RemoteMember(Member):
             raise self._error(
                 f"it has another model than when it joined: {now.model!r}", "load the pack again"
             )
+
+    def named(self, session: Session) -> NamedFacts | None:
+        """See `Member.named`."""
+        state: Named = session.state
+        if self.candidates >= self.vocabulary.size or not state.places:
+            return None
+        return NamedFacts(self.candidates, state.mass / state.places)
 
     def open(self) -> Session:
         """See `Member.open`."""
