@@ -64,15 +64,15 @@ class Client:
         """The JSON that the server answers; see `get`."""
         return self._json(path, lambda: self._http.post(path, json=body), optional=False)
 
-    def has(self, path: str, body: Mapping[str, Any]) -> bool:
-        """Whether the server accepts a request.
+    def refusal(self, path: str, body: Mapping[str, Any]) -> str:
+        """What the server says when it refuses a request; "" if it accepts it.
 
         Raises:
             MemberError: if it cannot be reached, or the key is wrong.
         """
         found = self._sent(path, lambda: self._http.post(path, json=body))
         self._check_key(found)
-        return found.is_success
+        return "" if found.is_success else found.text or str(found.status_code)
 
     def error(self, problem: str, hint: str = "") -> MemberError:
         """An error of this member."""

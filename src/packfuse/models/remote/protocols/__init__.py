@@ -6,8 +6,9 @@ client of `remote` and `errors`.
 
 from packfuse.models.remote.protocols.base import Candidates, Protocol, ServerFacts
 from packfuse.models.remote.protocols.llama_cpp import LlamaCpp
+from packfuse.models.remote.protocols.vllm import Vllm
 
-PROTOCOLS: dict[str, type[Protocol]] = {own.api: own for own in (LlamaCpp,)}
+PROTOCOLS: dict[str, type[Protocol]] = {own.api: own for own in (LlamaCpp, Vllm)}
 """In the order in which "auto" tries them."""
 
 __all__ = ["PROTOCOLS", "Candidates", "Protocol", "ServerFacts"]
