@@ -199,7 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=96, help="tokens of an answer")
     parser.add_argument("--only", action="append", choices=PARTS, help="a part; repeatable")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to check that it runs")
-    parser.add_argument("--save", action="store_true", help="keep the results")
+    parser.add_argument(
+        "--save", action="store_true", help="keep the results, beside those of other parts"
+    )
     options = parser.parse_args(arguments)
     tokens = 6 if options.small else options.tokens
     results: dict[str, Any] = {"machine": machine(), "tokens": tokens}
@@ -209,8 +211,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results[name] = PARTS[name](pack, tokens)
             print(name, json.dumps(results[name]), file=sys.stderr)
     if options.save and not options.small:
-        text = json.dumps(results, indent=1) + "\n"
-        (MEASURED / "serving.json").write_text(text, encoding="utf-8")
+        file = MEASURED / "serving.json"
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        text = json.dumps({**kept, **results}, indent=1) + "\n"
+        file.write_text(text, encoding="utf-8")
     print(json.dumps(results))
 
 

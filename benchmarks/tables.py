@@ -8,6 +8,7 @@ written by hand. Names are those of a file in benchmarks/measured and of a part 
     speed PART [TEXT]    rows of a part of speed.json; with TEXT only rows that begin with it
     evidence loss | accuracy | domains
     first_use
+    serving
     FILE machine         the machine of a file's results, as one line
 """
 
@@ -159,10 +160,42 @@ def _signed_count(against: Mapping[str, Any] | None) -> str:
     return "" if against is None else f"{_signed(against, 'accuracy')} points"
 
 
+SERVING = (
+    ("first", "time to the first token beside a 512-token answer", "alone", "beside_seconds",
+     "alone_seconds", "ratio", "s"),
+    ("streams", "8 streams, tokens per second", "1 stream", "rate_8", "rate_1", "ratio_8", ""),
+    ("streams", "16 streams, tokens per second", "1 stream", "rate_16", "rate_1", "ratio_16", ""),
+    ("step", "a step of 8 answers", "`generate` on the same batch", "scheduler", "generate",
+     "ratio", "s"),
+    ("load", "32 requests through `packfuse serve`, tokens per second", "one at a time",
+     "served_rate", "one_at_a_time_rate", "ratio", ""),
+)  # fmt: skip
+"""Lines of the table: the part, its two cells of text, the names of its figures, and the unit."""
+
+
+def serving(results: Mapping[str, Any], name: str) -> Rows:
+    """Many calls at once, compared with one; all that was measured."""
+    del name
+    return [
+        ("", "compared with", "many ", "one ", "ratio "),
+        *(
+            [
+                text,
+                other,
+                _amount(results[part][mine], unit),
+                _amount(results[part][theirs], unit),
+                _ratio(results[part][ratio]),
+            ]
+            for part, text, other, mine, theirs, ratio, unit in SERVING
+        ),
+    ]
+
+
 MAKERS: dict[str, Callable[[Mapping[str, Any], str], Rows]] = {
     "speed": speed,
     "evidence": evidence,
     "first_use": first_use,
+    "serving": serving,
 }
 
 

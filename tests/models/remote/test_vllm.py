@@ -1,0 +1,91 @@
+"""A member behind vLLM, against what vLLM 0.32 answered with SmolLM2-135M-Instruct in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from packfuse import Pack
+from packfuse.errors import ConfigError, LoadError
+from packfuse.models.member import Member, Read
+from packfuse.models.remote.remote_member import RemoteMember
+from tests.support.replay import replayed
+
+EXCHANGES = Path(__file__).with_name("vllm_0_32.json")
+PROMPT = "The capital of Italy is"
+
+pytestmark = [
+    pytest.mark.starter,
+    pytest.mark.filterwarnings("ignore:member 'smol' names 20 tokens:RuntimeWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with replayed(EXCHANGES) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(default_folders: dict[str, Path]) -> Path:
+    return default_folders["SmolLM2-135M-Instruct"]
+
+
+def load(url: str, folder: Path, **more: object) -> Member:
+    settings = {"url": url, "tokenizer": str(folder), "name": "smol", "candidates": 20, **more}
+    return Pack.from_pretrained([settings], progress=False).members[0]
+
+
+def test_it_says_what_it_is(url: str, folder: Path) -> None:
+    member = load(url, folder)
+    assert isinstance(member, RemoteMember)
+    assert member.protocol.api == "vllm"
+    assert member.protocol.facts.model == "smol"
+    assert member.protocol.facts.max_candidates == 256
+    assert (member.context_window, member.candidates) == (512, 20)
+    member.refresh()
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> torch.Tensor:
+    """The distributions of the model in this process, after every token of the prompt."""
+    settings = {"model": str(folder), "dtype": "float32"}
+    (member,) = Pack.from_pretrained([settings], progress=False).members
+    ids = member.vocabulary.encode(PROMPT)
+    return member.read([Read(member.open(), ids, len(ids))])[0]
+
+
+@pytest.mark.parametrize("places", [1, 5])
+def test_its_distributions_are_those_of_the_model(
+    url: str, folder: Path, whole: torch.Tensor, places: int
+) -> None:
+    """A single place, and several in one request."""
+    member = load(url, folder)
+    ids = member.vocabulary.encode(PROMPT)
+    assert len(ids) == 5
+    found = member.read([Read(member.open(), ids, places)])[0]
+    top = whole[-places:].topk(20)
+    torch.testing.assert_close(found.gather(1, top.indices), top.values, atol=1e-3, rtol=0)
+
+
+def test_a_session_goes_on(url: str, folder: Path) -> None:
+    member = load(url, folder)
+    session = member.open()
+    member.read([Read(session, member.vocabulary.encode(PROMPT))])
+    found = member.read([Read(session, [7042])])[0]
+    assert session.length == 6
+    named = member.named(session)
+    assert named is not None
+    assert named.named == 20
+    assert 0 < named.outside < 1
+    assert float(found.logsumexp(-1)) == pytest.approx(0, abs=1e-4)
+
+
+def test_what_it_cannot_do_is_refused(url: str, folder: Path) -> None:
+    with pytest.raises(LoadError, match="it has smol, not 'other'"):
+        load(url, folder, model="other")
+    with pytest.raises(ConfigError, match=r"names at most 256 .*--max-logprobs"):
+        load(url, folder, candidates=500)
