@@ -35,6 +35,7 @@ OTHER: dict[str, Any] = {
     "max_rows": 3,
     "max_cache": 10**9,
     "max_waiting": 7,
+    "on_member_failure": "drop",
     "parallel": True,
     "compiled": True,
 }

@@ -54,6 +54,19 @@ class MemberError(PackError, RuntimeError):
     """A member failed at run time; the message names the member and the step."""
 
 
+class ServerError(MemberError):
+    """The server of a member cannot be reached, is too slow, or answers what cannot be right.
+
+    Attributes:
+        member: The member's name.
+    """
+
+    def __init__(self, message: str, *, member: str, hint: str = "") -> None:
+        """See `PackError`."""
+        super().__init__(message, hint=hint)
+        self.member = member
+
+
 class UnsupportedError(PackError, NotImplementedError):
     """A pack cannot do this exactly, and does not approximate it."""
 

@@ -29,6 +29,7 @@ _METAVARS = {
     "fusion": "RULE",
     "reference": "MEMBER",
     "heads": "|".join(HEADS),
+    "on_member_failure": "raise|drop",
     "prefix_cache": "BYTES",
     "dtype": "DTYPE",
     "device_map": "DEVICE",

@@ -122,14 +122,18 @@ class Engine:
         return twin
 
     @_one_at_a_time
-    def refresh(self) -> None:
+    def refresh(self, without: Container[int] = ()) -> None:
         """Find out what the members' models are now; see `Member.refresh`.
+
+        Args:
+            without: Indices of members that are left out of the call.
 
         Raises:
             MemberError: if a member's tokens are others than when it joined the pack.
         """
-        for member in self.members:
-            member.refresh()
+        for k, member in enumerate(self.members):
+            if k not in without:
+                member.refresh()
 
     def open(
         self,

@@ -47,6 +47,7 @@ class PackSequence:
         row: Index of the sequence in its batch.
         answer_from: Byte offset in `text` from which the pack has chosen the tokens; None while
             the prompt is read. Only there may a spelled mark become a member's control token.
+        left_out: Members that failed, by name, with the number of tokens that were chosen before.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class PackSequence:
         self.answer_from: int | None = None
         self.prefilled: list[list[Boundary] | None] = []
         self.saved_states: dict[int, list[StreamState | None]] = {}
+        self.left_out: dict[str, int] = {}
         self._closed: list[tuple[int, list[FixedPrefix | None], int | None]] = []
         self._first_text: int | None = None
 
@@ -80,7 +82,7 @@ class PackSequence:
         twin.ids, twin.text_ids, twin.ends = list(self.ids), list(self.text_ids), list(self.ends)
         twin.unread, twin.prefilled = list(self.unread), list(self.prefilled)
         twin._closed = list(self._closed)
-        twin.saved_states = {}
+        twin.saved_states, twin.left_out = {}, dict(self.left_out)
         twin.streams = [stream and stream.fork() for stream in self.streams]
         return twin
 

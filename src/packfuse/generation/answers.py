@@ -113,8 +113,12 @@ def make_answer(
     if stopped is None and end is None:
         reason = "cancelled" if cancelled else batch.reason(row, len(ids))
     record = _record(batch, item, fit, ids, row, reason, stopped)
-    if candidates := _candidates(batch.runtime, sequence):
-        record = record.model_copy(update={"candidates": candidates})
+    record = record.model_copy(
+        update={
+            "candidates": _candidates(batch.runtime, sequence) or None,
+            "left_out": dict(sequence.left_out),
+        }
+    )
     more = [str(full)] if full is not None and reason == "length" else []
     constraint = batch.request.constraint
     if constraint is not None and reason == "stop" and (problem := constraint.problem(text)):

@@ -8,6 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from packfuse.errors import ServerError
 from packfuse.generation.answer_length import check_length
 from packfuse.generation.assistants import skill_of
 from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
@@ -16,7 +19,7 @@ from packfuse.generation.runtime import Runtime
 from packfuse.models.member import Pause
 from packfuse.text.chats.chat_template import RenderedChat, render_chat
 from packfuse.text.prompt import MemberPrompt, PackPrompt, from_text
-from packfuse.weighting.methods.base import Weighting, Weights
+from packfuse.weighting.methods.base import Weighting, Weights, equal
 from packfuse.weighting.prefill import (
     Fit,
     finish,
@@ -40,9 +43,30 @@ class PromptReader:
         self.pause: Pause | None = None
         """Interrupts the members while they read; None to read without a pause."""
         self._looked_at_models = False
+        self._left_out: set[int] = set()
 
     def prepare(self, index: int, prompt: Prompt) -> tuple[PreparedPrompt, Fit]:
-        """Read a prompt and fit its weights."""
+        """Read a prompt and fit its weights.
+
+        Raises:
+            PromptError: if it is too long for a member that reads it.
+            MemberError: if a member fails that cannot be left out.
+        """
+        while True:
+            try:
+                item, fit = self._prepare(index, prompt)
+            except ServerError as error:
+                k = self.runtime.names.index(error.member)
+                drops = self.runtime.settings.on_member_failure == "drop"
+                if not drops or k in self._left_out or k == self._first_reference:
+                    raise
+                self._left_out.add(k)
+            else:
+                names = (self.runtime.names[k] for k in self._left_out)
+                item.sequence.left_out = dict.fromkeys(names, 0)
+                return item, fit
+
+    def _prepare(self, index: int, prompt: Prompt) -> tuple[PreparedPrompt, Fit]:
         call, runtime = self.request.call, self.runtime
         engine = runtime.model(self._first_reference).engine
         positions = needs_fit_positions(call.weighting, engine, call.rule.pool)
@@ -62,8 +86,16 @@ class PromptReader:
 
     @property
     def _fixed_weights(self) -> Weights | None:
-        """Weights `[K]` that do not depend on a prompt; None if they do."""
-        return self.request.call.weighting.for_members(self.runtime.names)
+        """Weights `[K]` that do not depend on a prompt; None if they do.
+
+        Once a member was left out, the others have their fixed weights, or else equal ones.
+        """
+        found = self.request.call.weighting.for_members(self.runtime.names)
+        if not self._left_out:
+            return found
+        rest = equal(len(self.runtime.members)) if found is None else np.array(found)
+        rest[list(self._left_out)] = 0
+        return rest / rest.sum() if rest.sum() else None
 
     @property
     def _first_reference(self) -> int:
@@ -83,7 +115,7 @@ class PromptReader:
         """Read a prompt with every member; with `reference="auto"`, choose its reference."""
         reference = self._first_reference
         if not self._looked_at_models:
-            self.runtime.model(reference).engine.refresh()
+            self.runtime.model(reference).engine.refresh(self._left_out)
             self._looked_at_models = True
         if (assistant := self._best_assistant(prompt)) is not None:
             return self._read(index, prompt, assistant, options, may_change=False)
@@ -175,7 +207,7 @@ class PromptReader:
         """With `reference="auto"` in a chat: the most skilled member with a chat template."""
         runtime, call = self.runtime, self.request.call
         chooses = runtime.settings.reference == "auto" and not self.request.pins
-        if isinstance(prompt, str) or not chooses:
+        if isinstance(prompt, str) or not chooses or self._left_out:
             return None
         able = [
             k

@@ -155,6 +155,8 @@ class FusionRecord(_Plain):
         drafts: Counts of drafted tokens; None without drafts.
         candidates: For members in servers that do not give whole distributions, how many tokens
             they named at each place, and the mean probability of the others; None without such.
+        left_out: Members whose servers failed, by name, with the number of tokens of the answer
+            that were chosen before; see `PackSettings.on_member_failure`.
         timings: Times in seconds.
         seed: The seed of the call, if it had one.
         constraint: Kind of the constraint: "json_schema", "regex" or "grammar".
@@ -182,6 +184,7 @@ class FusionRecord(_Plain):
     fused: float | None = None
     drafts: Drafts | None = None
     candidates: dict[str, Candidates] | None = None
+    left_out: dict[str, int] = {}
     timings: Timings
     seed: int | None = None
     constraint: str | None = None

@@ -15,6 +15,7 @@ from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.result import Answer
+from packfuse.weighting.prefill import leave_out
 
 
 class Row:
@@ -36,6 +37,7 @@ class Row:
         arguments: dict[str, Any],
         streamer: BaseStreamer | None,
         answer: Callable[[list[int]], Answer],
+        drops: bool = False,
     ) -> None:
         """Prepare the answer to a prompt that has been read; `begin` chooses its first token.
 
@@ -47,10 +49,11 @@ class Row:
             arguments: Arguments of transformers' `generate`.
             streamer: Called with the ids of the prompt, and then with every token.
             answer: Makes the answer from its ids.
+            drops: Whether members that fail are left out.
         """
         self.model, self.sequence, self._streamer, self._answer = model, sequence, streamer, answer
         self.call: CallSettings = cache.call or model.call
-        self._start = ids.shape[1]
+        self._start, self._drops = ids.shape[1], drops
         self._decoder = Decoder(ids, cache, Prepared.of(model, ids, cache, arguments))
 
     @property
@@ -84,6 +87,21 @@ class Row:
         token = self._decoder.take(logps)
         if self._streamer:
             self._streamer.put(token.cpu())
+
+    def leave_out(self, name: str) -> bool:
+        """Go on without a member that has failed, if the pack drops such members.
+
+        Returns:
+            Whether anything changed: not for the reference, nor for a member that reads nothing.
+        """
+        engine = self.model.engine
+        k = [member.name for member in engine.members].index(name)
+        able = self._drops and k != engine.reference_index
+        if not able or self.sequence.streams[k] is None:
+            return False
+        leave_out(self.sequence, k, engine)
+        self.sequence.left_out[name] = self._decoder.ids.shape[1] - self._start
+        return True
 
     def answer(self) -> Answer:
         """The answer so far."""

@@ -166,7 +166,8 @@ class Runner(PromptReader):
                 info, item, fit, new, 0, sequence, cancelled=cancel.is_set(), full=full
             )
 
-        return Row(model, sequence, cache, ids, decoding.arguments, streamer, answer)
+        drops = self.runtime.settings.on_member_failure == "drop"
+        return Row(model, sequence, cache, ids, decoding.arguments, streamer, answer, drops)
 
     def score(self, continuation: str) -> float:
         """See `Pack.score`."""

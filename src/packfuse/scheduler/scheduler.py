@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from packfuse.errors import BusyError, ClosedError
+from packfuse.errors import BusyError, ClosedError, ServerError
 from packfuse.generation.row import Row
 from packfuse.generation.runtime import Runtime
 from packfuse.models.batching import MAX_CHUNK_TOKENS, NO_PAUSE
@@ -319,15 +319,16 @@ def _distributions(
                 [row.call for row in rows],
             )
     except Exception as error:
+        for row, length in zip(rows, lengths, strict=True):
+            row.sequence.crop(row.sequence.length - length)
+        if isinstance(error, ServerError):
+            changed = [row.leave_out(error.member) for row in rows]
+            if any(changed):
+                return _distributions(group, fail)
         if len(group) == 1:
             fail(group[0], error)
             return []
     else:
         return list(zip(group, logps[:, -1], strict=True))
     # One by one, so that only the row that caused the error fails.
-    found: list[tuple[Running, Any]] = []
-    for one, length in zip(group, lengths, strict=True):
-        sequence = one.row.sequence
-        sequence.crop(sequence.length - length)
-        found += _distributions([one], fail)
-    return found
+    return [pair for one in group for pair in _distributions([one], fail)]

@@ -143,8 +143,14 @@ class AnswerTask(Task[list[Answer]]):
         self.tokens = self.prompt_tokens + int(longest or 0)
 
     def in_rows(self, *, alone: bool) -> bool:
-        """See `Task`. A draft method is used if the task is alone: a batch is faster without."""
+        """See `Task`.
+
+        A draft method is used if the task is alone: a batch is faster without. It is not used where
+        members may be left out, which rows can.
+        """
         request = self._runner.request
+        if self._runner.runtime.settings.on_member_failure == "drop":
+            return True
         return not (alone and request.takes_drafts and request.call.draft is not None)
 
     def start(self, pause: Pause, *, alone: bool) -> Sequence[Row]:

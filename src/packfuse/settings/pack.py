@@ -57,6 +57,9 @@ class PackSettings(Settings):
     first call comes."""
     max_waiting: PositiveInt = 1000
     """Most prompts that may wait; further calls raise BusyError."""
+    on_member_failure: Literal["raise", "drop"] = "raise"
+    """When the server of a member fails: raise its error, or drop the member, unless it is the
+    reference. The record says from which token on; the next call tries it again."""
     parallel: bool = False
     """Experimental: members on different devices run at the same time. On processors it is slower
     than one after the other."""
@@ -96,7 +99,7 @@ class PackSettings(Settings):
 
 
 # What is sampled with a seed depends on the draft, though its distribution does not.
-_CHANGES_ANSWERS = {*PARTS, "reference", "heads", "compiled"}
+_CHANGES_ANSWERS = {*PARTS, "reference", "heads", "compiled", "on_member_failure"}
 
 
 def weighting_part(value: Any) -> Any:

@@ -269,6 +269,21 @@ def _plan_scores(
     )
 
 
+def leave_out(sequence: PackSequence, k: int, engine: Engine) -> None:
+    """Let a sequence go on without member number `k`, which is not the reference.
+
+    The others keep the proportions of their weights.
+    """
+    weights = torch.ones(len(sequence.streams)) if sequence.weights is None else sequence.weights
+    rest = weights.clone()
+    rest[k] = 0
+    if not rest.sum():
+        rest[engine.reference_index] = 1
+    apply_weights(sequence, (rest / rest.sum()).tolist(), engine)
+    sequence.saved_states.clear()
+    sequence.filters_ready = False
+
+
 def apply_weights(
     sequence: PackSequence, weights: Sequence[float] | Weights, engine: Engine
 ) -> None:

@@ -256,6 +256,54 @@ def test_a_server_that_dies_or_stalls_is_named(
     assert threading.active_count() <= threads + 34
 
 
+@pytest.mark.parametrize("stage", ["before", "step"])
+def test_a_pack_goes_on_without_a_member_that_fails(
+    gguf: Path, other: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the token on at which the server died; the next call tries it again."""
+    alone = pack_of(str(other))
+    asked: dict[str, Any] = {"max_new_tokens": 20, "min_new_tokens": 20}
+    with llama_server(gguf) as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        pack = pack_of(
+            str(other),
+            served(server, gguf, candidates=ALL, timeout=5.0),
+            reference="other",
+            on_member_failure="drop",
+            weighting="uniform",
+        )
+        whole = pack.generate("the", **asked)
+        assert whole.record.left_out == {}
+        if stage == "before":
+            server.process.kill()
+            server.process.wait()
+            found = pack.generate("the", **asked)
+        else:
+            with at_step(monkeypatch, 9, server.process.kill):
+                found = pack.generate("the", **asked)
+    (token,) = found.record.left_out.values()
+    if stage == "before":
+        assert token == 0
+        assert found.token_ids == alone.generate("the", **asked).token_ids
+        assert found.record.weights == {"other": 1.0, "served": 0.0}
+    else:
+        assert token == 8
+        assert found.token_ids[:8] == whole.token_ids[:8]
+        ids = [*alone.members[0].vocabulary.encode("the"), *found.token_ids[:8]]
+        rest = alone.model.generate(torch.tensor([ids]), max_new_tokens=12, min_new_tokens=12)
+        assert found.token_ids[8:] == tuple(rest[0, len(ids) :].tolist())
+    with llama_server(gguf, port=port):
+        assert pack.generate("the", **asked).token_ids == whole.token_ids
+
+
+def test_the_reference_cannot_be_left_out(gguf: Path, other: Path) -> None:
+    with llama_server(gguf) as server:
+        member = served(server, gguf, candidates=ALL)
+        pack = pack_of(str(other), member, reference="served", on_member_failure="drop")
+    with pytest.raises(MemberError, match="nobody listens"):
+        pack.generate("the", max_new_tokens=2)
+
+
 def test_a_server_with_another_model_is_noticed(gguf: Path, other: Path) -> None:
     with llama_server(gguf) as first:
         port = int(first.url.rsplit(":", 1)[1])

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from packfuse.errors import MemberError
+from packfuse.errors import ServerError
 from packfuse.process import on_fork
 
 MAX_CONNECTIONS = 32
@@ -56,7 +56,7 @@ class Client:
         """The JSON at a path; None if the server has no such path.
 
         Raises:
-            MemberError: if the server cannot be reached, refuses, or answers no JSON.
+            ServerError: if the server cannot be reached, refuses, or answers no JSON.
         """
         return self._json(path, lambda: self._http.get(path), optional=True)
 
@@ -68,15 +68,16 @@ class Client:
         """What the server says when it refuses a request; "" if it accepts it.
 
         Raises:
-            MemberError: if it cannot be reached, or the key is wrong.
+            ServerError: if it cannot be reached, or the key is wrong.
         """
         found = self._sent(path, lambda: self._http.post(path, json=body))
         self._check_key(found)
         return "" if found.is_success else found.text or str(found.status_code)
 
-    def error(self, problem: str, hint: str = "") -> MemberError:
+    def error(self, problem: str, hint: str = "") -> ServerError:
         """An error of this member."""
-        return MemberError(f"member {self.name!r} at {self.url}: {problem}", hint=hint)
+        message = f"member {self.name!r} at {self.url}: {problem}"
+        return ServerError(message, member=self.name, hint=hint)
 
     def _json(self, path: str, send: Callable[[], httpx.Response], *, optional: bool) -> Any:
         found = self._sent(path, send)

@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from packfuse.errors import MemberError, PromptError
+from packfuse.errors import PromptError, ServerError
 from packfuse.models.member import Member, MemberFacts, NamedFacts, Read, Session
 from packfuse.models.remote.client import MAX_CONNECTIONS
 from packfuse.models.remote.protocols import Candidates, Protocol
@@ -177,13 +177,13 @@ class RemoteMember(Member):
         except NonsenseError as error:
             raise self._nonsense(error.message) from error
 
-    def _nonsense(self, problem: str) -> MemberError:
+    def _nonsense(self, problem: str) -> ServerError:
         return self._error(
             f"it answered what is no distribution: {problem}",
             f"is it a {self.protocol.api} server?",
         )
 
-    def _error(self, problem: str, hint: str = "") -> MemberError:
+    def _error(self, problem: str, hint: str = "") -> ServerError:
         return self.protocol.client.error(problem, hint)
 
     def rollback(self, session: Session, length: int) -> None:

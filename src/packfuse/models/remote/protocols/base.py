@@ -70,7 +70,7 @@ class Protocol(ABC):
         """Set `facts`; whether the server is of this kind.
 
         Raises:
-            MemberError: if it cannot be reached, or does not have the model.
+            ServerError: if it cannot be reached, or does not have the model.
         """
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Protocol(ABC):
         """The candidates after a sequence of token ids, at most `k`.
 
         Raises:
-            MemberError: if the server fails, or answers what cannot be right.
+            ServerError: if the server fails, or answers what cannot be right.
         """
 
     def scores(self, ids: Sequence[int], counts: Sequence[int], k: int) -> list[Candidates] | None:
