@@ -44,6 +44,15 @@ def test_soak() -> None:
     assert found["growth"]["files"] == 1
 
 
+def test_servers() -> None:
+    found = run("servers.py")
+    assert [line["candidates"] for line in found["candidates"]] == [20, 50, 100, 256, 1000]
+    last = found["candidates"][-1]
+    assert last["bits_per_byte"] == pytest.approx(0, abs=1e-3)
+    assert last["same_first_choice"] == 1
+    assert found["step"]["ratio"] > 0
+
+
 @pytest.mark.slow
 def test_alignment() -> None:
     found = run("alignment.py")

@@ -26,10 +26,10 @@ class LlamaServer:
 
 @contextmanager
 def llama_server(
-    gguf: Path, *, context: int = 256, port: int = 0, key: str = ""
+    gguf: Path, *, context: int = 256, port: int = 0, key: str = "", threads: int = 1
 ) -> Iterator[LlamaServer]:
     """Serve a GGUF file on this machine, until the end of the context."""
-    command = [sys.executable, __file__, str(gguf), str(context), str(port), key]
+    command = [sys.executable, __file__, str(gguf), str(context), str(port), key, str(threads)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -45,7 +45,7 @@ def llama_server(
         process.stdout.close()
 
 
-def main(gguf: str, context: str, port: str, key: str) -> None:
+def main(gguf: str, context: str, port: str, key: str, threads: str) -> None:
     """Serve until the process is killed."""
     import xllamacpp
 
@@ -56,7 +56,7 @@ def main(gguf: str, context: str, port: str, key: str) -> None:
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = int(port)
     parameters.api_keys = [key] if key else []
-    parameters.cpuparams.n_threads = 1
+    parameters.cpuparams.n_threads = int(threads)
     parameters.n_gpu_layers = 0
     exact = xllamacpp.ggml_type.GGML_TYPE_F32  # its own default is float16
     parameters.cache_type_k = parameters.cache_type_v = exact
