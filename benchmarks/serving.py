@@ -9,6 +9,8 @@ minutes on two cores. The last line of the output is one JSON document.
               over the same request alone
     streams   tokens per second of 8 and 16 streams over one stream
     step      a step of 8 rows through the scheduler over `generate` on the same batch
+    drafts    a pass that verifies 4 drafted tokens over a step, for one answer and for 8: a draft
+              pays if it gives more tokens a pass than that
     load      32 requests with Poisson arrivals through `packfuse serve`, over one at a time
 """
 
@@ -144,6 +146,31 @@ def measure_step(pack: Pack, tokens: int) -> dict[str, float]:
     return {**medians, "ratio": medians["scheduler"] / medians["generate"]}
 
 
+def measure_drafts(pack: Pack, tokens: int) -> dict[str, float]:
+    """Passes of 1 and of 5 tokens, for one sequence and for 8, after the same prompts."""
+    runner = Runner(pack.runtime, pack.request([chat(index) for index in range(8)], exactly(2)))
+    items = [runner.prepare(index, chat(index))[0] for index in range(8)]
+    engine = pack.runtime.model(items[0].reference).engine
+    sequences = [item.sequence for item in items if item.reference == items[0].reference]
+    ids = [list(item.ids[:5]) for item in items]
+    rounds = 3 if tokens <= 8 else 12
+    found: dict[str, float] = {}
+    for count in (1, len(sequences)):
+        times: dict[int, list[float]] = {1: [], 5: []}
+        for _ in range(rounds):
+            for length, own in times.items():
+                new = [one[:length] for one in ids[:count]]
+                started = time.perf_counter()
+                engine.advance(sequences[:count], new, runner.request.call, length)
+                own.append(time.perf_counter() - started)
+                for sequence in sequences[:count]:
+                    sequence.crop(length)
+        medians = {length: statistics.median(own) for length, own in times.items()}
+        found[f"step_{count}"], found[f"pass_{count}"] = medians[1], medians[5]
+        found[f"ratio_{count}"] = medians[5] / medians[1]
+    return found
+
+
 def measure_load(pack: Pack, tokens: int) -> dict[str, float]:
     """Requests that arrive faster than one at a time can be answered."""
     count = 32 if tokens > 8 else 6
@@ -187,6 +214,7 @@ PARTS: dict[str, Callable[[Pack, int], dict[str, float]]] = {
     "first": measure_first,
     "streams": measure_streams,
     "step": measure_step,
+    "drafts": measure_drafts,
     "load": measure_load,
 }
 
