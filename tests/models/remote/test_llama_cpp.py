@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from packfuse import Pack
 from packfuse.errors import ConfigError, LoadError, MemberError, PackError, PromptError
 from packfuse.models.inspection import inspect_model
 from packfuse.models.member import Member, Read
+from packfuse.models.remote import remote_member
 from packfuse.models.remote.client import Client
+from packfuse.models.remote.protocols.llama_cpp import LlamaCpp
 from packfuse.models.remote.remote_member import RemoteMember
 from packfuse.settings import MemberSettings
 from packfuse.testing import MemberLaws
@@ -168,6 +172,27 @@ def test_one_request_a_token(mixed: Pack, monkeypatch: pytest.MonkeyPatch) -> No
     assert (counts[1] - counts[0]) / 40 <= 1.1
 
 
+def test_a_server_that_forgets_is_warned_about_once(
+    server: LlamaServer, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (member,) = pack_of(served(server, gguf, candidates=ALL)).members
+    monkeypatch.setattr(remote_member, "_LONG", 40)
+    session, ids = member.open(), list(range(60, 110))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the real server has all but the last token
+        member.read([Read(session, ids)])
+        for _ in range(5):
+            member.read([Read(session, [60])])
+    read = LlamaCpp.read
+    monkeypatch.setattr(
+        LlamaCpp, "read", lambda self, ids, k: replace(read(self, ids, k), cached=0)
+    )
+    with pytest.warns(RuntimeWarning, match=r"had 0 of 5\d tokens in its KV cache") as caught:
+        for _ in range(6):
+            member.read([Read(session, [60])])
+    assert len(caught) == 1
+
+
 BAD: dict[str, tuple[dict[str, Any], type[PackError], str]] = {
     "nobody listens": ({"url": "http://127.0.0.1:9"}, LoadError, "nobody listens"),
     "no address": ({"url": "nonsense"}, LoadError, "nonsense"),
@@ -217,6 +242,7 @@ def test_a_key(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_prompt_that_is_too_long_names_the_member(mixed: Pack) -> None:
     with pytest.raises(PromptError, match="served"):
         mixed.members[1].read([Read(mixed.members[1].open(), [60] * 256)])
+    assert mixed.context_window == 255
 
 
 @pytest.fixture
@@ -332,7 +358,7 @@ def test_check_asks_the_server(server: LlamaServer, gguf: Path) -> None:
     found = inspect_model(MemberSettings(**served(server, gguf, candidates=100)))
     assert found.report.problems == []
     assert found.report.model == server.url
-    assert (found.report.parameters, found.report.context_window) == (15_680, 256)
+    assert (found.report.parameters, found.report.context_window) == (15_680, 255)
     assert found.report.candidates == 100
     nobody = inspect_model(MemberSettings(url="http://127.0.0.1:9", tokenizer=str(gguf)))
     assert "nobody listens" in nobody.report.problems[0]

@@ -45,7 +45,7 @@ def test_it_says_what_it_is(url: str, folder: Path) -> None:
     assert member.protocol.api == "vllm"
     assert member.protocol.facts.model == "smol"
     assert member.protocol.facts.max_candidates == 256
-    assert (member.context_window, member.candidates) == (512, 20)
+    assert (member.context_window, member.candidates) == (511, 20)
     member.refresh()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ CANDIDATES = 256
 
 _WAIT_SECONDS = 0.02
 """How long a prompt's requests are waited for before other answers get a step."""
+
+_SHORT, _LONG, _MISSES = 8, 256, 3
+"""Steps of at most 8 tokens after at least 256 are watched; three in a row without the server's
+prefix cache are worth a warning."""
 
 
 @dataclass(slots=True)
@@ -64,10 +69,11 @@ class RemoteMember(Member):
         """
         facts = protocol.facts
         self.name, self.protocol, self.vocabulary = name, protocol, vocabulary
-        self.context_window = facts.context_window
+        self.context_window = facts.context_window - 1  # a server predicts a token, in its window
         limits = (candidates, facts.max_candidates, vocabulary.size)
         self.candidates = min(limit for limit in limits if limit is not None)
         self.state = self.quick_digest()
+        self._misses = 0
         self._renew()
         on_fork(self._renew)
 
@@ -126,10 +132,10 @@ class RemoteMember(Member):
         """See `Member.read`. All requests are sent at once, the places of each one in turn."""
         for request in requests:
             total = request.session.length + len(request.ids)
-            if total >= self.context_window:  # a server predicts a token, for which it needs room
+            if total > self.context_window:
                 raise PromptError(
                     f"member {self.name!r} would read {total} tokens, and can read "
-                    f"{self.context_window - 1}",
+                    f"{self.context_window}",
                     hint="shorten the prompt or the answer",
                 )
         needed = [_counts(request) for request in requests]
@@ -142,14 +148,31 @@ class RemoteMember(Member):
             pause.call()
         wait(futures)
         found = [future.result() for future in futures]
-        return [
-            self._take(request, counts, named)
-            for request, counts, named in zip(requests, needed, found, strict=True)
-        ]
+        # All answers are checked before the first session is advanced.
+        rows = [torch.stack([self._row(one) for one in own]) for own in found]
+        self._watch(requests, found)
+        return [self._take(*each) for each in zip(requests, needed, found, rows, strict=True)]
 
-    def _take(self, request: Read, counts: list[int], found: list[Candidates]) -> Tensor:
+    def _watch(self, requests: Sequence[Read], found: Sequence[Sequence[Candidates]]) -> None:
+        """Warn once if the server reads whole sequences again and again."""
+        for request, own in zip(requests, found, strict=True):
+            total, cached = request.session.length + len(request.ids), own[-1].cached
+            watched = len(request.ids) <= _SHORT and total >= _LONG and self._misses < _MISSES
+            if not watched or cached is None:
+                continue
+            self._misses = self._misses + 1 if cached < total // 2 else 0
+            if self._misses == _MISSES:
+                warnings.warn(
+                    f"member {self.name!r}: the server had {cached} of {total} tokens in its KV "
+                    "cache, and reads the rest at each step; give it a larger cache or more slots",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def _take(
+        self, request: Read, counts: list[int], found: list[Candidates], logps: Tensor
+    ) -> Tensor:
         """Advance a session by what the server named at these counts; what the request returns."""
-        logps = torch.stack([self._row(one) for one in found])
         callback, session = request.callback, request.session
         if callback is not None:
             wanted = [index for index, count in enumerate(counts) if callback.wants(count)]
