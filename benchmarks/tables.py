@@ -174,7 +174,7 @@ SERVING = (
 
 
 def serving(results: Mapping[str, Any], name: str) -> Rows:
-    """Many calls at once, compared with one; all that was measured."""
+    """Many calls at once, compared with one; the parts that were measured."""
     del name
     return [
         ("", "compared with", "many ", "one ", "ratio "),
@@ -187,6 +187,7 @@ def serving(results: Mapping[str, Any], name: str) -> Rows:
                 _ratio(results[part][ratio]),
             ]
             for part, text, other, mine, theirs, ratio, unit in SERVING
+            if part in results
         ),
     ]
 
