@@ -132,9 +132,7 @@ class MemberSettings(_Loading):
     _name_of_dtype = field_validator("dtype", mode="before")(_dtype_name)
 
     @model_validator(mode="after")
-    def _model_or_server(self) -> Self:
-        if not self.model and not self.url:
-            raise ValueError("a member needs a model, or the url of a server")
+    def _here_or_in_a_server(self) -> Self:
         useless = _SERVED if self.url is None else _LOADED
         fields = type(self).model_fields
         given = [name for name in useless if getattr(self, name) != fields[name].default]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packfuse.errors import LoadError
+from packfuse.errors import ConfigError, LoadError
 from packfuse.hf_compat.models import hub_file
 from packfuse.settings import LoadSettings, MemberSettings
 
@@ -33,8 +33,11 @@ class Source:
         """The source of a member.
 
         Raises:
+            ConfigError: for no name.
             LoadError: for a name that cannot be a path.
         """
+        if not member.model:
+            raise ConfigError("a member needs a model, or the url of a server")
         place, gguf = split_gguf(member.model)
         named = {
             "revision": member.revision,
