@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from packfuse.errors import LoadError, MemberError, PromptError, UnsupportedError
+from packfuse.errors import LoadError, MemberError, UnsupportedError
 from packfuse.hf_compat.models import CACHE, cache_argument, grouped_attention
 from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks
 from packfuse.models.devices import execution_device
@@ -118,22 +118,12 @@ class HFMember(KVSessions):
 
     def read(self, requests: Sequence[Read]) -> list[Tensor]:
         """See `Member.read`. Requests with similar numbers of new tokens run as one batch."""
-        for request in requests:
-            self._check_context_window(request)
+        self.check_context_window(requests)
         results: dict[int, Tensor] = {}
         for rows in batches(requests, MAX_PADDING if self._allows_padding else None):
             for row, kept in zip(rows, self._read([requests[i] for i in rows]), strict=True):
                 results[row] = kept
         return [results[row] for row in range(len(requests))]
-
-    def _check_context_window(self, request: Read) -> None:
-        total = request.session.length + len(request.ids)
-        if total > self.context_window:
-            raise PromptError(
-                f"member {self.name!r} would read {total} tokens, and can read "
-                f"{self.context_window}",
-                hint="shorten the prompt or the answer",
-            )
 
     def _read(self, requests: list[Read]) -> list[Tensor]:
         """Read the requests of one batch, in chunks that limit the memory for logits."""

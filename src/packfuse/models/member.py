@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from packfuse.errors import PromptError
 from packfuse.models.vocab_subset import MAX_PRUNED_MASS, VocabSubset
 from packfuse.text.vocabulary import Vocabulary
 
@@ -223,6 +224,21 @@ class Member(ABC):
             MemberError: if the model fails or gives NaN.
             PromptError: if a session would exceed the context window.
         """
+
+    def check_context_window(self, requests: Sequence[Read]) -> None:
+        """Refuse requests after which a session would exceed the context window.
+
+        Raises:
+            PromptError: naming the member, the length and the window.
+        """
+        for request in requests:
+            total = request.session.length + len(request.ids)
+            if total > self.context_window:
+                raise PromptError(
+                    f"member {self.name!r} would read {total} tokens, and can read "
+                    f"{self.context_window}",
+                    hint="shorten the prompt or the answer",
+                )
 
     @abstractmethod
     def rollback(self, session: Session, length: int) -> None:

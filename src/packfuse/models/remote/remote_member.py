@@ -11,7 +11,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from packfuse.errors import PromptError, ServerError
+from packfuse.errors import ServerError
 from packfuse.models.member import Member, MemberFacts, NamedFacts, Read, Session
 from packfuse.models.remote.client import MAX_CONNECTIONS
 from packfuse.models.remote.protocols import Candidates, Protocol
@@ -130,14 +130,7 @@ class RemoteMember(Member):
 
     def read(self, requests: Sequence[Read]) -> list[Tensor]:
         """See `Member.read`. All requests are sent at once, the places of each one in turn."""
-        for request in requests:
-            total = request.session.length + len(request.ids)
-            if total > self.context_window:
-                raise PromptError(
-                    f"member {self.name!r} would read {total} tokens, and can read "
-                    f"{self.context_window}",
-                    hint="shorten the prompt or the answer",
-                )
+        self.check_context_window(requests)
         needed = [_counts(request) for request in requests]
         futures = [
             self._threads.submit(self._named, [*request.session.ids, *request.ids], counts)
