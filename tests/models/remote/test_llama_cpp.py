@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from packfuse import Pack
-from packfuse.errors import ConfigError, LoadError, MemberError, PackError, PromptError
+from packfuse.errors import ConfigError, LoadError, MemberError, PackError, PromptError, ServerError
 from packfuse.models.inspection import inspect_model
 from packfuse.models.member import Member, Read
 from packfuse.models.remote import remote_member
@@ -320,6 +320,14 @@ def test_a_pack_goes_on_without_a_member_that_fails(
         assert found.token_ids[8:] == tuple(rest[0, len(ids) :].tolist())
     with llama_server(gguf, port=port):
         assert pack.generate("the", **asked).token_ids == whole.token_ids
+
+
+def test_errors_have_the_name_that_a_member_has_in_its_pack(gguf: Path) -> None:
+    with llama_server(gguf) as server:
+        twin = pack_of(served(server, gguf, candidates=ALL)).members[0].renamed("twin")
+    with pytest.raises(ServerError, match="'twin' at") as caught:
+        twin.refresh()
+    assert caught.value.member == "twin"
 
 
 def test_the_reference_cannot_be_left_out(gguf: Path, other: Path) -> None:

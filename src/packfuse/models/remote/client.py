@@ -52,6 +52,10 @@ class Client:
         )
         self._closing = weakref.finalize(self, self._http.close)
 
+    def renamed(self, name: str) -> Client:
+        """A connection of its own to the same server, for a member of another name."""
+        return Client(name, self.url, self._key, self._timeout)
+
     def get(self, path: str) -> Any:
         """The JSON at a path; None if the server has no such path.
 

@@ -103,7 +103,7 @@ class RemoteMember(Member):
 
     def renamed(self, name: str) -> RemoteMember:
         """See `Member.renamed`."""
-        return RemoteMember(name, self.protocol, self.vocabulary, self.candidates)
+        return RemoteMember(name, self.protocol.renamed(name), self.vocabulary, self.candidates)
 
     def refresh(self) -> None:
         """See `Member.refresh`: ask the server whether it still has the same model."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +66,12 @@ class Protocol(ABC):
     def __init__(self, client: Client, model: str | None) -> None:
         """Talk over a connection; `model` is the name of the model, where a server has several."""
         self.client, self.model = client, model
+
+    def renamed(self, name: str) -> Self:
+        """The same server for a member of another name, which errors have."""
+        twin = copy(self)
+        twin.client = self.client.renamed(name)
+        return twin
 
     @abstractmethod
     def probe(self) -> bool:
