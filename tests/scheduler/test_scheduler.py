@@ -6,12 +6,14 @@ import asyncio
 import gc
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -745,3 +747,33 @@ def submitted(pack: Pack, request: Any, cancel: threading.Event) -> Future[list[
     task = pack.task(request, cancel)
     pack.scheduler.submit(task)
     return task.future
+
+
+def test_a_caller_that_waits_has_no_openmp_threads(pack: Pack) -> None:
+    """Idle OpenMP threads beside those of the scheduler would make every step slower."""
+    counts: list[int] = []
+
+    def count() -> None:
+        """Count the threads of this process once it stays the same: pools end a moment late."""
+        found: list[int] = [-1]
+        while len(found) < 5 or len(set(found[-5:])) > 1:
+            time.sleep(0.05)
+            found.append(psutil.Process().num_threads())
+        counts.append(found[-1])
+
+    def call() -> None:
+        torch.set_num_threads(2)
+        count()
+        torch.ones(1_000_000).exp()
+        count()
+        pack.generate(PROMPTS[0], max_new_tokens=2)
+        settle()
+        count()
+
+    pack.generate(PROMPTS[0], max_new_tokens=2)
+    settle()
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    before, computed, after = counts
+    assert (computed, after) == (before + 1, before)

@@ -16,6 +16,7 @@ from packfuse.generation.runtime import Runtime
 from packfuse.models.batching import MAX_CHUNK_TOKENS, NO_PAUSE
 from packfuse.models.heap import trim
 from packfuse.models.member import Pause
+from packfuse.models.threads import release_openmp_threads
 from packfuse.process import EXITING, on_fork
 from packfuse.scheduler.admission import Admission, memory_limit
 from packfuse.scheduler.task import Task, autocast
@@ -81,6 +82,7 @@ class Scheduler:
                     waiting=waiting,
                     hint="try again later, or raise max_waiting",
                 )
+            release_openmp_threads()
             self._waiting += tasks
             if self._thread is None:
                 self._thread = threading.Thread(

@@ -28,6 +28,7 @@ from packfuse.models.loading.source import Source, shortened
 from packfuse.models.loading.weight_files import check_weights
 from packfuse.models.member import Member
 from packfuse.models.remote import load_remote
+from packfuse.models.threads import release_openmp_threads
 from packfuse.settings import OTHER_NAMES, LoadSettings, MemberSettings, PackConfig
 from packfuse.text.vocabulary import Vocabulary
 
@@ -322,6 +323,7 @@ def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     vocab_size = int(model.config.get_text_config().vocab_size)
     member = HFMember(name, model, Vocabulary(tokenizer, vocab_size, end_ids))
     self_test(member)
+    release_openmp_threads()
     return member
 
 
