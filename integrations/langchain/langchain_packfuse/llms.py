@@ -13,6 +13,7 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.runnables import Runnable
 
 from langchain_packfuse.fields import PackFuseFields
 from langchain_packfuse.messages import Metadata
@@ -53,6 +54,25 @@ class PackFuseLLM(PackFuseFields, BaseLLM):
         """See `BaseLLM.agenerate`; the settings of the call are part of its cache key."""
         bound, rest = self._bound(kwargs)
         return await super(PackFuseLLM, bound).agenerate(prompts, stop, *args, **rest)
+
+    def batch(
+        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
+        """See `Runnable.batch`; with `return_exceptions`, a prompt that fails fails alone."""
+        if not return_exceptions:
+            return super().batch(inputs, config, **kwargs)
+        self._one_answer("batch", kwargs)
+        # `BaseLLM.batch` would give one error to all prompts. These calls run together as well.
+        return Runnable.batch(self, inputs, config, return_exceptions=True, **kwargs)
+
+    async def abatch(
+        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
+        """See `Runnable.abatch`; with `return_exceptions`, a prompt that fails fails alone."""
+        if not return_exceptions:
+            return await super().abatch(inputs, config, **kwargs)
+        self._one_answer("abatch", kwargs)
+        return await Runnable.abatch(self, inputs, config, return_exceptions=True, **kwargs)
 
     def _bound(self, kwargs: dict[str, Any]) -> tuple[PackFuseLLM, dict[str, Any]]:
         """A copy with the settings of a call, and the arguments that are not settings."""

@@ -36,6 +36,21 @@ async def test_async_methods_give_the_same_answer(llm: PackFuseLLM) -> None:
     assert (await llm.abatch([PROMPT, "Hello"]))[0] == expected
 
 
+async def test_a_prompt_of_a_batch_that_fails_fails_alone(llm: PackFuseLLM) -> None:
+    prompts = [PROMPT, "word " * 5000, "Hello"]
+    expected = [llm.invoke(PROMPT), llm.invoke("Hello")]
+    for answers in (
+        llm.batch(prompts, return_exceptions=True),
+        await llm.abatch(prompts, return_exceptions=True),
+    ):
+        assert [answers[0], answers[2]] == expected
+        assert isinstance(answers[1], PromptError)
+    with pytest.raises(PromptError):
+        llm.batch(prompts)
+    with pytest.raises(PromptError):
+        await llm.abatch(prompts)
+
+
 def test_every_generation_has_its_own_record(llm: PackFuseLLM) -> None:
     result = llm.generate([PROMPT, "One two three four"])
     infos: list[Any] = [each[0].generation_info for each in result.generations]
