@@ -17,6 +17,7 @@ from packfuse.cli.check import check
 from packfuse.cli.command import Command, command
 from packfuse.cli.determine import determine
 from packfuse.cli.evaluate import evaluate
+from packfuse.cli.member import member
 from packfuse.cli.run import run
 from packfuse.cli.serve import serve
 from packfuse.cli.starter import starter
@@ -32,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "chat": chat,
     "serve": serve,
+    "member": member,
     "weights": weights,
     "check": check,
     "eval": evaluate,

@@ -8,78 +8,52 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from packfuse.cli.listening import SERVER, ListenOptions, needs_serve
 from packfuse.cli.options import PackOptions, quiet, size
 from packfuse.cli.screen import Screen
-from packfuse.errors import ConfigError, PackError
+from packfuse.errors import PackError
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
 
-_SERVER: dict[str, Any] = {"rich_help_panel": "The server"}
-
 
 @dataclass(frozen=True)
-class ServerOptions:
+class ServerOptions(ListenOptions):
     """Where the server listens, and its limits."""
 
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.", **_SERVER)
-    ] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any.", **_SERVER)] = 8000
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PACKFUSE_API_KEY",
-            show_envvar=True,
-            metavar="KEY",
-            help="Key that requests must have. Others can read it in a command; the environment "
-            "variable is safer.",
-            **_SERVER,
-        ),
-    ] = None
     name: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Name of the pack, as `model` in requests.", **_SERVER),
+        typer.Option(metavar="NAME", help="Name of the pack, as `model` in requests.", **SERVER),
     ] = "packfuse"
     max_tokens: Annotated[
         int,
         typer.Option(
             min=1,
             help="Most tokens of an answer in a chat, if the request does not say.",
-            **_SERVER,
+            **SERVER,
         ),
     ] = 1024
     max_rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Most answers that are decoded at the same time.", **_SERVER),
+        typer.Option(min=1, help="Most answers that are decoded at the same time.", **SERVER),
     ] = None
     max_cache: Annotated[
         str | None,
-        typer.Option(metavar="BYTES", help="Most bytes of their KV caches, or auto.", **_SERVER),
+        typer.Option(metavar="BYTES", help="Most bytes of their KV caches, or auto.", **SERVER),
     ] = None
     max_waiting: Annotated[
         int | None,
-        typer.Option(min=1, help="Most prompts that may wait; others get status 429.", **_SERVER),
+        typer.Option(min=1, help="Most prompts that may wait; others get status 429.", **SERVER),
     ] = None
-    max_body: Annotated[int, typer.Option(min=1, help="Largest request, in bytes.", **_SERVER)] = (
-        4 * 2**20
-    )
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Longest time to send a request, seconds.", **_SERVER)
-    ] = 30.0
-    grace: Annotated[
-        int,
-        typer.Option(min=0, help="Time for running answers when the server ends, s.", **_SERVER),
-    ] = 30
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
             metavar="URL", help="Web page of another server that may use this one. Repeat it.",
-            **_SERVER,
+            **SERVER,
         ),
     ] = None  # fmt: skip
     log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Write requests to the access log.", **_SERVER)
+        bool, typer.Option("--log-prompts", help="Write requests to the access log.", **SERVER)
     ] = False
 
     def scheduling(self) -> dict[str, Any]:
@@ -99,14 +73,10 @@ def serve(screen: Screen, pack: PackOptions, server: ServerOptions) -> None:
     Needs `pip install 'packfuse[serve]'`. Without --pack and --model, the starter pack answers. A
     file given to --pack may hold several packs, by name under `packs:`.
     """
-    try:
+    with needs_serve():
         from packfuse.server.app import Limits, create_app
         from packfuse.server.packs import Served
-        from packfuse.server.serving import run
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{error.name} is not installed", hint="pip install 'packfuse[serve]'"
-        ) from error
+        from packfuse.server.serving import bound, run
     settings = {**pack.settings(), **server.scheduling()}
     load = _several(pack, settings)
 
@@ -118,9 +88,7 @@ def serve(screen: Screen, pack: PackOptions, server: ServerOptions) -> None:
             raise
 
     quiet(screen)
-    local = server.host in ("127.0.0.1", "localhost", "::1")
-    if not local and server.api_key is None:
-        screen.note(f"warning: everybody who reaches {server.host} can use it; set --api-key")
+    server.warn(screen)
     limits = Limits(
         api_key=server.api_key,
         max_body=server.max_body,
@@ -130,7 +98,7 @@ def serve(screen: Screen, pack: PackOptions, server: ServerOptions) -> None:
         log_prompts=server.log_prompts,
     )
     app = create_app(Served(loaded), limits)
-    run(app, server.host, server.port, server.grace, screen.note)
+    run(app, bound(server.host, server.port), server.grace, screen.note)
 
 
 def _several(

@@ -24,7 +24,7 @@ from packfuse.models.loading import (
 from packfuse.models.loading.adapters import find_adapter
 from packfuse.models.loading.architecture import auto_class
 from packfuse.models.loading.source import Source, shortened
-from packfuse.models.remote import RemoteMember, load_remote
+from packfuse.models.remote import PeerMember, RemoteMember, load_remote
 from packfuse.models.window import context_window
 from packfuse.settings import LoadSettings, MemberSettings
 from packfuse.text.vocabulary import Vocabulary
@@ -123,7 +123,7 @@ def inspect_model(member: MemberSettings, pack: LoadSettings | None = None) -> I
     vocabulary = None
     try:
         if member.url:
-            remote = load_remote(member.url, member, tokenizer_for_server(member, pack))
+            remote = load_remote(member.url, member, lambda: tokenizer_for_server(member, pack))
             vocabulary = remote.vocabulary
             facts |= _served_facts(remote)
             return _inspected(member, facts, problems, vocabulary)
@@ -158,10 +158,9 @@ def _inspected(
     return Inspected(ModelReport(model=place, name=name, problems=problems, **facts), known)
 
 
-def _served_facts(remote: RemoteMember) -> dict[str, Any]:
-    named = remote.candidates
+def _served_facts(remote: RemoteMember | PeerMember) -> dict[str, Any]:
     return {
-        "architecture": f"{remote.protocol.facts.model} ({remote.protocol.api})",
+        "architecture": f"{remote.model_name} ({remote.api})",
         "causal": True,
         "parameters": remote.facts.parameters,
         "memory_bytes": 0,
@@ -169,7 +168,7 @@ def _served_facts(remote: RemoteMember) -> dict[str, Any]:
         "chat_template": bool(remote.tokenizer.chat_template),
         "vocabulary_size": len(remote.tokenizer),
         "fast_tokenizer": True,
-        "candidates": named if named < remote.vocabulary.size else None,
+        "candidates": remote.named_tokens,
     }
 
 

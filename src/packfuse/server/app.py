@@ -6,13 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 
 from packfuse import __version__
 from packfuse.server.access_log import AccessLog
@@ -20,7 +18,7 @@ from packfuse.server.answering import Answering
 from packfuse.server.limits import Guard
 from packfuse.server.metrics import Metrics
 from packfuse.server.packs import Served
-from packfuse.server.problems import RequestError
+from packfuse.server.problems import add_problems
 
 _PAGE = {
     "/": ("page.html", "text/html"),
@@ -97,7 +95,7 @@ def create_app(served: Served, limits: Limits | None = None) -> FastAPI:
 
     for path in _PAGE:
         app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
-    _add_problems(app)
+    add_problems(app)
     # The last one that is added runs first.
     app.add_middleware(
         Guard, api_key=limits.api_key, max_body=limits.max_body, timeout=limits.timeout
@@ -111,17 +109,3 @@ def create_app(served: Served, limits: Limits | None = None) -> FastAPI:
         )
     app.add_middleware(AccessLog, metrics=metrics, log_prompts=limits.log_prompts)
     return app
-
-
-def _add_problems(app: FastAPI) -> None:
-    """Errors in the layout of OpenAI's API, also for unknown paths and methods."""
-
-    @app.exception_handler(RequestError)
-    async def problem(_: Request, error: Any) -> JSONResponse:
-        found: JSONResponse = error.response()
-        return found
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: Any) -> JSONResponse:
-        message = f"{error.detail}: {request.method} {request.url.path}"
-        return RequestError(error.status_code, message).response()

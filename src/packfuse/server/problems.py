@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from concurrent.futures import CancelledError
 from typing import Any
 
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from packfuse.errors import BusyError, ClosedError, ForkError, MemberError, PackError
 
@@ -95,3 +97,17 @@ def _named(message: str, fields: Iterable[str]) -> str | None:
         if found:
             return min(found, key=lambda name: found[name])
     return None
+
+
+def add_problems(app: FastAPI) -> None:
+    """Errors in the layout of OpenAI's API, also for unknown paths and methods."""
+
+    @app.exception_handler(RequestError)
+    async def problem(_: Request, error: Any) -> JSONResponse:
+        found: JSONResponse = error.response()
+        return found
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: Any) -> JSONResponse:
+        message = f"{error.detail}: {request.method} {request.url.path}"
+        return RequestError(error.status_code, message).response()

@@ -24,24 +24,19 @@ the server is closing: httpx and the openai package keep it for 5 seconds, AWS f
 """
 
 
-def run(app: Any, host: str, port: int, grace: int, say: Callable[[str], object]) -> None:
-    """Serve an application until SIGINT or SIGTERM.
+def run(app: Any, listening: socket.socket, grace: int, say: Callable[[str], object]) -> None:
+    """Serve an application until SIGINT or SIGTERM; then close the socket.
 
     Args:
         app: The application.
-        host: Address to listen on.
-        port: Port; 0 for any.
+        listening: See `bound`.
         grace: Time for running answers at the end, in seconds.
-        say: Called with the address once the server listens.
-
-    Raises:
-        ConfigError: if the address cannot be used.
+        say: Called with the address.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
-    listening = bound(host, port)
     place = listening.getsockname()
     config = configured(app, grace)
     shown = f"[{place[0]}]" if ":" in place[0] else place[0]

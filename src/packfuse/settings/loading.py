@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -95,7 +95,7 @@ TRUST = ("trust_remote_code", "unsafe_weights")
 """Settings that let a model do more than compute: whoever loads a pack sets them, never a file."""
 
 
-_SERVED = ("api", "api_key_env", "candidates", "timeout")
+_SERVED = ("api", "api_key_env", "candidates", "transfer_dtype", "timeout")
 """Fields of members in a server."""
 _LOADED = (
     "device_map", "max_memory", "offload_folder", "quantization", "attn_implementation", "dtype",
@@ -115,11 +115,14 @@ class MemberSettings(_Loading):
     url: str | None = None
     """Address of a server that runs the model, as in http://127.0.0.1:8080."""
     api: str = "auto"
-    """Kind of the server; auto: find out. Known: llama.cpp, vllm."""
+    """Kind of the server; auto: find out. Known: packfuse, llama.cpp, vllm."""
     api_key_env: str | None = None
     """Environment variable with the server's key."""
     candidates: PositiveInt | None = None
-    """Most tokens that the server names at each place; 256 or its own limit by default."""
+    """Most tokens that the server names at each place; 256 or its own limit by default, and all
+    with another packfuse."""
+    transfer_dtype: Literal["float32", "float16"] | None = None
+    """Type of the log-probabilities that another packfuse sends; float32 by default."""
     timeout: PositiveFloat = 60.0
     """Longest time without an answer of the server, in seconds."""
     revision: str | None = None

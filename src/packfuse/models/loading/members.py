@@ -145,7 +145,7 @@ def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> Member
     how = loading_arguments(member, pack)
     try:
         if member.url:
-            return load_remote(name, member, tokenizer_for_server(member, pack))
+            return load_remote(name, member, lambda: tokenizer_for_server(member, pack))
         source = Source.of(member, pack)
         if source.gguf:
             model, tokenizer = load_gguf(source, how, member.tokenizer)

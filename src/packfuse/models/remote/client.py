@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -35,7 +36,7 @@ class Client:
             timeout: Longest time without an answer, in seconds.
         """
         self.name, self.url = name, url.rstrip("/")
-        self._key, self._timeout = key, timeout
+        self._key, self.timeout = key, timeout
         self._closing: weakref.finalize[..., Client] | None = None
         self._renew()
         on_fork(self._renew)
@@ -47,14 +48,14 @@ class Client:
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, _CONNECT_SECONDS)),
+            timeout=httpx.Timeout(self.timeout, connect=min(self.timeout, _CONNECT_SECONDS)),
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
         )
         self._closing = weakref.finalize(self, self._http.close)
 
     def renamed(self, name: str) -> Client:
         """A connection of its own to the same server, for a member of another name."""
-        return Client(name, self.url, self._key, self._timeout)
+        return Client(name, self.url, self._key, self.timeout)
 
     def get(self, path: str) -> Any:
         """The JSON at a path; None if the server has no such path.
@@ -67,6 +68,34 @@ class Client:
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON that the server answers; see `get`."""
         return self._json(path, lambda: self._http.post(path, json=body), optional=False)
+
+    def open(self, path: str, body: bytes, content_type: str) -> httpx.Response:
+        """The answer to a body, of which `parts` are still to be read; it has to be closed.
+
+        Raises:
+            ServerError: if the server cannot be reached, or refuses.
+        """
+        headers = {"Content-Type": content_type}
+        request = self._http.build_request("POST", path, content=body, headers=headers)
+        found = self._sent(path, lambda: self._http.send(request, stream=True))
+        try:
+            if not found.is_success:
+                with self._named(path):
+                    found.read()
+                self._check(path, found)
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    def parts(self, path: str, opened: httpx.Response) -> Iterator[bytes]:
+        """The body of an answer, as it arrives.
+
+        Raises:
+            ServerError: if it ends too early, or nothing arrives for too long.
+        """
+        with self._named(path):
+            yield from opened.iter_raw()
 
     def refusal(self, path: str, body: Mapping[str, Any]) -> str:
         """What the server says when it refuses a request; "" if it accepts it.
@@ -85,16 +114,19 @@ class Client:
 
     def _json(self, path: str, send: Callable[[], httpx.Response], *, optional: bool) -> Any:
         found = self._sent(path, send)
-        self._check_key(found)
         if optional and found.status_code in (404, 405, 501):
             return None
-        if not found.is_success:
-            detail = " ".join(found.text.split())[:_DETAIL]
-            raise self.error(f"status {found.status_code} at {path}: {detail}")
+        self._check(path, found)
         try:
             return found.json()
         except ValueError as error:
             raise self.error(f"no JSON at {path}", "is this the address of the server?") from error
+
+    def _check(self, path: str, found: httpx.Response) -> None:
+        self._check_key(found)
+        if not found.is_success:
+            detail = " ".join(found.text.split())[:_DETAIL]
+            raise self.error(f"status {found.status_code} at {path}: {detail}")
 
     def _check_key(self, found: httpx.Response) -> None:
         if found.status_code in (401, 403):
@@ -104,17 +136,25 @@ class Client:
             )
 
     def _sent(self, path: str, send: Callable[[], httpx.Response]) -> httpx.Response:
-        try:
+        with self._named(path):
             try:
                 return send()
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                 return send()  # servers close idle connections
+
+    @contextmanager
+    def _named(self, path: str) -> Iterator[None]:
+        """Turn errors of the connection into errors of this member."""
+        try:
+            yield
         except httpx.ConnectError as error:
             raise self.error(f"nobody listens there ({error})", "start the server") from error
         except httpx.TimeoutException as error:
-            raise self.error(
-                f"no answer within {self._timeout:g} s at {path}",
-                "raise its timeout, or restart it",
-            ) from error
+            raise self.late(path) from error
         except httpx.HTTPError as error:
             raise self.error(f"{type(error).__name__} at {path}: {error}") from error
+
+    def late(self, path: str) -> ServerError:
+        """The error of a server that takes too long."""
+        problem = f"no answer within {self.timeout:g} s at {path}"
+        return self.error(problem, "raise its timeout, or restart it")

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from packfuse.errors import ConfigError, LoadError, MemberError
 from packfuse.models.remote.client import Client
+from packfuse.models.remote.peer import PEER, PeerMember, card_of, fetched_tokenizer, wrap_peer
+from packfuse.models.remote.peer.peer_member import Transfer
+from packfuse.models.remote.peer.wire import MemberCard
 from packfuse.models.remote.protocols import PROTOCOLS, Protocol
 from packfuse.models.remote.remote_member import CANDIDATES, RemoteMember
+from packfuse.models.remote.tokens import check_tokens
 from packfuse.settings import MemberSettings
 from packfuse.text.vocabulary import Vocabulary
+
+KINDS = (PEER, *PROTOCOLS)
+"""Kinds of servers, in the order in which "auto" tries them."""
 
 FEW = 100
 """Number of candidates below which fusion loses much (dev/log.md)."""
 
-_TEXT = "The town's 3 bridges (1824, 12 m) aren't far: naïve façades, 東京,\n\n\tx += 1  # π"
-"""Text on which tokenizers that are not the same differ."""
-
 
 def load_remote(
-    name: str, member: MemberSettings, tokenizer: PreTrainedTokenizerBase
-) -> RemoteMember:
+    name: str, member: MemberSettings, tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> RemoteMember | PeerMember:
     """A member whose model a server runs.
 
     Args:
         name: The member's name.
         member: Its settings, with a `url`.
-        tokenizer: The model's tokenizer.
+        tokenizer: Loads the model's tokenizer.
 
     Raises:
         ConfigError: for an unknown kind of server, or a key that is not in the environment.
@@ -40,14 +45,58 @@ def load_remote(
     Warns:
         RuntimeWarning: if the server names few candidates.
     """
+    if member.api not in (*KINDS, "auto"):
+        known = ", ".join(KINDS)
+        raise ConfigError(f"no kind of server is called {member.api!r}", hint=f"auto, {known}")
     client = Client(name, str(member.url), _key(member), member.timeout)
     try:
-        protocol = _protocol(client, member)
-        _check_model(protocol, member.model)
-        vocabulary = Vocabulary(tokenizer, protocol.facts.columns)
-        _check_tokens(protocol, vocabulary)
+        card = card_of(client) if member.api in ("auto", PEER) else None
+        if card is not None:
+            return _peer(name, client, card, member, tokenizer)
+        return _remote(name, client, member, tokenizer)
     except MemberError as error:
         raise LoadError(error.message, hint=error.hint) from error
+
+
+def _peer(
+    name: str,
+    client: Client,
+    card: MemberCard,
+    member: MemberSettings,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+) -> PeerMember:
+    """A member that another packfuse serves, whose tokenizer may come from there."""
+    _check_model(client, card.model, member.model)
+    own = tokenizer() if member.tokenizer else fetched_tokenizer(client)
+    transfer = Transfer(member.transfer_dtype or "float32", member.candidates)
+    found = wrap_peer(name, client, card, own, transfer)
+    named = member.candidates
+    if named is not None and named >= found.vocabulary.size:
+        raise ConfigError(
+            f"candidates={named}: the member has {found.vocabulary.size} tokens",
+            hint="leave it out for whole distributions",
+        )
+    _warn_of_few(name, named, found.vocabulary.size, "Leave out candidates for all of them.")
+    return found
+
+
+def _remote(
+    name: str,
+    client: Client,
+    member: MemberSettings,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+) -> RemoteMember:
+    """A member behind a server of another kind."""
+    own = tokenizer()
+    protocol = _protocol(client, member)
+    if member.transfer_dtype is not None:
+        raise ConfigError(
+            f"transfer_dtype: of no effect with a server of {protocol.api}",
+            hint="packfuse member has it",
+        )
+    _check_model(client, protocol.facts.model, member.model)
+    vocabulary = Vocabulary(own, protocol.facts.columns)
+    check_tokens(client, vocabulary, protocol.tokenize)
     most = protocol.facts.max_candidates
     wanted = member.candidates or min(CANDIDATES, most or CANDIDATES)
     if most is not None and wanted > most:
@@ -56,14 +105,18 @@ def load_remote(
             hint=protocol.raise_limit or f"set candidates to {most}",
         )
     found = RemoteMember(name, protocol, vocabulary, wanted)
-    if found.candidates < min(FEW, vocabulary.size):
-        warnings.warn(
-            f"member {name!r} names {found.candidates} tokens at each place; fewer than {FEW} "
-            f"cost much of what fusion gains. {protocol.raise_limit}".rstrip(),
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    _warn_of_few(name, found.candidates, vocabulary.size, protocol.raise_limit)
     return found
+
+
+def _warn_of_few(name: str, named: int | None, size: int, advice: str) -> None:
+    if named is not None and named < min(FEW, size):
+        warnings.warn(
+            f"member {name!r} names {named} tokens at each place; fewer than {FEW} "
+            f"cost much of what fusion gains. {advice}".rstrip(),
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _key(member: MemberSettings) -> str | None:
@@ -79,47 +132,23 @@ def _key(member: MemberSettings) -> str | None:
 
 def _protocol(client: Client, member: MemberSettings) -> Protocol:
     """The kind of server at an address, which has been probed."""
-    if member.api != "auto" and member.api not in PROTOCOLS:
-        known = ", ".join(PROTOCOLS)
-        raise ConfigError(f"no kind of server is called {member.api!r}", hint=f"auto, {known}")
-    kinds = list(PROTOCOLS) if member.api == "auto" else [member.api]
+    kinds = [kind for kind in PROTOCOLS if member.api in (kind, "auto")]
     for kind in kinds:
         protocol = PROTOCOLS[kind](client, member.model or None)
         if protocol.probe():
             return protocol
-    raise client.error(f"no server of {', '.join(kinds)} answers there", "check url and api")
+    tried = KINDS if member.api == "auto" else [member.api]
+    raise client.error(f"no server of {', '.join(tried)} answers there", "check url and api")
 
 
-def _check_model(protocol: Protocol, model: str) -> None:
+def _check_model(client: Client, found: str, model: str) -> None:
     """Refuse a server that has another model than the settings name.
 
     Raises:
         MemberError: naming both.
     """
-    found = protocol.facts.model
     if model and model not in (found, Path(found).name, Path(found).stem):
-        raise protocol.client.error(
+        raise client.error(
             f"it has the model {found!r}, not {model!r}",
             "leave out model, or correct it; tokenizer says where the tokenizer is",
         )
-
-
-def _check_tokens(protocol: Protocol, vocabulary: Vocabulary) -> None:
-    """Compare the tokens of a text with the server's own.
-
-    Raises:
-        MemberError: if they differ, with the first difference.
-    """
-    theirs = protocol.tokenize(_TEXT)
-    ours = vocabulary.encode(_TEXT)
-    if theirs is None or theirs == ours:
-        return
-    at = next(
-        (n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
-        min(len(ours), len(theirs)),
-    )
-    raise protocol.client.error(
-        f"its tokens are not those of the tokenizer: of {_TEXT!r} number {at + 1} is "
-        f"{theirs[at : at + 1]} there and {ours[at : at + 1]} here",
-        "set tokenizer to that of the server's model",
-    )

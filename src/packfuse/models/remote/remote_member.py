@@ -92,6 +92,21 @@ class RemoteMember(Member):
         facts = self.protocol.facts
         return MemberFacts(f"{self.protocol.client.url} ({facts.model})", "", facts.parameters)
 
+    @property
+    def api(self) -> str:
+        """What settings call the kind of server."""
+        return self.protocol.api
+
+    @property
+    def model_name(self) -> str:
+        """What the server calls its model."""
+        return self.protocol.facts.model
+
+    @property
+    def named_tokens(self) -> int | None:
+        """Most tokens that the server names at a place; None for all."""
+        return self.candidates if self.candidates < self.vocabulary.size else None
+
     def digest(self) -> str:
         """See `Member.digest`. A server says its model's name and size, and not its weights."""
         return self.quick_digest()
@@ -120,9 +135,8 @@ class RemoteMember(Member):
     def named(self, session: Session) -> NamedFacts | None:
         """See `Member.named`."""
         state: Named = session.state
-        if self.candidates >= self.vocabulary.size or not state.places:
-            return None
-        return NamedFacts(self.candidates, state.mass / state.places)
+        named = self.named_tokens
+        return NamedFacts(named, state.mass / state.places) if named and state.places else None
 
     def open(self) -> Session:
         """See `Member.open`."""

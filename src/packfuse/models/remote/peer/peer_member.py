@@ -1,0 +1,324 @@
+"""A member that another packfuse serves."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from packfuse.errors import ServerError
+from packfuse.models.member import Member, MemberFacts, NamedFacts, Read, Session
+from packfuse.models.remote.client import Client
+from packfuse.models.remote.peer.outbox import Outbox, PeerState
+from packfuse.models.remote.peer.peer_row import PeerRow
+from packfuse.models.remote.peer.wire import (
+    CARD,
+    CONTENT_TYPE,
+    DIGEST,
+    READ,
+    VERSION,
+    Answer,
+    MemberCard,
+    ReadHeader,
+    Request,
+    WireError,
+    answers,
+)
+from packfuse.models.remote.rows import NonsenseError
+from packfuse.process import on_fork
+from packfuse.text.vocabulary import Vocabulary
+
+_LONGEST = 2**30
+"""Most bytes of a message; a server sends blocks of 32 MB."""
+_SUBSETS = 8
+"""Most subsets of which the server is taken to know the tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What a server is asked to send of a distribution.
+
+    Attributes:
+        dtype: Type of the log-probabilities.
+        candidates: Most tokens that are named at a place; None for all.
+    """
+
+    dtype: Literal["float32", "float16"] = "float32"
+    candidates: int | None = None
+
+
+class _GoneError(Exception):
+    """The server did nothing, because it has not the sessions of these rows, or not the subsets."""
+
+    def __init__(self, rows: Sequence[int], subsets: Sequence[str]) -> None:
+        super().__init__()
+        self.rows, self.subsets = rows, subsets
+
+
+class PeerMember(Member):
+    """A member that another packfuse serves. Its sessions are there, and their token ids here.
+
+    A session that the server has lost is read again.
+
+    Attributes:
+        client: The connection.
+        card: What the server said of the member.
+        transfer: What it is asked to send.
+    """
+
+    elsewhere = True
+
+    def __init__(
+        self,
+        name: str,
+        client: Client,
+        card: MemberCard,
+        vocabulary: Vocabulary,
+        transfer: Transfer | None = None,
+    ) -> None:
+        """Wrap a server that has been asked for its card.
+
+        Args:
+            name: The member's name.
+            client: The connection.
+            card: What the server said of the member.
+            vocabulary: Its tokenizer.
+            transfer: What it is asked to send; whole distributions by default.
+        """
+        self.name, self.client, self.card, self.vocabulary = name, client, card, vocabulary
+        self.transfer = transfer or Transfer()
+        self.context_window = card.context_window
+        self.state = self.quick_digest()
+        self._outbox = Outbox()
+        self._start()
+        on_fork(self._renew)
+
+    def _renew(self) -> None:
+        """Begin anew in a forked child, in which the thread does not exist."""
+        self._outbox.renew()
+        self._start()
+
+    def _start(self) -> None:
+        self._known_subsets: OrderedDict[str, None] = OrderedDict()
+        self._flushing = False
+
+    @property
+    def device(self) -> torch.device:
+        """See `Member.device`; its distributions arrive on the processor."""
+        return torch.device("cpu")
+
+    @property
+    def facts(self) -> MemberFacts:
+        """See `Member.facts`."""
+        card = self.card
+        return MemberFacts(f"{self.client.url} ({card.model})", card.dtype, card.parameters)
+
+    @property
+    def api(self) -> str:
+        """What settings call the kind of server."""
+        return "packfuse"
+
+    @property
+    def model_name(self) -> str:
+        """What the server calls its model."""
+        return self.card.model
+
+    @property
+    def named_tokens(self) -> int | None:
+        """Most tokens that the server is asked for at a place; None for all."""
+        return self.transfer.candidates
+
+    def digest(self) -> str:
+        """See `Member.digest`."""
+        found: Any = self.client.get(DIGEST)
+        if not isinstance(found, dict) or "digest" not in found:
+            raise self.client.error("it serves no member of packfuse any more")
+        return f"{found['digest']} {self.transfer}"
+
+    def quick_digest(self) -> str:
+        """See `Member.quick_digest`."""
+        return f"{self.card.state} {self.transfer}"
+
+    def renamed(self, name: str) -> PeerMember:
+        """See `Member.renamed`."""
+        own = self.client.renamed(name)
+        return PeerMember(name, own, self.card, self.vocabulary, self.transfer)
+
+    def refresh(self) -> None:
+        """See `Member.refresh`: ask the server whether it still has the same model."""
+        found: Any = self.client.get(CARD)
+        try:
+            now = MemberCard.model_validate(found)
+        except ValueError as error:
+            raise self.client.error("it serves no member of packfuse any more") from error
+        if now.state != self.card.state:
+            raise self._changed(now.model)
+
+    def named(self, session: Session) -> NamedFacts | None:
+        """See `Member.named`."""
+        state: PeerState = session.state
+        named = self.transfer.candidates
+        return NamedFacts(named, state.mass / state.places) if named and state.places else None
+
+    def open(self) -> Session:
+        """See `Member.open`."""
+        return Session(state=self._outbox.state())
+
+    def read(self, requests: Sequence[Read]) -> list[Tensor]:
+        """See `Member.read`. All requests travel together, with what happened to the sessions."""
+        self.check_context_window(requests)
+        vocabulary, candidates = self.vocabulary, self.transfer.candidates
+        rows = [
+            PeerRow(request, vocabulary.columns, vocabulary.size, candidates)
+            for request in requests
+        ]
+        try:
+            for row in rows:
+                if row.state.client != self._outbox.client:
+                    row.request.session.state = self._outbox.copy(row.state, "fork", 0)
+            try:
+                return self._read(rows)
+            except _GoneError as gone:
+                for index in gone.rows:
+                    rows[index].state.known = False
+                for digest in gone.subsets:
+                    self._known_subsets.pop(digest, None)
+                return self._read(rows)
+        except BaseException as error:
+            for row in rows:  # nobody knows how far the server has read them
+                row.request.session.state = self._outbox.state()
+            if isinstance(error, _GoneError | NonsenseError | WireError):
+                raise self._nonsense(error) from error
+            raise
+
+    def _read(self, rows: Sequence[PeerRow]) -> list[Tensor]:
+        """Send one request, and take what comes."""
+        pause = next((row.request.pause for row in rows if row.request.pause), None)
+        heard, done = time.monotonic(), None
+        with self._asked(rows, pause.tokens if pause else None) as incoming:
+            for answer in incoming:
+                # After the last message comes the end of the answer, which frees the connection.
+                done = answer if answer.header.kind == "done" else None
+                self._take(answer, rows)
+                if pause and answer.header.kind in ("pause", "wait"):
+                    pause.call()
+                if answer.header.kind != "wait":
+                    heard = time.monotonic()
+                elif time.monotonic() > heard + self.client.timeout:
+                    raise self.client.late(READ)
+        if done is None:
+            raise WireError("the answer ends too early")
+        for row in rows:
+            row.check()  # all of them, before the first session is advanced
+        found = [done.tensors.get(f"normalizers.{k}") for k in range(len(rows))]
+        return [row.finish(own) for row, own in zip(rows, found, strict=True)]
+
+    def _take(self, answer: Answer, rows: Sequence[PeerRow]) -> None:
+        """Take distributions, and raise what the server says of errors."""
+        header = answer.header
+        if header.kind == "rows":
+            if not 0 <= header.row < len(rows):
+                raise WireError(f"there is no row {header.row}")
+            rows[header.row].take(answer)
+        elif header.kind == "gone":
+            raise _GoneError(header.gone, header.subsets)
+        elif header.kind == "changed":
+            raise self._changed(header.message)
+        elif header.kind == "error":
+            raise self.client.error(header.message)
+
+    @contextmanager
+    def _asked(self, rows: Sequence[PeerRow], pause: int | None) -> Iterator[Iterator[Answer]]:
+        """The answer to a request. It is left as soon as the context ends."""
+        unknown = {row.digest: row.subset for row in rows if row.subset and row.digest}
+        unknown = {d: own for d, own in unknown.items() if d not in self._known_subsets}
+        with self._outbox.lock:
+            if not self._flushing:
+                self._flushing = True
+                self._outbox.flush_by(partial(_flush, self.client, self._outbox, self.card.state))
+                weakref.finalize(self, self._outbox.close)
+            header = self._header(pause, rows)
+            counts, subsets = [row.counts for row in rows], {d: s.ids for d, s in unknown.items()}
+            body = Request(header, [row.ids for row in rows], counts, subsets).encode()
+            opened = self.client.open(READ, body, CONTENT_TYPE)
+        try:
+            yield answers(self.client.parts(READ, opened), _LONGEST)
+        finally:
+            opened.close()
+        for row in rows:
+            if row.digest:
+                self._known_subsets[row.digest] = None
+                self._known_subsets.move_to_end(row.digest)
+        while len(self._known_subsets) > _SUBSETS:
+            self._known_subsets.popitem(last=False)
+
+    def _header(self, pause: int | None, rows: Sequence[PeerRow]) -> ReadHeader:
+        return ReadHeader(
+            version=VERSION,
+            client=self._outbox.client,
+            state=self.card.state,
+            operations=self._outbox.take(),
+            rows=[row.header for row in rows],
+            pause=pause,
+            dtype=self.transfer.dtype,
+            candidates=self.transfer.candidates,
+        )
+
+    def _changed(self, model: str) -> ServerError:
+        return self.client.error(
+            f"it has another model than when it joined: {model!r}", "load the pack again"
+        )
+
+    def _nonsense(self, error: Exception) -> ServerError:
+        problem = "its sessions end at once" if isinstance(error, _GoneError) else str(error)
+        return self.client.error(
+            f"it answered what cannot be right: {problem}", "is it the server of `packfuse member`?"
+        )
+
+    def rollback(self, session: Session, length: int) -> None:
+        """See `Member.rollback`. The server follows with the next read."""
+        del session.ids[max(length, 0) :]
+
+    def fork(self, session: Session) -> Session:
+        """See `Member.fork`. The server follows with the next read."""
+        return self._copy(session, "fork", session.length)
+
+    def keep(self, session: Session, length: int) -> Session:
+        """See `Member.keep`. The server follows with the next read."""
+        return self._copy(session, "keep", min(max(length, 0), session.length))
+
+    def _copy(self, session: Session, kind: str, length: int) -> Session:
+        state = self._outbox.copy(session.state, kind, length)
+        return replace(session, ids=session.ids[:length], state=state, log_normalizers=None)
+
+    def nbytes(self, session: Session) -> int:
+        """See `Member.nbytes`: the server keeps the rest."""
+        return 8 * session.length
+
+
+def _flush(client: Client, outbox: Outbox, state: str) -> None:
+    """Tell the server which sessions have ended."""
+    with outbox.lock:
+        operations = outbox.take()
+        if not operations:
+            return
+        header = ReadHeader(
+            version=VERSION, client=outbox.client, state=state, operations=operations
+        )
+        try:
+            opened = client.open(READ, Request(header).encode(), CONTENT_TYPE)
+            try:
+                for _ in client.parts(READ, opened):
+                    pass
+            finally:
+                opened.close()
+        except ServerError:
+            return  # the sessions end with their lease
