@@ -53,6 +53,14 @@ def test_servers() -> None:
     assert found["step"]["ratio"] > 0
 
 
+def test_peers() -> None:
+    found = run("peers.py")
+    assert found["step"]["same_tokens"]
+    assert found["step"]["ratio"] > 0
+    sizes = {line["sent"]: line["bytes"] for line in found["hop"]}
+    assert sizes["float16"] < sizes["float32"]
+
+
 @pytest.mark.slow
 def test_alignment() -> None:
     found = run("alignment.py")

@@ -15,9 +15,12 @@ from typing import Any
 import httpx
 import uvicorn
 
+from packfuse.models.loading import load_member
 from packfuse.models.member import Member
+from packfuse.models.remote import PeerMember
 from packfuse.server.member import MemberLimits, create_member_app
 from packfuse.server.serving import bound, configured
+from packfuse.settings import LoadSettings, MemberSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,9 @@ def member_process(
 
 
 @contextmanager
-def member_server(member: Member, **limits: Any) -> Iterator[str]:
+def member_server(member: Member, *, port: int = 0, **limits: Any) -> Iterator[str]:
     """The address of a server in this process."""
-    listening = bound("127.0.0.1", 0)
+    listening = bound("127.0.0.1", port)
     app = create_member_app(member, MemberLimits(**limits))
     server = uvicorn.Server(configured(app, grace=10))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -88,8 +91,17 @@ def card(url: str, **headers: str) -> dict[str, Any]:
 
 def until_sessions(url: str, count: int) -> None:
     """Wait until a server has so many sessions."""
-    for _ in range(400):
-        if card(url)["sessions"] == count:
-            return
-        time.sleep(0.02)
-    raise AssertionError(card(url))
+    with httpx.Client() as http:
+        for _ in range(250):
+            found = http.get(f"{url}/packfuse/member").json()
+            if found["sessions"] == count:
+                return
+            time.sleep(0.02)
+    raise AssertionError(found)
+
+
+def peer_of(url: str, name: str = "peer", **given: Any) -> PeerMember:
+    """The member at an address, as a pack loads it."""
+    found = load_member(name, MemberSettings(url=url, **given), LoadSettings())
+    assert isinstance(found, PeerMember)
+    return found

@@ -87,7 +87,6 @@ def _remote(
     tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> RemoteMember:
     """A member behind a server of another kind."""
-    own = tokenizer()
     protocol = _protocol(client, member)
     if member.transfer_dtype is not None:
         raise ConfigError(
@@ -95,7 +94,7 @@ def _remote(
             hint="packfuse member has it",
         )
     _check_model(client, protocol.facts.model, member.model)
-    vocabulary = Vocabulary(own, protocol.facts.columns)
+    vocabulary = Vocabulary(tokenizer(), protocol.facts.columns)
     check_tokens(client, vocabulary, protocol.tokenize)
     most = protocol.facts.max_candidates
     wanted = member.candidates or min(CANDIDATES, most or CANDIDATES)

@@ -82,6 +82,7 @@ class Reading:
         """
         self._host, self._request, self._channel = host, request, channel
         self._header = request.header
+        self._sent: list[set[int]] = [set() for _ in request.header.rows]
 
     def run(self) -> None:
         """Compute, in the worker's thread; the last message says how it ended."""
@@ -137,8 +138,8 @@ class Reading:
         returned = self._host.member.read(reads)
         messages = []
         for k, (read, logps) in enumerate(zip(reads, returned, strict=True)):
-            last, sent = read.session.length, set(self._request.counts[k])
-            counts = [c for c in range(last - len(logps) + 1, last + 1) if c not in sent]
+            last = read.session.length
+            counts = [c for c in range(last - len(logps) + 1, last + 1) if c not in self._sent[k]]
             if counts:
                 rest = logps if len(counts) == len(logps) else logps[[c - last - 1 for c in counts]]
                 messages.append(self._rows(k, counts, rest))
@@ -149,6 +150,7 @@ class Reading:
     def _callback(self, k: int) -> ReadCallback:
         def send(counts: Sequence[int], logps: Tensor) -> None:
             self._channel.send(self._rows(k, counts, logps))
+            self._sent[k].update(counts)
 
         return ReadCallback(send, frozenset(self._request.counts[k]))
 

@@ -83,8 +83,8 @@ class Sessions:
     def has(self, client: str, row: RowHeader) -> bool:
         """Whether a row's session is here, with the tokens that the client expects."""
         held = self._held.get((client, row.session))
-        if held is None:
-            return row.start == 0
+        if held is None or not row.start:
+            return not row.start
         ids = held.session.ids
         return len(ids) >= row.start and prefix_digest(ids[: row.start]) == row.prefix
 

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
@@ -17,6 +17,9 @@ from packfuse.models.remote.peer.wire import Operation
 
 _DELAY = 0.5
 """Time for which the end of a session waits for a read to travel with, in seconds."""
+
+_MOST = 1000
+"""Most operations that wait for a server that does not answer; its sessions end with their lease."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -89,13 +92,17 @@ class Outbox:
             taken.append(self._operations.popleft())
         return taken
 
-    def flush_by(self, send: Callable[[], object]) -> None:
+    def restore(self, operations: Sequence[Operation]) -> None:
+        """Put back what the server may not have got; it may get it twice."""
+        self._operations.extendleft(reversed(operations[-_MOST:]))
+
+    def flush_by(self, send: Callable[[], object], name: str) -> None:
         """Start the thread, in which `send` is called some time after sessions have ended.
 
         It ends with `close`. The thread holds what `send` refers to until then.
         """
         own = (self._ended, send)
-        threading.Thread(target=_flush, args=own, name="packfuse-ends", daemon=True).start()
+        threading.Thread(target=_flush, args=own, name=name, daemon=True).start()
 
     def close(self) -> None:
         """End the thread."""

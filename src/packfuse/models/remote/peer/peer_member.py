@@ -224,9 +224,10 @@ class PeerMember(Member):
     def _take(self, answer: Answer, rows: Sequence[PeerRow]) -> None:
         """Take distributions, and raise what the server says of errors."""
         header = answer.header
+        unknown = [k for k in (header.row, *header.gone) if not 0 <= k < len(rows)]
+        if unknown:
+            raise WireError(f"there is no row {unknown[0]}")
         if header.kind == "rows":
-            if not 0 <= header.row < len(rows):
-                raise WireError(f"there is no row {header.row}")
             rows[header.row].take(answer)
         elif header.kind == "gone":
             raise _GoneError(header.gone, header.subsets)
@@ -243,12 +244,17 @@ class PeerMember(Member):
         with self._outbox.lock:
             if not self._flushing:
                 self._flushing = True
-                self._outbox.flush_by(partial(_flush, self.client, self._outbox, self.card.state))
+                send = partial(_flush, self.client, self._outbox, self.card.state)
+                self._outbox.flush_by(send, f"packfuse-ends-{self.name}")
                 weakref.finalize(self, self._outbox.close)
             header = self._header(pause, rows)
             counts, subsets = [row.counts for row in rows], {d: s.ids for d, s in unknown.items()}
             body = Request(header, [row.ids for row in rows], counts, subsets).encode()
-            opened = self.client.open(READ, body, CONTENT_TYPE)
+            try:
+                opened = self.client.open(READ, body, CONTENT_TYPE)
+            except BaseException:
+                self._outbox.restore(header.operations)
+                raise
         try:
             yield answers(self.client.parts(READ, opened), _LONGEST)
         finally:
@@ -321,4 +327,4 @@ def _flush(client: Client, outbox: Outbox, state: str) -> None:
             finally:
                 opened.close()
         except ServerError:
-            return  # the sessions end with their lease
+            outbox.restore(operations)  # for the next read; or the sessions end with their lease

@@ -88,13 +88,10 @@ class PeerRow:
         """
         counts = answer.header.counts
         logps = self._whole(answer, len(counts))
-        callback, first = self.request.callback, self._returned[0]
-        wanted = [n for n, count in enumerate(counts) if callback and callback.wants(count)]
-        if wanted:
-            every = len(wanted) == len(counts)
-            self.request.notify([counts[n] for n in wanted], logps if every else logps[wanted])
+        if self.request.callback:
+            self.request.notify(counts, logps)  # also at the places that are returned
         for count, own in zip(counts, logps, strict=True):
-            if count >= first:
+            if count >= self._returned[0]:
                 self.kept[count] = own if len(counts) == 1 else own.clone()
 
     def _whole(self, answer: Answer, places: int) -> Tensor:

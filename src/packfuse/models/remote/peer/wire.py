@@ -38,8 +38,8 @@ _LENGTH = struct.Struct("<I")
 
 Count = Annotated[int, Field(ge=0)]
 Operation = tuple[Literal["fork", "keep", "drop"], Count, Count, Count]
-"""What happened to a session: `fork` and `keep` make it from the session that follows (`keep` of its
-first tokens, whose number is last), `drop` ends it."""
+"""What happened to a session: `fork` and `keep` make it from the session that follows (`keep` of
+its first tokens, whose number is last), `drop` ends it."""
 
 
 class WireError(PackError, ValueError):
