@@ -21,6 +21,7 @@ from packfuse.models.inspection import inspect_model
 from packfuse.models.member import Pause, Read, ReadCallback
 from packfuse.models.remote import PeerMember
 from packfuse.models.remote.client import Client
+from packfuse.models.remote.peer import exchange
 from packfuse.settings import MemberSettings
 from tests.support.member_server import card, member_server, peer_of, until_sessions
 from tests.support.scripted import TEMPLATE
@@ -127,16 +128,14 @@ def test_a_prefix_is_read_once(url: str, local: Pack, monkeypatch: pytest.Monkey
 
 def sent_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of tokens of every read from now on."""
-    from packfuse.models.remote.peer import peer_member
-
     sent: list[int] = []
-    request = peer_member.Request
+    request = exchange.Request
 
     def noted(header: Any, *rest: Any) -> Any:
         sent.extend([row.tokens for row in header.rows])
         return request(header, *rest)
 
-    monkeypatch.setattr(peer_member, "Request", noted)
+    monkeypatch.setattr(exchange, "Request", noted)
     return sent
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -155,6 +156,7 @@ def test_a_server_that_stands_still_is_named(
                 == expected.token_ids
             )
         del pack
+        gc.collect()
         until_sessions(server.url, 0)
 
 
@@ -277,7 +279,7 @@ def test_nonsense_is_named(local: Pack, kind: str) -> None:
         assert peer.vocabulary.columns == GOOD.shape[1]
         whole = card(url)
     with answering(whole, body) as other:
-        peer.client = Client("short", other, None, 5.0)
+        peer.client = peer._exchange.client = Client("short", other, None, 5.0)
         session = peer.open()
         with pytest.raises(ServerError, match=f"'short' at {other}: .*{match}"):
             peer.read([Read(session, IDS)])

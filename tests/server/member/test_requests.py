@@ -60,6 +60,12 @@ def body(state: str, *rows: dict[str, Any], ids: Any = None, **more: Any) -> byt
 http = httpx.Client()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _closing() -> Iterator[None]:
+    yield
+    http.close()
+
+
 def post(url: str, content: bytes, kind: str = CONTENT_TYPE) -> httpx.Response:
     return http.post(url + READ, content=content, headers={"Content-Type": kind})
 

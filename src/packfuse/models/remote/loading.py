@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from packfuse.errors import ConfigError, LoadError, MemberError
 from packfuse.models.remote.client import Client
 from packfuse.models.remote.peer import PEER, PeerMember, card_of, fetched_tokenizer, wrap_peer
-from packfuse.models.remote.peer.peer_member import Transfer
+from packfuse.models.remote.peer.exchange import Transfer
 from packfuse.models.remote.peer.wire import MemberCard
 from packfuse.models.remote.protocols import PROTOCOLS, Protocol
 from packfuse.models.remote.remote_member import CANDIDATES, RemoteMember

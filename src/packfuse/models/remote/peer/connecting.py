@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from packfuse import __version__
 from packfuse.models.remote.client import Client
-from packfuse.models.remote.peer.peer_member import PeerMember, Transfer
+from packfuse.models.remote.peer.exchange import Transfer
+from packfuse.models.remote.peer.peer_member import PeerMember
 from packfuse.models.remote.peer.wire import CARD, TOKENIZER, TOKENS, VERSION, MemberCard
 from packfuse.models.remote.tokens import check_tokens
 from packfuse.text.vocabulary import Vocabulary

@@ -19,7 +19,7 @@ _DELAY = 0.5
 """Time for which the end of a session waits for a read to travel with, in seconds."""
 
 _MOST = 1000
-"""Most operations that wait for a server that does not answer; its sessions end with their lease."""
+"""Most operations that wait for a server that does not answer; the rest is left to the lease."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import time
-import weakref
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,42 +13,13 @@ from torch import Tensor
 from packfuse.errors import ServerError
 from packfuse.models.member import Member, MemberFacts, NamedFacts, Read, Session
 from packfuse.models.remote.client import Client
-from packfuse.models.remote.peer.outbox import Outbox, PeerState
+from packfuse.models.remote.peer.exchange import Exchange, Transfer
+from packfuse.models.remote.peer.outbox import PeerState
 from packfuse.models.remote.peer.peer_row import PeerRow
-from packfuse.models.remote.peer.wire import (
-    CARD,
-    CONTENT_TYPE,
-    DIGEST,
-    READ,
-    VERSION,
-    Answer,
-    MemberCard,
-    ReadHeader,
-    Request,
-    WireError,
-    answers,
-)
+from packfuse.models.remote.peer.wire import CARD, DIGEST, READ, Answer, MemberCard, WireError
 from packfuse.models.remote.rows import NonsenseError
 from packfuse.process import on_fork
 from packfuse.text.vocabulary import Vocabulary
-
-_LONGEST = 2**30
-"""Most bytes of a message; a server sends blocks of 32 MB."""
-_SUBSETS = 8
-"""Most subsets of which the server is taken to know the tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """What a server is asked to send of a distribution.
-
-    Attributes:
-        dtype: Type of the log-probabilities.
-        candidates: Most tokens that are named at a place; None for all.
-    """
-
-    dtype: Literal["float32", "float16"] = "float32"
-    candidates: int | None = None
 
 
 class _GoneError(Exception):
@@ -97,18 +64,8 @@ class PeerMember(Member):
         self.transfer = transfer or Transfer()
         self.context_window = card.context_window
         self.state = self.quick_digest()
-        self._outbox = Outbox()
-        self._start()
-        on_fork(self._renew)
-
-    def _renew(self) -> None:
-        """Begin anew in a forked child, in which the thread does not exist."""
-        self._outbox.renew()
-        self._start()
-
-    def _start(self) -> None:
-        self._known_subsets: OrderedDict[str, None] = OrderedDict()
-        self._flushing = False
+        self._exchange = Exchange(client, card.state, self.transfer)
+        on_fork(self._exchange.renew)
 
     @property
     def device(self) -> torch.device:
@@ -170,10 +127,12 @@ class PeerMember(Member):
 
     def open(self) -> Session:
         """See `Member.open`."""
-        return Session(state=self._outbox.state())
+        return Session(state=self._exchange.outbox.state())
 
     def read(self, requests: Sequence[Read]) -> list[Tensor]:
         """See `Member.read`. All requests travel together, with what happened to the sessions."""
+        if not requests:
+            return []
         self.check_context_window(requests)
         vocabulary, candidates = self.vocabulary, self.transfer.candidates
         rows = [
@@ -182,19 +141,18 @@ class PeerMember(Member):
         ]
         try:
             for row in rows:
-                if row.state.client != self._outbox.client:
-                    row.request.session.state = self._outbox.copy(row.state, "fork", 0)
+                if row.state.client != self._exchange.outbox.client:
+                    row.request.session.state = self._exchange.outbox.copy(row.state, "fork", 0)
             try:
                 return self._read(rows)
             except _GoneError as gone:
                 for index in gone.rows:
                     rows[index].state.known = False
-                for digest in gone.subsets:
-                    self._known_subsets.pop(digest, None)
+                self._exchange.forget(gone.subsets)
                 return self._read(rows)
         except BaseException as error:
             for row in rows:  # nobody knows how far the server has read them
-                row.request.session.state = self._outbox.state()
+                row.request.session.state = self._exchange.outbox.state()
             if isinstance(error, _GoneError | NonsenseError | WireError):
                 raise self._nonsense(error) from error
             raise
@@ -203,7 +161,7 @@ class PeerMember(Member):
         """Send one request, and take what comes."""
         pause = next((row.request.pause for row in rows if row.request.pause), None)
         heard, done = time.monotonic(), None
-        with self._asked(rows, pause.tokens if pause else None) as incoming:
+        with self._exchange.ask(rows, pause.tokens if pause else None) as incoming:
             for answer in incoming:
                 # After the last message comes the end of the answer, which frees the connection.
                 done = answer if answer.header.kind == "done" else None
@@ -236,48 +194,6 @@ class PeerMember(Member):
         elif header.kind == "error":
             raise self.client.error(header.message)
 
-    @contextmanager
-    def _asked(self, rows: Sequence[PeerRow], pause: int | None) -> Iterator[Iterator[Answer]]:
-        """The answer to a request. It is left as soon as the context ends."""
-        unknown = {row.digest: row.subset for row in rows if row.subset and row.digest}
-        unknown = {d: own for d, own in unknown.items() if d not in self._known_subsets}
-        with self._outbox.lock:
-            if not self._flushing:
-                self._flushing = True
-                send = partial(_flush, self.client, self._outbox, self.card.state)
-                self._outbox.flush_by(send, f"packfuse-ends-{self.name}")
-                weakref.finalize(self, self._outbox.close)
-            header = self._header(pause, rows)
-            counts, subsets = [row.counts for row in rows], {d: s.ids for d, s in unknown.items()}
-            body = Request(header, [row.ids for row in rows], counts, subsets).encode()
-            try:
-                opened = self.client.open(READ, body, CONTENT_TYPE)
-            except BaseException:
-                self._outbox.restore(header.operations)
-                raise
-        try:
-            yield answers(self.client.parts(READ, opened), _LONGEST)
-        finally:
-            opened.close()
-        for row in rows:
-            if row.digest:
-                self._known_subsets[row.digest] = None
-                self._known_subsets.move_to_end(row.digest)
-        while len(self._known_subsets) > _SUBSETS:
-            self._known_subsets.popitem(last=False)
-
-    def _header(self, pause: int | None, rows: Sequence[PeerRow]) -> ReadHeader:
-        return ReadHeader(
-            version=VERSION,
-            client=self._outbox.client,
-            state=self.card.state,
-            operations=self._outbox.take(),
-            rows=[row.header for row in rows],
-            pause=pause,
-            dtype=self.transfer.dtype,
-            candidates=self.transfer.candidates,
-        )
-
     def _changed(self, model: str) -> ServerError:
         return self.client.error(
             f"it has another model than when it joined: {model!r}", "load the pack again"
@@ -302,29 +218,9 @@ class PeerMember(Member):
         return self._copy(session, "keep", min(max(length, 0), session.length))
 
     def _copy(self, session: Session, kind: str, length: int) -> Session:
-        state = self._outbox.copy(session.state, kind, length)
+        state = self._exchange.outbox.copy(session.state, kind, length)
         return replace(session, ids=session.ids[:length], state=state, log_normalizers=None)
 
     def nbytes(self, session: Session) -> int:
         """See `Member.nbytes`: the server keeps the rest."""
         return 8 * session.length
-
-
-def _flush(client: Client, outbox: Outbox, state: str) -> None:
-    """Tell the server which sessions have ended."""
-    with outbox.lock:
-        operations = outbox.take()
-        if not operations:
-            return
-        header = ReadHeader(
-            version=VERSION, client=outbox.client, state=state, operations=operations
-        )
-        try:
-            opened = client.open(READ, Request(header).encode(), CONTENT_TYPE)
-            try:
-                for _ in client.parts(READ, opened):
-                    pass
-            finally:
-                opened.close()
-        except ServerError:
-            outbox.restore(operations)  # for the next read; or the sessions end with their lease
