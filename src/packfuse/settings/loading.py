@@ -115,7 +115,7 @@ class MemberSettings(_Loading):
     url: str | None = None
     """Address of a server that runs the model, as in http://127.0.0.1:8080."""
     api: str = "auto"
-    """Kind of the server; auto: find out. Known: packfuse, llama.cpp, vllm."""
+    """Kind of the server; auto: find out. Known: llama.cpp, vllm, packfuse."""
     api_key_env: str | None = None
     """Environment variable with the server's key."""
     candidates: PositiveInt | None = None

@@ -21,7 +21,7 @@ from packfuse.models.inspection import inspect_model
 from packfuse.models.member import Pause, Read, ReadCallback
 from packfuse.models.remote import PeerMember
 from packfuse.models.remote.client import Client
-from packfuse.models.remote.peer import exchange
+from packfuse.models.remote.peer import exchange, wire
 from packfuse.settings import MemberSettings
 from tests.support.member_server import card, member_server, peer_of, until_sessions
 from tests.support.scripted import TEMPLATE
@@ -129,7 +129,7 @@ def test_a_prefix_is_read_once(url: str, local: Pack, monkeypatch: pytest.Monkey
 def sent_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of tokens of every read from now on."""
     sent: list[int] = []
-    request = exchange.Request
+    request = wire.Request
 
     def noted(header: Any, *rest: Any) -> Any:
         sent.extend([row.tokens for row in header.rows])
@@ -163,7 +163,7 @@ def test_one_request_a_token(mixed: Pack, monkeypatch: pytest.MonkeyPatch) -> No
 def test_both_integrations_answer_as_in_one_process(mixed: Pack, local: Pack) -> None:
     one, two = (ChatPackFuse(pack=pack, max_tokens=8) for pack in (mixed, local))
     assert one.invoke("hello the").content == two.invoke("hello the").content
-    assert [c.content for c in one.batch(PROMPTS)] == [c.content for c in two.batch(PROMPTS)]
+    assert [c.content for c in one.batch([*PROMPTS])] == [c.content for c in two.batch([*PROMPTS])]
     message = [ChatMessage(role="user", content="hello the")]
     here, there = (PackFuse(pack=pack, max_tokens=8) for pack in (mixed, local))
     assert here.chat(message).message.content == there.chat(message).message.content
@@ -173,7 +173,7 @@ def test_both_integrations_answer_as_in_one_process(mixed: Pack, local: Pack) ->
 
 def test_a_served_member_is_the_reference_or_the_only_one(url: str, local: Pack) -> None:
     for names in (["short"], ["short", "long"]):
-        given = {"progress": False, "reference": "short"}
+        given: dict[str, Any] = {"progress": False, "reference": "short"}
         peer, members = peer_of(url, "short"), {m.name: m for m in local.members}
         one = Pack([peer if n == "short" else members[n] for n in names], **given)
         two = Pack([members[n] for n in names], **given)

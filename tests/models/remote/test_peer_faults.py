@@ -59,7 +59,7 @@ def served_member(seed: int = 0) -> HFMember:
 
 def pack_with(url: str, local: Pack, *, timeout: float = 60.0, **given: Any) -> Pack:
     peer = peer_of(url, local.names[1], timeout=timeout)
-    how = {"progress": False, "reference": "long", "prefix_cache": 0}
+    how: dict[str, Any] = {"progress": False, "reference": "long", "prefix_cache": 0}
     return Pack([local.members[0], peer], **how, **given)
 
 

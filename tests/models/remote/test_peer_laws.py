@@ -134,9 +134,9 @@ def test_any_schedule_is_that_of_the_member(
                 (Read(one, ids, keep, subset=wanted), Read(other, ids, keep, subset=wanted))
             )
         found = here.read([own for own, _ in requests]), there.read([own for _, own in requests])
-        for (one, other), expected, logps in zip(requests, *found, strict=True):
+        for (mine, theirs), expected, logps in zip(requests, *found, strict=True):
             assert torch.equal(expected, logps)
-            assert one.session.ids == other.session.ids
-            known = one.session.log_normalizers, other.session.log_normalizers
+            assert mine.session.ids == theirs.session.ids
+            known = mine.session.log_normalizers, theirs.session.log_normalizers
             assert known[0] is not None and known[1] is not None
             assert torch.equal(known[0], known[1])

@@ -20,7 +20,7 @@ from packfuse.models.remote.tokens import check_tokens
 from packfuse.settings import MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 
-KINDS = (PEER, *PROTOCOLS)
+KINDS = (*PROTOCOLS, PEER)
 """Kinds of servers, in the order in which "auto" tries them."""
 
 FEW = 100
@@ -50,10 +50,14 @@ def load_remote(
         raise ConfigError(f"no kind of server is called {member.api!r}", hint=f"auto, {known}")
     client = Client(name, str(member.url), _key(member), member.timeout)
     try:
+        protocol = _protocol(client, member)
+        if protocol is not None:
+            return _remote(name, protocol, member, tokenizer)
         card = card_of(client) if member.api in ("auto", PEER) else None
         if card is not None:
             return _peer(name, client, card, member, tokenizer)
-        return _remote(name, client, member, tokenizer)
+        tried = ", ".join(KINDS if member.api == "auto" else [member.api])
+        raise client.error(f"no server of {tried} answers there", "check url and api")
     except MemberError as error:
         raise LoadError(error.message, hint=error.hint) from error
 
@@ -82,12 +86,12 @@ def _peer(
 
 def _remote(
     name: str,
-    client: Client,
+    protocol: Protocol,
     member: MemberSettings,
     tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> RemoteMember:
     """A member behind a server of another kind."""
-    protocol = _protocol(client, member)
+    client = protocol.client
     if member.transfer_dtype is not None:
         raise ConfigError(
             f"transfer_dtype: of no effect with a server of {protocol.api}",
@@ -129,15 +133,14 @@ def _key(member: MemberSettings) -> str | None:
     return key
 
 
-def _protocol(client: Client, member: MemberSettings) -> Protocol:
-    """The kind of server at an address, which has been probed."""
+def _protocol(client: Client, member: MemberSettings) -> Protocol | None:
+    """The kind of server at an address, which has been probed; None if it is none of them."""
     kinds = [kind for kind in PROTOCOLS if member.api in (kind, "auto")]
     for kind in kinds:
         protocol = PROTOCOLS[kind](client, member.model or None)
         if protocol.probe():
             return protocol
-    tried = KINDS if member.api == "auto" else [member.api]
-    raise client.error(f"no server of {', '.join(tried)} answers there", "check url and api")
+    return None
 
 
 def _check_model(client: Client, found: str, model: str) -> None:

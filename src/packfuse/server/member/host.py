@@ -15,8 +15,6 @@ from packfuse import __version__
 from packfuse.models.member import Member
 from packfuse.models.remote.peer.wire import VERSION, MemberCard, Request
 from packfuse.models.vocab_subset import VocabSubset
-from packfuse.server.member.channel import Channel
-from packfuse.server.member.reading import Reading, check_request
 from packfuse.server.member.sessions import Sessions
 from packfuse.server.member.worker import Job, Worker
 
@@ -54,18 +52,6 @@ class Host:
     def _state(self) -> str:
         known = [self.member.quick_digest(), self.member.vocabulary.fingerprint]
         return xxhash.xxh3_128_hexdigest(repr(known).encode())
-
-    def read(self, body: bytes, channel: Channel) -> None:
-        """Begin to answer a request.
-
-        Raises:
-            WireError: if the body is no request that can be answered.
-        """
-        request = Request.decode(body)
-        check_request(request, self.member.vocabulary.columns, self.member.context_window)
-        tokens = sum(row.tokens for row in request.header.rows)
-        reading = Reading(self, request, channel)
-        self.worker.submit(Job(request.header.client, tokens, reading.run))
 
     def learn(self, request: Request) -> list[str]:
         """Keep the subsets of a request; the digests of those that are needed and not known."""

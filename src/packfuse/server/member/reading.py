@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,9 +21,26 @@ from packfuse.models.remote.peer.wire import (
     subset_digest,
 )
 from packfuse.server.member.channel import Channel
+from packfuse.server.member.host import Host
+from packfuse.server.member.worker import Job
 
-if TYPE_CHECKING:
-    from packfuse.server.member.host import Host
+
+def begin(host: Host, body: bytes, channel: Channel) -> None:
+    """Begin to answer a request.
+
+    Args:
+        host: The member and its sessions.
+        body: The body of the request.
+        channel: Takes the messages to the client.
+
+    Raises:
+        WireError: if the body is no request that can be answered.
+    """
+    request, member = Request.decode(body), host.member
+    check_request(request, member.vocabulary.columns, member.context_window)
+    tokens = sum(row.tokens for row in request.header.rows)
+    reading = Reading(host, request, channel)
+    host.worker.submit(Job(request.header.client, tokens, reading.run))
 
 
 def check_request(request: Request, columns: int, context_window: int) -> None:

@@ -9,6 +9,7 @@ from packfuse.models.remote.peer.wire import Answer, AnswerHeader, WireError
 from packfuse.server.limits import Message, Receive, Scope, Send
 from packfuse.server.member.channel import Channel
 from packfuse.server.member.host import Host
+from packfuse.server.member.reading import begin
 from packfuse.server.problems import RequestError
 
 _BEAT_SECONDS = 1.0
@@ -57,7 +58,7 @@ class ReadStream:
         if headers.get(b"content-type") != self._type:
             raise RequestError(415, f"send {self._type.decode()}")
         try:
-            self._host.read(body, channel)
+            begin(self._host, body, channel)
         except WireError as error:
             raise RequestError(400, str(error)) from error
 

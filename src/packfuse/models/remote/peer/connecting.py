@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from packfuse import __version__
 from packfuse.models.remote.client import Client
 from packfuse.models.remote.peer.exchange import Transfer
 from packfuse.models.remote.peer.peer_member import PeerMember
@@ -40,7 +39,7 @@ def card_of(client: Client) -> MemberCard | None:
     if found["protocol"] != VERSION:
         raise client.error(
             f"it speaks version {found['protocol']} of the member protocol (packfuse "
-            f"{found.get('packfuse')}), and packfuse {__version__} here speaks version {VERSION}",
+            f"{found.get('packfuse')}), and packfuse here speaks version {VERSION}",
             "install the same packfuse on both sides",
         )
     try:
