@@ -2,14 +2,15 @@
 
     python benchmarks/peers.py [--small] [--save]
 
-SmolLM2, the reference, is in this process, and Qwen in a server on this machine. All figures are
-medians over rounds in which everything is measured in turn. The last line of the output is one JSON
-document.
+SmolLM2, the reference, is in this process, and Qwen in a server on this machine. Everything is
+measured in turn, over several rounds. The last line of the output is one JSON document.
 
     hop    milliseconds of a read of one token through the server, less those of the same read in
-           this process with as many threads; bytes of the answer; by what is sent
-    step   seconds a token of the pack, over those of the pack in one process. The server and the
-           reference compute at the same time, with half of the threads each
+           this process with as many threads; bytes of the answer; by what is sent. Least of all
+           rounds, of a tiny model with Qwen's vocabulary, whose own time is short
+    step   seconds a token of the pack, over those of the pack in one process: medians. The server
+           and the reference compute at the same time, with half of the threads each; requests a
+           token
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from packfuse.starter import starter_paths
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.support.member_server import member_process
+from tests.support.pico import tiny_model
 from tests.support.small import small_pack
 
 PROMPT = (
@@ -53,16 +54,17 @@ TRANSFERS: dict[str, dict[str, Any]] = {
 
 
 class Counted:
-    """Counts the bytes of answers."""
+    """Counts requests, and the bytes of their answers."""
 
     def __init__(self) -> None:
         """Count from now on."""
-        self.count = 0
+        self.requests = self.bytes = 0
         parts = Client.parts
 
         def counted(client: Client, path: str, opened: Any) -> Any:
+            self.requests += 1
             for part in parts(client, path, opened):
-                self.count += len(part)
+                self.bytes += len(part)
                 yield part
 
         Client.parts = counted  # type: ignore[method-assign]
@@ -75,8 +77,8 @@ def reader(member: Member, ids: Sequence[int], subset: Any = None) -> Callable[[
     return lambda: member.read([Read(session, [ids[0]], subset=subset)]) and None
 
 
-def medians(calls: dict[str, Callable[[], None]], rounds: int, each: int) -> dict[str, float]:
-    """Seconds of a call of each, called in turn."""
+def least(calls: dict[str, Callable[[], None]], rounds: int, each: int) -> dict[str, float]:
+    """Seconds of a call of each, called in turn; the least of the rounds."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -84,10 +86,10 @@ def medians(calls: dict[str, Callable[[], None]], rounds: int, each: int) -> dic
             for _ in range(each):
                 call()
             times[name].append((time.perf_counter() - started) / each)
-    return {name: statistics.median(own) for name, own in times.items()}
+    return {name: min(own) for name, own in times.items()}
 
 
-def hops(url: str, local: Pack, rounds: int, each: int) -> list[dict[str, Any]]:
+def hops(url: str, local: Pack, counted: Counted, rounds: int, each: int) -> list[dict[str, Any]]:
     """One line for each kind of answer; the server has as many threads as this process."""
     own, engine = local.members[1], local.model.engine
     ids = own.vocabulary.encode(PROMPT)
@@ -101,12 +103,11 @@ def hops(url: str, local: Pack, rounds: int, each: int) -> list[dict[str, Any]]:
     if subset is not None:
         readers["here, columns of the alignment"] = reader(own, ids, subset)
         readers["columns of the alignment"] = reader(peers["float32"], ids, subset)
-    found = medians(readers, rounds, each)
-    counted, sizes = Counted(), dict[str, int]()
+    found, sizes = least(readers, rounds, each), dict[str, int]()
     for name, call in readers.items():
-        counted.count = 0
+        before = counted.bytes
         call()
-        sizes[name] = counted.count
+        sizes[name] = counted.bytes - before
     lines = []
     for name in (*TRANSFERS, "columns of the alignment"):
         if name in found:
@@ -118,19 +119,20 @@ def hops(url: str, local: Pack, rounds: int, each: int) -> list[dict[str, Any]]:
                     "here_ms": 1000 * here,
                     "there_ms": 1000 * found[name],
                     "hop_ms": 1000 * (found[name] - here),
-                    "ratio": found[name] / here,
                 }
             )
             print(json.dumps(lines[-1]), file=sys.stderr)
     return lines
 
 
-def step(url: str, local: Pack, tokens: int, rounds: int, threads: int) -> dict[str, Any]:
+def step(
+    url: str, local: Pack, counted: Counted, tokens: int, rounds: int, threads: int
+) -> dict[str, Any]:
     """The pack with a served member, over the pack in one process."""
     peer = load_member(local.names[1], MemberSettings(url=url), LoadSettings())
     mixed = Pack([local.members[0], peer], progress=False, reference=local.names[0])
     times: dict[str, list[float]] = {"local": [], "served": []}
-    answers = {}
+    answers, before = {}, counted.requests
     for _ in range(rounds):
         for name, pack, own in (("local", local, threads), ("served", mixed, max(1, threads // 2))):
             torch.set_num_threads(own)
@@ -145,6 +147,7 @@ def step(url: str, local: Pack, tokens: int, rounds: int, threads: int) -> dict[
         **found,
         "ratio": found["served"] / found["local"],
         "same_tokens": same,
+        "requests_a_token": (counted.requests - before) / (rounds * tokens),
         "threads": {"local": threads, "reference": max(1, threads // 2),
                     "server": max(1, threads // 2)},
     }  # fmt: skip
@@ -174,21 +177,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="tiny models, to check that it runs")
     parser.add_argument("--save", action="store_true", help="keep the results")
     options = parser.parse_args(arguments)
-    tokens, rounds, each = (4, 1, 2) if options.small else (options.tokens, options.rounds, 8)
+    tokens, rounds, each = (4, 1, 2) if options.small else (options.tokens, options.rounds, 16)
+    counted = Counted()
     threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as made:
         reference, served = paths_of(Path(made), small=options.small)
         local = Pack.from_pretrained([reference, served], progress=False, prefix_cache=0)
         local = Pack(local.members, progress=False, reference=local.names[0], prefix_cache=0)
         half = str(max(1, threads // 2))
-        server = stack.enter_context(member_process(served, "--threads", half))
-        results = {
-            "machine": machine(),
-            "members": local.names,
-            "step": step(server.url, local, tokens, rounds, threads),
-        }
+        results: dict[str, Any] = {"machine": machine(), "members": local.names}
+        with member_process(served, "--threads", half) as server:
+            results["step"] = step(server.url, local, counted, tokens, rounds, threads)
+        tiny = Path(made, "tiny")
+        tokenizer = local.members[1].tokenizer
+        tiny_model(tokenizer).save_pretrained(tiny)
+        tokenizer.save_pretrained(tiny)
+        small = Pack.from_pretrained([reference, str(tiny)], progress=False, prefix_cache=0)
+        small = Pack(small.members, progress=False, reference=small.names[0], prefix_cache=0)
         torch.set_num_threads(int(half))
-        results["hop"] = hops(server.url, local, rounds, each)
+        with member_process(str(tiny), "--threads", half) as server:
+            results["hop"] = hops(server.url, small, counted, 4 * rounds, each)
     if options.save and not options.small:
         text = json.dumps(results, indent=1) + "\n"
         (MEASURED / "peers.json").write_text(text, encoding="utf-8")
