@@ -52,6 +52,11 @@ def question_progress(name: str) -> AbstractContextManager[ProgressCallback | No
     return _task_progress(name)
 
 
+def batch_progress(name: str) -> AbstractContextManager[ProgressCallback | None]:
+    """A bar over the requests of the file `name`."""
+    return _task_progress(name)
+
+
 @contextmanager
 def stage_progress(
     shown: bool = True, console: Console | None = None

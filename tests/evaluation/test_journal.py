@@ -136,7 +136,7 @@ def test_two_processes_lose_nothing_of_one_journal(tmp_path: Path) -> None:
     assert first.stdout is not None
     assert first.stdout.readline() == "open\n"
     second, _ = start("second").communicate("", timeout=60)
-    assert "is in use by another evaluation" in second
+    assert "is in use by another process" in second
     with pytest.raises(DataError, match="in use"):
         Journal(path)
     first.communicate("", timeout=60)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from packfuse import __version__
+from packfuse.cli.batch import batch
 from packfuse.cli.chat import chat
 from packfuse.cli.check import check
 from packfuse.cli.command import Command, command
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "chat": chat,
     "serve": serve,
     "member": member,
+    "batch": batch,
     "weights": weights,
     "check": check,
     "eval": evaluate,

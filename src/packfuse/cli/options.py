@@ -6,7 +6,7 @@ The options of a pack are generated from the fields of its settings; the docstri
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from packfuse.pack import Pack
 
 _PACK: dict[str, Any] = {"rich_help_panel": "The pack"}
+_SCHEDULING: dict[str, Any] = {"rich_help_panel": "Many at once"}
 _TEXT = {"rich_help_panel": "Generation"}
 _METAVARS = {
     "fusion": "RULE",
@@ -193,6 +194,49 @@ class PackOptions(_Settings):
         if self.model:
             return Pack.from_pretrained(self.model, **settings)
         return Pack.starter(self.starter or DEFAULT, expert=self.expert, **settings)
+
+    def loader(self, screen: Screen, name: str, **more: Any) -> Callable[[], Mapping[str, Pack]]:
+        """Loads the packs by name: those of a file that holds several, or the one, as `name`.
+
+        Args:
+            screen: Shows that it takes a while.
+            name: The name of a pack that has none.
+            **more: Further settings.
+
+        Raises:
+            ConfigError: for unusable settings and files; the models are loaded later.
+        """
+        settings = {**self.settings(), **more}
+        if self.pack is not None:
+            from packfuse.pack import Pack
+            from packfuse.settings import PackConfig
+
+            configs = PackConfig.read_several(self.pack, **settings)
+            if configs is not None:
+                return lambda: Pack.several(configs)
+        return lambda: {name: self.load(screen, **more)}
+
+
+@dataclass(frozen=True)
+class SchedulingOptions:
+    """How many calls are answered at once."""
+
+    max_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most answers that are decoded at the same time.", **_SCHEDULING),
+    ] = None
+    max_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES", help="Most bytes of their KV caches, or auto.", **_SCHEDULING
+        ),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """The options that were given, as settings of a pack."""
+        cache = None if self.max_cache is None else size(self.max_cache)
+        given = {"max_rows": self.max_rows, "max_cache": cache}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from packfuse.cli.listening import SERVER, ListenOptions, needs_serve
-from packfuse.cli.options import PackOptions, quiet, size
+from packfuse.cli.options import PackOptions, SchedulingOptions, quiet
 from packfuse.cli.screen import Screen
 from packfuse.errors import PackError
 
@@ -33,14 +33,6 @@ class ServerOptions(ListenOptions):
             **SERVER,
         ),
     ] = 1024
-    max_rows: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most answers that are decoded at the same time.", **SERVER),
-    ] = None
-    max_cache: Annotated[
-        str | None,
-        typer.Option(metavar="BYTES", help="Most bytes of their KV caches, or auto.", **SERVER),
-    ] = None
     max_waiting: Annotated[
         int | None,
         typer.Option(min=1, help="Most prompts that may wait; others get status 429.", **SERVER),
@@ -56,18 +48,10 @@ class ServerOptions(ListenOptions):
         bool, typer.Option("--log-prompts", help="Write requests to the access log.", **SERVER)
     ] = False
 
-    def scheduling(self) -> dict[str, Any]:
-        """The settings of packs among the options."""
-        cache = None if self.max_cache is None else size(self.max_cache)
-        given = {
-            "max_rows": self.max_rows,
-            "max_cache": cache,
-            "max_waiting": self.max_waiting,
-        }
-        return {name: value for name, value in given.items() if value is not None}
 
-
-def serve(screen: Screen, pack: PackOptions, server: ServerOptions) -> None:
+def serve(
+    screen: Screen, pack: PackOptions, server: ServerOptions, scheduling: SchedulingOptions
+) -> None:
     """Answer OpenAI's API over HTTP, many requests at once, with a page to chat.
 
     Needs `pip install 'packfuse[serve]'`. Without --pack and --model, the starter pack answers. A
@@ -77,12 +61,12 @@ def serve(screen: Screen, pack: PackOptions, server: ServerOptions) -> None:
         from packfuse.server.app import Limits, create_app
         from packfuse.server.packs import Served
         from packfuse.server.serving import bound, run
-    settings = {**pack.settings(), **server.scheduling()}
-    load = _several(pack, settings)
+    waiting = {} if server.max_waiting is None else {"max_waiting": server.max_waiting}
+    load = pack.loader(screen, server.name, **scheduling.settings(), **waiting)
 
     def loaded() -> Mapping[str, Pack]:
         try:
-            return load() if load else {server.name: pack.load(screen, **server.scheduling())}
+            return load()
         except PackError as error:
             screen.fail(error)
             raise
@@ -99,16 +83,3 @@ def serve(screen: Screen, pack: PackOptions, server: ServerOptions) -> None:
     )
     app = create_app(Served(loaded), limits)
     run(app, bound(server.host, server.port), server.grace, screen.note)
-
-
-def _several(
-    pack: PackOptions, settings: dict[str, Any]
-) -> Callable[[], Mapping[str, Pack]] | None:
-    """Loads the packs of a file that holds several; None for any other pack."""
-    if pack.pack is None:
-        return None
-    from packfuse.pack import Pack
-    from packfuse.settings import PackConfig
-
-    configs = PackConfig.read_several(pack.pack, **settings)
-    return None if configs is None else lambda: Pack.several(configs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from packfuse.errors import DataError
+from packfuse.jsonl import parse_object
 from packfuse.registry import suggest
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-"""Lone surrogates: valid in JSON, but not encodable as UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +92,4 @@ def read_lines(path: Path) -> Iterator[Fields]:
         raise DataError(f"{path} is empty", hint="write one JSON object a line")
     for number, line in lines:
         where = f"{path}, line {number}"
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-        if not isinstance(data, dict):
-            raise DataError(f"{where}: not a JSON object", hint='write {"question": ..., ...}')
-        for name, value in data.items():
-            if _SURROGATE.search(json.dumps([name, value], ensure_ascii=False)):
-                raise DataError(
-                    f"{where}: field {name!r} holds half a character (a lone surrogate)"
-                )
-        yield Fields(data, where)
+        yield Fields(parse_object(line, where, '{"question": ..., ...}'), where)

@@ -13,17 +13,15 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from packfuse.pack import Pack
-from packfuse.server.fields import Fields, chat_fields, completion_fields
 from packfuse.server.limits import json_body
 from packfuse.server.metrics import Metrics
-from packfuse.server.packs import Served, fingerprint
+from packfuse.server.packs import Served
 from packfuse.server.problems import problem_of
-from packfuse.server.prompts import messages_of, prompts_of
-from packfuse.server.replies import Heading, chat_response, completion_response, usage_of
-from packfuse.server.streams import ChatStream, ReplyStream, TextStream
+from packfuse.server.replies import usage_of
+from packfuse.server.requests import TEXT_TOKENS, ApiRequest, ChatRequest, TextRequest
+from packfuse.server.streams import ReplyStream
 from packfuse.tools.awaiting import Pending, PendingStream
 from packfuse.tools.reply import Reply
-from packfuse.tools.turn import Completion, Turn
 
 _LEFT = 499
 """Status in the access log for a client that left before its answer."""
@@ -54,32 +52,22 @@ class Answering:
 
     async def chat(self, request: Request) -> Response:
         """See OpenAI's API."""
-        body, name, pack = await self._opened(request)
-        with _problems(body):
-            fields = chat_fields(body, self._max_tokens)
-            turn = await run_in_threadpool(_turn, pack, body, fields)
-            heading = Heading.new("chatcmpl", name, fingerprint(pack))
-            if fields.stream:
-                return await self._stream(request, [turn], ChatStream, heading, fields, body)
-            replies = await self._replies(request, name, [turn])
-            if replies is None:
-                return Response(status_code=_LEFT)
-            return JSONResponse(chat_response(heading, replies, fields))
+        return await self._answer(request, ChatRequest, self._max_tokens)
 
     async def completion(self, request: Request) -> Response:
         """See OpenAI's API."""
+        return await self._answer(request, TextRequest, TEXT_TOKENS)
+
+    async def _answer(self, request: Request, kind: type[ApiRequest], max_tokens: int) -> Response:
         body, name, pack = await self._opened(request)
         with _problems(body):
-            fields = completion_fields(body)
-            calls = await run_in_threadpool(_completions, pack, body, fields)
-            heading = Heading.new("cmpl", name, fingerprint(pack))
-            if fields.stream:
-                return await self._stream(request, calls, TextStream, heading, fields, body)
-            replies = await self._replies(request, name, calls)
+            asked = await run_in_threadpool(kind, pack, name, body, max_tokens)
+            if asked.fields.stream:
+                return await self._stream(request, asked, body)
+            replies = await self._replies(request, name, asked)
             if replies is None:
                 return Response(status_code=_LEFT)
-            each = len(replies) // len(calls)
-            return JSONResponse(completion_response(heading, replies, fields, each))
+            return JSONResponse(asked.response(replies))
 
     async def _opened(self, request: Request) -> tuple[dict[str, Any], str, Pack]:
         body = json_body(await request.body(), request.headers.get("content-type", ""))
@@ -87,11 +75,9 @@ class Answering:
         request.state.access["model"] = name
         return body, name, pack
 
-    async def _replies(
-        self, request: Request, model: str, calls: Sequence[Completion]
-    ) -> list[Reply] | None:
+    async def _replies(self, request: Request, model: str, asked: ApiRequest) -> list[Reply] | None:
         """The answers; None if the client left, which ends them within one step."""
-        pending = Pending.submit(calls)
+        pending = Pending.submit(asked.calls)
         answers = asyncio.ensure_future(pending.replies())
         left = asyncio.ensure_future(_left(request))
         try:
@@ -109,21 +95,15 @@ class Answering:
         for task in pending.tasks:
             if task.first_token is not None:
                 self._metrics.first_token(model, task.submitted, task.first_token)
-        self._note(request, model, replies, len(replies) // len(calls))
+        self._note(request, model, replies, asked.each)
         return replies
 
     async def _stream(
-        self,
-        request: Request,
-        calls: Sequence[Completion],
-        kind: type[ChatStream | TextStream],
-        heading: Heading,
-        fields: Fields,
-        body: Mapping[str, Any],
+        self, request: Request, asked: ApiRequest, body: Mapping[str, Any]
     ) -> Response:
         """A stream of events. Errors before the first token have a status of their own."""
-        model, each = request.state.access["model"], calls[0].request.answers_each
-        maker = ReplyStream(kind, heading, fields, len(calls) * each)
+        model, calls, each = request.state.access["model"], asked.calls, asked.each
+        maker = ReplyStream(asked.stream_kind, asked.heading, asked.fields, len(calls) * each)
         pending = PendingStream(calls)
         deltas = pending.deltas()
         left = asyncio.ensure_future(_left(request))
@@ -164,15 +144,6 @@ class Answering:
         request.state.access.update(
             prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"]
         )
-
-
-def _turn(pack: Pack, body: Mapping[str, Any], fields: Fields) -> Turn:
-    return Turn(pack, messages_of(body.get("messages")), **fields.arguments)
-
-
-def _completions(pack: Pack, body: Mapping[str, Any], fields: Fields) -> list[Completion]:
-    prompts = prompts_of(pack, body.get("prompt"))
-    return [Completion(pack, prompt, **fields.arguments) for prompt in prompts]
 
 
 @contextlib.contextmanager

@@ -97,8 +97,8 @@ def chat_fields(body: Mapping[str, Any], max_tokens: int) -> Fields:
     return _fields(given, limit, take_logprobs)
 
 
-def completion_fields(body: Mapping[str, Any], max_tokens: int = 16) -> Fields:
-    """The fields of a completion; see `chat_fields`. OpenAI's default is 16 tokens."""
+def completion_fields(body: Mapping[str, Any], max_tokens: int) -> Fields:
+    """The fields of a completion; see `chat_fields`."""
     given = _known(body, COMPLETION, _names(completion_create_params))
     limit = given.pop("max_tokens", max_tokens)
 
