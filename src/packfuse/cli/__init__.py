@@ -16,6 +16,7 @@ from packfuse.cli.batch import batch
 from packfuse.cli.chat import chat
 from packfuse.cli.check import check
 from packfuse.cli.command import Command, command
+from packfuse.cli.deploy import deploy
 from packfuse.cli.determine import determine
 from packfuse.cli.evaluate import evaluate
 from packfuse.cli.member import member
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve,
     "member": member,
     "batch": batch,
+    "deploy": deploy,
     "weights": weights,
     "check": check,
     "eval": evaluate,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -11,11 +13,13 @@ from rich.text import Text
 from packfuse.cli.listening import needs_serve
 from packfuse.cli.options import PackOptions, SchedulingOptions, quiet
 from packfuse.cli.screen import Screen
+from packfuse.errors import ConfigError
 from packfuse.progress import batch_progress
 
 if TYPE_CHECKING:
-    from packfuse.batch.run import Summary
+    from packfuse.batch.run import Answers, Summary
 
+_RAY: dict[str, Any] = {"rich_help_panel": "A cluster"}
 _SHOWN = 10
 """Most errors of lines that are printed."""
 
@@ -35,6 +39,16 @@ def batch(
     name: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the pack, as `model` in requests.")
     ] = "packfuse",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Answer with so many workers of a cluster of Ray.", **_RAY),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="The cluster; this machine's if omitted, or else one.", **_RAY
+        ),
+    ] = None,
 ) -> None:
     """Answer a file of requests, many at once.
 
@@ -46,15 +60,16 @@ def batch(
     """
     with needs_serve():
         from packfuse.batch.run import run_batch
-        from packfuse.batch.worker import answered_by
-    load = pack.loader(screen, name, **scheduling.settings())
+    if ray_address is not None and workers is None:
+        raise ConfigError("--ray-address has no effect without --workers", hint="give both")
     quiet(screen)
+    answers = _answers(screen, pack, name, scheduling.settings(), workers, ray_address)
     with batch_progress(source.name) as step:
         try:
             summary = run_batch(
                 source,
                 target,
-                lambda lines: answered_by(load(), lines),
+                answers,
                 max_tokens=max_tokens,
                 resume=resume,
                 step=step,
@@ -66,6 +81,27 @@ def batch(
     screen.show(*_view(summary, target))
     if summary.failed:
         raise typer.Exit(1)
+
+
+def _answers(
+    screen: Screen,
+    pack: PackOptions,
+    name: str,
+    settings: Mapping[str, Any],
+    workers: int | None,
+    address: str | None,
+) -> Answers:
+    """Who answers: this process, or workers of a cluster. Nothing is loaded yet."""
+    if workers is None:
+        from packfuse.batch.worker import answered_by
+
+        load = pack.loader(screen, name, **settings)
+        return lambda lines: answered_by(load(), lines)
+    configs = pack.configs(name, **settings)
+    from packfuse.ray import answered_on, connect
+
+    connect(address)
+    return partial(answered_on, configs, workers=workers)
 
 
 def _view(summary: Summary, target: Path) -> list[Text]:

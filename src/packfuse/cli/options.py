@@ -17,7 +17,7 @@ from packfuse.cli.command import PARTS
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
 from packfuse.registry import parse_spec
-from packfuse.settings import HEADS, SCHEDULING, LoadSettings, PackSettings
+from packfuse.settings import HEADS, SCHEDULING, LoadSettings, PackConfig, PackSettings
 from packfuse.starter.sources import DEFAULT, LINEUPS, sources_of
 
 if TYPE_CHECKING:
@@ -206,15 +206,29 @@ class PackOptions(_Settings):
         Raises:
             ConfigError: for unusable settings and files; the models are loaded later.
         """
-        settings = {**self.settings(), **more}
         if self.pack is not None:
             from packfuse.pack import Pack
-            from packfuse.settings import PackConfig
 
-            configs = PackConfig.read_several(self.pack, **settings)
-            if configs is not None:
-                return lambda: Pack.several(configs)
+            several = PackConfig.read_several(self.pack, **self.settings(), **more)
+            if several is not None:
+                return lambda: Pack.several(several)
         return lambda: {name: self.load(screen, **more)}
+
+    def configs(self, name: str, **more: Any) -> Mapping[str, PackConfig]:
+        """The packs of the file by name; a single one is called `name`.
+
+        Args:
+            name: The name of a pack that has none.
+            **more: Further settings.
+
+        Raises:
+            ConfigError: for unusable settings and files, and without a file.
+        """
+        settings = {**self.settings(), **more}
+        if self.pack is None:
+            raise ConfigError("a cluster needs the pack as a file", hint="name it with --pack")
+        several = PackConfig.read_several(self.pack, **settings)
+        return several or {name: PackConfig.read(self.pack, **settings)}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Everything that can be set, once: `Pack`, pack.yaml, the command line and front ends use it.
 
 The docstring of a field is its documentation everywhere. Import from here: `PackSettings`,
-`MemberSettings`, `LoadSettings` and `PackConfig`. This room may use `paths` and `errors`.
+`MemberSettings`, `RayPlace`, `LoadSettings` and `PackConfig`. This room may use `paths` and
+`errors`.
 """
 
 from packfuse.settings.base import OTHER_NAMES, Settings
 from packfuse.settings.config import PackConfig
-from packfuse.settings.loading import TRUST, LoadSettings, MemberSettings
+from packfuse.settings.loading import TRUST, LoadSettings, MemberSettings, RayPlace
 from packfuse.settings.pack import (
     HEADS,
     PARTS,
@@ -30,6 +31,7 @@ __all__ = [
     "PackConfig",
     "PackSettings",
     "Part",
+    "RayPlace",
     "Settings",
     "plain_part",
     "weighting_part",

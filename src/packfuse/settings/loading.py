@@ -8,7 +8,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from packfuse.paths import exists
 from packfuse.settings.base import Settings
@@ -99,8 +106,26 @@ _SERVED = ("api", "api_key_env", "candidates", "transfer_dtype", "timeout")
 """Fields of members in a server."""
 _LOADED = (
     "device_map", "max_memory", "offload_folder", "quantization", "attn_implementation", "dtype",
+    "ray",
 )  # fmt: skip
 """Fields of members in this process."""
+
+
+class RayPlace(Settings):
+    """What a member takes of a node in a cluster of Ray."""
+
+    num_cpus: NonNegativeFloat = 1.0
+    """Processors."""
+    num_gpus: NonNegativeFloat = 0.0
+    """GPUs; parts of one are possible."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """What nodes were started with besides, by name."""
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """All of it by Ray's names, without zeros."""
+        own = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
+        return {name: amount for name, amount in own.items() if amount}
 
 
 class MemberSettings(_Loading):
@@ -125,6 +150,9 @@ class MemberSettings(_Loading):
     """Type of the log-probabilities that another packfuse sends; float32 by default."""
     timeout: PositiveFloat = 60.0
     """Longest time without an answer of the server, in seconds."""
+    ray: RayPlace | None = None
+    """Node of a cluster that loads it: `num_cpus`, `num_gpus`, `resources`; for `packfuse deploy`
+    and `packfuse batch --ray`."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     subfolder: str | None = None

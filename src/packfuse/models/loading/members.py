@@ -90,7 +90,7 @@ def load_members(
         LoadError: if a member fails to load; those loaded before it are freed.
         ConfigError: for settings that nothing can be loaded with.
     """
-    names = unique_names([m.name or short_name(m.model or str(m.url)) for m in config.members])
+    names = member_names(config)
     for member in config.members:
         loading_arguments(member, config)  # before anything is loaded
     members: list[Member] = []
@@ -142,6 +142,11 @@ def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> Member
         TokenizerError: if its tokens cannot be mapped to bytes.
         ConfigError: for settings that nothing can be loaded with.
     """
+    if member.ray is not None:
+        raise ConfigError(
+            f"member {name!r} is to be loaded by a node of a cluster (ray)",
+            hint="packfuse deploy and packfuse batch --ray do so; or leave ray out",
+        )
     how = loading_arguments(member, pack)
     try:
         if member.url:
@@ -335,6 +340,11 @@ def short_name(model: str) -> str:
         'gemma-3-270m'
     """
     return Path(model.rstrip("/")).name.removesuffix(".gguf") or model
+
+
+def member_names(config: PackConfig) -> list[str]:
+    """What the members of a pack are called."""
+    return unique_names([m.name or short_name(m.model or str(m.url)) for m in config.members])
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
