@@ -12,13 +12,13 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
 # Those that need no files; benchmarks/evidence.py needs a folder of questions for most of its runs.
 BENCH ?= benchmarks/speed.py benchmarks/alignment.py benchmarks/memory.py
 # Tests, lint and benchmarks need the dev extra; the demo does without.
-STAMP := $(VENV)/.installed$(if $(filter test test-all lint format api bench test-range,$(MAKECMDGOALS)),-dev)
+STAMP := $(VENV)/.installed$(if $(filter test test-all test-ray lint format api bench test-range,$(MAKECMDGOALS)),-dev)
 PROMPT ?=
 export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format api starter bench test-range clean distclean
+.PHONY: help demo test test-all test-ray lint format api starter bench test-range clean distclean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,11 +39,15 @@ demo: starter ## Install, fetch the starter pack, let it answer a greeting, a fa
 
 test: lint starter ## Install, lint, type-check and run the tests, but for the slow ones
 	@echo "== Running the tests"
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not ray" $(PYTEST_ARGS)
 
 test-all: lint starter ## The same with the slow tests
 	@echo "== Running all tests"
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ray" $(PYTEST_ARGS)
+
+test-ray: $(STAMP) ## Run the tests on a cluster of Ray, which is started here
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[ray]"
+	@$(BIN)/python -m pytest -n 0 tests/ray $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style, types, imports between rooms, and the public API
 	@echo "== Checking style (ruff)"

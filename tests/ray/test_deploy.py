@@ -23,7 +23,7 @@ from packfuse.ray.application import DeployOptions  # noqa: E402
 from packfuse.ray.deploying import deploy  # noqa: E402
 from packfuse.server.app import Limits  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 KEY = {"Authorization": "Bearer secret"}
 OPTIONS = DeployOptions(
     min_replicas=2, max_replicas=2, place=RayPlace(num_cpus=0.5), limits=Limits(api_key="secret")

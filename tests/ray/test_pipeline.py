@@ -26,7 +26,7 @@ pytest.importorskip("ray", reason="needs Ray: pip install 'packfuse[ray]'; make 
 
 from packfuse.ray.pipeline import answered_by_workers, answered_on
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ ray = pytest.importorskip("ray", reason="needs Ray: pip install 'packfuse[ray]';
 from packfuse.ray.cluster import check_cluster, wanted  # noqa: E402
 from packfuse.ray.placed import PlacedPacks  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 PROMPT = "The capital of Italy is"
 
 

@@ -20,6 +20,7 @@ from packfuse.cli.deploy import deploy
 from packfuse.cli.determine import determine
 from packfuse.cli.evaluate import evaluate
 from packfuse.cli.member import member
+from packfuse.cli.plan import plan
 from packfuse.cli.run import run
 from packfuse.cli.serve import serve
 from packfuse.cli.starter import starter
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "member": member,
     "batch": batch,
     "deploy": deploy,
+    "plan": plan,
     "weights": weights,
     "check": check,
     "eval": evaluate,
