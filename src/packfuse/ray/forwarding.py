@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+from ray.exceptions import RayError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
@@ -13,6 +14,7 @@ from starlette.routing import Route
 from packfuse.ray.routing import routing_key
 from packfuse.server.app import Limits
 from packfuse.server.limits import App, Guard, Message, Receive, Scope, Send
+from packfuse.server.problems import RequestError
 
 _SENT = ("type", "http_version", "method", "path", "raw_path", "query_string", "root_path",
          "scheme", "headers", "client", "server")  # fmt: skip
@@ -33,6 +35,7 @@ class Forwarder:
         answer = self._respond.remote(routing_key(body), told, body)
         leaving = asyncio.ensure_future(receive())
         coming: asyncio.Future[Any] | None = None
+        begun = False
         try:
             while True:
                 coming = asyncio.ensure_future(anext(answer, None))
@@ -40,6 +43,14 @@ class Forwarder:
                 if leaving.done() or (message := coming.result()) is None:
                     return
                 await send(message)
+                begun = True
+        except RayError as error:
+            if begun:
+                raise
+            problem = RequestError(
+                503, f"a replica has ended: {type(error).__name__}", code="replica"
+            )
+            await problem.response()(scope, receive, send)
         finally:
             if coming is not None and not coming.done():
                 answer.cancel()
