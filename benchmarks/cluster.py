@@ -46,7 +46,8 @@ from tests.support.small import WORDS, vocabulary
 
 STEPS = {"long": 60.0, "short": 40.0}
 """Time of a read of a member, ms."""
-ROWS, TOKENS = 8, 24
+ROWS, PROMPT, TOKENS = 8, 9, 24
+"""Answers at the same time, and about how many tokens prompts and answers have."""
 
 
 class Sleeping(HFMember):
@@ -95,19 +96,38 @@ def ends() -> Sequence[int]:
     return sorted(vocabulary("long").end_ids)
 
 
+def alone() -> dict[str, float]:
+    """Times of the pack in this process, as the plan takes them: ms."""
+    with tempfile.TemporaryDirectory() as folder, sleeping_pack(folder, 1) as packs:
+        pack = packs["sleeping"]
+
+        def seconds(rows: int, tokens: int) -> float:
+            prompts = [f"the hello {row}" for row in range(rows)]
+            exactly = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+            return milliseconds(lambda: pack.generate(prompts, **exactly), 5)
+
+        first, eight = seconds(1, 1), seconds(ROWS, 1)
+        step = (seconds(1, 11) - first) / 10
+        row = ((seconds(ROWS, 11) - eight) / 10 - step) / (ROWS - 1)
+        return {"step": step - row, "row": row, "first": eight / ROWS}
+
+
 def workers(*, small: bool) -> dict[str, Any]:
     """Two workers over one, and what the plan says."""
     count = 32 if small else 96
+    times = alone()
     measured = {number: batch(number, count) for number in (1, 2)}
-    members = [{"name": name, "step": step} for name, step in STEPS.items()]
+    prompt = (times["first"] - times["step"]) / PROMPT
+    member = {"name": "pack", "step": times["step"], "row": max(0.0, times["row"])}
     plan = Plan.check(
         {
-            "members": members, "rows": ROWS, "prompt_tokens": 9, "answer_tokens": TOKENS,
-            "requests": count,
+            "members": [{**member, "prompt": max(0.0, prompt)}],
+            "rows": ROWS, "prompt_tokens": PROMPT, "answer_tokens": TOKENS, "requests": count,
         }
     )  # fmt: skip
     planned = {one.replicas: one.tokens_per_second for one in outcomes(plan, [1, 2])}
     return {
+        "times_ms": times,
         "tokens_per_second": measured,
         "two_over_one": measured[2] / measured[1],
         "planned": planned,

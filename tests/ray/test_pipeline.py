@@ -39,7 +39,7 @@ def slow_pack(folder: str) -> Iterator[Mapping[str, Pack]]:
         time.sleep(0.02)
         return read(*arguments)
 
-    pack.members[0].read = slow  # type: ignore[method-assign]
+    pack.members[0].read = slow  # type: ignore[assignment,method-assign]
     Path(folder, str(os.getpid())).touch()
     yield {"tiny": pack}
 

@@ -41,16 +41,15 @@ def plan(**more: Any) -> Plan:
 
 def test_one_answer_after_the_other_is_a_sum() -> None:
     # 20 + 100 * 0.5 for the prompt, and 10 steps of 20 + 1.
-    assert list(simulate(plan(requests=1), 1)) == [(0.0, pytest.approx(0.280))]
+    ((arrived, end),) = simulate(plan(requests=1), 1)
+    assert (arrived, end) == pytest.approx((0.0, 0.280))
     one, four = outcomes(plan(requests=8), [1, 4])
     assert one.tokens_per_second == pytest.approx(88 / (8 * 0.280))
     assert four.tokens_per_second == pytest.approx(88 / (2 * 0.280))
-    assert (one.efficiency, four.efficiency) == (1.0, pytest.approx(1.0))
+    assert (one.efficiency, four.efficiency) == pytest.approx((1.0, 1.0))
     assert one.price_per_million == pytest.approx(3.6 / 3600 / one.tokens_per_second * 1e6)
     assert four.price_per_million == pytest.approx(one.price_per_million)
-    assert (four.median_seconds, four.p95_seconds) == (
-        pytest.approx(0.420), pytest.approx(0.560),
-    )  # fmt: skip
+    assert (four.median_seconds, four.p95_seconds) == pytest.approx((0.420, 0.560))
 
 
 def test_members_away_compute_beside_the_others() -> None:

@@ -15,7 +15,6 @@ from packfuse.server.serving import bound, configured
 from packfuse.settings import PackConfig
 
 
-@ray.remote
 class MemberActor:
     """A member in a process of its own. It ends with the process that made it."""
 

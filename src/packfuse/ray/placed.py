@@ -21,6 +21,7 @@ _KEY = "PACKFUSE_RAY_KEY"
 """Environment variable of this process with the key of its members."""
 
 _CHECK_SECONDS = 10.0
+_REMOTE: Any = ray.remote(MemberActor)
 
 
 class PlacedPacks:
@@ -67,9 +68,7 @@ class PlacedPacks:
                 "num_gpus": member.ray.num_gpus,
                 "resources": member.ray.resources,
             }
-            self._actors[pack, name] = MemberActor.options(**options).remote(
-                alone, os.environ[_KEY]
-            )
+            self._actors[pack, name] = _REMOTE.options(**options).remote(alone, os.environ[_KEY])
 
     def _located(self, pack: str, config: PackConfig, seconds: float) -> PackConfig:
         """The pack with addresses instead of places."""

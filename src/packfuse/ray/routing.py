@@ -42,7 +42,7 @@ def ranked(key: str, loads: Mapping[str, int]) -> list[str]:
         key: What decides the order.
         loads: Number of requests by replica.
     """
-    order = sorted(loads, key=lambda name: xxhash.xxh64_intdigest(f"{name}\n{key}"), reverse=True)
+    order = sorted(loads, key=lambda name: xxhash.xxh64_intdigest(f"{name}\n{key}".encode()))
     most = math.ceil(_SLACK * (sum(loads.values()) + 1) / max(1, len(loads)))
     free = [name for name in order if loads[name] < most]
     return [*free, *(name for name in order if loads[name] >= most)]
