@@ -39,6 +39,11 @@ def test_a_key_moves_only_with_its_replica(key: str, names: set[str]) -> None:
         assert left == [other for other in order if other != name]
 
 
+def test_half_a_character_is_a_key() -> None:
+    key = routing_key(b'{"prompt": "\\ud800"}')
+    assert sorted(ranked(key, {"a": 0, "b": 0})) == ["a", "b"]
+
+
 def test_keys_are_spread() -> None:
     loads = dict.fromkeys("abcd", 0)
     first = [ranked(f"conversation {number}", loads)[0] for number in range(400)]

@@ -42,10 +42,14 @@ def ranked(key: str, loads: Mapping[str, int]) -> list[str]:
         key: What decides the order.
         loads: Number of requests by replica.
     """
-    order = sorted(loads, key=lambda name: xxhash.xxh64_intdigest(f"{name}\n{key}".encode()))
+    order = sorted(loads, key=lambda name: xxhash.xxh64_intdigest(_bytes(f"{name}\n{key}")))
     most = math.ceil(_SLACK * (sum(loads.values()) + 1) / max(1, len(loads)))
     free = [name for name in order if loads[name] < most]
     return [*free, *(name for name in order if loads[name] >= most)]
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")  # JSON may have half a character
 
 
 class PrefixRouter(RequestRouter):
