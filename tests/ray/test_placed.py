@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,22 @@ def test_a_model_that_cannot_be_loaded_is_named(
     broken = config.replace(members=[here, there.replace(model=str(tmp_path / "none"))])
     with pytest.raises(LoadError, match="member 'away' cannot be loaded on its node"):
         PlacedPacks({"mine": broken})
+
+
+ALONE = """
+import sys
+from packfuse.ray.member_actor import MemberActor
+from packfuse.settings import PackConfig
+actor = MemberActor(PackConfig.check({"members": [sys.argv[1]]}), "key")
+print(actor.place, flush=True)
+"""
+
+
+def test_the_process_of_a_member_can_end(folders: dict[str, str]) -> None:
+    command = [sys.executable, "-c", ALONE, folders["mistral"]]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "MemberActor.place" in done.stdout
 
 
 def test_a_place_is_refused_where_there_is_no_cluster(config: PackConfig) -> None:

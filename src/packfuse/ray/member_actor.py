@@ -29,9 +29,16 @@ class MemberActor:
         limits = MemberLimits(api_key=key, max_cache=memory_limit("auto", [member]))
         self._listening = bound(ray.util.get_node_ip_address(), 0)
         self._server = uvicorn.Server(configured(create_member_app(member, limits), grace=0))
-        threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._listening]}, daemon=True
-        ).start()
+        for run in (self._run, self._end_with_process):
+            threading.Thread(target=run, daemon=True).start()
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._listening])
+
+    def _end_with_process(self) -> None:
+        """End the server when the process is to end, as it waits for the thread that computes."""
+        threading.main_thread().join()
+        self._server.should_exit = True
 
     def place(self) -> tuple[str, str]:
         """Address of the member, and id of its node."""
