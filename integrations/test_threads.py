@@ -14,6 +14,7 @@ from transformers import pipeline
 
 from packfuse import Pack
 from tests.support import packs
+from tests.support.quick import quick
 
 LENGTH = 8
 PROMPTS = (
@@ -31,8 +32,8 @@ CALLS: tuple[dict[str, Any], ...] = (
     {"constraint": {"enum": ["yes", "no"]}},
 )
 SETTINGS: tuple[dict[str, Any], ...] = (
-    {},
     {"reference": "auto", "gate": "safe", "draft": "lookup", "heads": "pruned"},
+    {},
 )
 Job = Callable[[], Any]
 
@@ -73,7 +74,9 @@ def jobs(pack: Pack) -> dict[str, Job]:
     return found
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda own: "-".join(own) or "defaults")
+@pytest.mark.parametrize(
+    "settings", quick(SETTINGS, 1), ids=lambda own: "-".join(own) or "defaults"
+)
 def test_answers_are_the_solo_ones(settings: dict[str, Any]) -> None:
     pack = packs.tiny_pack(packs.tiny_members(["mistral", "deepseek"]), **settings)
     own = jobs(pack)

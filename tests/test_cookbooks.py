@@ -49,6 +49,7 @@ def test_langchain_agent(default_folders: dict[str, Path], tmp_path: Path) -> No
     assert "grammar" in printed
 
 
+@pytest.mark.slow
 def test_llama_index_query_engine(default_folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "index"
     printed = run(

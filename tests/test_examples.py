@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import doctest
-import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterator
 
@@ -11,11 +11,15 @@ import pytest
 
 import packfuse
 
+NEEDS = {"packfuse.ray.": "ray"}
+"""Packages that the dev extra does not install, by the modules that import them."""
+
 
 def modules() -> Iterator[str]:
-    """Every module of the package but the program itself."""
+    """Every module of the package that can be imported, but the program itself."""
     for info in pkgutil.walk_packages(packfuse.__path__, "packfuse."):
-        if info.name != "packfuse.__main__":
+        needed = [package for start, package in NEEDS.items() if info.name.startswith(start)]
+        if info.name != "packfuse.__main__" and all(map(importlib.util.find_spec, needed)):
             yield info.name
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.quick import quick
+
 ROOT = Path(__file__).parents[1]
 START = """
 import asyncio, os, signal, sys, threading, time, traceback
@@ -159,7 +161,7 @@ FORKS = {
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-@pytest.mark.parametrize("kind", FORKS)
+@pytest.mark.parametrize("kind", quick(FORKS, 4))
 def test_a_forked_child_answers_or_is_refused_at_once(kind: str) -> None:
     done = run(FORKS[kind])
     assert (done.stdout.strip(), done.returncode) == ("0", 0), done.stderr
@@ -193,7 +195,7 @@ EXITS = {
 }
 
 
-@pytest.mark.parametrize("kind", EXITS)
+@pytest.mark.parametrize("kind", quick(EXITS, 2))
 def test_the_interpreter_ends_in_order_with_open_calls(kind: str) -> None:
     done = run(EXITS[kind])
     assert done.returncode == (3 if kind == "an error" else 0), done.stderr

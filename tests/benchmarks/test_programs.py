@@ -29,6 +29,7 @@ def test_speed() -> None:
     assert all(row["ratio"] > 0 for row in part["rows"])
 
 
+@pytest.mark.slow
 def test_evidence(tmp_path: Path) -> None:
     found = run("evidence.py", "--work", str(tmp_path))["runs"]["text"]
     assert set(found["shown"]) == {"default", "uniform", "top1"}

@@ -41,6 +41,7 @@ from packfuse.text.vocabulary import Vocabulary
 from tests.support import fusing, pico
 from tests.support.heads import COLUMNS, FAMILIES, family
 from tests.support.packs import tiny_member
+from tests.support.quick import quick
 
 pytestmark = [
     pytest.mark.skipif(not isolates_graphs(), reason="torch before 2.13 compiles no steps"),
@@ -111,7 +112,7 @@ def go_on(one: HFMember, arch: str, sessions: list[Session], news: list[int]) ->
         assert fusing.gap(logps, alone(arch, whole, request.keep)) < EXACT
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("arch", quick(["gemma3", "llama", "gpt2"], 1))
 @settings(max_examples=25)
 @given(data=st.data())
 def test_any_schedule_reads_like_single_rows(arch: str, data: st.DataObject) -> None:
@@ -207,6 +208,7 @@ def test_the_end_of_the_context_window_can_be_used_up(steps: list[tuple[int, int
     assert [session.length for session in sessions] == [32, 31]
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_all_lengths(steps: list[tuple[int, int]], compiler: None) -> None:
     one = twin("gemma3")
     graphs = []
@@ -292,8 +294,8 @@ def test_answers_are_the_same(
 
 @pytest.mark.parametrize(
     "setting",
-    [{}, pytest.param({"heads": "pruned", "reference": "mistral"}, marks=pytest.mark.slow),
-     {"heads": "pruned", "reference": "mistral", "fusion": "unite"}],
+    quick([{"heads": "pruned", "reference": "mistral", "fusion": "unite"}, {},
+           {"heads": "pruned", "reference": "mistral"}], 1),
     ids=str,
 )  # fmt: skip
 def test_a_pack_compiles(
@@ -325,6 +327,7 @@ def test_drafts_are_compiled_in_all_lengths(compiler: None) -> None:
     assert counters["stats"]["unique_graphs"] == before
 
 
+@pytest.mark.slow
 def test_steps_of_several_threads_do_not_meet(compiler: None) -> None:
     """The compiler mistakes one member's graphs for the other's if they do."""
     kinds = {

@@ -19,6 +19,7 @@ from packfuse.models.kv.ragged import RaggedBatch
 from packfuse.models.kv.store import RowCache, new_cache
 from packfuse.models.member import Read, Session
 from tests.support import fusing, pico
+from tests.support.quick import quick
 
 EXACT = 1e-4
 IDS = [1, *range(300, 360)]
@@ -108,7 +109,7 @@ def test_batches_hold_every_request_once(counts: list[tuple[int, int]], pads: in
             assert len({requests[row].session.length > 0 for row in group}) == 1
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma3", "lfm2"])
+@pytest.mark.parametrize("arch", quick(["gemma3", "llama", "lfm2"], 1))
 @settings(max_examples=25)
 @given(data=st.data())
 def test_any_schedule_reads_like_single_rows(arch: str, data: st.DataObject) -> None:

@@ -32,6 +32,7 @@ from packfuse.starter.gguf import Recipe, convert
 from packfuse.starter.plan import StarterPlan
 from packfuse.starter.sources import DEFAULT, LINEUPS, Source
 from tests.support import starter_files
+from tests.support.quick import quick
 
 
 @dataclass
@@ -280,7 +281,7 @@ HARMS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("harm", [*HARMS, "older format"])
+@pytest.mark.parametrize("harm", quick(["older format", *HARMS], 6))
 def test_harmed_folder_is_made_again(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:

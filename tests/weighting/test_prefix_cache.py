@@ -166,7 +166,7 @@ PIECES = ["The", " harbour", " 1234", "\n\n", "    ", " naïve", "日本語", "�
 texts = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(start=texts, ends=st.lists(texts, min_size=2, max_size=3), reference=st.integers(0, 1))
 def test_any_texts_with_a_common_beginning(start: str, ends: list[str], reference: int) -> None:
     warm, cold = engine(reference=reference), engine(reference=reference, limit=None)

@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM, pipeline
 from packfuse import Pack
 from packfuse.errors import ConfigError, LoadError
 from tests.support import pico
+from tests.support.quick import quick
 
 PROMPT = "The capital of France is"
 
@@ -64,7 +65,7 @@ def _partly_offloaded(model: Any) -> Any:
 @pytest.mark.parametrize("draft", [None, "reference"])
 @pytest.mark.parametrize(
     "wrapper",
-    [_compiled, _compiled_in_place, nn.DataParallel, _offloaded, _partly_offloaded],
+    quick([_compiled, nn.DataParallel, _partly_offloaded, _compiled_in_place, _offloaded], 3),
 )
 @pytest.mark.filterwarnings("ignore:a pack runs a compiled model:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -28,6 +28,7 @@ from packfuse.models.loading.architecture import auto_class
 from packfuse.settings import MemberSettings
 from tests.support import pico, starter_files
 from tests.support.bytelevel import save_small
+from tests.support.quick import quick
 
 Weights = dict[str, Tensor]
 
@@ -251,7 +252,8 @@ def test_a_damaged_gguf_file_is_a_load_error(
 
 
 @pytest.mark.parametrize(
-    "name", ["a\0b", "x" * 5000, "/" + "x" * 5000, "a\0b.gguf", "x" * 5000 + ".gguf", "", "/"]
+    "name",
+    quick(["a\0b", "x" * 5000 + ".gguf", "", "/", "x" * 5000, "/" + "x" * 5000, "a\0b.gguf"], 4),
 )
 def test_names_that_cannot_be_paths_are_typed_errors(tmp_path: Path, name: str) -> None:
     for entry in (name, {"model": name}):
@@ -398,7 +400,7 @@ def test_what_is_no_language_model_is_refused_with_the_reason(folder: Path) -> N
         loaded(folder)
 
 
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("beside", quick([True, False], 1))
 def test_a_mistral_folder_has_a_fast_tokenizer(tmp_path: Path, beside: bool) -> None:
     """With mistral-common installed, transformers would take that package's own tokenizer."""
     folder = pico.save_tiny(tmp_path / "mistral", "tekken")
