@@ -9,6 +9,7 @@ written by hand. Names are those of a file in benchmarks/measured and of a part 
     evidence loss | accuracy | domains
     first_use
     serving
+    servers candidates | step
     FILE machine         the machine of a file's results, as one line
 """
 
@@ -192,11 +193,38 @@ def serving(results: Mapping[str, Any], name: str) -> Rows:
     ]
 
 
+def servers(results: Mapping[str, Any], name: str) -> Rows:
+    """What it costs that a server names few tokens, or what a step costs."""
+    if name == "step":
+        times = {
+            "the pack": "pack",
+            "the server alone": "server",
+            "the reference alone": "reference",
+        }
+        lines = [[text, f"{results['step'][key] * 1000:.0f} ms"] for text, key in times.items()]
+        return [("a step of", "time "), *lines, ["ratio", _ratio(results["step"]["ratio"])]]
+    return [
+        ("named ", "the others", "bits per byte ", "divergence ", "same choice ", "outside "),
+        *(
+            [
+                f"{line['candidates']:,}",
+                {"evenly": "evenly", "belief": "by the reference"}[line["tail"]],
+                f"{line['more_bits_per_byte']:+.4f}",
+                f"{line['divergence']:.4f}",
+                f"{line['same_first_choice']:.1%}",
+                f"{line['outside']:.1%}",
+            ]
+            for line in results["candidates"]
+        ),
+    ]
+
+
 MAKERS: dict[str, Callable[[Mapping[str, Any], str], Rows]] = {
     "speed": speed,
     "evidence": evidence,
     "first_use": first_use,
     "serving": serving,
+    "servers": servers,
 }
 
 

@@ -47,10 +47,14 @@ def test_soak() -> None:
 
 def test_servers() -> None:
     found = run("servers.py")
-    assert [line["candidates"] for line in found["candidates"]] == [20, 50, 100, 256, 1000]
-    last = found["candidates"][-1]
-    assert last["bits_per_byte"] == pytest.approx(0, abs=1e-3)
+    lines = {(line["candidates"], line["tail"]): line for line in found["candidates"]}
+    counts = (20, 50, 100, 256, 1000)
+    assert list(lines) == [(count, tail) for count in counts for tail in ("evenly", "belief")]
+    last = lines[1000, "evenly"]
+    assert last["more_bits_per_byte"] == pytest.approx(0, abs=1e-3)
+    assert last["divergence"] == pytest.approx(0, abs=1e-3)
     assert last["same_first_choice"] == 1
+    assert lines[20, "evenly"]["divergence"] > last["divergence"]
     assert found["step"]["ratio"] > 0
 
 

@@ -27,8 +27,8 @@ def test_a_pack_reaches_it_by_its_address(folder: Path, monkeypatch: pytest.Monk
     """With a key from the environment, and until SIGTERM."""
     options = ("--threads", "1", "--dtype", "float32", "--lease", "90")
     with member_process(str(folder), *options, PACKFUSE_API_KEY="secret") as server:
-        monkeypatch.setenv("SERVER_KEY", "secret")
-        member = {"url": server.url, "api_key_env": "SERVER_KEY", "name": "short"}
+        monkeypatch.setenv("PACKFUSE_SERVER_KEY", "secret")
+        member = {"url": server.url, "api_key_env": "PACKFUSE_SERVER_KEY", "name": "short"}
         pack = Pack.from_pretrained([member], progress=False)
         own = Pack.from_pretrained([str(folder)], progress=False)
         one, two = (each.generate("hello the", max_new_tokens=9) for each in (pack, own))
@@ -43,7 +43,7 @@ def test_a_pack_reaches_it_by_its_address(folder: Path, monkeypatch: pytest.Monk
 
 def _yaml(folder: Path, url: str) -> str:
     path = folder / "pack.yaml"
-    path.write_text(f"members:\n  - url: {url}\n    api_key_env: SERVER_KEY\n")
+    path.write_text(f"members:\n  - url: {url}\n    api_key_env: PACKFUSE_SERVER_KEY\n")
     return str(path)
 
 

@@ -4,37 +4,55 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+Answer = tuple[int, Any]
+"""A status and a JSON document."""
+
 
 @contextmanager
 def replayed(file: Path) -> Iterator[str]:
-    """The address of a server with the exchanges of a file; any other request gets status 500."""
+    """The address of a server with the exchanges of a file of dev/exchanges.py.
+
+    Any other request gets status 500.
+    """
     known = {
         (one["method"], one["path"], json.dumps(one["body"], sort_keys=True)): one
-        for one in json.loads(file.read_text(encoding="utf-8"))
+        for one in json.loads(file.read_text(encoding="utf-8"))["exchanges"]
     }
+
+    def answer(method: str, path: str, body: Any) -> Answer:
+        one = known.get((method, path, json.dumps(body, sort_keys=True)))
+        missing = {"error": "no such exchange was recorded", "body": body}
+        return (one["status"], one["answer"]) if one else (500, missing)
+
+    with answering(answer) as url:
+        yield url
+
+
+@contextmanager
+def answering(answer: Callable[[str, str, Any], Answer]) -> Iterator[str]:
+    """The address of a server that answers requests by their method, path and body."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def answer(self) -> None:
+        def reply(self) -> None:
             size = int(self.headers.get("Content-Length", 0))
             body = json.loads(self.rfile.read(size)) if size else None
-            one = known.get((self.command, self.path, json.dumps(body, sort_keys=True)))
-            missing = {"error": "no such exchange was recorded", "body": body}
-            text = json.dumps(one["answer"] if one else missing).encode()
-            self.send_response(one["status"] if one else 500)
+            status, found = answer(self.command, self.path, body)
+            text = json.dumps(found).encode()
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_POST = answer  # noqa: N815 (names of the library)
+        do_GET = do_POST = reply  # noqa: N815 (names of the library)
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             """Say nothing."""

@@ -268,6 +268,37 @@ def test_the_spread_stays_as_the_text_grows(limit: int, count: int, more: int) -
     assert gaps.max() <= 3 * count / limit + 1
 
 
+@given(
+    st.text(st.sampled_from("the quick brown 12 中文\n"), min_size=4, max_size=300),
+    st.tuples(st.none() | st.integers(0, 40), st.none() | st.integers(0, 40)),
+    st.sampled_from([0, 1]),
+)
+def test_a_budget_bounds_the_places_of_a_member(
+    text: str, budgets: tuple[int | None, int | None], reference: int
+) -> None:
+    """Nothing is read; whole pieces are chosen, and fit positions cost no further place."""
+    engine = fusing.fused(PAIR, reference).engine
+    vocabularies = [member.vocabulary for member in engine.members]
+    ids = [vocabulary.encode(text) for vocabulary in vocabularies]
+    every, some = (
+        PromptScores(vocabularies, engine.view, ids, (text.encode(),), fit=True, budgets=own)
+        for own in ((), budgets)
+    )
+    for k, budget in enumerate(budgets):
+        needed = some.unscored(k) | some.fit_positions.needed[k]
+        assert some.places[k] == len(needed)
+        assert budget is None or len(needed) <= budget
+        assert set(some.scored[k]) <= set(every.scored[k])
+    if budgets == (None, None):
+        assert some.scored == every.scored
+        assert some.positions == every.positions
+    elif None not in budgets and all(
+        budget is not None and len(own) <= budget
+        for budget, own in zip(budgets, every.scored, strict=True)
+    ):
+        assert some.scored == every.scored
+
+
 def bare(engine: Engine, prompt: PackPrompt, weighting: str) -> Fit:
     return prefill(engine, prompt, weightings().make(weighting), FUSION)[1]
 

@@ -136,6 +136,16 @@ class Alignment(BaseModel, ABC):
             progress: Called with (done, total), in tokens.
         """
 
+    def pair_naming_few(
+        self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
+    ) -> Pairing:
+        """The same for a member that names few tokens; see `Member.names_few`.
+
+        What it does not name is spread evenly over its vocabulary, unless the alignment knows a
+        better place.
+        """
+        return self.pair(member, reference, progress)
+
     @property
     def reading(self) -> Alignment:
         """The alignment for prompt losses, which are computed in the members' own tokens."""

@@ -14,6 +14,7 @@ from packfuse.alignment.controls import MarkTable
 from packfuse.alignment.map_cache import cached_map
 from packfuse.alignment.spelling import unshared_marks
 from packfuse.alignment.straddle import WINDOW, StraddleFilter, StraddleIndex
+from packfuse.alignment.tail import BelievedTail
 from packfuse.alignment.token_pairs import VERSION, TokenPairs, relate_tokens
 from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
@@ -54,6 +55,13 @@ class Bytes(Alignment):
         if one is not member:
             pairs = pairs[:, ::-1]
         return BytesPairing(self, TokenPairs(pairs, member, reference), member, reference)
+
+    def pair_naming_few(
+        self, member: Vocabulary, reference: Vocabulary, progress: ProgressCallback | None = None
+    ) -> Pairing:
+        """What the member does not name is placed by the reference's belief (dev/log.md)."""
+        there = self.pair(member, reference, progress)
+        return BelievedTail(there, self.pair(reference, member, progress))
 
 
 class BytesPairing(Pairing):

@@ -84,6 +84,9 @@ def _models(models: list[ModelReport]) -> Table:
     if any(model.candidates for model in models):
         named = [model.candidates for model in models]
         rows["tokens named"] = ["all" if number is None else f"{number:,}" for number in named]
+    if any(model.scored_places for model in models):
+        places = [model.scored_places for model in models]
+        rows["places scored"] = ["all" if number is None else f"{number:,}" for number in places]
     for fact, values in rows.items():
         table.add_row(fact, *map(Text, values))
     return table

@@ -89,7 +89,10 @@ class Engine:
         self.reference_index = reference
         self.reference = members[reference].vocabulary
         self.pairings: list[Pairing] = [
-            alignment.pair(member.vocabulary, self.reference, progress) for member in members
+            (alignment.pair_naming_few if own.names_few and k != reference else alignment.pair)(
+                own.vocabulary, self.reference, progress
+            )
+            for k, own in enumerate(members)
         ]
         self.view = ReferenceView(reference, self.pairings, repr(alignment))
         lexicon = alignment.lexicon([member.vocabulary for member in members])

@@ -31,6 +31,9 @@ from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.prefill import Fit
 
+_TOO_SHORT = "the prompt is too short to be scored"
+_NOT_SCORED = "the prompt was not scored: no weights depend on it, and it would take many requests"
+
 
 @dataclass(frozen=True, slots=True)
 class BatchInfo:
@@ -112,19 +115,11 @@ def make_answer(
     reason: FinishReason = "stop"
     if stopped is None and end is None:
         reason = "cancelled" if cancelled else batch.reason(row, len(ids))
-    record = _record(batch, item, fit, ids, row, reason, stopped)
-    record = record.model_copy(
-        update={
-            "candidates": _candidates(batch.runtime, sequence) or None,
-            "left_out": dict(sequence.left_out),
-        }
-    )
     more = [str(full)] if full is not None and reason == "length" else []
     constraint = batch.request.constraint
     if constraint is not None and reason == "stop" and (problem := constraint.problem(text)):
         more.append(f"the answer does not satisfy its constraint: {problem}")
-    if more:
-        record = record.model_copy(update={"notes": [*record.notes, *more]})
+    record = _record(batch, item, fit, ids, row, sequence, reason=reason, stop=stopped, more=more)
     return Answer(text, record, tuple(ids))
 
 
@@ -134,8 +129,11 @@ def _record(
     fit: Fit,
     ids: list[int],
     row: int,
+    sequence: PackSequence,
+    *,
     reason: FinishReason,
-    stopped: str | None,
+    stop: str | None,
+    more: list[str],
 ) -> FusionRecord:
     request, recorder, names = batch.request, batch.recorder, batch.runtime.names
     generated, call = len(ids), batch.request.call
@@ -154,12 +152,15 @@ def _record(
         scored_tokens=fit.tokens,
         usage=_usage(names, item, fit, generated),
         finish_reason=reason,
-        stop=stopped,
+        stop=stop,
         agreed=steps.share(steps.agreed, generated) if steps else None,
         overruled=steps.share(steps.overruled, generated) if steps else None,
         gate=gates().dump(call.gate),
         fused=steps.share(steps.is_fused, generated) if steps else None,
         drafts=_drafts(batch),
+        candidates=_candidates(batch.runtime, sequence) or None,
+        scored_places=_scored_places(batch.runtime, fit) or None,
+        left_out=dict(sequence.left_out),
         timings=Timings(
             prefill_seconds=fit.prefill_seconds,
             weights_seconds=fit.weights_seconds,
@@ -168,7 +169,7 @@ def _record(
         ),
         seed=request.seed,
         constraint=request.constraint.kind if request.constraint else None,
-        notes=_notes(batch, item, fit),
+        notes=_notes(batch, item, fit) + more,
         trace=recorder.finish(steps, ids) if request.trace and recorder and steps else None,
     )
 
@@ -180,6 +181,15 @@ def _candidates(runtime: Runtime, sequence: PackSequence) -> dict[str, Candidate
         if stream and (facts := member.named(stream.session)):
             found[member.name] = Candidates(named=facts.named, outside=facts.outside)
     return found
+
+
+def _scored_places(runtime: Runtime, fit: Fit) -> dict[str, int]:
+    """The places of the prompt at which members were scored that are scored at few, by member."""
+    return {
+        member.name: places
+        for member, places in zip(runtime.members, fit.places, strict=True)
+        if member.max_scored_places is not None and places
+    }
 
 
 def _prompt_share(batch: BatchInfo, item: PreparedPrompt, fit: Fit) -> float | None:
@@ -204,7 +214,9 @@ def _notes(batch: BatchInfo, item: PreparedPrompt, fit: Fit) -> list[str]:
     constraint = batch.request.constraint
     notes = [*item.prompt.notes, *batch.notes, *(constraint.notes if constraint else ())]
     if fit.losses is None:
-        notes.append("the prompt is too short to be scored")
+        fixed = batch.request.call.weighting.for_members(batch.runtime.names) is not None
+        dear = any(member.max_scored_places is not None for member in batch.runtime.members)
+        notes.append(_NOT_SCORED if fixed and dear else _TOO_SHORT)
     if batch.request.trace and batch.recorder is None:
         notes.append("no trace: beams and several return sequences are not traced")
     return notes

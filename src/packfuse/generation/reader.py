@@ -42,6 +42,7 @@ class PromptReader:
         self.runtime, self.request = runtime, request
         self.pause: Pause | None = None
         """Interrupts the members while they read; None to read without a pause."""
+        self._drops = runtime.settings.on_member_failure == "drop"
         self._looked_at_models = False
         self._left_out: set[int] = set()
 
@@ -57,8 +58,7 @@ class PromptReader:
                 item, fit = self._prepare(index, prompt)
             except ServerError as error:
                 k = self.runtime.names.index(error.member)
-                drops = self.runtime.settings.on_member_failure == "drop"
-                if not drops or k in self._left_out or k == self._first_reference:
+                if not self._drops or k in self._left_out or k == self._first_reference:
                     raise
                 self._left_out.add(k)
             else:
@@ -159,6 +159,7 @@ class PromptReader:
             model.engine,
             whole,
             self.request.call,
+            score=self._scores(options.weights),
             fit_positions=options.fit_positions,
             limits=options.limits,
             others={k: partial(runtime.view, k) for k in able if k != reference},
@@ -169,6 +170,14 @@ class PromptReader:
         reading.sequence.offset = len(ids) - len(reading.sequence.ids)
         return PreparedPrompt(
             index, reference, ids, whole, chat, reading, started=time.perf_counter()
+        )
+
+    def _scores(self, weights: Weights | None) -> bool:
+        """Whether a prompt is scored: for the weights, or for the record where it costs little."""
+        members = self.runtime.members
+        return weights is None or all(
+            member.max_scored_places is None or not weight
+            for member, weight in zip(members, weights, strict=True)
         )
 
     def _rendered(

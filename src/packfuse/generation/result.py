@@ -155,6 +155,8 @@ class FusionRecord(_Plain):
         drafts: Counts of drafted tokens; None without drafts.
         candidates: For members in servers that do not give whole distributions, how many tokens
             they named at each place, and the mean probability of the others; None without such.
+        scored_places: For members whose servers score one place of a prompt a request, at how many
+            places this one was scored; None without such.
         left_out: Members whose servers failed, by name, with the number of tokens of the answer
             that were chosen before; see `PackSettings.on_member_failure`.
         timings: Times in seconds.
@@ -184,6 +186,7 @@ class FusionRecord(_Plain):
     fused: float | None = None
     drafts: Drafts | None = None
     candidates: dict[str, Candidates] | None = None
+    scored_places: dict[str, int] | None = None
     left_out: dict[str, int] = {}
     timings: Timings
     seed: int | None = None

@@ -166,11 +166,11 @@ class Runner(PromptReader):
                 info, item, fit, new, 0, sequence, cancelled=cancel.is_set(), full=full
             )
 
-        drops = self.runtime.settings.on_member_failure == "drop"
-        return Row(model, sequence, cache, ids, decoding.arguments, streamer, answer, drops)
+        return Row(model, sequence, cache, ids, decoding.arguments, streamer, answer, self._drops)
 
     def score(self, continuation: str) -> float:
         """See `Pack.score`."""
+        self._drops = False  # no record would say that the score is one of other members
         prompt = self.request.prompts[0]
         if not isinstance(prompt, str):
             raise PromptError("only text can be scored", hint="render the chat first")
@@ -309,6 +309,8 @@ class Runner(PromptReader):
         """The note for a request with a draft method that is not used."""
         if used is self.request.call.draft:
             return []
+        if self._drops:
+            return ["no drafts: on_member_failure='drop' may leave members out between tokens"]
         return ["no drafts: they are used for one answer at a time, without beams"]
 
     @property

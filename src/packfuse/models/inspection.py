@@ -48,6 +48,8 @@ class ModelReport(_Report):
         chat_template: Whether its tokenizer has a chat template.
         vocabulary_size: Number of tokens, control tokens included.
         fast_tokenizer: Whether the bytes of its tokens are known.
+        scored_places: At how many places of a prompt its server is asked for scores, from which
+            weights are fitted; None for as many as are wanted.
         candidates: How many tokens its server names at each place; None for all of them.
         problems: Reasons why it cannot join a pack; empty if it can.
     """
@@ -62,6 +64,7 @@ class ModelReport(_Report):
     chat_template: bool | None = None
     vocabulary_size: int | None = None
     fast_tokenizer: bool | None = None
+    scored_places: int | None = None
     candidates: int | None = None
     problems: list[str] = []
 
@@ -168,6 +171,7 @@ def _served_facts(remote: RemoteMember | PeerMember) -> dict[str, Any]:
         "chat_template": bool(remote.tokenizer.chat_template),
         "vocabulary_size": len(remote.tokenizer),
         "fast_tokenizer": True,
+        "scored_places": remote.max_scored_places,
         "candidates": remote.named_tokens,
     }
 

@@ -153,6 +153,10 @@ class Member(ABC):
         context_window: The most tokens of a session.
         model: The transformers model, for members whose model is in this process; else None.
         elsewhere: Whether another process computes it, so that this one only waits.
+        names_few: Whether it names so few tokens at a place that the reference knows better where
+            the probability of the others belongs. These have the lowest log-probability of all.
+        max_scored_places: Most places of a prompt at which it is scored for the weights; None where
+            further places cost little.
         state: What the model was when `refresh` was called last. Sessions and log-probabilities
             that were computed in another state are not used again.
     """
@@ -162,6 +166,8 @@ class Member(ABC):
     context_window: int
     model: Any = None
     elsewhere: bool = False
+    names_few: bool = False
+    max_scored_places: int | None = None
     state: Hashable = None
 
     @property

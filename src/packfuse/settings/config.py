@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from packfuse.errors import ConfigError
 from packfuse.paths import write_text
-from packfuse.settings.loading import TRUST, LoadSettings, MemberSettings
+from packfuse.settings.loading import KEY_PREFIX, TRUST, LoadSettings, MemberSettings
 from packfuse.settings.pack import PackSettings
 
 
@@ -48,8 +48,9 @@ class PackConfig(PackSettings, LoadSettings):
             **overrides: Fields that count instead of the file's.
 
         Raises:
-            ConfigError: if it is missing, is not YAML, does not describe a pack, or sets one of
-                `TRUST` that is not among the overrides.
+            ConfigError: if it is missing, is not YAML, does not describe a pack, sets one of
+                `TRUST` that is not among the overrides, or names an environment variable that
+                does not begin with `KEY_PREFIX`.
         """
         file = Path(path)
         return cls._made(_read_yaml(file), file, str(file), overrides)
@@ -98,6 +99,13 @@ class PackConfig(PackSettings, LoadSettings):
                 f"{where} sets {' and '.join(widened)}, which only the one who loads the pack can",
                 hint=f"if you trust its models, pass {widened[0]}=True ({options})",
             )
+        for member in config.members:
+            if member.api_key_env and not member.api_key_env.startswith(KEY_PREFIX):
+                raise ConfigError(
+                    f"{where} reads the environment variable {member.api_key_env}: a file can name "
+                    f"only those that begin with {KEY_PREFIX}",
+                    hint="rename the variable, or give the members in Python",
+                )
         members = [member.beside(file.parent) for member in config.members]
         return config.model_copy(update={"members": members}).replace(**overrides)
 

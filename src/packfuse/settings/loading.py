@@ -102,6 +102,10 @@ TRUST = ("trust_remote_code", "unsafe_weights")
 """Settings that let a model do more than compute: whoever loads a pack sets them, never a file."""
 
 
+KEY_PREFIX = "PACKFUSE_"
+"""How environment variables begin that a file may name: it could send any other one anywhere."""
+
+
 _SERVED = ("api", "api_key_env", "candidates", "transfer_dtype", "timeout")
 """Fields of members in a server."""
 _LOADED = (
@@ -140,9 +144,9 @@ class MemberSettings(_Loading):
     url: str | None = None
     """Address of a server that runs the model, as in http://127.0.0.1:8080."""
     api: str = "auto"
-    """Kind of the server; auto: find out. Known: llama.cpp, vllm, packfuse."""
+    """Kind of the server; auto: find out. Known: llama.cpp, vllm, sglang, packfuse."""
     api_key_env: str | None = None
-    """Environment variable with the server's key."""
+    """Environment variable with the server's key; in a file, one that begins with PACKFUSE_."""
     candidates: PositiveInt | None = None
     """Most tokens that the server names at each place; 256 or its own limit by default, and all
     with another packfuse."""

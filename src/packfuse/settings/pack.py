@@ -59,7 +59,8 @@ class PackSettings(Settings):
     """Most prompts that may wait; further calls raise BusyError."""
     on_member_failure: Literal["raise", "drop"] = "raise"
     """When the server of a member fails: raise its error, or drop the member, unless it is the
-    reference. The record says from which token on; the next call tries it again."""
+    reference. The record says from which token on; the next call tries it again. Scores always
+    raise the error, beams do once the prompt has been read, and drafts are not used."""
     parallel: bool = False
     """Experimental: members on different devices run at the same time. On processors it is slower
     than one after the other."""

@@ -38,6 +38,7 @@ class Fit:
         losses: Prompt losses `[K]`, nats per reference token; None if the prompt was not scored.
         bits_per_byte: The same losses in bits per byte of text, `[K]`; None if not scored.
         tokens: Number of reference tokens scored.
+        places: By member, the number of places of the prompt at which it was scored.
         prompt_tokens: By member, the length of the prompt in the member's own tokens.
         cached_tokens: By member, how many of these tokens the prefix cache supplied.
         prefill_seconds: Time of the members' passes over the prompt.
@@ -48,6 +49,7 @@ class Fit:
     losses: Weights | None
     bits_per_byte: Weights | None
     tokens: int
+    places: tuple[int, ...]
     prompt_tokens: tuple[int, ...]
     cached_tokens: tuple[int, ...]
     prefill_seconds: float
@@ -187,6 +189,7 @@ def finish(
         losses=losses,
         bits_per_byte=bits,
         tokens=scores.tokens if scores else 0,
+        places=tuple(scores.places) if scores else (0,) * len(streams),
         prompt_tokens=lengths,
         cached_tokens=reading.cached_tokens,
         prefill_seconds=reading.seconds,
@@ -264,8 +267,9 @@ def _plan_scores(
     texts = prompt.texts
     if all(pairing for pairing, own in zip(mapped, ids, strict=True) if own is not None):
         texts = (engine.reference.decode(sequence.ids),)
+    budgets = [member.max_scored_places for member in engine.members]
     return PromptScores(
-        vocabularies, engine.view, ids, texts, fit_positions, limits, mapped, others
+        vocabularies, engine.view, ids, texts, fit_positions, limits, mapped, others, budgets
     )
 
 

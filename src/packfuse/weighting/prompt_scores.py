@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,6 +75,7 @@ class PromptScores:
         limits: FitLimits | None = None,
         mapped: Sequence[Pairing | None] = (),
         others: Mapping[int, Callable[[], ReferenceView]] | None = None,
+        budgets: Sequence[int | None] = (),
     ) -> None:
         """Choose the tokens and positions to score.
 
@@ -88,6 +90,9 @@ class PromptScores:
                 on the reference's tokens, through the pairing. None for a member that reads its own
                 tokens; empty if all members do.
             others: By member, its view, for members that may become the reference later.
+            budgets: By member, the most places at which it is scored; None for as many as the
+                limits allow, empty if that holds for all. Pieces that it cannot afford are not
+                scored, and fit positions are where the others begin, so that they cost nothing.
         """
         self.reference, self.limits = view.reference, limits or FitLimits()
         self.mapped = list(mapped) or [None] * len(vocabularies)
@@ -103,8 +108,11 @@ class PromptScores:
         shared = set.intersection(*(set(own.boundaries) for own in reading))
         self.common = sorted(shared)
         self._segments = _segments(texts)
+        self._budgets = list(budgets) or [None] * len(vocabularies)
         self._bounds = self._choose_pieces(self._segments)
-        self.scored = [[index for index, _ in self._in_pieces(own)] for own in self.members]
+        self.scored = [
+            [index for index, _ in _in_pieces(own, self._bounds)] for own in self.members
+        ]
         offsets = self._choose_positions(vocabularies) if fit else []
         counts = {o: tuple(own.boundaries[o] for own in self.members) for o in offsets}
         own_ids = [own.ids for own in self.members]
@@ -133,6 +141,9 @@ class PromptScores:
         """Offsets, evenly spread, where every member begins a token; the same for any reference."""
         starts = ({start for _, start, _ in own.spans} for own in self.members)
         usable = sorted(set(self.common).intersection(*starts))
+        if any(budget is not None for budget in self._budgets):
+            scored = {low for low, _ in self._bounds}
+            usable = [offset for offset in usable if offset in scored]
         if self.limits.positions is None:
             return usable
         # The member with the largest vocabulary reads last, so its distributions are not held.
@@ -148,20 +159,25 @@ class PromptScores:
             for low, high in pairwise(self.common)
             if any(start <= low and high <= end for start, end in segments)
         ]
-        limit = self.limits.pieces
-        return bounds if limit is None else [bounds[i] for i in _spread(len(bounds), limit)]
-
-    def _in_pieces(self, own: MemberScores) -> Iterator[tuple[int, int]]:
-        """A member's tokens inside the pieces: index of the token, index of its piece."""
-        lows = np.array([low for low, _ in self._bounds])
-        for index, start, end in own.spans if len(lows) else ():
-            piece = int(np.searchsorted(lows, start, side="right")) - 1
-            if piece >= 0 and end <= self._bounds[piece][1]:
-                yield index, piece
+        limit = len(bounds) if self.limits.pieces is None else self.limits.pieces
+        chosen = _ranked(len(bounds))[:limit]
+        for own, budget in zip(self.members, self._budgets, strict=True):
+            if budget is not None:
+                costs = Counter(piece for _, piece in _in_pieces(own, bounds))
+                chosen = _affordable(chosen, costs, budget)
+        return [bounds[i] for i in sorted(chosen)]
 
     def unscored(self, k: int) -> frozenset[int]:
         """The tokens on which member k is scored and whose log-probability is still unknown."""
         return frozenset(i for i in self.scored[k] if np.isnan(self.members[k].logps[i]))
+
+    @property
+    def places(self) -> list[int]:
+        """By member, the number of places at which it is scored, known ones included."""
+        return [
+            len({*scored, *(own.boundaries[offset] for offset in self.positions)})
+            for own, scored in zip(self.members, self.scored, strict=True)
+        ]
 
     def callbacks(self) -> list[ReadCallback]:
         """By member, the callback for the prompt pass, for what is still unknown."""
@@ -187,7 +203,7 @@ class PromptScores:
         """Log-probabilities of the pieces of text, `[K, M]`, nats."""
         table = np.zeros((len(self.members), len(self._bounds)))
         for k, own in enumerate(self.members):
-            for index, piece in self._in_pieces(own):
+            for index, piece in _in_pieces(own, self._bounds):
                 table[k, piece] += own.logps[index]
         return table
 
@@ -229,16 +245,38 @@ class PromptScores:
 
 
 def _spread(count: int, limit: int) -> list[int]:
-    """At most `limit` of `count` indices, evenly spread; most stay the same when `count` grows.
+    """At most `limit` of `count` indices, evenly spread; most stay the same when `count` grows."""
+    return sorted(_ranked(count)[:limit])
+
+
+def _ranked(count: int) -> list[int]:
+    """Indices in an order whose beginnings are evenly spread.
 
     The indices i are ranked by the fractional part of i times the golden ratio. The first of this
     ranking leave gaps of at most three sizes, and few of them change as the text grows.
     """
-    if count <= limit:
-        return list(range(count))
-    ranks = np.argsort(np.arange(count) * _GOLDEN % 1)
-    found: list[int] = sorted(ranks[:limit].tolist())
+    ranks: list[int] = np.argsort(np.arange(count) * _GOLDEN % 1).tolist()
+    return ranks
+
+
+def _affordable(ranked: Sequence[int], costs: Mapping[int, int], budget: int) -> list[int]:
+    """Those of the ranked pieces that fit into a budget together, the first ones first."""
+    found: list[int] = []
+    for piece in ranked:
+        cost = costs.get(piece, 0)
+        if cost <= budget:
+            found.append(piece)
+            budget -= cost
     return found
+
+
+def _in_pieces(own: MemberScores, bounds: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """A member's tokens inside pieces of text: index of the token, index of its piece."""
+    lows = np.array([low for low, _ in bounds])
+    for index, start, end in own.spans if len(lows) else ():
+        piece = int(np.searchsorted(lows, start, side="right")) - 1
+        if piece >= 0 and end <= bounds[piece][1]:
+            yield index, piece
 
 
 def _segments(texts: Sequence[bytes]) -> list[tuple[int, int]]:

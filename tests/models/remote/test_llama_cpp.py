@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -18,7 +19,6 @@ from packfuse.errors import ConfigError, LoadError, MemberError, PackError, Prom
 from packfuse.models.inspection import inspect_model
 from packfuse.models.member import Member, Read
 from packfuse.models.remote import remote_member
-from packfuse.models.remote.client import Client
 from packfuse.models.remote.protocols.llama_cpp import LlamaCpp
 from packfuse.models.remote.remote_member import RemoteMember
 from packfuse.settings import MemberSettings
@@ -152,26 +152,6 @@ def test_the_record_says_what_was_not_named(
     assert mixed.generate(PROMPTS[0], max_new_tokens=2).record.candidates is None
 
 
-def test_one_request_a_token(mixed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[str] = []
-    post = Client.post
-
-    def counted(client: Client, path: str, body: Any) -> Any:
-        sent.append(path)
-        return post(client, path, body)
-
-    monkeypatch.setattr(Client, "post", counted)
-    counts = []
-    for length in (4, 44):
-        sent.clear()
-        answer = mixed.generate(
-            PROMPTS[0], max_new_tokens=length, min_new_tokens=length, weighting="uniform"
-        )
-        assert len(answer.token_ids) == length
-        counts.append(len(sent))
-    assert (counts[1] - counts[0]) / 40 <= 1.1
-
-
 def test_a_server_that_forgets_is_warned_about_once(
     server: LlamaServer, gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +201,33 @@ def test_one_server_is_one_member(server: LlamaServer, gguf: Path) -> None:
         pack_of(*twice)
 
 
+def test_servers_are_asked_before_weights_are_loaded(server: LlamaServer, gguf: Path) -> None:
+    """Also for one model of a server that two members name differently."""
+    for nowhere in ({"url": "http://127.0.0.1:9"}, {"api_key_env": "PACKFUSE_NO_SUCH_KEY"}):
+        with pytest.raises(PackError, match=r"nobody listens|NO_SUCH_KEY"):
+            pack_of("/nowhere/model", served(server, gguf) | nowhere)
+    name = server_model(server)
+    twice = [served(server, gguf), served(server, gguf, name="again", model=name)]
+    with pytest.raises(ConfigError, match="two members are at"):
+        pack_of("/nowhere/model", *twice)
+
+
+def server_model(server: LlamaServer) -> str:
+    """What the server calls its model."""
+    found: str = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
+    return found
+
+
+def test_a_file_names_only_variables_that_are_for_packfuse(
+    server: LlamaServer, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of somebody else could send any other secret to its own server."""
+    monkeypatch.setenv("HF_TOKEN", "a secret")
+    pack_of(served(server, gguf, api_key_env="HF_TOKEN")).save_config(tmp_path / "pack.yaml")
+    with pytest.raises(ConfigError, match="HF_TOKEN: a file can name only those that begin with"):
+        Pack.from_config(tmp_path / "pack.yaml")
+
+
 def test_another_tokenizer_is_refused_with_the_difference(
     server: LlamaServer, tmp_path: Path
 ) -> None:
@@ -232,10 +239,12 @@ def test_another_tokenizer_is_refused_with_the_difference(
 
 def test_a_key(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with llama_server(gguf, key="secret") as guarded:
-        with pytest.raises(LoadError, match="key is wrong or missing"):
-            pack_of(served(guarded, gguf))
-        monkeypatch.setenv("SERVER_KEY", "secret")
         settings = served(guarded, gguf, api_key_env="SERVER_KEY")
+        monkeypatch.setenv("SERVER_KEY", "guessed")
+        for wrong in (settings, served(guarded, gguf)):
+            with pytest.raises(LoadError, match="key is wrong or missing"):
+                pack_of(wrong)
+        monkeypatch.setenv("SERVER_KEY", "secret")
         assert pack_of(settings).generate("the", max_new_tokens=2).text is not None
 
 
@@ -367,6 +376,6 @@ def test_check_asks_the_server(server: LlamaServer, gguf: Path) -> None:
     assert found.report.problems == []
     assert found.report.model == server.url
     assert (found.report.parameters, found.report.context_window) == (15_680, 255)
-    assert found.report.candidates == 100
+    assert (found.report.candidates, found.report.scored_places) == (100, 128)
     nobody = inspect_model(MemberSettings(url="http://127.0.0.1:9", tokenizer=str(gguf)))
     assert "nobody listens" in nobody.report.problems[0]

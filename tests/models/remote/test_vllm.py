@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from packfuse import Pack
 from packfuse.errors import ConfigError, LoadError
-from packfuse.models.member import Member, Read
+from packfuse.models.member import Read
 from packfuse.models.remote.remote_member import RemoteMember
+from tests.models.remote.conftest import whole_distributions
 from tests.support.replay import replayed
+from tests.support.served_calls import NEXT, PROMPT, load
 
 EXCHANGES = Path(__file__).with_name("vllm_0_32.json")
-PROMPT = "The capital of Italy is"
 
 pytestmark = [
     pytest.mark.starter,
@@ -34,11 +34,6 @@ def folder(default_folders: dict[str, Path]) -> Path:
     return default_folders["SmolLM2-135M-Instruct"]
 
 
-def load(url: str, folder: Path, **more: object) -> Member:
-    settings = {"url": url, "tokenizer": str(folder), "name": "smol", "candidates": 20, **more}
-    return Pack.from_pretrained([settings], progress=False).members[0]
-
-
 def test_it_says_what_it_is(url: str, folder: Path) -> None:
     member = load(url, folder)
     assert isinstance(member, RemoteMember)
@@ -49,20 +44,10 @@ def test_it_says_what_it_is(url: str, folder: Path) -> None:
     member.refresh()
 
 
-@pytest.fixture(scope="module")
-def whole(folder: Path) -> torch.Tensor:
-    """The distributions of the model in this process, after every token of the prompt."""
-    settings = {"model": str(folder), "dtype": "float32"}
-    (member,) = Pack.from_pretrained([settings], progress=False).members
-    ids = member.vocabulary.encode(PROMPT)
-    return member.read([Read(member.open(), ids, len(ids))])[0]
-
-
 @pytest.mark.parametrize("places", [1, 5])
-def test_its_distributions_are_those_of_the_model(
-    url: str, folder: Path, whole: torch.Tensor, places: int
-) -> None:
+def test_its_distributions_are_those_of_the_model(url: str, folder: Path, places: int) -> None:
     """A single place, and several in one request."""
+    whole = whole_distributions(folder, PROMPT)
     member = load(url, folder)
     ids = member.vocabulary.encode(PROMPT)
     assert len(ids) == 5
@@ -75,7 +60,7 @@ def test_a_session_goes_on(url: str, folder: Path) -> None:
     member = load(url, folder)
     session = member.open()
     member.read([Read(session, member.vocabulary.encode(PROMPT))])
-    found = member.read([Read(session, [7042])])[0]
+    found = member.read([Read(session, [NEXT])])[0]
     assert session.length == 6
     named = member.named(session)
     assert named is not None
@@ -85,7 +70,7 @@ def test_a_session_goes_on(url: str, folder: Path) -> None:
 
 
 def test_what_it_cannot_do_is_refused(url: str, folder: Path) -> None:
-    with pytest.raises(LoadError, match="it has smol, not 'other'"):
+    with pytest.raises(LoadError, match="it has the model 'smol', not 'other'"):
         load(url, folder, model="other")
     with pytest.raises(ConfigError, match=r"names at most 256 .*--max-logprobs"):
         load(url, folder, candidates=500)

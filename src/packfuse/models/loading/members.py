@@ -93,16 +93,32 @@ def load_members(
     names = member_names(config)
     for member in config.members:
         loading_arguments(member, config)  # before anything is loaded
-    members: list[Member] = []
+    # Servers are asked first: what is wrong with one is known before weights are loaded.
+    order = sorted(range(len(names)), key=lambda k: config.members[k].url is None)
+    found: dict[int, Member] = {}
     try:
         with _collector_paused():
-            for name, member in zip(names, config.members, strict=True):
-                members.append(_loaded(name, member, config, {} if shared is None else shared))
+            for k in order:
+                member = config.members[k]
+                found[k] = _loaded(names[k], member, config, {} if shared is None else shared)
+                _refuse_twice([own.facts.source for own in found.values() if own.elsewhere])
     except BaseException:
-        members.clear()
+        found.clear()
         gc.collect()
         raise
-    return members
+    return [found[k] for k in range(len(names))]
+
+
+def _refuse_twice(sources: Sequence[str]) -> None:
+    """Refuse one model of one server as two members.
+
+    Raises:
+        ConfigError: naming the address and the model.
+    """
+    if twice := next((source for source in sources if sources.count(source) > 1), None):
+        raise ConfigError(
+            f"two members are at {twice}, with the same model", hint="leave one of them out"
+        )
 
 
 def _loaded(

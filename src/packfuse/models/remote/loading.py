@@ -16,15 +16,13 @@ from packfuse.models.remote.peer.exchange import Transfer
 from packfuse.models.remote.peer.wire import MemberCard
 from packfuse.models.remote.protocols import PROTOCOLS, Protocol
 from packfuse.models.remote.remote_member import CANDIDATES, RemoteMember
+from packfuse.models.remote.rows import FEW
 from packfuse.models.remote.tokens import check_tokens
 from packfuse.settings import MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 
 KINDS = (*PROTOCOLS, PEER)
 """Kinds of servers, in the order in which "auto" tries them."""
-
-FEW = 100
-"""Number of candidates below which fusion loses much (dev/log.md)."""
 
 
 def load_remote(
@@ -80,7 +78,7 @@ def _peer(
             f"candidates={named}: the member has {found.vocabulary.size} tokens",
             hint="leave it out for whole distributions",
         )
-    _warn_of_few(name, named, found.vocabulary.size, "Leave out candidates for all of them.")
+    _warn_of_few(found, "Leave out candidates for all of them.")
     return found
 
 
@@ -108,15 +106,15 @@ def _remote(
             hint=protocol.raise_limit or f"set candidates to {most}",
         )
     found = RemoteMember(name, protocol, vocabulary, wanted)
-    _warn_of_few(name, found.candidates, vocabulary.size, protocol.raise_limit)
+    _warn_of_few(found, protocol.raise_limit)
     return found
 
 
-def _warn_of_few(name: str, named: int | None, size: int, advice: str) -> None:
-    if named is not None and named < min(FEW, size):
+def _warn_of_few(found: RemoteMember | PeerMember, advice: str) -> None:
+    if found.names_few:
         warnings.warn(
-            f"member {name!r} names {named} tokens at each place; fewer than {FEW} "
-            f"cost much of what fusion gains. {advice}".rstrip(),
+            f"member {found.name!r} names {found.named_tokens} tokens at each place; fewer than "
+            f"{FEW} cost much of what fusion gains. {advice}".rstrip(),
             RuntimeWarning,
             stacklevel=4,
         )

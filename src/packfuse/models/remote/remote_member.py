@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,12 +16,15 @@ from packfuse.errors import ServerError
 from packfuse.models.member import Member, MemberFacts, NamedFacts, Read, Session
 from packfuse.models.remote.client import MAX_CONNECTIONS
 from packfuse.models.remote.protocols import Candidates, Protocol
-from packfuse.models.remote.rows import NonsenseError, outside, row
+from packfuse.models.remote.rows import FEW, NonsenseError, row
 from packfuse.process import on_fork
 from packfuse.text.vocabulary import Vocabulary
 
 CANDIDATES = 256
 """Default number of tokens that a server is asked for at a place."""
+
+MAX_SCORED_PLACES = 128
+"""Most places of a prompt that are scored by a server that scores one place a request."""
 
 _WAIT_SECONDS = 0.02
 """How long a prompt's requests are waited for before other answers get a step."""
@@ -72,6 +76,8 @@ class RemoteMember(Member):
         self.context_window = facts.context_window - 1  # a server predicts a token, in its window
         limits = (candidates, facts.max_candidates, vocabulary.size)
         self.candidates = min(limit for limit in limits if limit is not None)
+        self.max_scored_places = None if protocol.scores_prompts else MAX_SCORED_PLACES
+        self.names_few = self.candidates < min(FEW, vocabulary.size)
         self.state = self.quick_digest()
         self._misses = 0
         self._renew()
@@ -123,7 +129,9 @@ class RemoteMember(Member):
     def refresh(self) -> None:
         """See `Member.refresh`: ask the server whether it still has the same model."""
         before = self.protocol.facts
-        if not self.protocol.probe():
+        with self._understood():
+            same = self.protocol.probe()
+        if not same:
             raise self._error(f"it is no server of {self.protocol.api} any more")
         if self.protocol.facts != before:
             now = self.protocol.facts
@@ -156,9 +164,9 @@ class RemoteMember(Member):
         wait(futures)
         found = [future.result() for future in futures]
         # All answers are checked before the first session is advanced.
-        rows = [torch.stack([self._row(one) for one in own]) for own in found]
+        rows = [[self._row(one) for one in own] for own in found]
         self._watch(requests, found)
-        return [self._take(*each) for each in zip(requests, needed, found, rows, strict=True)]
+        return [self._take(*each) for each in zip(requests, needed, rows, strict=True)]
 
     def _watch(self, requests: Sequence[Read], found: Sequence[Sequence[Candidates]]) -> None:
         """Warn once if the server reads whole sequences again and again."""
@@ -177,41 +185,43 @@ class RemoteMember(Member):
                 )
 
     def _take(
-        self, request: Read, counts: list[int], found: list[Candidates], logps: Tensor
+        self, request: Read, counts: list[int], found: Sequence[tuple[Tensor, float]]
     ) -> Tensor:
         """Advance a session by what the server named at these counts; what the request returns."""
         callback, session = request.callback, request.session
+        logps = torch.stack([row for row, _ in found])
         if callback is not None:
             wanted = [index for index, count in enumerate(counts) if callback.wants(count)]
             request.notify([counts[index] for index in wanted], logps[wanted])
         state: Named = session.state
         state.places += len(found)
-        state.mass += sum(map(outside, found))
+        state.mass += sum(outside for _, outside in found)
         session.ids.extend(request.ids)
         kept = logps[-request.keep :]
         subset = None if callback else request.active_subset
         return kept if subset is None else subset.restrict(kept)
 
     def _named(self, ids: list[int], counts: list[int]) -> list[Candidates]:
-        try:
-            found = self.protocol.scores(ids, counts, self.candidates) if counts[1:] else None
-            if found is not None:
-                return found
+        with self._understood():
+            if counts[1:] and self.protocol.scores_prompts:
+                return self.protocol.scores(ids, counts, self.candidates)
             return [self.protocol.read(ids[:count], self.candidates) for count in counts]
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise self._nonsense(repr(error)) from error
 
-    def _row(self, candidates: Candidates) -> Tensor:
-        try:
+    def _row(self, candidates: Candidates) -> tuple[Tensor, float]:
+        with self._understood():
             return row(candidates, self.vocabulary.columns, self.vocabulary.size)
-        except NonsenseError as error:
-            raise self._nonsense(error.message) from error
 
-    def _nonsense(self, problem: str) -> ServerError:
-        return self._error(
-            f"it answered what is no distribution: {problem}",
-            f"is it a {self.protocol.api} server?",
-        )
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Turn what an answer of another form raises into an error of the server."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            problem = error.message if isinstance(error, NonsenseError) else repr(error)
+            raise self._error(
+                f"its answer is none of {self.protocol.api}'s: {problem}",
+                f"is it a {self.protocol.api} server?",
+            ) from error
 
     def _error(self, problem: str, hint: str = "") -> ServerError:
         return self.protocol.client.error(problem, hint)

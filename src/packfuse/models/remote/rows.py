@@ -10,6 +10,10 @@ from torch import Tensor
 from packfuse.errors import PackError
 from packfuse.models.remote.protocols import Candidates
 
+FEW = 100
+"""Number of candidates below which fusion loses much, and the reference knows better where the
+probability of the other tokens belongs (dev/log.md)."""
+
 _LEAST_OUTSIDE = 1e-9
 """Least probability of all tokens that are not named, so that none is impossible."""
 _ROUNDING = 1e-3
@@ -20,8 +24,8 @@ class NonsenseError(PackError, ValueError):
     """Candidates that are no part of a distribution."""
 
 
-def row(candidates: Candidates, columns: int, size: int) -> Tensor:
-    """Log-probabilities `[columns]` of all tokens, nats, float32.
+def row(candidates: Candidates, columns: int, size: int) -> tuple[Tensor, float]:
+    """Log-probabilities `[columns]` of all tokens, nats, float32, and the probability not named.
 
     The probability that the candidates leave is spread evenly over the tokens that are not named.
 
@@ -42,12 +46,7 @@ def row(candidates: Candidates, columns: int, size: int) -> Tensor:
     if unnamed:
         found[:size] = math.log(rest / unnamed)
     found[ids] = logps
-    return (found - math.log(mass + rest)).float()
-
-
-def outside(candidates: Candidates) -> float:
-    """The probability of all tokens that are not named."""
-    return max(0.0, 1 - float(torch.from_numpy(candidates.logps).exp().sum()))
+    return (found - math.log(mass + rest)).float(), max(0.0, 1 - mass)
 
 
 def _checked_mass(ids: Tensor, logps: Tensor, columns: int) -> float:

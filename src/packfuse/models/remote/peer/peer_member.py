@@ -17,7 +17,7 @@ from packfuse.models.remote.peer.exchange import Exchange, Transfer
 from packfuse.models.remote.peer.outbox import PeerState
 from packfuse.models.remote.peer.peer_row import PeerRow
 from packfuse.models.remote.peer.wire import CARD, DIGEST, READ, Answer, MemberCard, WireError
-from packfuse.models.remote.rows import NonsenseError
+from packfuse.models.remote.rows import FEW, NonsenseError
 from packfuse.process import on_fork
 from packfuse.text.vocabulary import Vocabulary
 
@@ -63,6 +63,8 @@ class PeerMember(Member):
         self.name, self.client, self.card, self.vocabulary = name, client, card, vocabulary
         self.transfer = transfer or Transfer()
         self.context_window = card.context_window
+        named = self.transfer.candidates
+        self.names_few = named is not None and named < min(FEW, vocabulary.size)
         self.state = self.quick_digest()
         self._exchange = Exchange(client, card.state, self.transfer)
         on_fork(self._exchange.renew)

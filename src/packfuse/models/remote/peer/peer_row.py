@@ -13,7 +13,7 @@ from packfuse.models.member import Read
 from packfuse.models.remote.peer.outbox import PeerState
 from packfuse.models.remote.peer.wire import Answer, RowHeader, prefix_digest, subset_digest
 from packfuse.models.remote.protocols import Candidates
-from packfuse.models.remote.rows import NonsenseError, outside, row
+from packfuse.models.remote.rows import NonsenseError, row
 from packfuse.models.vocab_subset import VocabSubset
 
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2}
@@ -121,8 +121,8 @@ class PeerRow:
         ]
         rows = [row(one, self._columns, self._size) for one in found]
         self.state.places += places
-        self.state.mass += sum(map(outside, found))
-        return torch.stack(rows)
+        self.state.mass += sum(outside for _, outside in rows)
+        return torch.stack([logps for logps, _ in rows])
 
     @property
     def _returned(self) -> Sequence[int]:

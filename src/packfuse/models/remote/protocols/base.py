@@ -54,12 +54,14 @@ class Protocol(ABC):
 
     Attributes:
         api: What settings call it.
+        scores_prompts: Whether it names candidates at several places in one request.
         raise_limit: How the server is told to name more candidates, as a sentence; may be empty.
         client: The connection.
         facts: What the server said when it was asked last.
     """
 
     api: str
+    scores_prompts: bool = False
     raise_limit: str = ""
     facts: ServerFacts
 
@@ -93,10 +95,16 @@ class Protocol(ABC):
             ServerError: if the server fails, or answers what cannot be right.
         """
 
-    def scores(self, ids: Sequence[int], counts: Sequence[int], k: int) -> list[Candidates] | None:
+    def scores(self, ids: Sequence[int], counts: Sequence[int], k: int) -> list[Candidates]:
         """The candidates after the first n tokens for all n of `counts`, in one request.
 
-        None if the server cannot: `read` is called for each place then.
+        Args:
+            ids: Token ids.
+            counts: In ascending order.
+            k: Most candidates at a place.
+
+        Raises:
+            ServerError: as for `read`.
+            NotImplementedError: without `scores_prompts`.
         """
-        del ids, counts, k
-        return None
+        raise NotImplementedError
