@@ -35,6 +35,8 @@ def write_gguf(
     pre: str = "smollm",
     context: int = CONTEXT,
     more: Sequence[tuple[str, int]] = (),
+    split: int = 0,
+    architecture: str = "llama",
     **ids: int,
 ) -> dict[str, np.ndarray]:
     """Write a Llama of one layer with float32 weights; return the weights by GGUF name.
@@ -46,10 +48,12 @@ def write_gguf(
         pre: How text is split.
         context: The context window, in tokens.
         more: Further tokens and their types.
+        split: Most tensors of a part; 0 for one file.
+        architecture: Its name.
         ids: Ids of special tokens by role, such as `eot`.
     """
     tokens = [*vocabulary(), *(token for token, _ in more)]
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, architecture, split_max_tensors=split)
     writer.add_name("tiny")
     writer.add_block_count(1)
     writer.add_context_length(context)

@@ -6,7 +6,14 @@ The docstring of a field is its documentation everywhere. Import from here: `Pac
 
 from packfuse.settings.base import OTHER_NAMES, Settings
 from packfuse.settings.config import PackConfig
-from packfuse.settings.loading import TRUST, LoadSettings, MemberSettings
+from packfuse.settings.loading import (
+    LLAMA_CPP,
+    TRANSFORMERS,
+    TRANSFORMERS_ONLY,
+    TRUST,
+    LoadSettings,
+    MemberSettings,
+)
 from packfuse.settings.pack import (
     HEADS,
     PARTS,
@@ -20,9 +27,12 @@ from packfuse.settings.pack import (
 
 __all__ = [
     "HEADS",
+    "LLAMA_CPP",
     "OTHER_NAMES",
     "PARTS",
     "SCHEDULING",
+    "TRANSFORMERS",
+    "TRANSFORMERS_ONLY",
     "TRUST",
     "HeadsName",
     "LoadSettings",

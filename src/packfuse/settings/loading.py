@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -97,10 +97,15 @@ TRUST = ("trust_remote_code", "unsafe_weights")
 
 _SERVED = ("api", "api_key_env", "candidates", "timeout")
 """Fields of members in a server."""
-_LOADED = (
+TRANSFORMERS_ONLY = (
     "device_map", "max_memory", "offload_folder", "quantization", "attn_implementation", "dtype",
 )  # fmt: skip
+"""Fields of members that transformers loads."""
+_LOADED = (*TRANSFORMERS_ONLY, "engine", "n_gpu_layers")
 """Fields of members in this process."""
+
+EngineName = Literal["auto", "llama.cpp", "transformers"]
+LLAMA_CPP, TRANSFORMERS = get_args(EngineName)[1:]
 
 
 class MemberSettings(_Loading):
@@ -122,6 +127,13 @@ class MemberSettings(_Loading):
     """Most tokens that the server names at each place; 256 or its own limit by default."""
     timeout: PositiveFloat = 60.0
     """Longest time without an answer of the server, in seconds."""
+    engine: EngineName = "auto"
+    """What runs a GGUF file in this process: llama.cpp, as it is, or transformers, with its weights
+    expanded; auto: llama.cpp where `packfuse[llama-cpp]` is installed and no setting needs
+    transformers."""
+    n_gpu_layers: int | None = Field(default=None, ge=-1)
+    """How many layers llama.cpp puts on GPUs; -1: all, the default where it has support for
+    them."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     subfolder: str | None = None
@@ -134,12 +146,22 @@ class MemberSettings(_Loading):
     @model_validator(mode="after")
     def _here_or_in_a_server(self) -> Self:
         useless = _SERVED if self.url is None else _LOADED
-        fields = type(self).model_fields
-        given = [name for name in useless if getattr(self, name) != fields[name].default]
-        if given:
+        if given := self.given(useless):
             why = "of effect with a url only" if self.url is None else "of no effect with a url"
             raise ValueError(f"{', '.join(given)}: {why}")
         return self
+
+    @model_validator(mode="after")
+    def _of_one_engine(self) -> Self:
+        useless = {LLAMA_CPP: TRANSFORMERS_ONLY, TRANSFORMERS: ("n_gpu_layers",)}
+        if given := self.given(useless.get(self.engine, ())):
+            raise ValueError(f"{', '.join(given)}: of no effect with engine={self.engine!r}")
+        return self
+
+    def given(self, fields: Iterable[str]) -> list[str]:
+        """Those of the fields that do not have their default."""
+        known = type(self).model_fields
+        return [name for name in fields if getattr(self, name) != known[name].default]
 
     def beside(self, folder: Path) -> MemberSettings:
         """The same with model and tokenizer found in `folder`, where they are there."""

@@ -12,14 +12,12 @@ from packfuse.errors import ConfigError, LoadError, MemberError
 from packfuse.models.remote.client import Client
 from packfuse.models.remote.protocols import PROTOCOLS, Protocol
 from packfuse.models.remote.remote_member import CANDIDATES, RemoteMember
+from packfuse.models.token_check import TEXT, difference
 from packfuse.settings import MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 
 FEW = 100
 """Number of candidates below which fusion loses much (dev/log.md)."""
-
-_TEXT = "The town's 3 bridges (1824, 12 m) aren't far: naïve façades, 東京,\n\n\tx += 1  # π"
-"""Text on which tokenizers that are not the same differ."""
 
 
 def load_remote(
@@ -110,16 +108,11 @@ def _check_tokens(protocol: Protocol, vocabulary: Vocabulary) -> None:
     Raises:
         MemberError: if they differ, with the first difference.
     """
-    theirs = protocol.tokenize(_TEXT)
-    ours = vocabulary.encode(_TEXT)
+    theirs = protocol.tokenize(TEXT)
+    ours = vocabulary.encode(TEXT)
     if theirs is None or theirs == ours:
         return
-    at = next(
-        (n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
-        min(len(ours), len(theirs)),
-    )
     raise protocol.client.error(
-        f"its tokens are not those of the tokenizer: of {_TEXT!r} number {at + 1} is "
-        f"{theirs[at : at + 1]} there and {ours[at : at + 1]} here",
+        f"its tokens are not those of the tokenizer: {difference(ours, theirs, 'there')}",
         "set tokenizer to that of the server's model",
     )
