@@ -154,9 +154,15 @@ class MemberSettings(_Loading):
     @model_validator(mode="after")
     def _of_one_engine(self) -> Self:
         useless = {LLAMA_CPP: TRANSFORMERS_ONLY, TRANSFORMERS: ("n_gpu_layers",)}
-        if given := self.given(useless.get(self.engine, ())):
-            raise ValueError(f"{', '.join(given)}: of no effect with engine={self.engine!r}")
+        if given := self.given(useless.get(self.wanted_engine, ())):
+            raise ValueError(f"{', '.join(given)}: of no effect with engine={self.wanted_engine!r}")
         return self
+
+    @property
+    def wanted_engine(self) -> EngineName:
+        """`engine`; llama.cpp if a setting of it is given."""
+        named = self.engine == "auto" and self.n_gpu_layers is not None
+        return LLAMA_CPP if named else self.engine
 
     def given(self, fields: Iterable[str]) -> list[str]:
         """Those of the fields that do not have their default."""

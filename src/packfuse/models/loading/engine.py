@@ -20,9 +20,7 @@ def engine_of(member: MemberSettings, pack: LoadSettings) -> str:
     Raises:
         ConfigError: for llama.cpp without a GGUF file, or where it is not installed.
     """
-    wanted = member.engine
-    if member.n_gpu_layers is not None:
-        wanted = LLAMA_CPP
+    wanted = member.wanted_engine
     if wanted == TRANSFORMERS:
         return wanted
     is_gguf = split_gguf(member.model)[1] is not None
