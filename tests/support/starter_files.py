@@ -36,6 +36,7 @@ def write_gguf(
     context: int = CONTEXT,
     more: Sequence[tuple[str, int]] = (),
     split: int = 0,
+    scale: float = 1.0,
     architecture: str = "llama",
     **ids: int,
 ) -> dict[str, np.ndarray]:
@@ -48,6 +49,7 @@ def write_gguf(
         pre: How text is split.
         context: The context window, in tokens.
         more: Further tokens and their types.
+        scale: Standard deviation of the weights.
         split: Most tensors of a part; 0 for one file.
         architecture: Its name.
         ids: Ids of special tokens by role, such as `eot`.
@@ -59,7 +61,9 @@ def write_gguf(
     writer.add_rope_dimension_count(WIDTH // HEADS)
     count = _add_facts(writer, pre, context, more, ids)
     weights = _weights(count, np.random.default_rng(seed))
-    weights = {name: value for name, value in weights.items() if name not in without}
+    weights = {
+        name: np.float32(scale) * value for name, value in weights.items() if name not in without
+    }
     _write(writer, weights)
     return weights
 

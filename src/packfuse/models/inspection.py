@@ -169,17 +169,17 @@ def _inspected(
 
 def _in_place(source: Source, member: MemberSettings) -> tuple[dict[str, Any], Vocabulary]:
     """What is said of a GGUF file that llama.cpp runs, and its vocabulary."""
-    paths, tokenizer, ends = gguf_in_place(source, member.tokenizer)
-    llama, vocabulary = open_vocabulary(paths[0], tokenizer, ends)
-    sizes = [gguf_size(path) for path in paths]
+    found = gguf_in_place(source, member.tokenizer)
+    llama, vocabulary = open_vocabulary(found.paths[0], found.tokenizer, found.ends)
+    sizes = [gguf_size(path) for path in found.paths]
     return {
         "architecture": f"{llama.architecture} ({llama.quantization})",
         "causal": True,
         "parameters": sum(size.parameters for size in sizes),
         "memory_bytes": sum(size.nbytes for size in sizes),
-        "context_window": llama.context_window,
-        "chat_template": bool(tokenizer.chat_template),
-        "vocabulary_size": len(tokenizer),
+        "context_window": found.fields.get(f"{llama.architecture}.context_length"),
+        "chat_template": bool(found.tokenizer.chat_template),
+        "vocabulary_size": len(found.tokenizer),
         "fast_tokenizer": True,
     }, vocabulary
 

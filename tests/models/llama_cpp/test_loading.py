@@ -14,7 +14,7 @@ from packfuse.models.inspection import inspect_model
 from packfuse.models.llama_cpp import LlamaCppMember
 from packfuse.models.member import Read
 from packfuse.settings import LoadSettings, MemberSettings
-from tests.models.llama_cpp.conftest import opened
+from tests.models.llama_cpp.conftest import SCALE, opened
 from tests.models.llama_cpp.test_llama_cpp_member import IDS, assert_same, whole
 from tests.support.starter_files import write_gguf
 
@@ -93,7 +93,7 @@ def test_layers_on_gpus_need_a_build_for_gpus(gguf: Path) -> None:
 
 
 def test_parts_are_read_together(tmp_path: Path, gguf: Path) -> None:
-    write_gguf(tmp_path / "split.gguf", 0, eot=2, context=2048, split=4)
+    write_gguf(tmp_path / "split.gguf", 0, eot=2, context=2048, scale=SCALE, split=4)
     parts = sorted(tmp_path.glob("split-*.gguf"))
     assert len(parts) > 1
     member = opened(parts[0])

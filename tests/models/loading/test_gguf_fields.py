@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packfuse.errors import LoadError
-from packfuse.models.loading.gguf.fields import check_kind, gguf_fields, gguf_parts
+from packfuse.models.loading.gguf.fields import check_model, gguf_fields, gguf_parts
 from tests.support.starter_files import write_gguf
 
 NUMBERS = {
@@ -104,9 +104,11 @@ def test_parts_of_a_split_file_are_found_or_named(tmp_path: Path) -> None:
 
 
 def test_adapters_and_other_kinds_are_refused_by_name() -> None:
-    check_kind({})
-    check_kind({"general.type": "model"})
-    with pytest.raises(LoadError, match=r"LoRA adapter of Llama .*llama-export-lora"):
-        check_kind({"general.type": "adapter", "general.base_model.0.name": "Llama"})
+    check_model({})
+    check_model({"general.type": "model"})
+    with pytest.raises(LoadError, match=r"LoRA adapter of Llama, .*llama-export-lora"):
+        check_model({"general.type": "adapter", "general.base_model.0.name": "Llama"})
+    with pytest.raises(LoadError, match="the token 'b' twice"):
+        check_model({"tokenizer.ggml.tokens": ["a", "b", "c", "b"]})
     with pytest.raises(LoadError, match="type 'mmproj'"):
-        check_kind({"general.type": "mmproj"})
+        check_model({"general.type": "mmproj"})

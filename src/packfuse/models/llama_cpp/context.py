@@ -110,6 +110,7 @@ class LlamaContext:
         free.atexit = False
         self._pointer, self._memory, self._free = pointer, memory, free
         self.cells, self._threads = int(self._library.llama_n_ctx(pointer)), 0
+        self._most = int(self._library.llama_n_batch(pointer))  # at most the number of cells
 
     def grow(self, cells: int) -> None:
         """More cells; all sequences stay.
@@ -137,18 +138,21 @@ class LlamaContext:
             NoRoomError: if no cells are free; nothing was read then.
             MemberError: if the computation fails.
         """
+        count = sum(len(part.ids) for part in parts)
+        if count > self._most:  # llama.cpp would end the process
+            raise NoRoomError(f"no room for {count} more tokens")
         self._use_threads()
         forget_errors()
         code = self._library.llama_decode(self._pointer, self._batch.filled(parts))
         if code == _NO_CELL:
-            raise NoRoomError(f"no room for {sum(len(part.ids) for part in parts)} more tokens")
+            raise NoRoomError(f"no room for {count} more tokens")
         if code:
             raise MemberError(f"llama.cpp failed with {code}: {last_errors('no reason given')}")
-        count, columns = sum(len(part.positions) for part in parts), self.model.columns
-        if not count:
+        wanted, columns = sum(len(part.positions) for part in parts), self.model.columns
+        if not wanted:
             return torch.empty(0, columns)
         found = self._library.llama_get_logits(self._pointer)
-        array: NDArray[np.float32] = np.ctypeslib.as_array(found, (count, columns))
+        array: NDArray[np.float32] = np.ctypeslib.as_array(found, (wanted, columns))
         return torch.from_numpy(array)
 
     def _use_threads(self) -> None:

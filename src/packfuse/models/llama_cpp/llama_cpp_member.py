@@ -156,7 +156,7 @@ class LlamaCppMember(Member):
         except NoRoomError as error:
             if len(read_chunks) == 1:
                 raise MemberError(
-                    f"member {self.name!r} has no memory for {error.message}",
+                    f"member {self.name!r}: {error.message}",
                     hint="shorten the prompt, or set max_rows lower",
                 ) from error
         half = len(read_chunks) // 2

@@ -35,6 +35,9 @@ class LlamaModel:
         parameters = self._library.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
         parameters.vocab_only = vocabulary_only
+        # Weights stay mapped from the file, and are not packed anew for other kernels: those for
+        # AMX set up each thread of the processor once, which kernels of torch undo.
+        parameters.use_extra_bufts = False
         forget_errors()
         self.path = path
         self.pointer = self._library.llama_model_load_from_file(os.fsencode(path), parameters)
@@ -64,7 +67,8 @@ class LlamaModel:
     def quantization(self) -> str:
         """How the weights are stored, as in "Q4_K - Medium"."""
         kind = self._library.llama_model_ftype(self.pointer)
-        return (self._library.llama_ftype_name(kind) or b"").decode()
+        name = (self._library.llama_ftype_name(kind) or b"").decode()
+        return name.removeprefix("(guessed) ")
 
     @property
     def architecture(self) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from packfuse.errors import LoadError
 from packfuse.models.llama_cpp import INSTALL, LlamaCppMember, load_llama_cpp
 from packfuse.models.loading.gguf.copy import copy_of
-from packfuse.models.loading.gguf.fields import check_kind, gguf_fields, gguf_parts
+from packfuse.models.loading.gguf.fields import check_model, gguf_fields, gguf_parts
 from packfuse.models.loading.gguf.tokenizer import turn_ends
 from packfuse.models.loading.pretrained import load_model, load_tokenizer
 from packfuse.models.loading.quantization import unpacked
@@ -35,7 +35,7 @@ def load_gguf(
     """
     path = Path(source.place, str(source.gguf))
     fields = gguf_fields(path)
-    check_kind(fields)
+    check_model(fields)
     if len(gguf_parts(path, fields)) > 1:
         raise LoadError(
             "transformers does not read files in several parts",
@@ -70,20 +70,43 @@ def load_in_place(name: str, source: Source, member: MemberSettings) -> LlamaCpp
         LoadError: for a file that llama.cpp cannot run, or another tokenizer.
         Exception: what the libraries raise.
     """
-    paths, tokenizer, ends = gguf_in_place(source, member.tokenizer)
-    return load_llama_cpp(name, paths, tokenizer, ends, member.n_gpu_layers)
+    found = gguf_in_place(source, member.tokenizer)
+    return load_llama_cpp(name, found.paths, found.tokenizer, found.ends, member.n_gpu_layers)
 
 
-def gguf_in_place(
-    source: Source, other: str | None
-) -> tuple[list[Path], PreTrainedTokenizerBase, list[int]]:
-    """The parts of a GGUF file, its tokenizer, and the ids that end a turn."""
+class GGUFInPlace(NamedTuple):
+    """What is read of a GGUF file that llama.cpp runs.
+
+    Attributes:
+        paths: The file, or the parts of a split one in order.
+        fields: The fields of the first.
+        tokenizer: The tokenizer.
+        ends: Ids that end a turn.
+    """
+
+    paths: list[Path]
+    fields: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    ends: list[int]
+
+
+def gguf_in_place(source: Source, other: str | None) -> GGUFInPlace:
+    """Read a GGUF file but for its weights.
+
+    Args:
+        source: The file.
+        other: Where the tokenizer is, if it is not that of the file.
+
+    Raises:
+        LoadError: for what is no model, or parts that are missing.
+        Exception: what the libraries raise for a tokenizer.
+    """
     path = Path(source.place, str(source.gguf))
     fields = gguf_fields(path)
-    check_kind(fields)
+    check_model(fields)
     parts = gguf_parts(path, fields)
     tokenizer = load_tokenizer(source, other, source)
-    return parts, tokenizer, turn_ends(path, tokenizer)
+    return GGUFInPlace(parts, fields, tokenizer, turn_ends(path, tokenizer))
 
 
 def as_plain(

@@ -14,7 +14,7 @@ from packfuse.models.loading.adapters import NO_ADAPTER, add_adapter, find_adapt
 from packfuse.models.loading.architecture import auto_class, is_composite
 from packfuse.models.loading.gguf.tokenizer import gguf_tokenizer
 from packfuse.models.loading.loaded_weights import check_loaded
-from packfuse.models.loading.source import Source
+from packfuse.models.loading.source import Source, split_gguf
 from packfuse.models.loading.weight_files import check_weights
 
 
@@ -69,8 +69,9 @@ def load_tokenizer(source: Source, other: str | None, base: Source) -> PreTraine
         other: Hub id or folder of the tokenizer, where it is not the model's own.
         base: Where the model under an adapter is.
     """
-    if source.gguf and not other:
-        return gguf_tokenizer(Path(source.place, source.gguf))
+    folder, file = split_gguf(other) if other else (source.place, source.gguf)
+    if file:
+        return gguf_tokenizer(Path(folder, file))
     place = source.at(other) if other else source
     if place is not base and not place.file("tokenizer_config.json"):
         place = base if not other else place

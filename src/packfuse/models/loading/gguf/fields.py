@@ -8,6 +8,8 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +121,15 @@ def gguf_parts(path: Path, fields: dict[str, Any]) -> list[Path]:
     return parts
 
 
-def check_kind(fields: dict[str, Any]) -> None:
-    """Refuse what is no model.
+def check_model(fields: dict[str, Any]) -> None:
+    """Refuse what is no model, or has a token twice.
 
     Raises:
-        LoadError: naming what it is.
+        LoadError: naming what it is, or the token.
     """
     kind = fields.get("general.type", "model")
     if kind == "model":
+        _check_distinct(fields.get("tokenizer.ggml.tokens", ()))
         return
     base = fields.get("general.base_model.0.name", "its model")
     if kind == "adapter":
@@ -135,3 +138,13 @@ def check_kind(fields: dict[str, Any]) -> None:
             hint="merge it with llama-export-lora, or load the original model with the adapter",
         )
     raise LoadError(f"it is a GGUF file of the type {kind!r}, not a model")
+
+
+def _check_distinct(tokens: Sequence[str]) -> None:
+    """Refuse two tokens with one spelling: at those, llama.cpp ends the process."""
+    if len(set(tokens)) == len(tokens):
+        return
+    twice = next(token for token, count in Counter(tokens).items() if count > 1)
+    raise LoadError(
+        f"its tokenizer has the token {twice!r} twice", hint="download or copy it again"
+    )
