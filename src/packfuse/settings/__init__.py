@@ -11,6 +11,7 @@ from packfuse.settings.loading import (
     TRANSFORMERS,
     TRANSFORMERS_ONLY,
     TRUST,
+    EngineName,
     LoadSettings,
     MemberSettings,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "TRANSFORMERS",
     "TRANSFORMERS_ONLY",
     "TRUST",
+    "EngineName",
     "HeadsName",
     "LoadSettings",
     "MemberSettings",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -105,7 +105,8 @@ _LOADED = (*TRANSFORMERS_ONLY, "engine", "n_gpu_layers")
 """Fields of members in this process."""
 
 EngineName = Literal["auto", "llama.cpp", "transformers"]
-LLAMA_CPP, TRANSFORMERS = get_args(EngineName)[1:]
+LLAMA_CPP: Final = "llama.cpp"
+TRANSFORMERS: Final = "transformers"
 
 
 class MemberSettings(_Loading):
@@ -153,8 +154,11 @@ class MemberSettings(_Loading):
 
     @model_validator(mode="after")
     def _of_one_engine(self) -> Self:
-        useless = {LLAMA_CPP: TRANSFORMERS_ONLY, TRANSFORMERS: ("n_gpu_layers",)}
-        if given := self.given(useless.get(self.wanted_engine, ())):
+        own: dict[str, tuple[str, ...]] = {
+            LLAMA_CPP: TRANSFORMERS_ONLY,
+            TRANSFORMERS: ("n_gpu_layers",),
+        }
+        if given := self.given(own.get(self.wanted_engine, ())):
             raise ValueError(f"{', '.join(given)}: of no effect with engine={self.wanted_engine!r}")
         return self
 

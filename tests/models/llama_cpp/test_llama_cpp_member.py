@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def test_a_long_text_grows_the_memory(member: LlamaCppMember, expanded: Member) 
 def test_a_callback_gets_the_counts_that_it_wants(member: LlamaCppMember) -> None:
     expected, found = whole(member, IDS), dict[int, Tensor]()
 
-    def take(counts: list[int], logps: Tensor) -> None:
+    def take(counts: Sequence[int], logps: Tensor) -> None:
         found.update(zip(counts, logps.clone(), strict=True))
 
     counts = frozenset({1, 7, 30, 31, 60})
@@ -143,7 +144,7 @@ def test_a_pause_may_use_the_member_and_may_end_the_read(member: LlamaCppMember)
 
 
 def test_an_error_of_a_callback_leaves_empty_sessions(member: LlamaCppMember) -> None:
-    def fail(counts: list[int], logps: Tensor) -> None:
+    def fail(counts: Sequence[int], logps: Tensor) -> None:
         raise ValueError("no")
 
     session = member.open()

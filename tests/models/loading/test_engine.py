@@ -39,8 +39,9 @@ def test_auto_chooses_what_is_installed_and_fits(*, installed: bool) -> None:
 
 def test_what_asks_for_llama_cpp_needs_the_extra(*, installed: bool, tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", 0)
-    for more in ({"engine": "llama.cpp"}, {"n_gpu_layers": 3}):
-        entry = {"model": str(tmp_path / "a.gguf"), **more}
+    ways: tuple[dict[str, Any], ...] = ({"engine": "llama.cpp"}, {"n_gpu_layers": 3})
+    for more in ways:
+        entry: dict[str, Any] = {"model": str(tmp_path / "a.gguf"), **more}
         if installed:
             assert chosen(**entry) == "llama.cpp"
             continue

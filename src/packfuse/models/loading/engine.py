@@ -9,12 +9,13 @@ from packfuse.settings import (
     LLAMA_CPP,
     TRANSFORMERS,
     TRANSFORMERS_ONLY,
+    EngineName,
     LoadSettings,
     MemberSettings,
 )
 
 
-def engine_of(member: MemberSettings, pack: LoadSettings) -> str:
+def engine_of(member: MemberSettings, pack: LoadSettings) -> EngineName:
     """The engine of a member: that of its settings, or else the one that fits them.
 
     Raises:
