@@ -196,3 +196,12 @@ def test_a_cache_that_cannot_be_written_is_said(file: Path, cache: Path) -> None
     cache.write_text("no folder")
     with pytest.warns(RuntimeWarning, match=r"tiny\.gguf is converted anew"):
         assert loaded(file).generate("hello", max_new_tokens=1)
+
+
+def test_a_large_vocabulary_is_loaded_without_the_hub(tmp_path: Path) -> None:
+    """Above 100,000 tokens, transformers looks for the model on the hub."""
+    more = [(f"token{number}", 1) for number in range(100_000)]
+    write_gguf(tmp_path / "large.gguf", 0, more=more)
+    made = gguf_tokenizer(tmp_path / "large.gguf")
+    assert made.name_or_path == str(tmp_path / "large.gguf")
+    assert len(made) == TEXT + 100_000

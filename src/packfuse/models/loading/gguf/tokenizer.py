@@ -132,14 +132,16 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         for name, key in _NAMES.items()
         if isinstance(facts.get(key), int) and 0 <= facts[key] < len(tokens)
     }
-    return PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=facts.get("chat_template"),
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        name_or_path=str(path),
         **named,
     )
+    # Not before: offline, transformers would look for a repository of that name.
+    made.name_or_path = str(path)
+    return made
 
 
 _NAMES = {
