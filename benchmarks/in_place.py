@@ -74,7 +74,7 @@ def steps(files: list[str], tokens: int, rounds: int) -> dict[str, float]:
 def fresh(files: list[str], engine: str) -> dict[str, float]:
     """`resident` in a process of its own."""
     command = [sys.executable, __file__, *files, "--memory", engine]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
@@ -108,13 +108,15 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pair", action="store_true", help="only the pack of all files")
     parser.add_argument("--memory", choices=ENGINES)
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     if options.memory:
         print(json.dumps(resident(options.files, options.memory)))
         return
-    sets = [[file] for file in options.files] + [options.files] * (len(options.files) > 1)
+    alone = [] if options.pair else [[file] for file in options.files if len(options.files) > 1]
+    sets = [*alone, options.files]
     print("| files | expanded | llama.cpp | ratio | expanded | llama.cpp | ratio |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     cases = []

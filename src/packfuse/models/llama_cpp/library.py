@@ -62,7 +62,7 @@ def _log_callback(found: Any) -> Any:
         line = text.decode(errors="replace").strip()
         if level == _ERROR and line:
             _errors.append(re.sub(r"^\w+: ", "", line))  # without the name of the function
-        _logger.log(logging.WARNING if level in (_WARNING, _ERROR) else logging.DEBUG, line)
+        _logger.log(logging.INFO if level in (_WARNING, _ERROR) else logging.DEBUG, line)
 
     return found.llama_log_callback(log)
 
