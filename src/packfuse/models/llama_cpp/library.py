@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from packfuse.errors import LoadError
+from packfuse.models.threads import find_openmp_again
 
 INSTALL = "pip install 'packfuse[llama-cpp]'"
 OLDEST = (0, 3, 36)
@@ -49,6 +50,7 @@ def library() -> Any:
         raise LoadError(
             f"llama-cpp-python cannot be loaded: {error}", hint="build and install it again"
         ) from error
+    find_openmp_again()
     found.llama_log_set(_log_callback(found), None)
     found.llama_backend_init()
     return found
