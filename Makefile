@@ -9,16 +9,18 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 # One process a processor, each with real models in memory; PYTEST_ARGS="-n 0" takes one process.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
+# A folder with a wheel of llama-cpp-python; without it, the package is built, which takes minutes.
+LLAMA_CPP_WHEELS ?=
 # Those that need no files; benchmarks/evidence.py needs a folder of questions for most of its runs.
 BENCH ?= benchmarks/speed.py benchmarks/alignment.py benchmarks/memory.py
 # Tests, lint and benchmarks need the dev extra; the demo does without.
-STAMP := $(VENV)/.installed$(if $(filter test test-all test-ray lint format api bench test-range,$(MAKECMDGOALS)),-dev)
+STAMP := $(VENV)/.installed$(if $(filter test test-all test-ray test-llama-cpp lint format api bench test-range,$(MAKECMDGOALS)),-dev)
 PROMPT ?=
 export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-ray lint format api starter bench test-range clean distclean
+.PHONY: help demo test test-all test-ray test-llama-cpp lint format api starter bench test-range clean distclean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +30,7 @@ help: ## Say what can be made
 	@echo "  PROMPT=\"...\"          one prompt for make demo"
 	@echo "  PYTEST_ARGS=\"...\"     more arguments for pytest, e.g. -m 'not starter'"
 	@echo "  BENCH=FILE            the one benchmark to run"
+	@echo "  LLAMA_CPP_WHEELS=DIR  a folder with a built wheel of llama-cpp-python"
 
 demo: starter ## Install, fetch the starter pack, let it answer a greeting, a fact and a task
 	@set -- "Hi! Who are you?" "What is the capital of Italy?" \
@@ -48,6 +51,14 @@ test-all: lint starter ## The same with the slow tests
 test-ray: $(STAMP) ## Run the tests on a cluster of Ray, which is started here
 	@$(PIP) install --quiet --constraint constraints.txt --editable ".[ray]"
 	@$(BIN)/python -m pytest -n 0 tests/ray $(PYTEST_ARGS)
+
+test-llama-cpp: $(STAMP) ## Install llama-cpp-python (a build of minutes, or LLAMA_CPP_WHEELS) and test its members
+	@echo "== Installing llama-cpp-python"
+	@$(BIN)/python -c "import llama_cpp" 2>/dev/null || $(PIP) install --quiet \
+		$(if $(LLAMA_CPP_WHEELS),--find-links "$(LLAMA_CPP_WHEELS)" --only-binary llama-cpp-python) \
+		--constraint constraints.txt --editable ".[llama-cpp]"
+	@echo "== Running the tests of members under llama.cpp"
+	@$(BIN)/python -m pytest tests/models/llama_cpp $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style, types, imports between rooms, and the public API
 	@echo "== Checking style (ruff)"

@@ -42,6 +42,7 @@ def test_facts_are_those_of_the_loaded_model(folder: Path):
         "vocabulary_size": 300,
         "fast_tokenizer": True,
         "candidates": None,
+        "engine": "transformers",
         "problems": [],
     }
 
@@ -71,7 +72,7 @@ def test_memory_is_counted_as_stored_over_several_files(tmp_path: Path, dtype: t
 def test_a_gguf_file_is_read_by_its_header(tmp_path: Path):
     path = tmp_path / "tiny.gguf"
     weights = starter_files.write_gguf(path, seed=0)
-    found = inspect_model(MemberSettings(model=str(path))).report
+    found = inspect_model(MemberSettings(model=str(path), engine="transformers")).report
     numbers = sum(weight.size for weight in weights.values())
     assert (found.name, found.architecture, found.causal) == ("tiny", "LlamaForCausalLM", True)
     assert (found.parameters, found.memory_bytes) == (numbers, 4 * numbers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,9 @@ def write_gguf(
     pre: str = "smollm",
     context: int = CONTEXT,
     more: Sequence[tuple[str, int]] = (),
+    split: int = 0,
+    scale: float = 1.0,
+    architecture: str = "llama",
     **ids: int,
 ) -> dict[str, np.ndarray]:
     """Write a Llama of one layer with float32 weights; return the weights by GGUF name.
@@ -46,19 +49,76 @@ def write_gguf(
         pre: How text is split.
         context: The context window, in tokens.
         more: Further tokens and their types.
+        scale: Standard deviation of the weights.
+        split: Most tensors of a part; 0 for one file.
+        architecture: Its name.
         ids: Ids of special tokens by role, such as `eot`.
     """
+    writer = GGUFWriter(path, architecture, split_max_tensors=split)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    count = _add_facts(writer, pre, context, more, ids)
+    weights = _weights(count, np.random.default_rng(seed))
+    weights = {
+        name: np.float32(scale) * value for name, value in weights.items() if name not in without
+    }
+    _write(writer, weights)
+    return weights
+
+
+def write_mamba(path: Path, seed: int, *, context: int = CONTEXT) -> None:
+    """Write a Mamba of one layer with float32 weights: a model with a recurrent state.
+
+    Args:
+        path: The file.
+        seed: Same seed, same weights.
+        context: The context window, in tokens.
+    """
+    inner, state, rank, kernel = 2 * WIDTH, 4, 2, 4
+    writer = GGUFWriter(path, "mamba")
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    count = _add_facts(writer, "smollm", context, (), {"eot": 2})
+    rng = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (count, WIDTH),
+        "output_norm.weight": (WIDTH,),
+        "blk.0.attn_norm.weight": (WIDTH,),
+        "blk.0.ssm_in.weight": (2 * inner, WIDTH),
+        "blk.0.ssm_conv1d.weight": (inner, kernel),
+        "blk.0.ssm_conv1d.bias": (inner,),
+        "blk.0.ssm_x.weight": (rank + 2 * state, inner),
+        "blk.0.ssm_dt.weight": (inner, rank),
+        "blk.0.ssm_dt.bias": (inner,),
+        "blk.0.ssm_a": (inner, state),
+        "blk.0.ssm_d": (inner,),
+        "blk.0.ssm_out.weight": (WIDTH, inner),
+    }
+    weights = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    weights["blk.0.ssm_a"] = -np.abs(weights["blk.0.ssm_a"])  # states decay
+    _write(writer, weights)
+
+
+def _add_facts(
+    writer: GGUFWriter,
+    pre: str,
+    context: int,
+    more: Sequence[tuple[str, int]],
+    ids: Mapping[str, int],
+) -> int:
+    """Add a model of one layer and its tokenizer; the number of tokens."""
     tokens = [*vocabulary(), *(token for token, _ in more)]
-    writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(1)
     writer.add_context_length(context)
     writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(WIDTH)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
@@ -66,19 +126,20 @@ def write_gguf(
     text = len(tokens) - len(SPECIALS) - len(more)
     writer.add_token_types([3] * len(SPECIALS) + [1] * text + [kind for _, kind in more])
     writer.add_token_merges(MERGES)
-    for role, number in ({"bos": 1, "eos": 2, "unk": 0, "pad": 2} | ids).items():
+    for role, number in ({"bos": 1, "eos": 2, "unk": 0, "pad": 2} | dict(ids)).items():
         getattr(writer, f"add_{role}_token_id")(number)
     writer.add_add_bos_token("bos" in ids)
     writer.add_chat_template(TEMPLATE)
-    weights = _weights(len(tokens), np.random.default_rng(seed))
-    weights = {name: value for name, value in weights.items() if name not in without}
+    return len(tokens)
+
+
+def _write(writer: GGUFWriter, weights: Mapping[str, np.ndarray]) -> None:
     for name, value in weights.items():
         writer.add_tensor(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return weights
 
 
 def _weights(size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

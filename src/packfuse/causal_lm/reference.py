@@ -37,7 +37,7 @@ class OfReference:
         """The reference's input embeddings.
 
         Raises:
-            UnsupportedError: if its model is in another process.
+            UnsupportedError: if its model is in another process, or under llama.cpp.
         """
         found: nn.Module = self._model.get_input_embeddings()
         return found
@@ -52,7 +52,7 @@ class OfReference:
         model = self.reference.model
         if model is None:
             raise UnsupportedError(
-                f"the layers of {self.reference.name!r} are in another process",
-                hint="make a member of this process the reference",
+                f"the layers of {self.reference.name!r} are not in transformers",
+                hint="make a member that transformers runs the reference",
             )
         return model

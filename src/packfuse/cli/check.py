@@ -73,6 +73,7 @@ def _models(models: list[ModelReport]) -> Table:
     table = facts_table(model.name for model in models)
     rows = {
         "architecture": [model.architecture or "?" for model in models],
+        "engine": [model.engine or "?" for model in models],
         "causal LM": [_yes(model.causal) for model in models],
         "parameters": [count(model.parameters) for model in models],
         "memory": [size(model.memory_bytes) for model in models],

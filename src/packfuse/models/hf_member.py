@@ -21,6 +21,7 @@ from packfuse.models.kv.ragged import ForwardBatch, RaggedBatch
 from packfuse.models.kv.sessions import KVSessions
 from packfuse.models.kv.store import has_states, new_cache
 from packfuse.models.lm_head import LMHead
+from packfuse.models.logps import check_numbers, whole_logps
 from packfuse.models.member import MemberFacts, Read
 from packfuse.models.onednn import OneDNNLinear, has_layers
 from packfuse.models.vocab_subset import VocabSubset
@@ -338,15 +339,6 @@ class HFMember(KVSessions):
         if subset is not None:
             logps, first = subset.spread(logits), int(subset.ids[0])
         else:
-            if size < count:
-                logits[:, size:] = float("-inf")
-            logps, first = torch.log_softmax(logits, dim=-1), 0
-        # A single NaN or infinity makes all log-probabilities of its position NaN.
-        broken = torch.isnan(logps[:, first])
-        if bool(broken.any()):
-            raise MemberError(
-                f"member {self.name!r} gave NaN logits after token "
-                f"{counts[int(broken.nonzero()[0])]}",
-                hint="load it in bfloat16 or float32, or leave it out of the pack",
-            )
+            logps, first = whole_logps(logits, size), 0
+        check_numbers(self.name, logps[:, first], counts)
         return logps, logits[:, 0] - logps[:, first]

@@ -12,7 +12,8 @@ from transformers import AutoConfig
 
 from packfuse.errors import LoadError, PackError
 from packfuse.hf_compat.models import causal_architectures
-from packfuse.models.checkpoint import checkpoint_size
+from packfuse.models.checkpoint import checkpoint_size, gguf_size
+from packfuse.models.llama_cpp import open_vocabulary
 from packfuse.models.loading import (
     load_model,
     load_tokenizer,
@@ -23,10 +24,12 @@ from packfuse.models.loading import (
 )
 from packfuse.models.loading.adapters import find_adapter
 from packfuse.models.loading.architecture import auto_class
+from packfuse.models.loading.engine import engine_of
+from packfuse.models.loading.gguf_model import gguf_in_place
 from packfuse.models.loading.source import Source, shortened
 from packfuse.models.remote import PeerMember, RemoteMember, load_remote
 from packfuse.models.window import context_window
-from packfuse.settings import LoadSettings, MemberSettings
+from packfuse.settings import LLAMA_CPP, LoadSettings, MemberSettings
 from packfuse.text.vocabulary import Vocabulary
 
 
@@ -51,6 +54,7 @@ class ModelReport(_Report):
         scored_places: At how many places of a prompt its server is asked for scores, from which
             weights are fitted; None for as many as are wanted.
         candidates: How many tokens its server names at each place; None for all of them.
+        engine: What runs it: transformers, llama.cpp, or the kind of its server.
         problems: Reasons why it cannot join a pack; empty if it can.
     """
 
@@ -66,6 +70,7 @@ class ModelReport(_Report):
     fast_tokenizer: bool | None = None
     scored_places: int | None = None
     candidates: int | None = None
+    engine: str | None = None
     problems: list[str] = []
 
 
@@ -131,7 +136,11 @@ def inspect_model(member: MemberSettings, pack: LoadSettings | None = None) -> I
             facts |= _served_facts(remote)
             return _inspected(member, facts, problems, vocabulary)
         how = loading_arguments(member, pack)
-        source = Source.of(member, pack)
+        source, engine = Source.of(member, pack), engine_of(member, pack)
+        facts["engine"] = engine
+        if engine == LLAMA_CPP:
+            facts_in_place, vocabulary = _in_place(source, member)
+            return _inspected(member, facts | facts_in_place, problems, vocabulary)
         adapter = find_adapter(source)
         base = adapter.base if adapter else source
         config = AutoConfig.from_pretrained(base.place, **base.arguments)
@@ -161,6 +170,23 @@ def _inspected(
     return Inspected(ModelReport(model=place, name=name, problems=problems, **facts), known)
 
 
+def _in_place(source: Source, member: MemberSettings) -> tuple[dict[str, Any], Vocabulary]:
+    """What is said of a GGUF file that llama.cpp runs, and its vocabulary."""
+    found = gguf_in_place(source, member.tokenizer)
+    llama, vocabulary = open_vocabulary(found.paths[0], found.tokenizer, found.ends)
+    sizes = [gguf_size(path) for path in found.paths]
+    return {
+        "architecture": f"{llama.architecture} ({llama.quantization})",
+        "causal": True,
+        "parameters": sum(size.parameters for size in sizes),
+        "memory_bytes": sum(size.nbytes for size in sizes),
+        "context_window": found.fields.get(f"{llama.architecture}.context_length"),
+        "chat_template": bool(found.tokenizer.chat_template),
+        "vocabulary_size": len(found.tokenizer),
+        "fast_tokenizer": True,
+    }, vocabulary
+
+
 def _served_facts(remote: RemoteMember | PeerMember) -> dict[str, Any]:
     return {
         "architecture": f"{remote.model_name} ({remote.api})",
@@ -171,6 +197,7 @@ def _served_facts(remote: RemoteMember | PeerMember) -> dict[str, Any]:
         "chat_template": bool(remote.tokenizer.chat_template),
         "vocabulary_size": len(remote.tokenizer),
         "fast_tokenizer": True,
+        "engine": remote.api,
         "scored_places": remote.max_scored_places,
         "candidates": remote.named_tokens,
     }

@@ -103,6 +103,11 @@ def release_openmp_threads() -> None:
         library.omp_pause_resource_all(_SOFT_PAUSE)
 
 
+def find_openmp_again() -> None:
+    """Look for copies of OpenMP again, since a library may have brought another one."""
+    _gnu_openmp.cache_clear()
+
+
 @cache
 def _gnu_openmp() -> list[Any]:
     """The loaded copies of GNU's OpenMP that can end threads (OpenMP 5.0)."""

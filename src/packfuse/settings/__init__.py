@@ -7,7 +7,16 @@ The docstring of a field is its documentation everywhere. Import from here: `Pac
 
 from packfuse.settings.base import OTHER_NAMES, Settings
 from packfuse.settings.config import PackConfig
-from packfuse.settings.loading import TRUST, LoadSettings, MemberSettings, RayPlace
+from packfuse.settings.loading import (
+    LLAMA_CPP,
+    TRANSFORMERS,
+    TRANSFORMERS_ONLY,
+    TRUST,
+    EngineName,
+    LoadSettings,
+    MemberSettings,
+    RayPlace,
+)
 from packfuse.settings.pack import (
     HEADS,
     PARTS,
@@ -21,10 +30,14 @@ from packfuse.settings.pack import (
 
 __all__ = [
     "HEADS",
+    "LLAMA_CPP",
     "OTHER_NAMES",
     "PARTS",
     "SCHEDULING",
+    "TRANSFORMERS",
+    "TRANSFORMERS_ONLY",
     "TRUST",
+    "EngineName",
     "HeadsName",
     "LoadSettings",
     "MemberSettings",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import (
     Field,
@@ -108,11 +108,16 @@ KEY_PREFIX = "PACKFUSE_"
 
 _SERVED = ("api", "api_key_env", "candidates", "transfer_dtype", "timeout")
 """Fields of members in a server."""
-_LOADED = (
+TRANSFORMERS_ONLY = (
     "device_map", "max_memory", "offload_folder", "quantization", "attn_implementation", "dtype",
-    "ray",
 )  # fmt: skip
+"""Fields of members that transformers loads."""
+_LOADED = (*TRANSFORMERS_ONLY, "engine", "n_gpu_layers", "ray")
 """Fields of members in this process."""
+
+EngineName = Literal["auto", "llama.cpp", "transformers"]
+LLAMA_CPP: Final = "llama.cpp"
+TRANSFORMERS: Final = "transformers"
 
 
 class RayPlace(Settings):
@@ -157,6 +162,13 @@ class MemberSettings(_Loading):
     ray: RayPlace | None = None
     """Node of a cluster that loads it: `num_cpus`, `num_gpus`, `resources`; for `packfuse deploy`
     and `packfuse batch --ray`."""
+    engine: EngineName = "auto"
+    """What runs a GGUF file in this process: llama.cpp, as it is, or transformers, with its weights
+    expanded; auto: llama.cpp where `packfuse[llama-cpp]` is installed and no setting needs
+    transformers."""
+    n_gpu_layers: int | None = Field(default=None, ge=-1)
+    """How many layers llama.cpp puts on GPUs; -1: all, the default where it has support for
+    them."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     subfolder: str | None = None
@@ -169,12 +181,31 @@ class MemberSettings(_Loading):
     @model_validator(mode="after")
     def _here_or_in_a_server(self) -> Self:
         useless = _SERVED if self.url is None else _LOADED
-        fields = type(self).model_fields
-        given = [name for name in useless if getattr(self, name) != fields[name].default]
-        if given:
+        if given := self.given(useless):
             why = "of effect with a url only" if self.url is None else "of no effect with a url"
             raise ValueError(f"{', '.join(given)}: {why}")
         return self
+
+    @model_validator(mode="after")
+    def _of_one_engine(self) -> Self:
+        own: dict[str, tuple[str, ...]] = {
+            LLAMA_CPP: TRANSFORMERS_ONLY,
+            TRANSFORMERS: ("n_gpu_layers",),
+        }
+        if given := self.given(own.get(self.wanted_engine, ())):
+            raise ValueError(f"{', '.join(given)}: of no effect with engine={self.wanted_engine!r}")
+        return self
+
+    @property
+    def wanted_engine(self) -> EngineName:
+        """`engine`; llama.cpp if a setting of it is given."""
+        named = self.engine == "auto" and self.n_gpu_layers is not None
+        return LLAMA_CPP if named else self.engine
+
+    def given(self, fields: Iterable[str]) -> list[str]:
+        """Those of the fields that do not have their default."""
+        known = type(self).model_fields
+        return [name for name in fields if getattr(self, name) != known[name].default]
 
     def beside(self, folder: Path) -> MemberSettings:
         """The same with model and tokenizer found in `folder`, where they are there."""

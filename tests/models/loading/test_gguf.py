@@ -16,8 +16,9 @@ from tokenizers.models import BPE
 
 from packfuse import Pack
 from packfuse.errors import LoadError
-from packfuse.models.loading import gguf_copy, load_tokenizer
-from packfuse.models.loading.gguf_tokenizer import SPLITS, gguf_tokenizer
+from packfuse.models.loading import load_tokenizer
+from packfuse.models.loading.gguf import copy as gguf_copy
+from packfuse.models.loading.gguf.tokenizer import SPLITS, gguf_tokenizer
 from packfuse.models.loading.source import Source
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico, starter_files
@@ -55,7 +56,8 @@ def vocabulary(path: Path) -> Vocabulary:
 
 
 def loaded(path: Path, **settings: Any) -> Pack:
-    return Pack.from_pretrained([str(path)], progress=False, **settings)
+    entry = {"model": str(path), "engine": "transformers"}
+    return Pack.from_pretrained([entry], progress=False, **settings)
 
 
 def test_special_tokens_have_the_ids_of_the_file(file: Path) -> None:
@@ -83,7 +85,7 @@ def test_an_unknown_split_is_refused_with_the_way(tmp_path: Path, name: str) -> 
         loaded(path)
     tokenizer = gguf_tokenizer(_known(tmp_path))
     tokenizer.save_pretrained(tmp_path / "original")
-    entry = {"model": str(path), "tokenizer": str(tmp_path / "original")}
+    entry = {"model": str(path), "tokenizer": str(tmp_path / "original"), "engine": "transformers"}
     assert Pack.from_pretrained([entry], progress=False).generate("hello", max_new_tokens=1)
 
 
@@ -194,3 +196,12 @@ def test_a_cache_that_cannot_be_written_is_said(file: Path, cache: Path) -> None
     cache.write_text("no folder")
     with pytest.warns(RuntimeWarning, match=r"tiny\.gguf is converted anew"):
         assert loaded(file).generate("hello", max_new_tokens=1)
+
+
+def test_a_large_vocabulary_is_loaded_without_the_hub(tmp_path: Path) -> None:
+    """Above 100,000 tokens, transformers looks for the model on the hub."""
+    more = [(f"token{number}", 1) for number in range(100_000)]
+    write_gguf(tmp_path / "large.gguf", 0, more=more)
+    made = gguf_tokenizer(tmp_path / "large.gguf")
+    assert made.name_or_path == str(tmp_path / "large.gguf")
+    assert len(made) == TEXT + 100_000

@@ -9,7 +9,7 @@ import pytest
 
 from packfuse import Pack
 from packfuse.errors import ConfigError, LoadError
-from packfuse.models.loading.gguf_tokenizer import gguf_tokenizer
+from packfuse.models.loading.gguf.tokenizer import gguf_tokenizer
 from packfuse.text.vocabulary import Vocabulary
 from tests.support.replay import Answer, answering
 

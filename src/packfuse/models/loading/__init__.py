@@ -10,8 +10,6 @@ from packfuse.models.loading.members import (
     load_given,
     load_member,
     load_members,
-    load_model,
-    load_tokenizer,
     loading_arguments,
     member_entry,
     member_names,
@@ -20,6 +18,7 @@ from packfuse.models.loading.members import (
     tokenizer_for_server,
     unique_names,
 )
+from packfuse.models.loading.pretrained import load_model, load_tokenizer
 
 __all__ = [
     "Loaded",

@@ -54,6 +54,11 @@ def find_adapter(source: Source) -> Adapter | None:
     inside = source.file("config.json") is not None
     if not inside and not named:
         raise LoadError(f"{path} does not name the model that it changes")
+    if not inside and str(named).endswith(".gguf"):
+        raise LoadError(
+            f"{source.place} is an adapter of {named!r}; adapters of GGUF files are not supported",
+            hint="name the original model in it, or merge it with llama-export-lora",
+        )
     base = source if inside else source.at(_beside(str(named), path))
     if not inside and base.file(CONFIG):
         raise LoadError(

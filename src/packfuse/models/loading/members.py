@@ -7,30 +7,28 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from packfuse.errors import ConfigError, LoadError, PackError
-from packfuse.hf_compat.models import tekken_tokenizer
 from packfuse.models.devices import check_devices, check_dtype, without_weights
 from packfuse.models.hf_member import HFMember
-from packfuse.models.loading.adapters import NO_ADAPTER, add_adapter, find_adapter
-from packfuse.models.loading.architecture import auto_class, is_composite
-from packfuse.models.loading.gguf_copy import copy_of
-from packfuse.models.loading.gguf_tokenizer import gguf_tokenizer, turn_ends
+from packfuse.models.loading.engine import engine_of
+from packfuse.models.loading.gguf_model import load_gguf, load_in_place
 from packfuse.models.loading.given import given_pairs
-from packfuse.models.loading.loaded_weights import check_loaded
-from packfuse.models.loading.quantization import make_quantization, unpacked
+from packfuse.models.loading.pretrained import load_model, load_tokenizer
+from packfuse.models.loading.quantization import make_quantization
 from packfuse.models.loading.self_test import self_test
 from packfuse.models.loading.source import Source, shortened
-from packfuse.models.loading.weight_files import check_weights
 from packfuse.models.member import Member
 from packfuse.models.remote import load_remote
 from packfuse.models.threads import release_openmp_threads
-from packfuse.settings import OTHER_NAMES, LoadSettings, MemberSettings, PackConfig
+from packfuse.settings import LLAMA_CPP, OTHER_NAMES, LoadSettings, MemberSettings, PackConfig
 from packfuse.text.vocabulary import Vocabulary
+
+M = TypeVar("M", bound=Member)
 
 
 def load_given(models: Sequence[Any]) -> list[HFMember] | None:
@@ -91,8 +89,9 @@ def load_members(
         ConfigError: for settings that nothing can be loaded with.
     """
     names = member_names(config)
-    for member in config.members:
-        loading_arguments(member, config)  # before anything is loaded
+    for member in config.members:  # before anything is loaded
+        loading_arguments(member, config)
+        engine_of(member, config)
     # Servers are asked first: what is wrong with one is known before weights are loaded.
     order = sorted(range(len(names)), key=lambda k: config.members[k].url is None)
     found: dict[int, Member] = {}
@@ -164,10 +163,13 @@ def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> Member
             hint="packfuse deploy and packfuse batch --ray do so; or leave ray out",
         )
     how = loading_arguments(member, pack)
+    engine = engine_of(member, pack)
     try:
         if member.url:
             return load_remote(name, member, lambda: tokenizer_for_server(member, pack))
         source = Source.of(member, pack)
+        if engine == LLAMA_CPP:
+            return _checked(load_in_place(name, source, member))
         if source.gguf:
             model, tokenizer = load_gguf(source, how, member.tokenizer)
         else:
@@ -216,118 +218,6 @@ def loading_arguments(member: MemberSettings, pack: LoadSettings) -> dict[str, A
     return {name: value for name, value in found.items() if value is not None}
 
 
-def load_model(
-    source: Source, how: Mapping[str, Any], *, unsafe: bool
-) -> tuple[PreTrainedModel, Source]:
-    """Load the weights of a model, and its adapter if the source is one.
-
-    Args:
-        source: Where the model is.
-        how: Arguments of `from_pretrained` for the weights.
-        unsafe: Whether pickled weights are accepted.
-
-    Returns:
-        The model, and the source of the model under the adapter (the same without adapter).
-
-    Raises:
-        LoadError: for weights that do not belong to the model, or that are not accepted.
-        Exception: what transformers raises.
-    """
-    adapter = find_adapter(source)
-    base = adapter.base if adapter else source
-    config = AutoConfig.from_pretrained(base.place, **base.arguments)
-    auto = auto_class(config)
-    if auto is None:
-        own = (config.architectures or [type(config).__name__])[0]
-        raise LoadError(
-            f"it is a {own}, not a causal language model",
-            hint="a member generates text after text, as models that end in ForCausalLM do",
-        )
-    check_weights(base, getattr(config, "transformers_weights", None), unsafe=unsafe)
-    model, info = auto.from_pretrained(
-        base.place,
-        use_safetensors=None if unsafe or base.gguf else True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        **({"adapter_kwargs": dict(NO_ADAPTER)} if adapter else {}),
-        **how,
-        **base.arguments,
-    )
-    check_loaded(model, info, composite=is_composite(config))
-    if adapter:
-        add_adapter(model, adapter, unsafe=unsafe)
-    return model, base
-
-
-def load_gguf(
-    source: Source, how: Mapping[str, Any], other: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a GGUF file through its copy, which is made the first time.
-
-    Args:
-        source: The file.
-        how: Arguments of `from_pretrained` for the weights.
-        other: Hub id or folder of the tokenizer, where it is not that of the file.
-
-    Raises:
-        LoadError: for weights that do not belong to the model, or an unknown kind of tokenizer.
-        Exception: what transformers and the reader of the format raise.
-    """
-    path = Path(source.place, str(source.gguf))
-
-    def load(**how: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        # The tokenizer comes first: it fails fast.
-        tokenizer = load_tokenizer(source, other, source)
-        plain = {"quantization_config": unpacked()} if unpacked() else {}
-        model, _ = load_model(source, {**plain, **how}, unsafe=False)
-        ends = turn_ends(path, tokenizer)
-        model.generation_config.eos_token_id = ends or None
-        return model, tokenizer
-
-    folder = None
-    if "quantization_config" not in how:
-        folder = copy_of(path, lambda: as_plain(*load(dtype="float32")), tokenizer=other)
-    if folder is None:
-        return load(**how)
-    copied = source.at(str(folder))
-    model, _ = load_model(copied, how, unsafe=False)
-    model.name_or_path = str(path)
-    return model, load_tokenizer(source if other else copied, other, copied)
-
-
-def as_plain(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model from a GGUF file without the traces of its format, which would be saved."""
-    model.hf_quantizer = None  # type: ignore[assignment]
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    return model, tokenizer
-
-
-def load_tokenizer(source: Source, other: str | None, base: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
-
-    Args:
-        source: Where the model is.
-        other: Hub id or folder of the tokenizer, where it is not the model's own.
-        base: Where the model under an adapter is.
-    """
-    if source.gguf and not other:
-        return gguf_tokenizer(Path(source.place, source.gguf))
-    place = source.at(other) if other else source
-    if place is not base and not place.file("tokenizer_config.json"):
-        place = base if not other else place
-    given = place.arguments
-    if tekken := place.file("tekken.json"):
-        if not place.file("tokenizer.json"):
-            converted: PreTrainedTokenizerBase = tekken_tokenizer(str(tekken))
-            return converted
-        given["mistral_format"] = False  # the tokenizer of mistral-common has no fast backend
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place.place, **given)
-    return found
-
-
 def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFMember:
     """A member from a loaded model and its tokenizer, tested with a few tokens.
 
@@ -342,7 +232,10 @@ def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         ends = getattr(model.config.get_text_config(), "eos_token_id", None)
     end_ids = [ends] if isinstance(ends, int) else list(ends or ())
     vocab_size = int(model.config.get_text_config().vocab_size)
-    member = HFMember(name, model, Vocabulary(tokenizer, vocab_size, end_ids))
+    return _checked(HFMember(name, model, Vocabulary(tokenizer, vocab_size, end_ids)))
+
+
+def _checked(member: M) -> M:
     self_test(member)
     release_openmp_threads()
     return member

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from packfuse.errors import LoadError, MemberError
 from packfuse.models.hf_member import HFMember
-from packfuse.models.member import Read
+from packfuse.models.member import Member, Read
 
 _TEXT = " The capital of France is Paris, and 17 more."
 _TOKENS = 6
@@ -29,7 +29,7 @@ ROUGH_TOLERANCE = 0.5
 other experts there."""
 
 
-def self_test(member: HFMember) -> None:
+def self_test(member: Member) -> None:
     """Compare reading in two steps, alone and beside another row, with reading at once.
 
     Raises:
@@ -52,18 +52,28 @@ def self_test(member: HFMember) -> None:
         )
 
 
-def _kind(member: HFMember) -> str:
-    return type(member.model).__name__
+def _kind(member: Member) -> str:
+    return type(member if member.model is None else member.model).__name__
 
 
-def _difference(member: HFMember) -> str | None:
+def _is_exact(member: Member) -> bool:
+    """Whether it computes in float32, and keeps its keys and values so."""
+    model = member.model
+    return model is not None and all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def _allows_padding(member: Member) -> bool:
+    return not isinstance(member, HFMember) or member._allows_padding
+
+
+def _difference(member: Member) -> str | None:
     """How the member reads when its probabilities are not those of reading at once; or None."""
     ids = _tokens(member)
     half = len(ids) // 2
     if not half:
         return None
-    exact = all(weight.dtype == torch.float32 for weight in member.model.parameters())
-    if half > 1 and member._allows_padding:
+    exact = _is_exact(member)
+    if half > 1 and _allows_padding(member):
         # The second row lags by one token, so one reading at once tells what both should give.
         cuts = [(half, 2 * half), (half - 1, 2 * half - 1)]
         whole = member.read([Read(member.open(), ids, keep=2)])[0]
@@ -80,7 +90,7 @@ def _difference(member: HFMember) -> str | None:
     return f"two rows together instead of one alone: by {_gap(together, expected):.2g} nats"
 
 
-def _tokens(member: HFMember) -> list[int]:
+def _tokens(member: Member) -> list[int]:
     """At most six token ids, among them the last one of the vocabulary that is text."""
     vocabulary = member.vocabulary
     ids = vocabulary.encode(_TEXT)
@@ -89,7 +99,7 @@ def _tokens(member: HFMember) -> list[int]:
     return [last, *ids, *ids[: max(0, count - len(ids))]][:count]
 
 
-def _in_steps(member: HFMember, rows: list[list[int]], cuts: list[tuple[int, int]]) -> list[Tensor]:
+def _in_steps(member: Member, rows: list[list[int]], cuts: list[tuple[int, int]]) -> list[Tensor]:
     """Log-probabilities `[1, columns]` at the end of each row, read in two steps.
 
     Args:

@@ -23,6 +23,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from packfuse.errors import LoadError
+from packfuse.models.loading.gguf.fields import gguf_fields
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 """Types of tokens; others are text."""
@@ -131,14 +132,16 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         for name, key in _NAMES.items()
         if isinstance(facts.get(key), int) and 0 <= facts[key] < len(tokens)
     }
-    return PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=facts.get("chat_template"),
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        name_or_path=str(path),
         **named,
     )
+    # Not before: offline, transformers would look for a repository of that name.
+    made.name_or_path = str(path)
+    return made
 
 
 _NAMES = {
@@ -163,17 +166,13 @@ def turn_ends(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _facts(path: Path) -> dict[str, Any]:
     """What a file says of its tokenizer, by the names after `tokenizer.ggml.`."""
-    from gguf import GGUFReader
-
-    fields = GGUFReader(path).fields
+    fields = gguf_fields(path)
     start = "tokenizer.ggml."
     found = {
-        name.removeprefix(start): field.contents()
-        for name, field in fields.items()
-        if name.startswith(start)
+        name.removeprefix(start): value for name, value in fields.items() if name.startswith(start)
     }
     if template := fields.get("tokenizer.chat_template"):
-        found["chat_template"] = template.contents()
+        found["chat_template"] = template
     return found
 
 
