@@ -6,8 +6,9 @@ SmolLM2, the reference, is in this process, and Qwen in a server on this machine
 measured in turn, over several rounds. The last line of the output is one JSON document.
 
     hop    milliseconds of a read of one token through the server, less those of the same read in
-           this process with as many threads; bytes of the answer; by what is sent. Least of all
-           rounds, of a tiny model with Qwen's vocabulary, whose own time is short
+           this process with as many threads; bytes of the answer; by what is sent; beside it an
+           empty HTTP request to the same server. Least of all rounds, of a tiny model with Qwen's
+           vocabulary, whose own time is short
     step   seconds a token of the pack, over those of the pack in one process: medians. The server
            and the reference compute at the same time, with half of the threads each; requests a
            token
@@ -25,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from common import MEASURED, machine
 
@@ -103,7 +105,10 @@ def hops(url: str, local: Pack, counted: Counted, rounds: int, each: int) -> lis
     if subset is not None:
         readers["here, columns of the alignment"] = reader(own, ids, subset)
         readers["columns of the alignment"] = reader(peers["float32"], ids, subset)
-    found, sizes = least(readers, rounds, each), dict[str, int]()
+    with httpx.Client() as http:
+        readers["empty request"] = lambda: http.get(f"{url}/health") and None
+        found, sizes = least(readers, rounds, each), dict[str, int]()
+    del readers["empty request"]
     for name, call in readers.items():
         before = counted.bytes
         call()
@@ -119,6 +124,7 @@ def hops(url: str, local: Pack, counted: Counted, rounds: int, each: int) -> lis
                     "here_ms": 1000 * here,
                     "there_ms": 1000 * found[name],
                     "hop_ms": 1000 * (found[name] - here),
+                    "empty_request_ms": 1000 * found["empty request"],
                 }
             )
             print(json.dumps(lines[-1]), file=sys.stderr)
