@@ -1,9 +1,9 @@
 """Packs on a cluster of Ray: an endpoint with replicas, and batches over many workers.
 
 `packfuse.cli` uses `connect`, `deploy` and `answered_on`; `application` is for Ray Serve's own
-commands. Ray places processes; members on other nodes are read by the member protocol, which is
-quicker than calls of actors. This room may use `batch`, `server` and the rooms below
-them. It needs `packfuse[ray]`.
+commands. Ray places processes; members on other nodes are read by the member protocol, not by
+calls of actors, whose results go through object stores. This room may use `batch`, `server` and the
+rooms below them. It needs `packfuse[ray]`.
 """
 
 from __future__ import annotations
