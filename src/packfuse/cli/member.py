@@ -30,7 +30,9 @@ class MemberOptions(ListenOptions):
     lease: Annotated[
         float,
         typer.Option(
-            min=1, help="Time after which a silent client loses its KV caches, seconds.", **SERVER
+            min=1,
+            help="Time after which a client that sends nothing loses its KV caches, seconds.",
+            **SERVER,
         ),
     ] = 600.0
     threads: Annotated[

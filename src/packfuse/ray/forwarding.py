@@ -29,7 +29,7 @@ class Forwarder:
         self._respond = handle.options(stream=True).respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward one request; if the client leaves, the replica hears of it."""
+        """Forward one request; if the client leaves, the replica is told."""
         body = (await receive()).get("body", b"")  # `Guard` has read it all
         told = {name: scope[name] for name in _SENT if name in scope}
         answer = self._respond.remote(routing_key(body), told, body)

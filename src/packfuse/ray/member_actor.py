@@ -47,5 +47,5 @@ class MemberActor:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", node
 
     def pid(self) -> int:
-        """Id of its process: it answers while the member lives."""
+        """Id of its process: it answers while the process runs."""
         return os.getpid()

@@ -102,7 +102,7 @@ class PlacedPacks:
         return found
 
     def check(self) -> None:
-        """Ask all actors whether they live.
+        """Check that all actors still run.
 
         Raises:
             MemberError: naming a member whose actor does not.

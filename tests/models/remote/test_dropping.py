@@ -74,7 +74,7 @@ def test_a_server_that_is_down_already(server: LlamaServer, pack: Pack) -> None:
     server.process.kill()
     server.process.wait()
     assert CALLS["beams"](pack).record.left_out == {"served": 0}
-    with pytest.raises(ServerError, match="nobody listens"):
+    with pytest.raises(ServerError, match="nothing listens"):
         CALLS["score"](pack)
 
 

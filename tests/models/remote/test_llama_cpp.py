@@ -174,7 +174,7 @@ def test_a_server_that_forgets_is_warned_about_once(
 
 
 BAD: dict[str, tuple[dict[str, Any], type[PackError], str]] = {
-    "nobody listens": ({"url": "http://127.0.0.1:9"}, LoadError, "nobody listens"),
+    "nothing listens": ({"url": "http://127.0.0.1:9"}, LoadError, "nobody listens"),
     "no address": ({"url": "nonsense"}, LoadError, "nonsense"),
     "another kind": ({"api": "vllm 9"}, ConfigError, "no kind of server"),
     "no tokenizer": ({"tokenizer": None}, ConfigError, "set tokenizer"),
@@ -204,7 +204,7 @@ def test_one_server_is_one_member(server: LlamaServer, gguf: Path) -> None:
 def test_servers_are_asked_before_weights_are_loaded(server: LlamaServer, gguf: Path) -> None:
     """Also for one model of a server that two members name differently."""
     for nowhere in ({"url": "http://127.0.0.1:9"}, {"api_key_env": "PACKFUSE_NO_SUCH_KEY"}):
-        with pytest.raises(PackError, match=r"nobody listens|NO_SUCH_KEY"):
+        with pytest.raises(PackError, match=r"nothing listens|NO_SUCH_KEY"):
             pack_of("/nowhere/model", served(server, gguf) | nowhere)
     name = server_model(server)
     twice = [served(server, gguf), served(server, gguf, name="again", model=name)]
@@ -343,7 +343,7 @@ def test_the_reference_cannot_be_left_out(gguf: Path, other: Path) -> None:
     with llama_server(gguf) as server:
         member = served(server, gguf, candidates=ALL)
         pack = pack_of(str(other), member, reference="served", on_member_failure="drop")
-    with pytest.raises(MemberError, match="nobody listens"):
+    with pytest.raises(MemberError, match="nothing listens"):
         pack.generate("the", max_new_tokens=2)
 
 
@@ -378,4 +378,4 @@ def test_check_asks_the_server(server: LlamaServer, gguf: Path) -> None:
     assert (found.report.parameters, found.report.context_window) == (15_680, 255)
     assert (found.report.candidates, found.report.scored_places) == (100, 128)
     nobody = inspect_model(MemberSettings(url="http://127.0.0.1:9", tokenizer=str(gguf)))
-    assert "nobody listens" in nobody.report.problems[0]
+    assert "nothing listens" in nobody.report.problems[0]

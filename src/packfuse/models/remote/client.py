@@ -148,7 +148,7 @@ class Client:
         try:
             yield
         except httpx.ConnectError as error:
-            raise self.error(f"nobody listens there ({error})", "start the server") from error
+            raise self.error(f"nothing listens there ({error})", "start the server") from error
         except httpx.TimeoutException as error:
             raise self.late(path) from error
         except httpx.HTTPError as error:

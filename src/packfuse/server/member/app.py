@@ -29,7 +29,7 @@ class MemberLimits:
         api_key: Key that requests must have; None for none.
         max_body: Largest body of a request, in bytes.
         timeout: Longest time for sending a body, in seconds.
-        lease: Time after which a client that is not heard of loses its sessions, in seconds.
+        lease: Time after which a client that sends nothing loses its sessions, in seconds.
         max_cache: Most bytes of the clients' KV caches.
     """
 

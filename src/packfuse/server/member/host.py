@@ -36,7 +36,7 @@ class Host:
     """
 
     def __init__(self, member: Member, lease: float, max_bytes: int) -> None:
-        """Wrap a member, which nobody else may use from now on; `worker.start` begins.
+        """Wrap a member, which no other code may use from now on; `worker.start` begins.
 
         Args:
             member: The member.

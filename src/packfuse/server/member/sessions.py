@@ -40,7 +40,7 @@ class Sessions:
 
         Args:
             member: The member.
-            lease: Time after which a client that is not heard of loses its sessions, in seconds.
+            lease: Time after which a client that sends nothing loses its sessions, in seconds.
             max_bytes: Most bytes of all sessions; those that were not used for longest end first.
                 What sessions share counts for each of them.
             clock: The time, in seconds.
@@ -125,7 +125,7 @@ class Sessions:
                 total -= self._held.pop(key).nbytes
 
     def end_expired(self) -> None:
-        """End the sessions of clients that were not heard of for the time of their lease."""
+        """End the sessions of clients that sent nothing for the time of their lease."""
         now = self._clock()
         lost = {client for client, until in self._until.items() if until < now}
         for client in lost:

@@ -13,7 +13,7 @@ from packfuse.server.member.reading import begin
 from packfuse.server.problems import RequestError
 
 _BEAT_SECONDS = 1.0
-"""How often a client that waits is told that the server lives."""
+"""How often a client that waits is told that the server still works."""
 
 _WAIT = Answer(AnswerHeader(kind="wait")).encode()
 

@@ -19,7 +19,7 @@ class Job:
     """Something to do.
 
     Attributes:
-        client: For whom; the jobs of one client are done in their order. "" for nobody's.
+        client: For whom; the jobs of one client are done in their order. "" for none.
         tokens: Number of tokens to read.
         run: Does it. It raises no error.
     """

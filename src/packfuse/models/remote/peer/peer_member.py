@@ -153,7 +153,7 @@ class PeerMember(Member):
                 self._exchange.forget(gone.subsets)
                 return self._read(rows)
         except BaseException as error:
-            for row in rows:  # nobody knows how far the server has read them
+            for row in rows:  # it is not known how far the server has read them
                 row.request.session.state = self._exchange.outbox.state()
             if isinstance(error, _GoneError | NonsenseError | WireError):
                 raise self._nonsense(error) from error
@@ -162,7 +162,7 @@ class PeerMember(Member):
     def _read(self, rows: Sequence[PeerRow]) -> list[Tensor]:
         """Send one request, and take what comes."""
         pause = next((row.request.pause for row in rows if row.request.pause), None)
-        heard, done = time.monotonic(), None
+        progress, done = time.monotonic(), None
         with self._exchange.ask(rows, pause.tokens if pause else None) as incoming:
             for answer in incoming:
                 # After the last message comes the end of the answer, which frees the connection.
@@ -171,8 +171,8 @@ class PeerMember(Member):
                 if pause and answer.header.kind in ("pause", "wait"):
                     pause.call()
                 if answer.header.kind != "wait":
-                    heard = time.monotonic()
-                elif time.monotonic() > heard + self.client.timeout:
+                    progress = time.monotonic()
+                elif time.monotonic() > progress + self.client.timeout:
                     raise self.client.late(READ)
         if done is None:
             raise WireError("the answer ends too early")

@@ -67,7 +67,7 @@ class MemberCard(BaseModel):
         context_window: Most tokens of a session.
         dtype: Type of the weights; "" if that is not known.
         parameters: Number of parameters; None if that is not known.
-        lease: Time after which a client that is not heard of loses its sessions, in seconds.
+        lease: Time after which a client that sends nothing loses its sessions, in seconds.
         clients: Number of clients that have sessions.
         sessions: Number of sessions.
         cache_bytes: Memory of the sessions.
@@ -186,7 +186,7 @@ class AnswerHeader(_Strict):
     """The header of a message of an answer.
 
     Attributes:
-        kind: rows: distributions; pause: a part was read; wait: the server lives, and is not ready;
+        kind: rows: distributions; pause: a part was read; wait: no result yet;
             done: all was read; gone: the server has not these rows' sessions, or not these subsets,
             and did nothing; changed: the member is another one; error: it failed.
         row: Index of the row in the request.
