@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,11 @@ import pytest
 
 from packfuse.settings import PackConfig
 from tests.support import pico
+
+with contextlib.suppress(ImportError), warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, when it is imported
+    for module in ("ray.data", "ray.serve"):
+        importlib.import_module(module)
 
 ROOT = Path(__file__).parents[2]
 

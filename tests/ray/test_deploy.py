@@ -23,7 +23,7 @@ from packfuse.ray.application import DeployOptions  # noqa: E402
 from packfuse.ray.deploying import deploy  # noqa: E402
 from packfuse.server.app import Limits  # noqa: E402
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 KEY = {"Authorization": "Bearer secret"}
 OPTIONS = DeployOptions(
     min_replicas=2, max_replicas=2, place=RayPlace(num_cpus=0.5), limits=Limits(api_key="secret")
@@ -112,22 +112,29 @@ def test_members_are_where_they_ask_to_be(url: str, cluster: Any) -> None:
     }
 
 
-def test_a_deployment_that_cannot_be_is_an_error(
-    url: str, config: PackConfig, tmp_path: Path
-) -> None:
+def test_what_cannot_be_deployed_is_refused(url: str, config: PackConfig) -> None:
     del url
     here, there = config.members
-    place = RayPlace(num_cpus=0.1)
+    away = config.replace(members=[here, there.replace(ray={"num_gpus": 4})])
     with pytest.raises(ConfigError, match="member 'away' of 'mine' asks for 1 CPU, 4 GPU"):
+        deploy({"mine": away}, name="gpus")
+    alone = {"mine": config.replace(members=[here])}
+    with pytest.raises(ConfigError, match=r"'second' cannot be started: .*Prefix / is being used"):
+        deploy(alone, DeployOptions(place=RayPlace(num_cpus=0.1)), name="second")
+    assert set(serve.status().applications) == {"test"}
+
+
+def test_the_reason_of_a_pack_that_cannot_be_loaded_is_told(
+    cluster: Any, config: PackConfig, tmp_path: Path
+) -> None:
+    del cluster
+    gone = config.members[0].replace(model=str(tmp_path / "none"))
+    serve.shutdown()
+    with pytest.raises(LoadError, match=r"the application 'gone' cannot run: .*'here'"):
         deploy(
-            {"mine": config.replace(members=[here, there.replace(ray={"num_gpus": 4})])},
-            name="gpus",
-        )
-    gone = there.replace(ray=None, model=str(tmp_path / "none"))
-    with pytest.raises(LoadError, match=r"the application 'gone' cannot run: .*away"):
-        deploy(
-            {"mine": config.replace(members=[here, gone])},
-            DeployOptions(place=place, load_seconds=120),
+            {"mine": config.replace(members=[gone])},
+            DeployOptions(place=RayPlace(num_cpus=0.1), load_seconds=120),
             name="gone",
         )
-    assert set(serve.status().applications) == {"test"}
+    assert set(serve.status().applications) == set()
+    serve.shutdown()

@@ -79,6 +79,7 @@ def test_what_no_node_has_is_refused_at_once(cluster: Any, config: PackConfig) -
         check_cluster(parts, 3)
 
 
+@pytest.mark.slow
 def test_a_place_that_is_taken_is_waited_for_no_longer_than_said(
     cluster: Any, config: PackConfig
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_place_that_is_taken_is_waited_for_no_longer_than_said(
         PlacedPacks(full, seconds=2.0)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_named(
     cluster: Any, config: PackConfig, tmp_path: Path
 ) -> None:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 
-from packfuse.errors import LoadError
+from packfuse.errors import ConfigError, LoadError
 from packfuse.ray.application import DeployOptions, application
 from packfuse.ray.cluster import check_cluster, wanted
 from packfuse.settings import PackConfig
@@ -35,14 +36,21 @@ def deploy(
         port: Port, in the same way.
 
     Raises:
-        ConfigError: if no node has what a replica or a member asks for; nothing is started then.
+        ConfigError: if no node has what a replica or a member asks for, or another application has
+            the address; nothing is started then.
         LoadError: if the packs cannot be loaded, or are not ready in time; nothing is left then.
     """
     options = options or DeployOptions()
     check_cluster(wanted(configs, options.place.amounts), options.min_replicas)
     serve.start(http_options={"host": host, "port": port})
     target = serve.RunTarget(application(configs, options), name=name)
-    serve.run_many([target], wait_for_applications_running=False)
+    try:
+        serve.run_many([target], wait_for_applications_running=False)
+    except RayError as error:
+        raise ConfigError(
+            f"the application {name!r} cannot be started: {getattr(error, 'cause', None) or error}",
+            hint="`serve status` lists those of the cluster; --name replaces one of them",
+        ) from error
     try:
         _wait(name, options.load_seconds)
     except BaseException:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -61,7 +62,7 @@ def answered_by_workers(
         place: What a worker takes, besides members that have places of their own.
     """
     place = place or RayPlace()
-    blocks = max(1, -(-len(lines) // block))
+    blocks = math.ceil(len(lines) / block)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     rows = [{"line": json.dumps(asdict(line))} for line in lines]
@@ -69,7 +70,9 @@ def answered_by_workers(
         PackWorker,
         batch_size=None,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(workers, blocks), max_tasks_in_flight_per_actor=1
+        ),
         fn_constructor_args=(load,),
         num_cpus=place.num_cpus,
         num_gpus=place.num_gpus or None,
@@ -102,14 +105,12 @@ def answered_on(
     place = place or RayPlace()
     check_cluster(wanted(configs, place.amounts), workers)
     rows = max(config.max_rows for config in configs.values())
-    yield from answered_by_workers(
-        partial(_placed, configs, load_seconds), lines, workers=workers, block=4 * rows, place=place
-    )
+    block = min(4 * rows, math.ceil(len(lines) / workers))
+    load = partial(_placed, configs, load_seconds)
+    yield from answered_by_workers(load, lines, workers=workers, block=block, place=place)
 
 
-def _placed(
-    configs: Mapping[str, PackConfig], load_seconds: float
-) -> AbstractContextManager[Mapping[str, Pack]]:
-    placed = PlacedPacks(configs, load_seconds)
-    # The members end with the process of the worker.
-    return nullcontext(placed.packs)
+@contextmanager
+def _placed(configs: Mapping[str, PackConfig], load_seconds: float) -> Iterator[Mapping[str, Pack]]:
+    with PlacedPacks(configs, load_seconds) as placed:
+        yield placed.packs

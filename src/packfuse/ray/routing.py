@@ -28,7 +28,7 @@ def routing_key(body: bytes) -> str:
     messages = data.get("messages")
     prompt = data.get("prompt", "") if messages is None else messages
     text = prompt if isinstance(prompt, str) else json.dumps(prompt)
-    return f"{data.get('model')}\n{text[:BEGINNING]}"
+    return f"{data.get('model')}\n{text[:BEGINNING]}" if text else ""
 
 
 def ranked(key: str, loads: Mapping[str, int]) -> list[str]:
