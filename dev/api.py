@@ -20,6 +20,7 @@ PUBLIC = (
     "",
     "aio",
     "alignment.base",
+    "alignment.pairings",
     "causal_lm.drafts.base",
     "constraint",
     "errors",

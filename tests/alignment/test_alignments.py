@@ -16,9 +16,10 @@ from rapidfuzz.distance import Levenshtein
 
 from packfuse import Pack
 from packfuse.alignment import alignments, mined, prefix
-from packfuse.alignment.base import Mapped, Pairing, Same
+from packfuse.alignment.base import Pairing
 from packfuse.alignment.lexicon import END, Lexicon, equal_tokens, writable
 from packfuse.alignment.mined import Mined, mine, nearest
+from packfuse.alignment.pairings import Mapped, Same
 from packfuse.alignment.prefix import Prefix, first_tokens
 from packfuse.fusion.rules import rules
 from packfuse.text.chats.chat_template import render_chat

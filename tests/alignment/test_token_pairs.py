@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from packfuse.alignment import alignments
-from packfuse.alignment.base import Pairing, Same
+from packfuse.alignment.base import Pairing
 from packfuse.alignment.bytes import Bytes
+from packfuse.alignment.pairings import Same
 from packfuse.alignment.spelling import spelled_bytes
 from packfuse.alignment.token_pairs import CONTEXTS, FLOOR, Pairs, TokenPairs, relate_tokens
 from packfuse.text.vocabulary import Vocabulary

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from packfuse.alignment.base import Alignment, Pairing, Same, stack
+from packfuse.alignment.base import Alignment, Pairing, stack
 from packfuse.alignment.controls import MarkTable
 from packfuse.alignment.map_cache import cached_map
+from packfuse.alignment.pairings import Same
 from packfuse.alignment.spelling import unshared_marks
 from packfuse.alignment.straddle import WINDOW, StraddleFilter, StraddleIndex
 from packfuse.alignment.tail import BelievedTail

@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from packfuse.alignment.base import Alignment, Mapped, Pairing, Same
+from packfuse.alignment.base import Alignment, Pairing
 from packfuse.alignment.lexicon import equal_tokens
 from packfuse.alignment.map_cache import cached_map
+from packfuse.alignment.pairings import Mapped, Same
 from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from packfuse.alignment.base import Same
+from packfuse.alignment.pairings import Same
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.member import Member, Read, ReadCallback, Session
