@@ -174,7 +174,7 @@ def test_a_server_that_forgets_is_warned_about_once(
 
 
 BAD: dict[str, tuple[dict[str, Any], type[PackError], str]] = {
-    "nothing listens": ({"url": "http://127.0.0.1:9"}, LoadError, "nobody listens"),
+    "nothing listens": ({"url": "http://127.0.0.1:9"}, LoadError, "nothing listens"),
     "no address": ({"url": "nonsense"}, LoadError, "nonsense"),
     "another kind": ({"api": "vllm 9"}, ConfigError, "no kind of server"),
     "no tokenizer": ({"tokenizer": None}, ConfigError, "set tokenizer"),

@@ -304,7 +304,7 @@ def answering(whole: dict[str, Any], body: bytes) -> Iterator[str]:
 
 
 BAD: dict[str, tuple[dict[str, Any], type[PackError], str]] = {
-    "nothing listens": ({"url": "http://127.0.0.1:9"}, LoadError, "nobody listens"),
+    "nothing listens": ({"url": "http://127.0.0.1:9"}, LoadError, "nothing listens"),
     "another kind": ({"api": "llama.cpp"}, LoadError, "no server of llama.cpp"),
     "another model": ({"model": "another-model"}, LoadError, "another-model"),
     "no candidates": ({"candidates": 0}, ConfigError, "candidates"),
