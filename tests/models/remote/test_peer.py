@@ -277,6 +277,16 @@ def test_the_end_of_a_member_ends_its_sessions_and_its_thread() -> None:
         assert not threads()
 
 
+def test_the_end_of_a_pack_ends_its_sessions(local: Pack) -> None:
+    with member_server(small_pack(template=TEMPLATE).members[1]) as url:
+        pack = pack_with(url, local, prefix_cache=10**6)
+        pack.generate(PROMPTS, max_new_tokens=6)
+        assert card(url)["sessions"] > 0
+        del pack
+        gc.collect()
+        until_sessions(url, 0)
+
+
 def test_the_tokenizer_may_come_from_the_server(url: str, local: Pack, mixed: Pack) -> None:
     peer, own = mixed.members[1].vocabulary, local.members[1].vocabulary
     assert peer.fingerprint == own.fingerprint

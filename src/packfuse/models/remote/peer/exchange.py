@@ -12,7 +12,6 @@ from typing import Literal
 
 import httpx
 
-from packfuse.errors import ServerError
 from packfuse.models.remote.client import Client
 from packfuse.models.remote.peer.outbox import Outbox
 from packfuse.models.remote.peer.peer_row import PeerRow
@@ -150,5 +149,7 @@ def _flush(client: Client, outbox: Outbox, state: str) -> None:
                     pass
             finally:
                 opened.close()
-        except ServerError:
-            return  # it travels with the next read; or the sessions end with their lease
+        except RuntimeError:
+            # The server does not answer, or the interpreter ends and has closed the connection. What
+            # happened travels with the next read, or the sessions end with their lease.
+            return

@@ -116,7 +116,8 @@ def _end(operations: deque[Operation], ended: SimpleQueue[bool], number: int) ->
 
 def _flush(ended: SimpleQueue[bool], send: Callable[[], object]) -> None:
     going = True
-    while going and (going := ended.get()):
+    while going:
+        going = ended.get()
         time.sleep(_DELAY)
         while going and not ended.empty():
             going = ended.get()
