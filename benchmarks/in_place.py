@@ -46,8 +46,9 @@ def resident(files: list[str], engine: str) -> dict[str, float]:
     pack = pack_of(files, engine)
     loaded = peak() - before
     Path("/proc/self/clear_refs").write_text("5")
-    pack.generate(LONG, **exactly(16))
-    highest = peak() - before
+    with pack:
+        pack.generate(LONG, **exactly(16))
+        highest = peak() - before
     gc.collect()
     after = psutil.Process().memory_info().rss - before
     return {"after": after, "working": highest, "loading": loaded}
