@@ -12,19 +12,19 @@ from typing import Annotated
 import typer
 
 from packfuse import __version__
-from packfuse.cli.batch import batch
-from packfuse.cli.chat import chat
-from packfuse.cli.check import check
 from packfuse.cli.command import Command, command
-from packfuse.cli.deploy import deploy
-from packfuse.cli.determine import determine
-from packfuse.cli.evaluate import evaluate
-from packfuse.cli.member import member
-from packfuse.cli.plan import plan
-from packfuse.cli.run import run
-from packfuse.cli.serve import serve
-from packfuse.cli.starter import starter
-from packfuse.cli.weights import weights
+from packfuse.cli.commands.batch import batch
+from packfuse.cli.commands.chat import chat
+from packfuse.cli.commands.check import check
+from packfuse.cli.commands.deploy import deploy
+from packfuse.cli.commands.determine import determine
+from packfuse.cli.commands.evaluate import evaluate
+from packfuse.cli.commands.member import member
+from packfuse.cli.commands.plan import plan
+from packfuse.cli.commands.run import run
+from packfuse.cli.commands.serve import serve
+from packfuse.cli.commands.starter import starter
+from packfuse.cli.commands.weights import weights
 
 app = typer.Typer(
     name="packfuse",
