@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from packfuse import Pack
 from packfuse.constraint import Constraint, Grammar, JsonSchema, Regex, as_constraint
 from packfuse.errors import ConfigError, ConstraintError
-from packfuse.generation.result import Answer
+from packfuse.generation.output.result import Answer
 from tests.support.packs import tiny_members, tiny_pack
 from tests.support.small import small_pack
 

@@ -16,7 +16,7 @@ from hypothesis import given, strategies
 
 from packfuse import Pack, PackConfig
 from packfuse.errors import ConfigError, LoadError, MemberError, PromptError, WeightsError
-from packfuse.generation.result import FusionRecord
+from packfuse.generation.output.result import FusionRecord
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Session
 from packfuse.text.detokenizer import StreamDetokenizer, detokenize

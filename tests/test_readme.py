@@ -130,7 +130,7 @@ def test_packs_in_the_guide_can_be_read():
 
 
 def test_the_guide_names_every_field_of_the_record():
-    from packfuse.generation.result import Drafts, FusionRecord, Timings, TraceStep, Usage
+    from packfuse.generation.output.result import Drafts, FusionRecord, Timings, TraceStep, Usage
 
     guide = text_of(DOCS / "guide.md")
     parts = (FusionRecord, Usage, Timings, Drafts, TraceStep)

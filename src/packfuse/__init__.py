@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from packfuse.causal_lm.model import FusedForCausalLM
     from packfuse.errors import PackError
-    from packfuse.generation.result import Answer, Chunk, FusionRecord
+    from packfuse.generation.output.result import Answer, Chunk, FusionRecord
     from packfuse.generation.weigh import Weighing
     from packfuse.pack import Pack
     from packfuse.settings import MemberSettings, PackConfig, PackSettings
@@ -29,10 +29,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "generation.result",
-    "Chunk": "generation.result",
+    "Answer": "generation.output.result",
+    "Chunk": "generation.output.result",
     "FusedForCausalLM": "causal_lm.model",
-    "FusionRecord": "generation.result",
+    "FusionRecord": "generation.output.result",
     "MemberSettings": "settings",
     "Pack": "pack",
     "PackConfig": "settings",

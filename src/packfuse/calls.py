@@ -13,11 +13,11 @@ from packfuse.errors import ConfigError
 from packfuse.generation.call_arguments import SCORE, WEIGH, only
 from packfuse.generation.identity import described, identity_of
 from packfuse.generation.length import context_window, longest_ids, prompt_length
+from packfuse.generation.output.result import Answer, Chunk
+from packfuse.generation.output.streamers import AnswerStreamer
 from packfuse.generation.request import Request, make_request
-from packfuse.generation.result import Answer, Chunk
 from packfuse.generation.runner import Runner
 from packfuse.generation.runtime import Runtime
-from packfuse.generation.streamers import AnswerStreamer
 from packfuse.generation.weigh import Weighing, compare_weightings
 from packfuse.models.member import Member, Pause
 from packfuse.process import PackLock

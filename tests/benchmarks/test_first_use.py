@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.parts.judge import RULES, code_in, judge, language_of, passes
 from benchmarks.parts.prompts import TOKENS, items
-from packfuse.generation.result import FusionRecord
+from packfuse.generation.output.result import FusionRecord
 from packfuse.tools import Reply, ToolCall
 
 DONE = FusionRecord.model_construct(finish_reason="stop")

@@ -25,7 +25,7 @@ from packfuse.causal_lm.drafts.length import DraftLength
 from packfuse.causal_lm.drafts.lookup import repetition
 from packfuse.constraint import Regex
 from packfuse.errors import ConfigError
-from packfuse.generation.result import Answer
+from packfuse.generation.output.result import Answer
 from packfuse.models.hf_member import HFMember
 from packfuse.models.int8 import int8_copy
 from packfuse.models.member import Session

@@ -16,7 +16,7 @@ from llama_index.llms.packfuse import PackFuse
 
 from packfuse import Pack
 from packfuse.errors import ConfigError, PackError
-from packfuse.generation.result import NO_INFINITY, by_name
+from packfuse.generation.output.result import NO_INFINITY, by_name
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack
 from tests.support.steps import Steps, at_once, settle

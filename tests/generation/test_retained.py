@@ -15,7 +15,7 @@ import torch
 from packfuse import Pack
 from packfuse.alignment import alignments
 from packfuse.alignment.straddle import StraddleIndex
-from packfuse.models import heap
+from packfuse.models.compute import heap
 from tests.support import fusing
 from tests.support.small import small_pack
 

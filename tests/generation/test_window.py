@@ -11,7 +11,7 @@ import torch
 
 from packfuse import Pack
 from packfuse.errors import PromptError
-from packfuse.generation.result import Answer
+from packfuse.generation.output.result import Answer
 from packfuse.models.hf_member import HFMember
 from packfuse.tools import Turn
 from tests.support import pico, small

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from packfuse.hf_compat.models import output_cache
-from packfuse.models.lm_head import LMHead
+from packfuse.models.compute.lm_head import LMHead
 from tests.support import small
 from tests.support.heads import COLUMNS, FAMILIES, family
 from tests.support.scripted import Scripted

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from packfuse.models import onednn
+from packfuse.models.compute import onednn
+from packfuse.models.compute.onednn import OneDNNLinear, product
 from packfuse.models.int8 import int8_copy
 from packfuse.models.member import Read
-from packfuse.models.onednn import OneDNNLinear, product
 from tests.support import fusing
 from tests.support.packs import tiny_member, tiny_pack
 

@@ -19,8 +19,8 @@ from packfuse.alignment.bytes import Bytes
 from packfuse.errors import MemberError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.read_plan import execute
+from packfuse.models.compute.threads import device_groups, run_parallel
 from packfuse.models.hf_member import HFMember
-from packfuse.models.threads import device_groups, run_parallel
 from packfuse.text.prompt import from_text
 from packfuse.weighting.methods.uniform import Uniform
 from packfuse.weighting.prefill import prefill

@@ -15,8 +15,8 @@ from packfuse.fusion.engine import Engine, read_subset
 from packfuse.fusion.pooling import FusionSettings
 from packfuse.fusion.rules import rules
 from packfuse.models import vocab_subset
+from packfuse.models.compute.lm_head import LMHead
 from packfuse.models.hf_member import HFMember
-from packfuse.models.lm_head import LMHead
 from packfuse.models.member import Read, ReadCallback
 from packfuse.models.vocab_subset import VocabSubset
 from packfuse.settings import PackConfig

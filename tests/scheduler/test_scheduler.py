@@ -26,7 +26,7 @@ from packfuse.constraint import Regex
 from packfuse.errors import BusyError, ClosedError, MemberError, PromptError
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation import assistants
-from packfuse.generation.result import Answer
+from packfuse.generation.output.result import Answer
 from packfuse.generation.runner import Runner
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Session

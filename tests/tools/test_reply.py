@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings, strategies
 
-from packfuse.generation.result import FinishReason, FusionRecord, Timings, Usage
+from packfuse.generation.output.result import FinishReason, FusionRecord, Timings, Usage
 from packfuse.text.chats.tool_text import write_call
 from packfuse.text.detokenizer import detokenize
 from packfuse.tools.reply import Reply, ReplyDelta, ReplyParser

@@ -21,7 +21,7 @@ from packfuse.alignment.base import Alignment, ReferenceView
 from packfuse.errors import ConfigError, MemberError
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.result import Answer
+from packfuse.generation.output.result import Answer
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Member, Read
 from packfuse.settings import PackConfig

@@ -17,7 +17,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from packfuse import Pack
-from packfuse.generation.result import TraceStep
+from packfuse.generation.output.result import TraceStep
 from packfuse.tools import InvalidCall, Reply, ReplyDelta, Turn
 from packfuse.tools.logprobs import openai_logprobs
 

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from packfuse.errors import PackError
-from packfuse.generation.result import Chunk, FusionRecord
+from packfuse.generation.output.result import Chunk, FusionRecord
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters other than tabs and line ends."""

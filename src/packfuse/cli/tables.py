@@ -11,7 +11,7 @@ from rich.text import Text
 
 from packfuse.alignment import alignments
 from packfuse.fusion.rules import rules
-from packfuse.generation.result import FusionRecord
+from packfuse.generation.output.result import FusionRecord
 from packfuse.starter.plan import megabytes
 from packfuse.weighting.methods import weightings
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from packfuse.fusion.member_stream import Boundary, ReadSteps
 from packfuse.fusion.sequence import PackSequence, StreamState
+from packfuse.models.compute.threads import device_groups, run_beside, run_parallel
 from packfuse.models.member import Member, Pause, Read, ReadCallback
-from packfuse.models.threads import device_groups, run_beside, run_parallel
 
 
 @dataclass(slots=True)

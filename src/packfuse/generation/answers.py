@@ -12,9 +12,7 @@ from packfuse.causal_lm.stopping import RowEnds
 from packfuse.fusion.gates import gates
 from packfuse.fusion.rules import rules
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.prepared import PreparedPrompt
-from packfuse.generation.request import Request
-from packfuse.generation.result import (
+from packfuse.generation.output.result import (
     Answer,
     Candidates,
     Drafts,
@@ -24,8 +22,10 @@ from packfuse.generation.result import (
     Usage,
     by_name,
 )
+from packfuse.generation.output.trace import TraceRecorder
+from packfuse.generation.prepared import PreparedPrompt
+from packfuse.generation.request import Request
 from packfuse.generation.runtime import Runtime
-from packfuse.generation.trace import TraceRecorder
 from packfuse.text.detokenizer import count_until_stop, detokenize
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from packfuse.errors import ServerError
-from packfuse.generation.answer_length import check_length
 from packfuse.generation.assistants import skill_of
+from packfuse.generation.output.answer_length import check_length
 from packfuse.generation.prepared import PreparedPrompt, ScoreOptions
 from packfuse.generation.request import Prompt, Request
 from packfuse.generation.runtime import Runtime

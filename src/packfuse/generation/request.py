@@ -19,7 +19,7 @@ from packfuse.generation.call_arguments import (
     generation_arguments,
     stop_strings,
 )
-from packfuse.generation.streamers import takes_text
+from packfuse.generation.output.streamers import takes_text
 from packfuse.settings import weighting_part
 from packfuse.text.chats.chat_template import check_template_arguments, split_final
 from packfuse.text.chats.messages import check_messages, check_text

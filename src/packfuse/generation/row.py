@@ -14,7 +14,7 @@ from packfuse.causal_lm.decoding import Decoder, Prepared
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.result import Answer
+from packfuse.generation.output.result import Answer
 from packfuse.weighting.prefill import leave_out
 
 

@@ -23,16 +23,16 @@ from packfuse.errors import PromptError
 from packfuse.fusion.room import check_room
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.answers import BatchInfo, make_answer
+from packfuse.generation.output.result import Answer
+from packfuse.generation.output.streamers import AnswerStreamer, adapted
+from packfuse.generation.output.trace import TraceRecorder
 from packfuse.generation.prepared import PreparedPrompt, padded
 from packfuse.generation.reader import PromptReader
 from packfuse.generation.request import Request
-from packfuse.generation.result import Answer
 from packfuse.generation.row import Row
 from packfuse.generation.runtime import Runtime
-from packfuse.generation.streamers import AnswerStreamer, adapted
-from packfuse.generation.trace import TraceRecorder
 from packfuse.models.batching import NO_PAUSE
-from packfuse.models.heap import trim
+from packfuse.models.compute.heap import trim
 from packfuse.models.member import Pause
 from packfuse.text.continuation import Continuation, bare
 from packfuse.text.detokenizer import StreamDetokenizer

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from packfuse.errors import ConfigError
 from packfuse.fusion.rules import rules
 from packfuse.generation.assistants import skill_of
+from packfuse.generation.output.result import by_name
 from packfuse.generation.prepared import ScoreOptions
-from packfuse.generation.result import by_name
 from packfuse.generation.runner import Runner
 from packfuse.models.loading import unique_names
 from packfuse.weighting.methods import weightings

@@ -15,15 +15,15 @@ from transformers import PreTrainedModel
 from packfuse.errors import LoadError, MemberError, UnsupportedError
 from packfuse.hf_compat.models import CACHE, cache_argument, grouped_attention
 from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks
+from packfuse.models.compute.lm_head import LMHead
+from packfuse.models.compute.onednn import OneDNNLinear, has_layers
 from packfuse.models.devices import execution_device
 from packfuse.models.fingerprint import ModelState, digest_of, forget_digest
 from packfuse.models.kv.ragged import ForwardBatch, RaggedBatch
 from packfuse.models.kv.sessions import KVSessions
 from packfuse.models.kv.store import has_states, new_cache
-from packfuse.models.lm_head import LMHead
 from packfuse.models.logps import check_numbers, whole_logps
 from packfuse.models.member import MemberFacts, Read
-from packfuse.models.onednn import OneDNNLinear, has_layers
 from packfuse.models.vocab_subset import VocabSubset
 from packfuse.models.window import context_window
 from packfuse.text.vocabulary import Vocabulary

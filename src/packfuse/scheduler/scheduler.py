@@ -14,9 +14,9 @@ from packfuse.errors import BusyError, ClosedError, ServerError
 from packfuse.generation.row import Row
 from packfuse.generation.runtime import Runtime
 from packfuse.models.batching import MAX_CHUNK_TOKENS, NO_PAUSE
-from packfuse.models.heap import trim
+from packfuse.models.compute.heap import trim
+from packfuse.models.compute.threads import release_openmp_threads
 from packfuse.models.member import Pause
-from packfuse.models.threads import release_openmp_threads
 from packfuse.process import EXITING, on_fork
 from packfuse.scheduler.admission import Admission, memory_limit
 from packfuse.scheduler.task import Task, autocast

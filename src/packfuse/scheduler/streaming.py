@@ -11,10 +11,10 @@ from concurrent.futures import wait as wait_for
 from torch import Tensor
 
 from packfuse.errors import ConfigError, ForkError
+from packfuse.generation.output.result import Answer, Chunk, TraceStep
+from packfuse.generation.output.streamers import AnswerStreamer
+from packfuse.generation.output.trace import TraceRecorder
 from packfuse.generation.request import Request
-from packfuse.generation.result import Answer, Chunk, TraceStep
-from packfuse.generation.streamers import AnswerStreamer
-from packfuse.generation.trace import TraceRecorder
 from packfuse.process import EXITING
 from packfuse.scheduler.scheduler import Scheduler
 from packfuse.scheduler.task import Task

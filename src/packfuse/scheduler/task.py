@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from packfuse.generation.output.result import Answer
 from packfuse.generation.request import Prompt
-from packfuse.generation.result import Answer
 from packfuse.generation.row import Row
 from packfuse.generation.runner import Runner
 from packfuse.models.member import Pause

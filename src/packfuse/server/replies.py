@@ -11,7 +11,7 @@ from typing import Any
 from openai.types import Completion as TextCompletion
 from openai.types.chat import ChatCompletion
 
-from packfuse.generation.result import TokenLogprob, TraceStep
+from packfuse.generation.output.result import TokenLogprob, TraceStep
 from packfuse.server.fields import Fields
 from packfuse.text.chats.tool_text import to_json
 from packfuse.tools.logprobs import openai_logprobs

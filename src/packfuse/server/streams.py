@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from openai.types.chat import ChatCompletionChunk
 
-from packfuse.generation.result import TraceStep
+from packfuse.generation.output.result import TraceStep
 from packfuse.server.fields import Fields
 from packfuse.server.replies import (
     Heading,

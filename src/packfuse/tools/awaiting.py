@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from packfuse.generation.result import Answer
+from packfuse.generation.output.result import Answer
 from packfuse.scheduler.streaming import ChunkMaker, Item, QueueStreamer, check_stream
 from packfuse.scheduler.task import Task
 from packfuse.tools.reply import Reply, ReplyDelta

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from packfuse.errors import ConfigError
-from packfuse.generation.result import TokenLogprob, TraceStep
+from packfuse.generation.output.result import TokenLogprob, TraceStep
 
 
 def take_logprobs(arguments: dict[str, Any]) -> bool:

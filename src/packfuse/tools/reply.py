@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from packfuse.generation.result import FusionRecord, TraceStep
+from packfuse.generation.output.result import FusionRecord, TraceStep
 from packfuse.text.chats.tool_text import CALL, END_CALL
 from packfuse.text.detokenizer import overlap
 from packfuse.text.reply_tags import THINK, Reasoning

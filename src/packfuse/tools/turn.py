@@ -11,8 +11,8 @@ from typing import Any
 
 from packfuse.constraint import JsonSchema
 from packfuse.errors import ConfigError
+from packfuse.generation.output.result import Answer, Chunk, TraceStep
 from packfuse.generation.request import Request
-from packfuse.generation.result import Answer, Chunk, TraceStep
 from packfuse.pack import Pack
 from packfuse.text.reply_tags import Reasoning
 from packfuse.tools.protocol import constraint_of, render

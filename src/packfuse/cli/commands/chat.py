@@ -19,7 +19,7 @@ from packfuse.cli.tables import record_view, weighing_view
 from packfuse.errors import PackError
 
 if TYPE_CHECKING:
-    from packfuse.generation.result import FusionRecord
+    from packfuse.generation.output.result import FusionRecord
     from packfuse.pack import Pack
 
 _HELP = """/exit          leave (or end the input)

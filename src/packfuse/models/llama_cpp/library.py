@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from packfuse.errors import LoadError
-from packfuse.models.threads import find_openmp_again
+from packfuse.models.compute.threads import find_openmp_again
 
 INSTALL = "pip install 'packfuse[llama-cpp]'"
 OLDEST = (0, 3, 36)

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from packfuse.errors import ConfigError, LoadError, PackError
+from packfuse.models.compute.threads import release_openmp_threads
 from packfuse.models.devices import check_devices, check_dtype, without_weights
 from packfuse.models.hf_member import HFMember
 from packfuse.models.loading.engine import engine_of
@@ -24,7 +25,6 @@ from packfuse.models.loading.self_test import self_test
 from packfuse.models.loading.source import Source, shortened
 from packfuse.models.member import Member
 from packfuse.models.remote import load_remote
-from packfuse.models.threads import release_openmp_threads
 from packfuse.settings import LLAMA_CPP, OTHER_NAMES, LoadSettings, MemberSettings, PackConfig
 from packfuse.text.vocabulary import Vocabulary
 

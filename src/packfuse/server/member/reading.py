@@ -10,7 +10,7 @@ from torch import Tensor
 
 from packfuse.errors import PackError
 from packfuse.models.batching import MAX_CHUNK_TOKENS
-from packfuse.models.heap import trim
+from packfuse.models.compute.heap import trim
 from packfuse.models.member import Pause, Read, ReadCallback
 from packfuse.models.remote.peer.wire import (
     VERSION,

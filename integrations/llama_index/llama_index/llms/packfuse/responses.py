@@ -17,7 +17,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from packfuse.generation.result import TokenLogprob
+from packfuse.generation.output.result import TokenLogprob
 from packfuse.tools import InvalidCall, Reply, ReplyDelta, ToolCall
 
 

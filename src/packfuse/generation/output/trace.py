@@ -10,7 +10,7 @@ from torch import Tensor
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
-from packfuse.generation.result import TokenLogprob, TraceStep
+from packfuse.generation.output.result import TokenLogprob, TraceStep
 
 IMPOSSIBLE = -9999.0
 """Stands for a log-probability of minus infinity, nats, as in OpenAI's API."""

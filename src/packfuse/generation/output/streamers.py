@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from packfuse.generation.trace import TraceRecorder
+from packfuse.generation.output.trace import TraceRecorder
 from packfuse.text.detokenizer import StreamDetokenizer
 
 
