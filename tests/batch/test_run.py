@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from packfuse.batch.lines import BatchLine
 from packfuse.batch.run import Summary, run_batch
 from packfuse.batch.worker import Worker
 from packfuse.errors import DataError, MemberError
+from packfuse.server.packs import fingerprint
 from packfuse.tools import Turn
 from tests.support.scripted import TEMPLATE
 from tests.support.small import small_pack
@@ -206,6 +208,16 @@ def test_answers_of_two_packs_are_not_mixed(
     assert target.read_bytes() == half
     settle()
     assert (other.scheduler.running, other.scheduler.waiting) == (0, 0)
+
+
+def test_a_pack_that_is_loaded_again_is_the_same(pack: Pack) -> None:
+    again = small_pack(template=TEMPLATE, max_rows=7)
+    assert fingerprint(again) == fingerprint(pack)
+    assert fingerprint(small_pack(template=TEMPLATE, fusion="mixture")) != fingerprint(pack)
+    with torch.no_grad():
+        again.members[1].model.get_input_embeddings().weight += 1.0
+    again.members[1].refresh()
+    assert fingerprint(again) != fingerprint(pack)
 
 
 def test_lines_that_a_member_failed_on_are_asked_again(tmp_path: Path) -> None:

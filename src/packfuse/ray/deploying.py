@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 
@@ -14,6 +15,8 @@ from packfuse.ray.application import DeployOptions, application
 from packfuse.ray.cluster import check_cluster, wanted
 from packfuse.settings import PackConfig
 
+_COLOR = re.compile(r"\x1b\[\d*m")
+_OWN = "packfuse.errors."
 _ENDED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 _POLL_SECONDS = 0.2
 
@@ -70,7 +73,7 @@ def _wait(name: str, seconds: float) -> None:
         if found.status == ApplicationStatus.RUNNING:
             return
         reasons = [f"{key}: {own.message}" for key, own in found.deployments.items() if own.message]
-        reason = " ".join([found.message, *reasons]).strip()
+        reason = _short(" ".join([found.message, *reasons]).strip())
         if found.status in _ENDED:
             raise LoadError(f"the application {name!r} cannot run: {reason}")
         if time.monotonic() > until:
@@ -79,3 +82,10 @@ def _wait(name: str, seconds: float) -> None:
                 hint="`ray status` shows what is free; --load-seconds waits longer",
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _short(text: str) -> str:
+    """The last error of packfuse in a trace, or all of it."""
+    plain = _COLOR.sub("", text)
+    _, found, own = plain.rpartition(_OWN)
+    return own.partition(": ")[2].strip() if found else plain

@@ -36,9 +36,9 @@ class MemberActor:
         self._server.run(sockets=[self._listening])
 
     def _end_with_process(self) -> None:
-        """End the server when the process is to end, as it waits for the thread that computes."""
+        """End the process with its main thread, as Ray wants it; it would wait for other threads."""
         threading.main_thread().join()
-        self._server.should_exit = True
+        os._exit(0)
 
     def place(self) -> tuple[str, str]:
         """Address of the member, and id of its node."""

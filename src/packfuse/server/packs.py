@@ -76,7 +76,7 @@ class Served:
 
 
 def fingerprint(pack: Pack) -> str:
-    """A short name of how a pack fuses which members."""
-    members = [(m.name, m.facts.source, m.vocabulary.columns) for m in pack.members]
+    """A short name of how a pack fuses which members, equal wherever they are loaded."""
+    members = [(m.name, m.quick_digest(), m.vocabulary.columns) for m in pack.members]
     text = to_json([pack.runtime.named_settings.changes_answers, members])
     return f"pf_{xxhash.xxh64_hexdigest(text.encode())[:12]}"
