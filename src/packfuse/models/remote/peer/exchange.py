@@ -150,6 +150,6 @@ def _flush(client: Client, outbox: Outbox, state: str) -> None:
             finally:
                 opened.close()
         except RuntimeError:
-            # The server does not answer, or the interpreter ends and has closed the connection. What
-            # happened travels with the next read, or the sessions end with their lease.
+            # The server does not answer, or the interpreter ends and has closed the connection.
+            # What happened travels with the next read, or the sessions end with their lease.
             return
