@@ -36,7 +36,7 @@ class MemberActor:
         self._server.run(sockets=[self._listening])
 
     def _end_with_process(self) -> None:
-        """End the process with its main thread, as Ray wants it; it would wait for other threads."""
+        """End the process with its main thread, as Ray wants it; other threads may wait."""
         threading.main_thread().join()
         os._exit(0)
 
