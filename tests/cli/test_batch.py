@@ -19,9 +19,11 @@ from packfuse.cli import app
 from tests.support import pico
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
+LONG = 400
+"""Tokens of the last answers: they take seconds, so that a signal arrives before the end."""
 LINES: list[dict[str, Any]] = [
-    *({"prompt": f"The number {n} is", "max_tokens": 30} for n in range(12)),
-    {"custom_id": "chat", "messages": MESSAGES, "max_tokens": 30},
+    *({"prompt": f"The number {n} is", "max_tokens": LONG if n > 8 else 30} for n in range(12)),
+    {"custom_id": "chat", "messages": MESSAGES, "max_tokens": LONG},
     {"custom_id": "bad", "prompt": "x", "max_tokens": 0},
 ]
 
@@ -78,11 +80,11 @@ def test_a_batch_that_is_killed_loses_and_doubles_nothing(folder: Path) -> None:
     assert answers["bad"]["body"]["error"]["param"] == "max_tokens"
     pack = Pack.from_pretrained([str(folder / "model")], progress=False)
     for name, line in zip(names[:12], LINES, strict=False):
-        alone = pack.generate(line["prompt"], max_new_tokens=30)
+        alone = pack.generate(line["prompt"], max_new_tokens=line["max_tokens"])
         body = answers[name]["body"]
         assert body["choices"][0]["text"] == alone.text
         assert body["fusion"]["weights"] == alone.record.weights
-    alone = pack.generate(MESSAGES, max_new_tokens=30)
+    alone = pack.generate(MESSAGES, max_new_tokens=LONG)
     assert answers["chat"]["body"]["choices"][0]["message"]["content"] == alone.text
 
 

@@ -42,6 +42,7 @@ def test_facts_are_those_of_the_loaded_model(folder: Path):
         "vocabulary_size": 300,
         "fast_tokenizer": True,
         "candidates": None,
+        "scored_places": None,
         "engine": "transformers",
         "problems": [],
     }
