@@ -17,7 +17,7 @@ from packfuse.errors import LoadError, MemberError
 from packfuse.models.llama_cpp.library import forget_errors, last_errors, library
 from packfuse.models.llama_cpp.model import LlamaModel
 
-SEQUENCES = 48
+SEQUENCES = 32
 """Most sequences; each takes a row in the buffer of logits."""
 
 STATEFUL_SEQUENCES = 20
@@ -26,7 +26,7 @@ STATEFUL_SEQUENCES = 20
 UBATCH = 512
 """Most tokens of one computation; larger batches are computed in several."""
 
-LOGITS_BYTES = 32 * 2**20
+LOGITS_BYTES = 16 * 2**20
 """Most bytes of the logits of one batch, where it has more of them than sequences."""
 
 _NO_CELL = 1
