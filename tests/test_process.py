@@ -200,3 +200,17 @@ def test_the_interpreter_ends_in_order_with_open_calls(kind: str) -> None:
     done = run(EXITS[kind])
     assert done.returncode == (3 if kind == "an error" else 0), done.stderr
     assert done.stderr == ""
+
+
+def test_the_interpreter_waits_for_the_thread_that_frees_a_pack() -> None:
+    """Otherwise it would end that thread within a destructor of torch, and abort."""
+    done = run("""
+        class Slow:
+            def __del__(self):
+                time.sleep(1)
+                print("freed", flush=True)
+        pack.scheduler.slow = Slow()
+        pack.generate("hello", max_new_tokens=2)
+        del pack
+    """)
+    assert (done.stdout.strip(), done.returncode) == ("freed", 0), done.stderr

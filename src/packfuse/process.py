@@ -18,6 +18,7 @@ EXITING = threading.Event()
 
 _in_child: set[weakref.WeakMethod[Callable[[], None]]] = set()
 _pack_locks: weakref.WeakSet[PackLock] = weakref.WeakSet()
+_computing: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def on_fork(method: Callable[[], None]) -> None:
@@ -156,9 +157,23 @@ def _after_fork_in_child() -> None:
         torch.set_num_threads(1)
 
 
+def wait_at_exit(thread: threading.Thread) -> None:
+    """Let the end of the interpreter wait for a thread, which ends soon after `EXITING` is set."""
+    _computing.add(thread)
+
+
+_EXIT_SECONDS = 30.0
+"""Longest time that the end of the interpreter waits for a thread that computes for calls."""
+
+
 def _end_calls() -> None:
-    """Wait for running calls: a thread that computes while the interpreter ends aborts it."""
+    """Wait for running calls: a thread that computes while the interpreter ends aborts it.
+
+    So does one that frees tensors: the thread of a pack may be the last that refers to the pack.
+    """
     EXITING.set()
+    for thread in list(_computing):
+        thread.join(_EXIT_SECONDS)
     for lock in list(_pack_locks):
         if not lock._orphaned:
             lock.acquire()

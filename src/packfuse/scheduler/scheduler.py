@@ -17,7 +17,7 @@ from packfuse.models.batching import MAX_CHUNK_TOKENS, NO_PAUSE
 from packfuse.models.compute.heap import trim
 from packfuse.models.compute.threads import release_openmp_threads
 from packfuse.models.member import Pause
-from packfuse.process import EXITING, on_fork
+from packfuse.process import EXITING, on_fork, wait_at_exit
 from packfuse.scheduler.admission import Admission, memory_limit
 from packfuse.scheduler.task import Task, autocast
 
@@ -89,6 +89,7 @@ class Scheduler:
                     target=self._work, name="packfuse-scheduler", daemon=True
                 )
                 self._thread.start()
+                wait_at_exit(self._thread)
 
     def run(self, *tasks: Task[T]) -> list[T]:
         """Run tasks and wait for their results.
