@@ -41,7 +41,6 @@ def test_facts_are_those_of_the_loaded_model(folder: Path):
         "chat_template": False,
         "vocabulary_size": 300,
         "fast_tokenizer": True,
-        "scored_places": None,
         "candidates": None,
         "scored_places": None,
         "engine": "transformers",
