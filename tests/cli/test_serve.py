@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 from packfuse.cli import app
 from packfuse.settings import PackConfig
 from tests.support import pico
+from tests.support.serving import command_running
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 CHAT = "/v1/chat/completions"
@@ -39,22 +39,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @contextmanager
 def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running server, and its address."""
-    command = [sys.executable, "-m", "packfuse", "serve", "--port", "0", *arguments]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
-    assert process.stderr is not None
-    lines: list[str] = []
-    for line in process.stderr:
-        lines.append(line.strip())
-        if line.startswith("http://"):
-            break
-    try:
-        assert lines[-1].startswith("http://"), lines
-        yield process, lines[-1]
-    finally:
-        process.kill()
-        process.communicate()
+    with command_running("serve", "--port", "0", *arguments, **environment) as found:
+        yield found
 
 
 def ready(url: str) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import uvicorn
 
 from packfuse.models.loading import load_member
 from packfuse.models.member import Member
 from packfuse.models.remote import PeerMember
 from packfuse.server.member import MemberLimits, create_member_app
-from packfuse.server.serving import bound, configured
 from packfuse.settings import LoadSettings, MemberSettings
+from tests.support.serving import command_running, running
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,41 +42,16 @@ def member_process(
     model: str, *options: str, port: int = 0, **environment: str
 ) -> Iterator[MemberProcess]:
     """`packfuse member` in a process of its own."""
-    command = [sys.executable, "-m", "packfuse", "member", model, "--port", str(port), *options]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
-    assert process.stderr is not None
-    lines: list[str] = []
-    for line in process.stderr:
-        lines.append(line.strip())
-        if line.startswith("http://"):
-            break
-    try:
-        assert lines[-1].startswith("http://"), lines
-        yield MemberProcess(lines[-1], process)
-    finally:
-        process.kill()
-        process.communicate()
+    arguments = ("member", model, "--port", str(port), *options)
+    with command_running(*arguments, **environment) as (process, url):
+        yield MemberProcess(url, process)
 
 
 @contextmanager
 def member_server(member: Member, *, port: int = 0, **limits: Any) -> Iterator[str]:
     """The address of a server in this process."""
-    listening = bound("127.0.0.1", port)
-    app = create_member_app(member, MemberLimits(**limits))
-    server = uvicorn.Server(configured(app, grace=10))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    while not server.started:
-        time.sleep(0.005)
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listening.close()
-        assert not thread.is_alive()
+    with running(create_member_app(member, MemberLimits(**limits)), port) as url:
+        yield url
 
 
 def card(url: str, **headers: str) -> dict[str, Any]:

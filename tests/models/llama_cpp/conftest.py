@@ -10,6 +10,7 @@ from packfuse.models.llama_cpp import LlamaCppMember, is_installed
 from packfuse.models.loading import load_member
 from packfuse.models.member import Member
 from packfuse.settings import LoadSettings, MemberSettings
+from packfuse.testing import MemberLaws
 from tests.support.starter_files import write_gguf
 
 SCALE = 0.5
@@ -36,6 +37,19 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("in_place") / "other.gguf"
     write_gguf(path, 7, eot=2, context=2048, scale=SCALE, more=[("llamas", 1)])
     return path
+
+
+class LlamaCppLaws(MemberLaws):
+    """The laws of members, for the fixture `member` of a module."""
+
+    ids = tuple(range(60, 72))
+
+    @pytest.fixture(autouse=True)
+    def _member(self, member: LlamaCppMember) -> None:
+        self._own = member
+
+    def member(self) -> Member:
+        return self._own
 
 
 def opened(path: Path, **settings: object) -> LlamaCppMember:

@@ -18,8 +18,7 @@ from torch import Tensor
 from packfuse.errors import MemberError, PromptError
 from packfuse.models.llama_cpp import LlamaCppMember
 from packfuse.models.member import Member, Pause, Read, ReadCallback
-from packfuse.testing import MemberLaws
-from tests.models.llama_cpp.conftest import opened
+from tests.models.llama_cpp.conftest import LlamaCppLaws, opened
 
 IDS = [5 + 37 * index % 250 for index in range(60)]
 CLOSE = 0.03
@@ -37,17 +36,8 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found[likely], expected[likely], atol=CLOSE, rtol=0)
 
 
-class TestLaws(MemberLaws):
+class TestLaws(LlamaCppLaws):
     """The laws of members."""
-
-    ids = tuple(range(60, 72))
-
-    @pytest.fixture(autouse=True)
-    def _member(self, member: LlamaCppMember) -> None:
-        self._own = member
-
-    def member(self) -> Member:
-        return self._own
 
 
 def test_distributions_are_those_of_the_expanded_weights(

@@ -10,9 +10,8 @@ import torch
 from packfuse import Pack
 from packfuse.models.llama_cpp import LlamaCppMember
 from packfuse.models.llama_cpp.context import STATEFUL_SEQUENCES
-from packfuse.models.member import Member, Read
-from packfuse.testing import MemberLaws
-from tests.models.llama_cpp.conftest import opened
+from packfuse.models.member import Read
+from tests.models.llama_cpp.conftest import LlamaCppLaws, opened
 from tests.models.llama_cpp.test_llama_cpp_member import IDS, assert_same, whole
 from tests.support.starter_files import write_mamba
 
@@ -31,17 +30,8 @@ def member(mamba: Path) -> LlamaCppMember:
     return opened(mamba)
 
 
-class TestLaws(MemberLaws):
+class TestLaws(LlamaCppLaws):
     """The laws of members."""
-
-    ids = tuple(range(60, 72))
-
-    @pytest.fixture(autouse=True)
-    def _member(self, member: LlamaCppMember) -> None:
-        self._own = member
-
-    def member(self) -> Member:
-        return self._own
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 59])

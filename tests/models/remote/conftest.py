@@ -14,6 +14,7 @@ from packfuse import Pack
 from packfuse.models.member import Read
 from packfuse.models.remote.client import Client
 from tests.support.llama_server import LlamaServer, llama_server
+from tests.support.replay import replayed
 from tests.support.starter_files import write_gguf
 
 
@@ -30,6 +31,19 @@ def server(gguf: Path) -> Iterator[LlamaServer]:
     """A server that no test harms."""
     with llama_server(gguf) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server that answers as the exchanges of the module say."""
+    with replayed(request.module.EXCHANGES) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(default_folders: dict[str, Path]) -> Path:
+    """The model of the exchanges."""
+    return default_folders["SmolLM2-135M-Instruct"]
 
 
 @pytest.fixture

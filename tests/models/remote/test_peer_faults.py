@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI, Response
 from torch import Tensor
 
@@ -26,7 +25,6 @@ from packfuse.models.member import Read
 from packfuse.models.remote.client import Client
 from packfuse.models.remote.peer import connecting
 from packfuse.models.remote.peer.wire import READ, Answer, AnswerHeader
-from packfuse.server.serving import bound, configured
 from packfuse.settings import LoadSettings, MemberSettings
 from tests.support.member_server import (
     card,
@@ -35,6 +33,7 @@ from tests.support.member_server import (
     peer_of,
     until_sessions,
 )
+from tests.support.serving import running
 from tests.support.small import small_pack
 from tests.support.steps import at_step
 
@@ -289,18 +288,11 @@ def test_nonsense_is_named(local: Pack, kind: str) -> None:
 @contextmanager
 def answering(whole: dict[str, Any], body: bytes) -> Iterator[str]:
     """A server that answers every read with these bytes."""
-    app, listening = FastAPI(), bound("127.0.0.1", 0)
+    app = FastAPI()
     app.add_api_route("/packfuse/member", lambda: whole)
     app.add_api_route(READ, lambda: Response(body), methods=["POST"])
-    server = uvicorn.Server(configured(app, grace=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listening.close()
+    with running(app) as url:
+        yield url
 
 
 BAD: dict[str, tuple[dict[str, Any], type[PackError], str]] = {

@@ -6,7 +6,6 @@ reads and writes carry the distributions of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,17 +25,6 @@ pytestmark = [
     pytest.mark.starter,
     pytest.mark.filterwarnings("ignore:member 'smol' names 20 tokens:RuntimeWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with replay.replayed(EXCHANGES) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def folder(default_folders: dict[str, Path]) -> Path:
-    return default_folders["SmolLM2-135M-Instruct"]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from packfuse.errors import ConfigError, LoadError
 from packfuse.models.member import Read
 from packfuse.models.remote.remote_member import RemoteMember
 from tests.models.remote.conftest import whole_distributions
-from tests.support.replay import replayed
 from tests.support.served_calls import NEXT, PROMPT, load
 
 EXCHANGES = Path(__file__).with_name("vllm_0_32.json")
@@ -21,17 +19,6 @@ pytestmark = [
     pytest.mark.starter,
     pytest.mark.filterwarnings("ignore:member 'smol' names 20 tokens:RuntimeWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with replayed(EXCHANGES) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def folder(default_folders: dict[str, Path]) -> Path:
-    return default_folders["SmolLM2-135M-Instruct"]
 
 
 def test_it_says_what_it_is(url: str, folder: Path) -> None:
