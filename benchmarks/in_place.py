@@ -94,17 +94,8 @@ def measured(files: list[str], tokens: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def row(case: dict[str, Any]) -> str:
-    """A row of the table in docs/scale.md."""
-    memory, times = case["bytes"], case["step_seconds"]
-    cells = [f"{memory[engine]['working'] / 2**20:,.0f} MiB" for engine in ENGINES]
-    cells += [f"{case['memory_ratio']:.2f}"]
-    cells += [f"{1000 * times[engine]:.0f} ms" for engine in ENGINES]
-    return f"| {' + '.join(case['files'])} | {' | '.join(cells)} | {case['step_ratio']:.2f} |"
-
-
 def main() -> None:
-    """Measure, print a table, and one line of JSON."""
+    """Measure, and print one line of JSON, from which benchmarks/tables.py makes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--tokens", type=int, default=24)
@@ -118,12 +109,7 @@ def main() -> None:
         return
     alone = [] if options.pair else [[file] for file in options.files if len(options.files) > 1]
     sets = [*alone, options.files]
-    print("| files | expanded | llama.cpp | ratio | expanded | llama.cpp | ratio |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    cases = []
-    for files in sets:
-        cases.append(measured(files, options.tokens, options.rounds))
-        print(row(cases[-1]), flush=True)
+    cases = [measured(files, options.tokens, options.rounds) for files in sets]
     document = json.dumps({"machine": machine(), "cases": cases})
     if options.save:
         options.save.write_text(document + "\n")

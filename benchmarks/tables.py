@@ -10,6 +10,9 @@ written by hand. Names are those of a file in benchmarks/measured and of a part 
     first_use
     serving
     servers candidates | step
+    in_place
+    peers
+    cluster
     FILE machine         the machine of a file's results, as one line
 """
 
@@ -219,12 +222,66 @@ def servers(results: Mapping[str, Any], name: str) -> Rows:
     ]
 
 
+def in_place(results: Mapping[str, Any], _: str) -> Rows:
+    """Memory and steps of GGUF files under llama.cpp, over the same files expanded."""
+    case = results["cases"][-1]
+    engines = ("transformers", "llama.cpp")
+    memory = [f"{case['bytes'][name]['working'] / 2**20:,.0f} MiB" for name in engines]
+    times = [f"{case['step_seconds'][name] * 1000:.0f} ms" for name in engines]
+    return [
+        ("two files, one pack", "expanded ", "llama.cpp ", "ratio "),
+        [
+            "memory, at its highest in an answer to 500 tokens",
+            *memory,
+            _ratio(case["memory_ratio"]),
+        ],
+        ["a step", *times, _ratio(case["step_ratio"])],
+    ]
+
+
+_SENT = {
+    "float32": "whole, float32",
+    "float16": "whole, float16",
+    "256 tokens": "256 tokens (`candidates`)",
+    "columns of the alignment": 'columns that the alignment reads (`heads="pruned"`)',
+}
+
+
+def peers(results: Mapping[str, Any], _: str) -> Rows:
+    """What a read of one token by the member protocol costs, by what is sent."""
+    return [
+        ("sent for a place", "bytes ", "hop, ms "),
+        *(
+            [_SENT[line["sent"]], f"{line['bytes']:,}", f"{line['hop_ms']:.1f}"]
+            for line in results["hop"]
+        ),
+    ]
+
+
+def cluster(results: Mapping[str, Any], _: str) -> Rows:
+    """What a read of one token costs on a cluster, over the same read in one process."""
+    return [
+        ("a read, ms more than in one process", "member protocol ", "call of an actor "),
+        *(
+            [
+                f"{hop['columns']:,} log-probabilities, {place}",
+                *(f"{hop[f'{key}_{way}_ms']:.1f}" for way in ("protocol", "actor")),
+            ]
+            for hop in results["hops"].values()
+            for key, place in (("other", "another node"), ("this", "the same node"))
+        ),
+    ]
+
+
 MAKERS: dict[str, Callable[[Mapping[str, Any], str], Rows]] = {
     "speed": speed,
     "evidence": evidence,
     "first_use": first_use,
     "serving": serving,
     "servers": servers,
+    "in_place": in_place,
+    "peers": peers,
+    "cluster": cluster,
 }
 
 
