@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from packfuse.cli.screen import Screen
-from packfuse.errors import ConfigError
 
 SERVER: dict[str, Any] = {"rich_help_panel": "The server"}
 
@@ -45,23 +42,13 @@ class ListenOptions:
         typer.Option(min=0, help="Time for running answers when the server ends, s.", **SERVER),
     ] = 30
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits that every server has, by the names of `RequestLimits`."""
+        return {"api_key": self.api_key, "max_body": self.max_body, "timeout": self.timeout}
+
     def warn(self, screen: Screen) -> None:
         """Say so where everybody in a network may use the server."""
         local = self.host in ("127.0.0.1", "localhost", "::1")
         if not local and self.api_key is None:
             screen.note(f"warning: everybody who reaches {self.host} can use it; set --api-key")
-
-
-@contextmanager
-def needs_serve() -> Iterator[None]:
-    """For imports that need the extra `serve`.
-
-    Raises:
-        ConfigError: if something that is imported is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{error.name} is not installed", hint="pip install 'packfuse[serve]'"
-        ) from error

@@ -227,8 +227,7 @@ class PackOptions(_Settings):
         settings = {**self.settings(), **more}
         if self.pack is None:
             raise ConfigError("a cluster needs the pack as a file", hint="name it with --pack")
-        several = PackConfig.read_several(self.pack, **settings)
-        return several or {name: PackConfig.read(self.pack, **settings)}
+        return PackConfig.read_named(self.pack, name, **settings)
 
 
 @dataclass(frozen=True)

@@ -214,9 +214,8 @@ def _notes(batch: BatchInfo, item: PreparedPrompt, fit: Fit) -> list[str]:
     constraint = batch.request.constraint
     notes = [*item.prompt.notes, *batch.notes, *(constraint.notes if constraint else ())]
     if fit.losses is None:
-        fixed = batch.request.call.weighting.for_members(batch.runtime.names) is not None
-        dear = any(member.max_scored_places is not None for member in batch.runtime.members)
-        notes.append(_NOT_SCORED if fixed and dear else _TOO_SHORT)
+        fixed = batch.request.call.weighting.for_members(batch.runtime.names)
+        notes.append(_TOO_SHORT if batch.runtime.scores_prompt(fixed) else _NOT_SCORED)
     if batch.request.trace and batch.recorder is None:
         notes.append("no trace: beams and several return sequences are not traced")
     return notes

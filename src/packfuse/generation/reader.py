@@ -159,7 +159,7 @@ class PromptReader:
             model.engine,
             whole,
             self.request.call,
-            score=self._scores(options.weights),
+            score=runtime.scores_prompt(options.weights),
             fit_positions=options.fit_positions,
             limits=options.limits,
             others={k: partial(runtime.view, k) for k in able if k != reference},
@@ -170,14 +170,6 @@ class PromptReader:
         reading.sequence.offset = len(ids) - len(reading.sequence.ids)
         return PreparedPrompt(
             index, reference, ids, whole, chat, reading, started=time.perf_counter()
-        )
-
-    def _scores(self, weights: Weights | None) -> bool:
-        """Whether a prompt is scored: for the weights, or for the record where it costs little."""
-        members = self.runtime.members
-        return weights is None or all(
-            member.max_scored_places is None or not weight
-            for member, weight in zip(members, weights, strict=True)
         )
 
     def _rendered(

@@ -31,7 +31,7 @@ from packfuse.text.chats.chat_template import render_chat
 from packfuse.text.reply_tags import Reasoning
 from packfuse.text.vocabulary import Vocabulary
 from packfuse.weighting.methods import weightings
-from packfuse.weighting.methods.base import Weighting
+from packfuse.weighting.methods.base import Weighting, Weights
 from packfuse.weighting.prefix_cache import PrefixCache, prefix_limit
 
 _TEMPLATE_TAIL = 16
@@ -154,6 +154,17 @@ class Runtime:
     def default_reference(self) -> int:
         """Index of the reference where no prompt decides; see `reference_under`."""
         return self.reference_under(self.parts.weighting)
+
+    def scores_prompt(self, weights: Weights | None) -> bool:
+        """Whether a prompt is scored: for the weights, or for the record where it costs little.
+
+        Args:
+            weights: `[K]`, where they do not depend on the prompt; else None.
+        """
+        return weights is None or all(
+            member.max_scored_places is None or not weight
+            for member, weight in zip(self.members, weights, strict=True)
+        )
 
     def reference_under(self, weighting: Weighting) -> int:
         """Index of the named reference; with "auto", of the first member with a chat template.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from packfuse.errors import ConfigError
+from packfuse.registry import needs_extra
 
 if TYPE_CHECKING:
     from packfuse.ray.application import DeployOptions, application
@@ -38,9 +38,5 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with needs_extra("ray"):
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{error.name} is not installed", hint="pip install 'packfuse[ray]'"
-        ) from error

@@ -12,8 +12,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from packfuse.ray.routing import routing_key
-from packfuse.server.app import Limits
-from packfuse.server.limits import App, Guard, Message, Receive, Scope, Send
+from packfuse.server.limits import App, Guard, Message, Receive, RequestLimits, Scope, Send
 from packfuse.server.problems import RequestError
 
 _SENT = ("type", "http_version", "method", "path", "raw_path", "query_string", "root_path",
@@ -58,11 +57,9 @@ class Forwarder:
             leaving.cancel()
 
 
-def forwarding(handle: Any, limits: Limits) -> Starlette:
+def forwarding(handle: Any, limits: RequestLimits) -> Starlette:
     """The application that stands before the replicas, and checks what their guard would."""
-    guard = Middleware(
-        Guard, api_key=limits.api_key, max_body=limits.max_body, timeout=limits.timeout
-    )
+    guard = Middleware(Guard, limits=limits)
     return Starlette(routes=[Route("/{path:path}", Forwarder(handle))], middleware=[guard])
 
 

@@ -72,6 +72,7 @@ class Scheduler:
             ClosedError: after `close`.
         """
         limit = self._runtime.settings.max_waiting
+        release_openmp_threads()
         with self._mutex:
             if self._closed:
                 raise ClosedError("this pack was closed", hint="load it again")
@@ -82,7 +83,6 @@ class Scheduler:
                     waiting=waiting,
                     hint="try again later, or raise max_waiting",
                 )
-            release_openmp_threads()
             self._waiting += tasks
             if self._thread is None:
                 self._thread = threading.Thread(

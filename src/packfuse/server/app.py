@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from packfuse import __version__
 from packfuse.server.access_log import AccessLog
 from packfuse.server.answering import Answering
-from packfuse.server.limits import Guard
+from packfuse.server.limits import Guard, RequestLimits
 from packfuse.server.metrics import Metrics
 from packfuse.server.packs import Served
 from packfuse.server.problems import add_problems
@@ -32,21 +32,15 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits of a server.
+class Limits(RequestLimits):
+    """The limits of a server, besides those of `RequestLimits`.
 
     Attributes:
-        api_key: Key that requests must have; None for none.
-        max_body: Largest body of a request, in bytes.
-        timeout: Longest time for sending a body, in seconds.
         max_tokens: Most tokens of an answer in a chat, if the request does not say.
         allow_origins: Web pages of other servers that may use this one.
         log_prompts: Whether the access log has the requests' bodies.
     """
 
-    api_key: str | None = None
-    max_body: int = 4 * 2**20
-    timeout: float = 30.0
     max_tokens: int = 1024
     allow_origins: Sequence[str] = ()
     log_prompts: bool = False
@@ -97,9 +91,7 @@ def create_app(served: Served, limits: Limits | None = None) -> FastAPI:
         app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
     add_problems(app)
     # The last one that is added runs first.
-    app.add_middleware(
-        Guard, api_key=limits.api_key, max_body=limits.max_body, timeout=limits.timeout
-    )
+    app.add_middleware(Guard, limits=limits)
     if limits.allow_origins:
         app.add_middleware(
             CORSMiddleware,

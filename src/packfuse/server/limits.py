@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from packfuse.server.problems import RequestError
@@ -16,6 +17,22 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What a request has to pass in every server.
+
+    Attributes:
+        api_key: Key that requests must have; None for none.
+        max_body: Largest body of a request, in bytes.
+        timeout: Longest time for sending a body, in seconds.
+    """
+
+    api_key: str | None = None
+    max_body: int = 4 * 2**20
+    timeout: float = 30.0
+
+
 OPEN = ("/", "/page.js", "/page.css", "/health")
 """Paths without a key: the page asks for it, and load balancers have none."""
 
@@ -23,16 +40,15 @@ OPEN = ("/", "/page.js", "/page.css", "/health")
 class Guard:
     """An ASGI middleware that refuses requests without the key, too large, or sent too slowly."""
 
-    def __init__(self, app: App, *, api_key: str | None, max_body: int, timeout: float) -> None:
+    def __init__(self, app: App, limits: RequestLimits) -> None:
         """Wrap an application.
 
         Args:
             app: The application.
-            api_key: The key; None for none.
-            max_body: Largest body, in bytes.
-            timeout: Longest time for sending a body, in seconds.
+            limits: See `RequestLimits`.
         """
-        self._app, self._key, self._max, self._timeout = app, api_key, max_body, timeout
+        self._app, self._key = app, limits.api_key
+        self._max, self._timeout = limits.max_body, limits.timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""

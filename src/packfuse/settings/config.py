@@ -87,6 +87,17 @@ class PackConfig(PackSettings, LoadSettings):
         }
 
     @classmethod
+    def read_named(
+        cls, path: str | os.PathLike[str], name: str, **overrides: Any
+    ) -> dict[str, PackConfig]:
+        """Read a YAML file with one pack or several; a single one is called `name`.
+
+        Raises:
+            ConfigError: as for `read`.
+        """
+        return cls.read_several(path, **overrides) or {name: cls.read(path, **overrides)}
+
+    @classmethod
     def _made(cls, data: Any, file: Path, where: str, overrides: Mapping[str, Any]) -> PackConfig:
         """A pack from the data of a file."""
         if not isinstance(data, dict):

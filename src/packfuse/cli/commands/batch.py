@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from packfuse.cli.listening import needs_serve
 from packfuse.cli.options import PackOptions, SchedulingOptions, quiet
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
 from packfuse.progress import batch_progress
+from packfuse.registry import needs_extra
 
 if TYPE_CHECKING:
     from packfuse.batch.run import Answers, Summary
@@ -58,7 +58,7 @@ def batch(
 
     Exit status 1 if a line has an error for an answer.
     """
-    with needs_serve():
+    with needs_extra("serve"):
         from packfuse.batch.run import run_batch
     if ray_address is not None and workers is None:
         raise ConfigError("--ray-address has no effect without --workers", hint="give both")

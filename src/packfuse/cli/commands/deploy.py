@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from packfuse.cli.listening import ListenOptions, needs_serve
+from packfuse.cli.listening import ListenOptions
 from packfuse.cli.options import quiet
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
+from packfuse.registry import needs_extra
 from packfuse.settings import PackConfig, RayPlace
 
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "The cluster"}
@@ -78,8 +79,8 @@ def deploy(
             f"--max-replicas {most} is less than --min-replicas {cluster.min_replicas}",
             hint="give at least as many",
         )
-    configs = PackConfig.read_several(file) or {name: PackConfig.read(file)}
-    with needs_serve():
+    configs = PackConfig.read_named(file, name)
+    with needs_extra("serve"):
         from packfuse.server.app import Limits
     from packfuse.ray import DeployOptions, connect
     from packfuse.ray import deploy as start
@@ -95,9 +96,7 @@ def deploy(
         load_seconds=cluster.load_seconds,
         grace=server.grace,
         limits=Limits(
-            api_key=server.api_key,
-            max_body=server.max_body,
-            timeout=server.timeout,
+            **server.limits,
             max_tokens=max_tokens,
         ),
     )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from packfuse.cli.listening import SERVER, ListenOptions, needs_serve
+from packfuse.cli.listening import SERVER, ListenOptions
 from packfuse.cli.options import quiet, size
 from packfuse.cli.screen import Screen
+from packfuse.registry import needs_extra
 from packfuse.settings import MemberSettings, PackConfig
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def member(
     There it is {url: http://HOST:PORT}, in Python and in a pack.yaml. Needs
     `pip install 'packfuse[serve]'`.
     """
-    with needs_serve():
+    with needs_extra("serve"):
         from packfuse.server.member import MemberLimits, create_member_app
         from packfuse.server.serving import bound, run
     given = {"tokenizer": tokenizer, "dtype": dtype, "device_map": device_map}
@@ -77,9 +78,7 @@ def member(
         server.warn(screen)
         found = _loaded(screen, config, server.threads)
         limits = MemberLimits(
-            api_key=server.api_key,
-            max_body=server.max_body,
-            timeout=server.timeout,
+            **server.limits,
             lease=server.lease,
             max_cache=_limit(limit, found),
         )

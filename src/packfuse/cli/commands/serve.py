@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from packfuse.cli.listening import SERVER, ListenOptions, needs_serve
+from packfuse.cli.listening import SERVER, ListenOptions
 from packfuse.cli.options import PackOptions, SchedulingOptions, quiet
 from packfuse.cli.screen import Screen
 from packfuse.errors import PackError
+from packfuse.registry import needs_extra
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
@@ -57,7 +58,7 @@ def serve(
     Needs `pip install 'packfuse[serve]'`. Without --pack and --model, the starter pack answers. A
     file given to --pack may hold several packs, by name under `packs:`.
     """
-    with needs_serve():
+    with needs_extra("serve"):
         from packfuse.server.app import Limits, create_app
         from packfuse.server.packs import Served
         from packfuse.server.serving import bound, run
@@ -74,9 +75,7 @@ def serve(
     quiet(screen)
     server.warn(screen)
     limits = Limits(
-        api_key=server.api_key,
-        max_body=server.max_body,
-        timeout=server.timeout,
+        **server.limits,
         max_tokens=server.max_tokens,
         allow_origins=server.allow_origin or (),
         log_prompts=server.log_prompts,

@@ -12,7 +12,7 @@ from packfuse.errors import LoadError
 from packfuse.models.llama_cpp import INSTALL, LlamaCppMember, load_llama_cpp
 from packfuse.models.loading.gguf.copy import copy_of
 from packfuse.models.loading.gguf.fields import check_model, gguf_fields, gguf_parts
-from packfuse.models.loading.gguf.tokenizer import turn_ends
+from packfuse.models.loading.gguf.tokenizer import gguf_tokenizer, turn_ends
 from packfuse.models.loading.pretrained import load_model, load_tokenizer
 from packfuse.models.loading.quantization import unpacked
 from packfuse.models.loading.source import Source
@@ -44,10 +44,10 @@ def load_gguf(
 
     def load(**how: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         # The tokenizer comes first: it fails fast.
-        tokenizer = load_tokenizer(source, other, source)
+        tokenizer = _tokenizer(source, other, fields)
         plain = {"quantization_config": unpacked()} if unpacked() else {}
         model, _ = load_model(source, {**plain, **how}, unsafe=False)
-        ends = turn_ends(path, tokenizer)
+        ends = turn_ends(fields, tokenizer)
         model.generation_config.eos_token_id = ends or None
         return model, tokenizer
 
@@ -105,8 +105,17 @@ def gguf_in_place(source: Source, other: str | None) -> GGUFInPlace:
     fields = gguf_fields(path)
     check_model(fields)
     parts = gguf_parts(path, fields)
-    tokenizer = load_tokenizer(source, other, source)
-    return GGUFInPlace(parts, fields, tokenizer, turn_ends(path, tokenizer))
+    tokenizer = _tokenizer(source, other, fields)
+    return GGUFInPlace(parts, fields, tokenizer, turn_ends(fields, tokenizer))
+
+
+def _tokenizer(
+    source: Source, other: str | None, fields: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a file whose fields have been read, or another one."""
+    if other:
+        return load_tokenizer(source, other, source)
+    return gguf_tokenizer(Path(source.place, str(source.gguf)), fields)
 
 
 def as_plain(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import xxhash
@@ -16,7 +16,7 @@ from packfuse.errors import ServerError
 from packfuse.models.member import Member, MemberFacts, NamedFacts, Read, Session
 from packfuse.models.remote.client import MAX_CONNECTIONS
 from packfuse.models.remote.protocols import Candidates, Protocol
-from packfuse.models.remote.rows import FEW, NonsenseError, row
+from packfuse.models.remote.rows import FEW, Named, NonsenseError, row
 from packfuse.process import on_fork
 from packfuse.text.vocabulary import Vocabulary
 
@@ -32,19 +32,6 @@ _WAIT_SECONDS = 0.02
 _SHORT, _LONG, _MISSES = 8, 256, 3
 """Steps of at most 8 tokens after at least 256 are watched; three in a row without the server's
 prefix cache are worth a warning."""
-
-
-@dataclass(slots=True)
-class Named:
-    """What a server named over the places of a session.
-
-    Attributes:
-        places: Number of places.
-        mass: Sum over them of the probability of all tokens that were not named.
-    """
-
-    places: int = 0
-    mass: float = 0.0
 
 
 class RemoteMember(Member):
@@ -143,8 +130,7 @@ class RemoteMember(Member):
     def named(self, session: Session) -> NamedFacts | None:
         """See `Member.named`."""
         state: Named = session.state
-        named = self.named_tokens
-        return NamedFacts(named, state.mass / state.places) if named and state.places else None
+        return state.facts(self.named_tokens)
 
     def open(self) -> Session:
         """See `Member.open`."""
@@ -194,8 +180,7 @@ class RemoteMember(Member):
             wanted = [index for index, count in enumerate(counts) if callback.wants(count)]
             request.notify([counts[index] for index in wanted], logps[wanted])
         state: Named = session.state
-        state.places += len(found)
-        state.mass += sum(outside for _, outside in found)
+        state.add(found)
         session.ids.extend(request.ids)
         kept = logps[-request.keep :]
         subset = None if callback else request.active_subset

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from packfuse.errors import PackError
+from packfuse.models.member import NamedFacts
 from packfuse.models.remote.protocols import Candidates
 
 FEW = 100
@@ -18,6 +21,28 @@ _LEAST_OUTSIDE = 1e-9
 """Least probability of all tokens that are not named, so that none is impossible."""
 _ROUNDING = 1e-3
 """How far a server's probabilities may be from a distribution."""
+
+
+@dataclass(slots=True)
+class Named:
+    """What a server named over the places of a session.
+
+    Attributes:
+        places: Number of places.
+        mass: Sum over them of the probability of all tokens that were not named.
+    """
+
+    places: int = 0
+    mass: float = 0.0
+
+    def add(self, rows: Sequence[tuple[Tensor, float]]) -> None:
+        """Count the places of `row`s."""
+        self.places += len(rows)
+        self.mass += sum(outside for _, outside in rows)
+
+    def facts(self, most: int | None) -> NamedFacts | None:
+        """See `Member.named`; `most` is the most tokens of a place, None for all."""
+        return NamedFacts(most, self.mass / self.places) if most and self.places else None
 
 
 class NonsenseError(PackError, ValueError):

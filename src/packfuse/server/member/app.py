@@ -15,27 +15,21 @@ from starlette.routing import Route
 from packfuse import __version__
 from packfuse.models.member import Member
 from packfuse.models.remote.peer.wire import CARD, CONTENT_TYPE, DIGEST, READ, TOKENIZER, TOKENS
-from packfuse.server.limits import Guard, json_body
+from packfuse.server.limits import Guard, RequestLimits, json_body
 from packfuse.server.member.host import Host
 from packfuse.server.member.stream import ReadStream
 from packfuse.server.problems import RequestError, add_problems
 
 
 @dataclass(frozen=True, slots=True)
-class MemberLimits:
-    """The limits of a member's server.
+class MemberLimits(RequestLimits):
+    """The limits of a member's server, besides those of `RequestLimits`.
 
     Attributes:
-        api_key: Key that requests must have; None for none.
-        max_body: Largest body of a request, in bytes.
-        timeout: Longest time for sending a body, in seconds.
         lease: Time after which a client that sends nothing loses its sessions, in seconds.
         max_cache: Most bytes of the clients' KV caches.
     """
 
-    api_key: str | None = None
-    max_body: int = 4 * 2**20
-    timeout: float = 30.0
     lease: float = 600.0
     max_cache: int = 2**30
 
@@ -85,7 +79,5 @@ def create_member_app(member: Member, limits: MemberLimits | None = None) -> Fas
 
     app.router.routes.append(Route(READ, ReadStream(host, CONTENT_TYPE), methods=["POST"]))
     add_problems(app)
-    app.add_middleware(
-        Guard, api_key=limits.api_key, max_body=limits.max_body, timeout=limits.timeout
-    )
+    app.add_middleware(Guard, limits=limits)
     return app

@@ -110,14 +110,18 @@ TURN_ENDS = (
 """Control tokens that end a turn or a text whatever a file says."""
 
 
-def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def gguf_tokenizer(path: Path, fields: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a file.
+
+    Args:
+        path: The file.
+        fields: Its fields, by `gguf_fields`; read if None.
 
     Raises:
         LoadError: for a way to split text that is not known.
         Exception: what the reader of the format raises for a damaged file.
     """
-    facts = _facts(path)
+    facts = _facts(gguf_fields(path) if fields is None else fields)
     tokens: list[str] = facts["tokens"]
     types: list[int] = facts.get("token_type") or [1] * len(tokens)
     if facts["model"] == "gpt2":
@@ -152,9 +156,14 @@ _NAMES = {
 }
 
 
-def turn_ends(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a turn: those that a file names, and usual control tokens of its vocabulary."""
-    facts = _facts(path)
+def turn_ends(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a turn: those that a file names, and usual control tokens of its vocabulary.
+
+    Args:
+        fields: The fields of the file, by `gguf_fields`.
+        tokenizer: The tokenizer.
+    """
+    facts = _facts(fields)
     named = [facts.get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
     controls = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
     usual = [controls[name] for name in TURN_ENDS if name in controls]
@@ -164,9 +173,8 @@ def turn_ends(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(dict.fromkeys([*(i for i in named if isinstance(i, int)), *usual]))
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _facts(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says of its tokenizer, by the names after `tokenizer.ggml.`."""
-    fields = gguf_fields(path)
     start = "tokenizer.ggml."
     found = {
         name.removeprefix(start): value for name, value in fields.items() if name.startswith(start)

@@ -8,12 +8,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from queue import SimpleQueue
 from uuid import uuid4
 
 from packfuse.models.remote.peer.wire import Operation
+from packfuse.models.remote.rows import Named
 
 _DELAY = 0.5
 """Time for which the end of a session waits for a read to travel with, in seconds."""
@@ -30,15 +31,13 @@ class PeerState:
         number: Its number there.
         client: Whose number it is.
         known: Whether the server has it, as far as is known here.
-        places: Number of places at which not all tokens were named.
-        mass: Sum over them of the probability of the other tokens.
+        named: What the server named, where it does not name all tokens.
     """
 
     number: int
     client: str
     known: bool = False
-    places: int = 0
-    mass: float = 0.0
+    named: Named = field(default_factory=Named)
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -78,7 +77,7 @@ class Outbox:
     def copy(self, state: PeerState, kind: str, length: int) -> PeerState:
         """A copy of a session, or of its first tokens; see `Operation` for its kinds."""
         made = self.state()
-        made.places, made.mass = state.places, state.mass
+        made.named = replace(state.named)
         if state.known and state.client == self.client:
             keep = kind == "keep"
             self._operations.append(("keep" if keep else "fork", made.number, state.number, length))

@@ -124,8 +124,7 @@ class PeerMember(Member):
     def named(self, session: Session) -> NamedFacts | None:
         """See `Member.named`."""
         state: PeerState = session.state
-        named = self.transfer.candidates
-        return NamedFacts(named, state.mass / state.places) if named and state.places else None
+        return state.named.facts(self.named_tokens)
 
     def open(self) -> Session:
         """See `Member.open`."""

@@ -120,8 +120,7 @@ class PeerRow:
             for own, values in zip(ids, logps, strict=True)
         ]
         rows = [row(one, self._columns, self._size) for one in found]
-        self.state.places += places
-        self.state.mass += sum(outside for _, outside in rows)
+        self.state.named.add(rows)
         return torch.stack([logps for logps, _ in rows])
 
     @property
