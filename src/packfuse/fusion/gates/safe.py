@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from packfuse.fusion.gates.base import Gate
+from packfuse.models.logps import best_tokens
 
 
 class Safe(Gate):
@@ -33,5 +34,5 @@ class Safe(Gate):
     ) -> Tensor:
         """See `Gate.opens`."""
         no_weight = (weights.T == 0).to(reference_logps.device)
-        agrees = (logps.argmax(-1) == reference_logps.argmax(-1)) | no_weight
+        agrees = (best_tokens(logps) == best_tokens(reference_logps)) | no_weight
         return at_boundary & ~agrees.all(0)

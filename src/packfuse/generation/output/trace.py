@@ -11,6 +11,7 @@ from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.output.result import TokenLogprob, TraceStep
+from packfuse.models.logps import best_tokens
 
 IMPOSSIBLE = -9999.0
 """Stands for a log-probability of minus infinity, nats, as in OpenAI's API."""
@@ -78,10 +79,10 @@ class TraceRecorder:
         """Record one position; a `PositionCallback`."""
         read, logps, fused = position.tokens_read, position.logps, position.fused
         record = self._rows.setdefault(sequence.row, RecordedSequence())
-        best = logps.argmax(-1).tolist()
+        best = best_tokens(logps).tolist()
         weighted = [c for c, w in zip(best, self._weights(sequence), strict=True) if w > 0]
         record.agreed[read] = len(set(weighted)) <= 1
-        record.overruled[read] = int(fused.argmax()) != best[self.engine.reference_index]
+        record.overruled[read] = int(best_tokens(fused)) != best[self.engine.reference_index]
         record.is_fused[read] = position.is_fused
         if self.tracing:
             record.pending[read] = logps, fused
@@ -118,7 +119,7 @@ class TraceRecorder:
     def _entry(self, logps: Tensor, fused: Tensor, token: int) -> TraceStep:
         """The entry of a token; `logps` `[K, V]` are the members', `fused` `[V]` the pack's."""
         spell = self.engine.reference.spell
-        probabilities, choices = logps[:, token].exp().tolist(), logps.argmax(-1).tolist()
+        probabilities, choices = logps[:, token].exp().tolist(), best_tokens(logps).tolist()
         chosen = self._token(fused, token)
         best = fused.topk(min(self.top, len(fused))).indices.tolist() if self.top else []
         return TraceStep(
