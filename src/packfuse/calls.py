@@ -16,6 +16,7 @@ from packfuse.generation.length import context_window, longest_ids, prompt_lengt
 from packfuse.generation.output.result import Answer, Chunk
 from packfuse.generation.output.streamers import AnswerStreamer
 from packfuse.generation.request import Request, make_request
+from packfuse.generation.roles import check_in_roles, in_roles
 from packfuse.generation.runner import Runner
 from packfuse.generation.runtime import Runtime
 from packfuse.generation.weigh import Weighing, compare_weightings
@@ -175,10 +176,14 @@ class PackCalls:
     def request(self, prompt: Any, arguments: Mapping[str, Any]) -> Request:
         """A checked call, for front ends that run it themselves; see `generate`."""
         request = make_request(prompt, arguments, self.runtime.call_with_draft)
+        check_in_roles(
+            request.call, arguments, self.names, request.pins, self.runtime.default_reference
+        )
+        request.call = in_roles(request.call, self.members, self.settings.reference)
         request.call.weighting.for_members(self.names)
         check_call(self.model, request.arguments)
         if request.constraint is not None:
-            reference = self.members[self.default_reference]
+            reference = self.members[self.runtime.reference_of(request.call)]
             check_writable(reference.vocabulary, request.constraint)
         return request
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from packfuse.calls import PackCalls
 from packfuse.errors import ConfigError
+from packfuse.fusion.gates import gates
+from packfuse.fusion.gates.nudge import Nudge
 from packfuse.generation.runtime import Parts
 from packfuse.models.loading import (
     load_given,
@@ -143,6 +145,36 @@ class Pack(PackCalls):
             {"model": str(folder), "name": name, **loading} for name, folder in folders.items()
         ]
         return cls.from_pretrained(entries, progress=progress, **overrides)
+
+    @classmethod
+    def nudged(
+        cls,
+        base: Any,
+        instruct: Any,
+        *,
+        threshold: float = Nudge().threshold,
+        progress: bool = True,
+        **overrides: Any,
+    ) -> Pack:
+        """A base model that writes, and an instruct model that nudges it where it is unsure.
+
+        See `packfuse.fusion.gates.nudge.Nudge`: the instruct model writes a whole word there, and
+        it alone decides where the answer ends.
+
+        Args:
+            base: The model that writes, as an item of `from_pretrained`'s `models`.
+            instruct: The model that nudges; usually much smaller, of any vocabulary.
+            threshold: The base model is unsure where its highest probability is below it (γ).
+            progress: Show progress of what takes long.
+            **overrides: As in `from_pretrained`.
+
+        Raises:
+            LoadError: if a member cannot be loaded; the other one is freed.
+            ConfigError: for unknown settings, a threshold outside (0, 1), or a model that cannot
+                end an answer.
+        """
+        gate = gates().make({"name": Nudge.name, "threshold": threshold})
+        return cls.from_pretrained([base, instruct], progress=progress, gate=gate, **overrides)
 
     @classmethod
     def given(

@@ -193,8 +193,11 @@ class FusedForCausalLM(
         first = self._after_prompts(sequences, call)
         if not rest[0]:
             return sequences, first
-        later = self._advance(sequences, rest, min(keep, len(rest[0])), call, cache)
-        return sequences, torch.cat([first, later], 1) if keep > len(rest[0]) else later
+        count = len(rest[0])
+        # Without a cache, a gate that looks back decides on the whole answer anew.
+        wanted = count if call.gate.looks_back else min(keep, count)
+        later = self._advance(sequences, rest, wanted, call, cache)
+        return sequences, torch.cat([first, later], 1) if keep > count else later[:, -keep:]
 
     def _after_prompts(self, sequences: Sequence[PackSequence], call: CallSettings) -> Tensor:
         """The fused log-probabilities after prepared prompts, `[B, 1, V]`, nats."""

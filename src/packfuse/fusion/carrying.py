@@ -11,6 +11,7 @@ from torch import Tensor
 from packfuse.alignment.base import Pairing
 from packfuse.alignment.lexicon import Lexicon
 from packfuse.alignment.straddle import StraddleFilter
+from packfuse.fusion.gates.base import LastToken
 from packfuse.fusion.read_plan import ReadPlan
 from packfuse.models.member import Member
 from packfuse.text.vocabulary import Vocabulary
@@ -34,14 +35,18 @@ class CarriedLogps:
             compare words; None where they are not needed.
         lexicon: Finds a member's words in another vocabulary; None unless `own` is there.
         reference: Index of the reference member.
+        vocabulary: The reference's.
+        last: The token before each position, for gates that look back.
     """
 
     logps: Tensor
     reference_logps: Tensor
     at_boundary: list[list[bool]]
-    own: list[Tensor] | None = None
-    lexicon: Lexicon | None = None
-    reference: int = 0
+    own: list[Tensor] | None
+    lexicon: Lexicon | None
+    reference: int
+    vocabulary: Vocabulary
+    last: list[LastToken]
 
 
 class Carrier:
@@ -79,6 +84,8 @@ class Carrier:
             own=[self._own_logps(k, at, reference_logps) for k in members] if words else None,
             lexicon=self.lexicon if words else None,
             reference=self.reference,
+            vocabulary=self.vocabularies[self.reference],
+            last=[plan.sequence.last_token(plan.tokens_read(step)) for plan, step in at],
         )
 
     def _carry(self, k: int, at: At, reference_logps: Tensor) -> Tensor:

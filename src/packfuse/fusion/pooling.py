@@ -11,7 +11,7 @@ from torch import Tensor
 
 from packfuse.alignment.lexicon import Lexicon
 from packfuse.fusion.carrying import CarriedLogps, Carrier
-from packfuse.fusion.gates.base import Gate
+from packfuse.fusion.gates.base import Gate, Positions, all_at_boundary
 from packfuse.fusion.gates.every import Every
 from packfuse.fusion.read_plan import ReadPlan
 from packfuse.fusion.rules.base import Rule
@@ -91,14 +91,16 @@ class FusionSettings:
 
     def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, list[bool]]:
         """See `Fusion`."""
-        fused = combine(self.rule, carried, weights)
-        is_fused = [True] * len(weights)
-        # The usual gate costs nothing: no operation, and no wait for the device.
-        if not isinstance(self.gate, Every):
-            is_open = gate_open(self.gate, carried, weights)
-            is_fused = is_open.tolist()
-            if not all(is_fused):
-                fused = torch.where(is_open[:, None], fused, carried.reference_logps)
+        at = Positions(
+            carried.logps,
+            weights,
+            carried.reference_logps,
+            carried.at_boundary,
+            carried.reference,
+            carried.vocabulary,
+            carried.last,
+        )
+        fused, is_fused = self.gate.decide(at, lambda: combine(self.rule, carried, weights))
         if self.full_support:
             fused = with_full_support(fused, carried.logps, weights)
         return fused, is_fused
@@ -106,8 +108,7 @@ class FusionSettings:
 
 def gate_open(gate: Gate, carried: CarriedLogps, weights: Tensor) -> Tensor:
     """Where a gate is open under weights `[N, K]`: `[N]`, booleans."""
-    at_boundary = torch.tensor(carried.at_boundary, device=weights.device)
-    together = (at_boundary | (weights == 0)).all(1)
+    together = all_at_boundary(carried.at_boundary, weights)
     return gate.opens(carried.logps, weights, carried.reference_logps, together)
 
 
@@ -152,9 +153,9 @@ def _pool_alike(
         sequence, member_logps = plan.sequence, carried.logps[:, index]
         plan.out.append(fused[index])
         sequence.fused_logps, sequence.member_logps = fused[index], member_logps
-        sequence.is_fused = is_fused
+        tokens_read = plan.tokens_read(steps[index])
+        sequence.note_gate(tokens_read, is_fused)
         if (observer := fusions[index].observer) is not None:
-            tokens_read = len(sequence.ids) - (len(plan.own) - 1 - steps[index])
             observer(sequence, FusedPosition(tokens_read, member_logps, fused[index], is_fused))
 
 

@@ -49,6 +49,10 @@ class ReadPlan:
         """Number of boundaries before the first one that is fused."""
         return len(self.own) - self.keep
 
+    def tokens_read(self, step: int) -> int:
+        """How many of the sequence's ids are before a boundary."""
+        return len(self.sequence.ids) - (len(self.own) - 1 - step)
+
     def reference_logps(self, step: int) -> Tensor:
         """The reference's log-probabilities at a boundary that is fused."""
         logps = self.own[step].logps

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from packfuse.alignment.straddle import StraddleFilter
+from packfuse.fusion.gates.base import LastToken
 from packfuse.fusion.member_stream import Boundary, MemberStream
 from packfuse.fusion.spelled_marks import SpelledMarks
 from packfuse.text.prompt import PackPrompt
@@ -18,6 +19,10 @@ StreamState = tuple[Boundary, StraddleFilter | None]
 
 FixedPrefix = tuple[list[int], bytes, SpelledMarks]
 """A member stream's fixed ids, base text and marks before a control token."""
+
+
+_CHARACTER = 4
+"""Most bytes of a character in UTF-8."""
 
 
 class PackSequence:
@@ -73,6 +78,7 @@ class PackSequence:
         self.prefilled: list[list[Boundary] | None] = []
         self.saved_states: dict[int, list[StreamState | None]] = {}
         self.left_out: dict[str, int] = {}
+        self._opened: set[int] = set()
         self._closed: list[tuple[int, list[FixedPrefix | None], int | None]] = []
         self._first_text: int | None = None
 
@@ -81,7 +87,7 @@ class PackSequence:
         twin = copy.copy(self)
         twin.ids, twin.text_ids, twin.ends = list(self.ids), list(self.text_ids), list(self.ends)
         twin.unread, twin.prefilled = list(self.unread), list(self.prefilled)
-        twin._closed = list(self._closed)
+        twin._closed, twin._opened = list(self._closed), set(self._opened)
         twin.saved_states, twin.left_out = {}, dict(self.left_out)
         twin.streams = [stream and stream.fork() for stream in self.streams]
         return twin
@@ -153,6 +159,24 @@ class PackSequence:
         self.ids.append(index)
         self._restart([])
 
+    def note_gate(self, read: int, is_open: bool) -> None:
+        """Note whether the gate is open after the first `read` ids, for gates that look back."""
+        self.is_fused = is_open
+        if is_open:
+            self._opened.add(read)
+        else:
+            self._opened.discard(read)
+
+    def last_token(self, read: int) -> LastToken:
+        """The last of the first `read` ids, all of which come after the last control token."""
+        count = read - (len(self.ids) - len(self.text_ids))
+        if count < 1:
+            return LastToken()
+        start, end = self.ends[count - 2] if count > 1 else 0, self.ends[count - 1]
+        chosen = self.answer_from is not None and start >= self.answer_from
+        before = self.text[max(0, end - _CHARACTER) : end]
+        return LastToken(chosen and read - 1 in self._opened, self.text[start:end], before)
+
     def begin_answer(self) -> None:
         """Unless it has begun already, the answer begins at the end of the text."""
         if self.answer_from is None:
@@ -174,6 +198,7 @@ class PackSequence:
             return
         start = len(self.ids) - len(self.text_ids)
         ids = self.ids[:target]
+        self._opened = {read for read in self._opened if read <= target}
         state = self.saved_states.get(target - start)
         while self._closed and self._closed[-1][0] >= target:
             _, before, self.answer_from = self._closed.pop()

@@ -102,7 +102,7 @@ class PromptReader:
         """The reference in whose tokens a prompt is read first."""
         if self.request.pins:
             return self.runtime.default_reference
-        return self.runtime.reference_under(self.request.call.weighting)
+        return self.runtime.reference_of(self.request.call)
 
     def finish(self, item: PreparedPrompt, weights: Weights) -> Fit:
         """Set the weights of a prompt and fuse the position after it."""
@@ -207,8 +207,7 @@ class PromptReader:
     def _best_assistant(self, prompt: Prompt) -> int | None:
         """With `reference="auto"` in a chat: the most skilled member with a chat template."""
         runtime, call = self.runtime, self.request.call
-        chooses = runtime.settings.reference == "auto" and not self.request.pins
-        if isinstance(prompt, str) or not chooses or self._left_out:
+        if isinstance(prompt, str) or not self._chooses_reference or self._left_out:
             return None
         able = [
             k
@@ -220,12 +219,19 @@ class PromptReader:
         weights = skill_of(runtime, self.pause).weights
         return max(able, key=lambda k: float(weights[k]))
 
+    @property
+    def _chooses_reference(self) -> bool:
+        """Whether the prompt decides: not if the reference is named, pinned or has a role."""
+        runtime, call = self.runtime, self.request.call
+        named = runtime.settings.reference != "auto" or self.request.pins
+        return not named and call.gate.roles(runtime.names) is None
+
     def _possible_references(self, prompt: PackPrompt) -> list[int]:
         """With `reference="auto"`: the members that can predict the end of a turn.
 
         Only the default reference is possible for a call with token ids, which are its ids.
         """
-        if self.runtime.settings.reference != "auto" or self.request.pins:
+        if not self._chooses_reference:
             return []
         able = self.runtime.with_weight(self.request.call.weighting)
         return [k for k in able if prompt.members[k].ends_turns]

@@ -317,7 +317,8 @@ class Runner(PromptReader):
     def _pin_notes(self) -> list[str]:
         """The note for a call with token ids, where prompts would choose the reference."""
         request, names = self.request, self.runtime.names
-        if not request.pins or self.runtime.settings.reference != "auto" or len(names) == 1:
+        named = self.runtime.settings.reference != "auto" or request.call.gate.roles(names)
+        if not request.pins or named or len(names) == 1:
             return []
         name, pins = names[self.runtime.default_reference], ", ".join(request.pins)
         return [f"the reference is {name!r}, the default, whose token ids these are: {pins}"]

@@ -21,6 +21,7 @@ from packfuse.fusion.gates import gates
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.base import Rule
+from packfuse.generation.roles import in_roles
 from packfuse.models.compiled import Compiled, compile_steps
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Member
@@ -88,6 +89,7 @@ class Runtime:
         settings: The pack's settings.
         parts: The parts that the settings name.
         prefixes: The prefix cache; None if it is off.
+        default_reference: Index of the reference where no prompt decides; see `reference_of`.
         progress: Whether progress bars are shown for what takes long.
         lock: Held while members compute.
     """
@@ -103,7 +105,8 @@ class Runtime:
             progress: Whether to show progress bars for what takes long.
 
         Raises:
-            ConfigError: for no members, unknown parts, or a reference that is not a member.
+            ConfigError: for no members, unknown parts, a reference that is not a member, or roles
+                that the members cannot have.
             WeightsError: for fixed weights that do not fit the members.
 
         Warns:
@@ -125,6 +128,8 @@ class Runtime:
         limit = prefix_limit(settings.prefix_cache, size)
         self.prefixes = PrefixCache(self.members, limit) if limit else None
         self.progress = progress
+        # Roles that the members cannot have are an error before anything is aligned.
+        self.default_reference = self.reference_of(self.call)
         self._models: dict[int, FusedForCausalLM] = {}
         self._own_tokens: dict[int, Engine] = {}
 
@@ -150,11 +155,6 @@ class Runtime:
         """Whether any member runs compiled steps."""
         return any(isinstance(m, Compiled) and m.refused is None for m in self.members)
 
-    @property
-    def default_reference(self) -> int:
-        """Index of the reference where no prompt decides; see `reference_under`."""
-        return self.reference_under(self.parts.weighting)
-
     def scores_prompt(self, weights: Weights | None) -> bool:
         """Whether a prompt is scored: for the weights, or for the record where it costs little.
 
@@ -165,6 +165,14 @@ class Runtime:
             member.max_scored_places is None or not weight
             for member, weight in zip(self.members, weights, strict=True)
         )
+
+    def reference_of(self, call: CallSettings) -> int:
+        """Index of the reference of a call where no prompt decides: a gate's leader, if it has one.
+
+        For other gates see `reference_under`.
+        """
+        roles = call.gate.roles(self.names)
+        return self.reference_under(call.weighting) if roles is None else roles.leader
 
     def reference_under(self, weighting: Weighting) -> int:
         """Index of the named reference; with "auto", of the first member with a chat template.
@@ -194,14 +202,20 @@ class Runtime:
     @cached_property
     def call(self) -> CallSettings:
         """The settings of a call without settings of its own, and without a draft method."""
-        return CallSettings(
-            rule=self.parts.rule, gate=self.parts.gate, weighting=self.parts.weighting
-        )
+        return in_roles(self._call, self.members, self.settings.reference)
 
     @cached_property
     def call_with_draft(self) -> CallSettings:
-        """The same with the pack's draft method, which `FusedForCausalLM.generate` does not use."""
-        return replace(self.call, draft=self.parts.draft)
+        """What the arguments of a call change, before a gate gives roles.
+
+        It has the pack's draft method, which `FusedForCausalLM.generate` does not use.
+        """
+        return replace(self._call, draft=self.parts.draft)
+
+    @property
+    def _call(self) -> CallSettings:
+        parts = self.parts
+        return CallSettings(rule=parts.rule, gate=parts.gate, weighting=parts.weighting)
 
     def model(self, reference: int) -> FusedForCausalLM:
         """The pack as a transformers model over the vocabulary of a member; created once.

@@ -1,7 +1,8 @@
 """Gates: at which positions the members are fused.
 
 One gate a file; `gates()` finds them, and those of installed plugins. A gate is a subclass of
-`packfuse.fusion.gates.base.Gate`. This room may use the root modules alone.
+`packfuse.fusion.gates.base.Gate`. This room may use `text` and the
+root modules.
 """
 
 from __future__ import annotations

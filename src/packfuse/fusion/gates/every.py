@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
 
-from packfuse.fusion.gates.base import Gate
+from packfuse.fusion.gates.base import Gate, Positions
 
 
 class Every(Gate):
@@ -20,3 +21,7 @@ class Every(Gate):
     ) -> Tensor:
         """See `Gate.opens`."""
         return at_boundary | True
+
+    def decide(self, at: Positions, fused: Callable[[], Tensor]) -> tuple[Tensor, list[bool]]:
+        """See `Gate.decide`; no operation, and no wait for the device."""
+        return fused(), [True] * len(at.weights)

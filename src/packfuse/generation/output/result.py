@@ -106,6 +106,7 @@ class TraceStep(_Plain):
         logprob: Its log-probability under the pack, nats; -9999 for an impossible token.
         alternatives: The most probable tokens, as many as the call's `top_logprobs`; the first is
             the most probable.
+        fused: Whether the gate was open there; with the gate `nudge`, whether the nudger wrote it.
     """
 
     text: str
@@ -115,6 +116,7 @@ class TraceStep(_Plain):
     utf8: list[int] = []
     logprob: float = 0.0
     alternatives: list[TokenLogprob] = []
+    fused: bool = True
 
     @property
     def token(self) -> TokenLogprob:
@@ -151,7 +153,7 @@ class FusionRecord(_Plain):
             reference; None if steps were not recorded.
         gate: The gate with its parameters: at which steps the members are fused.
         fused: Share of steps at which the members were fused; at the others the reference decided
-            alone.
+            alone. With the gate `nudge`, the share of tokens that the nudger wrote.
         drafts: Counts of drafted tokens; None without drafts.
         candidates: For members in servers that do not give whole distributions, how many tokens
             they named at each place, and the mean probability of the others; None without such.

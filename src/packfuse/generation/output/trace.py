@@ -114,7 +114,8 @@ class TraceRecorder:
     def _complete(self, record: RecordedSequence, ids: Sequence[int], end: int) -> None:
         """Make the entries of pending positions before `end` from the tokens chosen there."""
         for at in [at for at in record.pending if at < end]:
-            record.trace[at] = self._entry(*record.pending.pop(at), ids[at])
+            entry = self._entry(*record.pending.pop(at), ids[at])
+            record.trace[at] = entry.model_copy(update={"fused": record.is_fused[at]})
 
     def _entry(self, logps: Tensor, fused: Tensor, token: int) -> TraceStep:
         """The entry of a token; `logps` `[K, V]` are the members', `fused` `[V]` the pack's."""
