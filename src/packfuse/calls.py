@@ -94,7 +94,12 @@ class PackCalls:
         return self.runtime.default_reference
 
     def fused(self, reference: int) -> FusedForCausalLM:
-        """The pack as a transformers model over the vocabulary of member number `reference`."""
+        """The pack as a transformers model over the vocabulary of member number `reference`.
+
+        Raises:
+            ConfigError: if the pack's gate gives another member the lead.
+        """
+        in_roles(self.runtime.call, self.members, self.names[reference])
         return self.runtime.model(reference)
 
     @property

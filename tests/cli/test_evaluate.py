@@ -123,7 +123,10 @@ def test_eval_of_written_answers_and_of_a_named_task(call: Call) -> None:
     arguments = ["numbers.jsonl", "--task", "number:max_tokens=3,shots=1", "--json"]
     [found] = evaluations(call("eval", *arguments))
     assert found.task == {"name": "number", "shots": 1, "max_tokens": 3}
-    assert [row.questions for row in found.rows] == [3, 3, 3]
+    assert [row.questions for row in found.rows] == [3, 3, 3, 3]
+    assert [row.samples for row in found.rows] == [None, None, 3, None]
+    [greedy] = evaluations(call("eval", *arguments, "--samples", "0"))
+    assert greedy.sampled is None
     [letters] = evaluations(
         call("eval", "choices.jsonl", "--task", "letter", "-s", "unite", "--json")
     )
@@ -181,6 +184,8 @@ def test_questions_too_long_for_all_members_are_counted(call: Call, tmp_path: Pa
         (["choices.jsonl", "--task", "nothing"], "unknown task 'nothing'"),
         (["choices.jsonl", "--task", "choice:shots=-1"], "task 'choice': shots"),
         (["choices.jsonl", "--task", "number"], "line 1: field 'answer' holds no number"),
+        (["numbers.jsonl", "--sample-temperature", "0"], "at 0 all are the same"),
+        (["numbers.jsonl", "--samples", "1"], "1 samples have no majority"),
         (["choices.jsonl", "-s", "nothing"], "unknown fusion rule 'nothing'"),
         (["choices.jsonl", "-s", "///three"], "no member is called 'three'"),
         (["choices.jsonl", "-o", "texts.jsonl"], "cannot use texts.jsonl/answers.jsonl"),
@@ -263,6 +268,12 @@ def test_determine_needs_two_candidates(folders: list[str], call: Call) -> None:
     [
         (["choices.jsonl", "--draft", "lookup"], "--draft has no effect"),
         (["choices.jsonl", "--include", "."], "--include has no effect"),
+        (["choices.jsonl", "--samples", "5"], "--samples has no effect"),
+        (["choices.jsonl", "--sample-temperature", "1"], "--sample-temperature has no effect"),
+        (
+            ["numbers.jsonl", "--samples", "0", "--sample-temperature", "1"],
+            "--sample-temperature has no effect without samples",
+        ),
         (["--lm-eval", "piqa", "--task", "letter"], "--task has no effect"),
     ],
 )

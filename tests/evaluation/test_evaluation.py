@@ -8,21 +8,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from packfuse import Pack
-from packfuse.evaluation import Journal, Setting, evaluate, every_method, grid, read_questions
+from packfuse.errors import ConfigError
+from packfuse.evaluation import (
+    Journal,
+    Samples,
+    Setting,
+    evaluate,
+    every_method,
+    grid,
+    read_questions,
+)
 from packfuse.evaluation.reports.report import Evaluation
 from packfuse.evaluation.run import QuestionSet
-from packfuse.evaluation.systems import systems
+from packfuse.evaluation.systems import GeneratingSystem, SampledSystem, alone, systems
 from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
+from packfuse.evaluation.tasks.number import last_number
 from packfuse.fusion.rules.unite import UniTE
 from packfuse.weighting.methods.fixed import Fixed
 from tests.support import small
 from tests.support.bytelevel import save_small
+from tests.support.steps import Steps
 
 CHOICES = [
     {"question": f"the {n} he{'l' * n}o?", "A": "hello", "B": "true " * n, "answer": "AB"[n % 2]}
@@ -70,7 +82,7 @@ def timeless(result: Evaluation) -> Any:
     """Without what differs between two runs of the same."""
     plain = result.model_dump(mode="json")
     for row in plain["rows"]:
-        del row["tokens_per_second"]
+        del row["tokens_per_second"], row["seconds"]
     return plain
 
 
@@ -287,3 +299,102 @@ def test_a_question_that_is_too_long_is_left_out_by_those_that_cannot_read_it(
     assert all("can read 200" in reason for reason in result.unread.values())
     assert not any(row.failed for row in result.rows)
     assert result.questions == count + 2
+
+
+# Written answers, and the best member at equal compute.
+
+
+def test_written_answers_are_decoded_together_and_are_those_of_the_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, questions = named_pack(), question_set(tmp_path, "number")
+    steps = Steps(monkeypatch)
+    task = make("number", max_tokens=4)
+    system = GeneratingSystem(pack, "pack")
+    found = [one["pack"] for one in system.run(task, questions.questions) if isinstance(one, dict)]
+    assert max(steps.sizes) == len(questions.questions)
+    for question, outcome in zip(questions.questions, found, strict=True):
+        answer = pack.generate(question.prompt, max_new_tokens=4, stop=task.stop)
+        graded = task.grade_text(question, answer.text)
+        assert (outcome.answer, outcome.right) == (graded.answer, graded.right)
+        usage = answer.record.usage
+        assert outcome.tokens == usage.total_tokens
+        written = [len(member.vocabulary.encode(answer.text)) for member in pack.members]
+        assert outcome.member_tokens == sum(usage.prompt_tokens_by_member.values()) + sum(written)
+
+
+def test_a_majority_of_samples_is_the_one_counted_by_hand(tmp_path: Path) -> None:
+    pack, questions = named_pack(), question_set(tmp_path, "number")
+    samples, task = Samples(5, temperature=1.3), make("number", max_tokens=4)
+    with Journal(tmp_path / "answers.jsonl") as journal:
+        result = evaluate(pack, questions, task, journal=journal, samples=samples, seed=3)
+        again = evaluate(pack, questions, task, journal=journal, samples=samples, seed=3)
+    assert timeless(again) == timeless(result)
+    best = max(["long", "short"], key=lambda name: result.row(name).accuracy.value)  # type: ignore[union-attr]
+    row = result.sampled
+    assert row is not None
+    assert (row.label, row.samples) == (f"{best} · 5 samples, majority", 5)
+    assert (row.member, row.setting) == (False, None)
+    assert row not in result.packs
+    own = alone(pack.members[pack.names.index(best)])
+    right = []
+    for question in questions.questions:
+        texts = [
+            answer.text
+            for answer in own.generate(
+                question.prompt, max_new_tokens=4, stop=task.stop, temperature=1.3, do_sample=True,
+                num_return_sequences=5, seed=3,
+            )
+        ]  # fmt: skip
+        votes = [vote for text in texts if (vote := last_number(text)) is not None]
+        most = max(votes, key=lambda vote: (votes.count(vote), -votes.index(vote)), default=None)
+        right.append(most is not None and most == last_number(question.solution))
+    assert row.accuracy is not None
+    assert row.accuracy.value == pytest.approx(sum(right) / len(right))
+    assert row.member_tokens > result.row(best).member_tokens
+    assert [one.against.samples is None for one in result.rows] == [
+        one is row for one in result.rows
+    ]
+
+
+def test_the_first_answer_of_the_largest_group_is_chosen() -> None:
+    system = SampledSystem(small.small_pack(), Samples(4), 0)
+
+    def chosen(task: str, *texts: str) -> str:
+        answers: Any = [SimpleNamespace(text=text) for text in texts]
+        return system._chosen(make(task), answers).text
+
+    assert chosen("answer", "Rome", "Paris", "the paris.", "rom") == "Paris"
+    assert chosen("number", "no number", "so 12", "it is 7", "7.0") == "it is 7"
+    assert chosen("number", "none", "nothing") == "none"
+    assert chosen("answer", "a b", "c", "d", "e") == "a b"
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan])
+def test_samples_that_are_all_the_same_are_refused(temperature: float) -> None:
+    with pytest.raises(ConfigError, match=r"samples at temperature .* all are the same"):
+        Samples(3, temperature)
+
+
+@pytest.mark.parametrize("count", [1, 0, -2])
+def test_too_few_samples_for_a_majority_are_refused(count: int) -> None:
+    with pytest.raises(ConfigError, match=f"{count} samples have no majority"):
+        Samples(count)
+
+
+def test_samples_of_scored_options_are_refused(tmp_path: Path) -> None:
+    questions = question_set(tmp_path, "choice")
+    with (
+        Journal(tmp_path / "answers.jsonl") as journal,
+        pytest.raises(ConfigError, match="samples have no effect on the task 'choice'"),
+    ):
+        evaluate(named_pack(), questions, make("choice"), journal=journal, samples=Samples(3))
+
+
+def test_a_nudged_pack_is_evaluated_by_what_it_writes(tmp_path: Path) -> None:
+    pack, questions = named_pack(), question_set(tmp_path, "number")
+    settings = [Setting.of(pack), Setting.parse("////nudge:threshold=0.4,leader=short", pack)]
+    result = run(pack, questions, "number", tmp_path, settings)
+    assert [row.label for row in result.packs] == [own.label for own in settings]
+    with pytest.raises(ConfigError, match="'nudge' is for written answers"):
+        run(pack, question_set(tmp_path, "choice"), "choice", tmp_path, settings)

@@ -169,6 +169,33 @@ def test_the_page_has_the_comparison_and_every_row() -> None:
     assert section(found, level=3).startswith("### dev.jsonl")
 
 
+def test_the_page_says_what_choosing_could_reach_and_what_a_point_takes() -> None:
+    votes = {"one · 3 samples, majority": outcomes("yynnny", seconds=2.0, member_tokens=30)}
+    pack = outcomes("yynyyn", seconds=1.0, member_tokens=20)
+    found = summary(
+        {**THREE, **votes, "pack": pack},
+        settings={"pack": {"fusion": {"name": "packllm"}}},
+        samples={"one · 3 samples, majority": 3},
+    )
+    assert found.selection is not None
+    assert (value(found.selection.beta), value(found.selection.oracle)) == (0.5, 0.5)
+    assert value(found.row("pack").only) == pytest.approx(2 / 6)
+    assert found.row("one").only is None
+    assert value(found.sampled.only) == pytest.approx(1 / 6)  # type: ignore[union-attr]
+    against = found.row("pack").against
+    assert value(against.samples) == pytest.approx(1 / 6)
+    # `two` is the best member; the pack is right twice more and once less.
+    assert against.needed == math.ceil((2.8015852 / 0.01) ** 2 * (3 / 6 - (1 / 6) ** 2))
+    page = document([found])
+    assert "No member is right on 50.0%" in page
+    assert "only pack is right on 33.3%" in page
+    assert "pack minus one · 3 samples, majority: +16.7" in page
+    assert "at 1.00 against 2.00 s and 20 against 30 member tokens an answer" in page
+    assert f"takes {against.needed:,} questions to show" in page
+    lines = table(found).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_a_pack_that_is_worse_is_reported_as_worse() -> None:
     found = summary({**THREE, "pack": outcomes("nnnnnn", 3.0)})
     assert "+2.0000" in comparison(found, "bits_per_byte")

@@ -266,6 +266,23 @@ def test_files_that_are_none(tmp_path: Path, content: bytes, message: str) -> No
         list(read_lines(path))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_broken_lines_are_counted_and_named(tmp_path: Path, first: bool) -> None:
+    good, broken = json.dumps(LINES["number"]), ("{", '{"question": "?"}', '{"question": 1}')
+    lines = [line for n in range(3) for line in ((broken[n], good) if first else (good, broken[n]))]
+    path = tmp_path / "file.jsonl"
+    path.write_text("\n".join(lines))
+    numbers = "1, 3, 5" if first else "2, 4, 6"
+    with pytest.raises(DataError) as caught:
+        read_questions(path, make("number"))
+    assert f"line {numbers[0]}: not JSON" in str(caught.value)
+    assert f"3 of 6 lines of {path} are broken, {numbers}" in str(caught.value)
+    assert task_for(path).name == "number"
+    path.write_text("\n".join(broken[:1] * 3))
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        task_for(path)
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.jsonl", tmp_path):
         with pytest.raises(DataError, match=f"cannot read {path}"):

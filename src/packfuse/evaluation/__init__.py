@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from packfuse.evaluation.journal import Journal
     from packfuse.evaluation.reports.report import Evaluation
     from packfuse.evaluation.run import evaluate, read_questions, task_for
-    from packfuse.evaluation.setting import Setting, every_method, grid
+    from packfuse.evaluation.setting import Samples, Setting, every_method, grid
 
 __all__ = [
     "Evaluation",
     "Journal",
+    "Samples",
     "Setting",
     "evaluate",
     "every_method",
@@ -30,6 +31,7 @@ __all__ = [
 _HOMES = {
     "Evaluation": "reports.report",
     "Journal": "journal",
+    "Samples": "setting",
     "Setting": "setting",
     "evaluate": "run",
     "every_method": "setting",

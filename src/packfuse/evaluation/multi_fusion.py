@@ -45,6 +45,7 @@ class MultiFusion:
     """
 
     observer: PositionCallback | None = None
+    literal = False
 
     def __init__(self, rules: Sequence[Rule], gates: Sequence[Gate]) -> None:
         """A rule and a gate by setting; settings with equal rules are grouped."""

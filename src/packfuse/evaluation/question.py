@@ -52,6 +52,7 @@ class Outcome(BaseModel):
         impossible: Tokens that a rule gave no probability; each counts -log(1e-6) nats.
         length: Characters of the generated answer.
         tokens: Tokens read and generated.
+        member_tokens: The same in the members' own tokens, summed over the members.
         fused: Share of the answer's tokens at which the gate was open and members were fused.
         seconds: Wall-clock time, seconds; settings that share a forward pass share its time.
         reference: Name of the reference member.
@@ -70,6 +71,7 @@ class Outcome(BaseModel):
     impossible: int = 0
     length: int = 0
     tokens: int = 0
+    member_tokens: int = 0
     fused: float | None = None
     seconds: float = 0.0
     reference: str = ""

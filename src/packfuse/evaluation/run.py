@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from packfuse.errors import DataError, MemberError, PromptError
-from packfuse.evaluation.files import read_lines
+from packfuse.errors import ConfigError, DataError, MemberError, PromptError
+from packfuse.evaluation.files import read_each, read_lines
 from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.reports.report import Evaluation, summarize
-from packfuse.evaluation.setting import Setting, every_method
-from packfuse.evaluation.systems import System, systems
+from packfuse.evaluation.setting import Samples, Setting, every_method
+from packfuse.evaluation.systems import SampledSystem, System, singles, systems
 from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
 from packfuse.pack import Pack
@@ -42,7 +42,7 @@ def task_for(path: Path) -> Task:
     Raises:
         DataError: if the file cannot be read, or no task fits.
     """
-    first = next(read_lines(path))
+    first = next(read_lines(path, whole_only=True))
     for part in tasks().parts.values():
         if part.fits(list(first.data), first.data.get("answer")):
             task: Task = part()
@@ -63,10 +63,10 @@ def read_questions(path: Path, task: Task, limit: int | None = None, seed: int =
         seed: Seed of the order.
 
     Raises:
-        DataError: for a wrong line, with the file, the line and the field; or if no question is
-            left.
+        DataError: for wrong lines, with the file, how many there are, and what is wrong with each;
+            or if no question is left.
     """
-    lines = [(task.read(fields), fields.where) for fields in read_lines(path)]
+    lines = read_each(path, lambda fields: (task.read(fields), fields.where))
     questions = [question for question, _ in lines if question is not None]
     skipped = [where for question, where in lines if question is None]
     random.Random(seed).shuffle(questions)  # noqa: S311 - a choice of questions, no secret
@@ -88,6 +88,7 @@ def evaluate(
     settings: Sequence[Setting] | None = None,
     *,
     journal: Journal,
+    samples: Samples | None = None,
     seed: int = 0,
     step: ProgressCallback | None = None,
 ) -> Evaluation:
@@ -102,28 +103,49 @@ def evaluate(
         settings: By default every rule with every weighting if options are scored, and the pack's
             own setting if answers are generated.
         journal: Keeps the outcomes; known outcomes are not computed again.
-        seed: Seed of the bootstrap intervals.
+        samples: Also evaluate the majority of so many samples of the best member, if answers are
+            generated; None to sample nothing.
+        seed: Seed of the bootstrap intervals and of the samples.
         step: Called with (questions done, questions in total) over all systems.
 
     Returns:
         The figures. `ReportRow.failed` names the error of a system that stopped.
+
+    Raises:
+        ConfigError: for samples of a task whose options are scored.
     """
+    if samples and not task.generates:
+        raise ConfigError(
+            f"samples have no effect on the task {task.name!r}, whose options are scored",
+            hint="leave them out",
+        )
     own = Setting.of(pack)
     chosen = list(settings or ([own] if task.generates else every_method(own)))
     parts = systems(pack, task, chosen)
+    count = len(parts) + bool(samples)
     size = len(questions.questions)
     outcomes: dict[str, dict[Question, Outcome]] = {}
     failed: dict[str, str] = {}
     unread: dict[str, str] = {}
+
+    def run(system: System, number: int) -> None:
+        progress = step and (lambda done, _: step(number * size + done, count * size))
+        result = run_system(system, task, questions.questions, journal, progress)
+        outcomes.update(result.outcomes)
+        unread.update(result.unread)
+        if result.failed:
+            failed.update(dict.fromkeys(system.labels, result.failed))
+
+    sampled: SampledSystem | None = None
     with pack.lock:
         for number, system in enumerate(parts):
-            progress = _overall_progress(step, number, size, parts)
-            result = run_system(system, task, questions.questions, journal, progress)
-            outcomes.update(result.outcomes)
-            unread.update(result.unread)
-            if result.failed:
-                failed.update(dict.fromkeys(system.labels, result.failed))
-    labels = dict.fromkeys([*pack.names, *(setting.label for setting in chosen)])
+            run(system, number)
+        if samples:
+            best = _best_writer(pack.names, outcomes, failed)
+            sampled = SampledSystem(singles(pack)[pack.names.index(best)], samples, seed)
+            run(sampled, len(parts))
+    settled = [setting.label for setting in chosen]
+    labels = dict.fromkeys([*pack.names, *(sampled.labels if sampled else ()), *settled])
     return summarize(
         questions.source,
         tasks().dump(task),
@@ -134,9 +156,24 @@ def evaluate(
         failed=failed,
         skipped=questions.skipped,
         unread=unread,
+        samples={sampled.labels[0]: samples.count} if sampled and samples else None,
         questions=size,
         seed=seed,
     )
+
+
+def _best_writer(
+    names: Sequence[str],
+    outcomes: Mapping[str, Mapping[Question, Outcome]],
+    failed: Mapping[str, str],
+) -> str:
+    """The member with the highest accuracy; one that stopped early counts only if all did."""
+
+    def accuracy(name: str) -> float:
+        own = outcomes[name].values()
+        return sum(bool(outcome.right) for outcome in own) / max(1, len(own))
+
+    return max([name for name in names if name not in failed] or names, key=accuracy)
 
 
 @dataclass(slots=True)
@@ -188,13 +225,6 @@ def run_system(
     return result
 
 
-def _overall_progress(
-    step: ProgressCallback | None, number: int, size: int, parts: Sequence[System]
-) -> ProgressCallback | None:
-    """The progress of system `number` as progress over all systems."""
-    return step and (lambda done, _: step(number * size + done, len(parts) * size))
-
-
 def _outcomes(
     system: System,
     task: Task,
@@ -213,25 +243,15 @@ def _outcomes(
             yield question, {label: Outcome(**fields) for label, fields in known.items()}
     for start in range(0, len(fresh), system.batch):
         batch = fresh[start : start + system.batch]
-        results = _run_batch(system, task, [question for question, _ in batch], unread)
-        for (_, key), outcomes in zip(batch, results, strict=True):
-            if outcomes is not None:
-                journal.add(key, {label: _dump(outcome) for label, outcome in outcomes.items()})
-        yield from zip((question for question, _ in batch), results, strict=True)
+        results = system.run(task, [question for question, _ in batch])
+        for (question, key), outcomes in zip(batch, results, strict=True):
+            if isinstance(outcomes, PromptError):
+                unread[question.where] = str(outcomes)
+                yield question, None
+                continue
+            journal.add(key, {label: _dump(outcome) for label, outcome in outcomes.items()})
+            yield question, outcomes
 
 
 def _dump(outcome: Outcome) -> dict[str, Any]:
     return outcome.model_dump(mode="json", exclude_defaults=True)
-
-
-def _run_batch(
-    system: System, task: Task, batch: Sequence[Question], unread: dict[str, str]
-) -> list[dict[str, Outcome] | None]:
-    """Run a batch; if it has a question that is too long, run its questions one by one."""
-    try:
-        return list(system.run(task, batch))
-    except PromptError as error:
-        if len(batch) == 1:
-            unread[batch[0].where] = str(error)
-            return [None]
-    return [_run_batch(system, task, [question], unread)[0] for question in batch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,6 +107,35 @@ class Setting:
             "reference": self.reference,
             "gate": gates().dump(self.gate),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """How often the best member is sampled, for a majority at about the cost of the pack.
+
+    Attributes:
+        count: Number of samples of each answer.
+        temperature: Their temperature.
+
+    Raises:
+        ConfigError: for fewer than two samples, or a temperature at which all are the same.
+    """
+
+    count: int
+    temperature: float = 0.7
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.count < 2:
+            raise ConfigError(
+                f"{self.count} samples have no majority", hint="take two or more, or none at all"
+            )
+        if not (0 < self.temperature < math.inf):
+            raise ConfigError(
+                f"samples at temperature {self.temperature:g} say nothing new: at 0 all are the "
+                "same answer",
+                hint="a temperature above 0, such as 0.7",
+            )
 
 
 def every_method(own: Setting) -> list[Setting]:

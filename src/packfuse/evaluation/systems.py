@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from packfuse.alignment.base import Alignment
-from packfuse.errors import ConfigError
+from packfuse.errors import ConfigError, PromptError
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.scorer import Method, Scorer, Scores
-from packfuse.evaluation.setting import Setting
+from packfuse.evaluation.setting import Samples, Setting
 from packfuse.evaluation.tasks.base import Likelihoods, Task
+from packfuse.generation.output.result import Answer
 from packfuse.models.member import Member
 from packfuse.pack import Pack
+from packfuse.scheduler.task import Task as WorkTask
 from packfuse.settings import PackConfig, PackSettings
 from packfuse.weighting.prefill import Fit
 
-BATCH = 8
-"""Answers that are generated in one batch."""
+BATCH = 64
+"""Questions whose answers are generated together: as many at a time as the pack's `max_rows`."""
 
 
 class System(ABC):
@@ -43,11 +46,15 @@ class System(ABC):
         return json.dumps(self.identity, sort_keys=True)
 
     @abstractmethod
-    def run(self, task: Task, questions: Sequence[Question]) -> list[dict[str, Outcome]]:
-        """Outcomes by label, for each question.
+    def run(
+        self, task: Task, questions: Sequence[Question]
+    ) -> Iterator[dict[str, Outcome] | PromptError]:
+        """Outcomes by label for each question, in order, as they are known.
+
+        Yields:
+            The outcomes; for a question that is too long for a member, that error.
 
         Raises:
-            PromptError: if a question is too long for a member.
             MemberError: if a member fails.
         """
 
@@ -59,8 +66,14 @@ class ScoringSystem(System):
         """`settings` by label; all with one alignment.
 
         Raises:
-            ConfigError: for several alignments.
+            ConfigError: for several alignments, or a gate that needs a written answer.
         """
+        for setting in settings.values():
+            if setting.gate.looks_back:
+                raise ConfigError(
+                    f"gate {setting.gate.name!r} is for written answers, and options are scored",
+                    hint="choose a task whose answers are written, or another gate: ////every",
+                )
         kinds = list(dict.fromkeys(setting.alignment for setting in settings.values()))
         if len(kinds) != 1:
             raise ConfigError("settings that are scored together share one alignment")
@@ -81,9 +94,15 @@ class ScoringSystem(System):
         self._at = {name: self._methods.index(method) for name, method in methods.items()}
         self._scorers: dict[tuple[int, Alignment], Scorer] = {}
 
-    def run(self, task: Task, questions: Sequence[Question]) -> list[dict[str, Outcome]]:
+    def run(
+        self, task: Task, questions: Sequence[Question]
+    ) -> Iterator[dict[str, Outcome] | PromptError]:
         """Score the options of each question; see `System.run`."""
-        return [self._score(task, question) for question in questions]
+        for question in questions:
+            try:
+                yield self._score(task, question)
+            except PromptError as error:
+                yield error
 
     def _score(self, task: Task, question: Question) -> dict[str, Outcome]:
         prompts = self.scored_prompts(question.prompt, question.options)
@@ -127,6 +146,7 @@ class ScoringSystem(System):
         return task.score_options(question, likelihoods).model_copy(
             update={
                 "tokens": scores.tokens,
+                "member_tokens": scores.tokens * len(self.pack.members),
                 "fused": float(scores.fused[at, question.gold]),
                 "weights": dict(zip(names, scores.weights[at].tolist(), strict=True)),
                 "prompt_bits": None
@@ -198,7 +218,7 @@ class ScoredPrompts:
 
 
 class GeneratingSystem(System):
-    """Generates answers under one setting."""
+    """Generates answers under one setting; those of a batch are decoded together."""
 
     batch = BATCH
 
@@ -211,29 +231,93 @@ class GeneratingSystem(System):
             "arguments": {name: str(value) for name, value in arguments.items()},
         }
 
-    def run(self, task: Task, questions: Sequence[Question]) -> list[dict[str, Outcome]]:
-        """Generate an answer to each question in one batch; see `System.run`."""
+    def run(
+        self, task: Task, questions: Sequence[Question]
+    ) -> Iterator[dict[str, Outcome] | PromptError]:
+        """Generate the answers to all questions at the same time; see `System.run`."""
         started = time.perf_counter()
-        answers = self.pack.generate(
-            [question.prompt for question in questions],
-            **{"max_new_tokens": task.max_tokens, "stop": task.stop or None, **self.arguments},
+        waiting = [self._task(task, question) for question in questions]
+        written = [one for one in waiting if not isinstance(one, PromptError)]
+        self.pack.scheduler.submit(*written)
+        try:
+            for question, one in zip(questions, waiting, strict=True):
+                answers = one if isinstance(one, PromptError) else _result(one)
+                if isinstance(answers, PromptError):
+                    yield answers
+                    continue
+                now = time.perf_counter()
+                outcome = self._outcome(task, question, answers)
+                yield {self.labels[0]: outcome.model_copy(update={"seconds": now - started})}
+                started = now
+        finally:
+            for rest in written:
+                rest.cancel.set()
+
+    def _task(self, task: Task, question: Question) -> WorkTask[list[Answer]] | PromptError:
+        """The work of one question."""
+        arguments = {"max_new_tokens": task.max_tokens, "stop": task.stop or None, **self.arguments}
+        try:
+            return self.pack.task(self.pack.request(question.prompt, arguments))
+        except PromptError as error:
+            return error
+
+    def _outcome(self, task: Task, question: Question, answers: Sequence[Answer]) -> Outcome:
+        """The outcome of the answers to one question, without its time."""
+        chosen = self._chosen(task, answers)
+        record = chosen.record
+        usage = record.usage
+        read = usage.prompt_tokens_by_member
+        encoded = [
+            len(member.vocabulary.encode(answer.text))
+            for member in self.pack.members
+            if read.get(member.name)
+            for answer in answers
+        ]
+        return task.grade_text(question, chosen.text).model_copy(
+            update={
+                "tokens": usage.prompt_tokens
+                + sum(answer.record.usage.completion_tokens for answer in answers),
+                "member_tokens": sum(read.values()) + sum(encoded),
+                "fused": record.fused,
+                "reference": record.reference,
+                "weights": record.weights,
+                "prompt_bits": record.bits_per_byte,
+            }
         )
-        seconds = (time.perf_counter() - started) / len(questions)
-        outcomes: list[dict[str, Outcome]] = []
-        for question, answer in zip(questions, answers, strict=True):
-            record = answer.record
-            outcome = task.grade_text(question, answer.text).model_copy(
-                update={
-                    "seconds": seconds,
-                    "tokens": record.usage.total_tokens,
-                    "fused": record.fused,
-                    "reference": record.reference,
-                    "weights": record.weights,
-                    "prompt_bits": record.bits_per_byte,
-                }
-            )
-            outcomes.append({self.labels[0]: outcome})
-        return outcomes
+
+    def _chosen(self, task: Task, answers: Sequence[Answer]) -> Answer:
+        """The answer that is graded."""
+        return answers[0]
+
+
+class SampledSystem(GeneratingSystem):
+    """Samples several answers of one pack, and takes the one that most of them agree with."""
+
+    def __init__(self, pack: Pack, samples: Samples, seed: int) -> None:
+        """`pack` is usually one member alone."""
+        label = f"{pack.names[0]} · {samples.count} samples, majority"
+        super().__init__(
+            pack,
+            label,
+            do_sample=True,
+            temperature=samples.temperature,
+            num_return_sequences=samples.count,
+            seed=seed,
+        )
+
+    def _chosen(self, task: Task, answers: Sequence[Answer]) -> Answer:
+        """The first answer of the largest group that says the same."""
+        ballots = [task.ballot(answer.text) for answer in answers]
+        counts = Counter(filter(None, ballots)) or Counter(ballots)
+        return answers[ballots.index(counts.most_common(1)[0][0])]
+
+
+def _result(work: WorkTask[list[Answer]]) -> list[Answer] | PromptError:
+    """The answers, once they are there."""
+    try:
+        return work.future.result()
+    except PromptError as error:
+        return error
 
 
 def alone(

@@ -12,7 +12,7 @@ from packfuse.alignment.base import Pairing
 from packfuse.alignment.lexicon import Lexicon
 from packfuse.alignment.straddle import StraddleFilter
 from packfuse.fusion.gates.base import LastToken
-from packfuse.fusion.read_plan import ReadPlan
+from packfuse.fusion.read_plan import NOTHING, ReadPlan, nothing_expected
 from packfuse.models.member import Member
 from packfuse.text.vocabulary import Vocabulary
 
@@ -65,7 +65,12 @@ class Carrier:
         self._ends = torch.tensor(self.vocabularies[reference].end_ids, dtype=torch.long)
 
     def carry_all(
-        self, plans: Sequence[ReadPlan], steps: Sequence[int], *, words: bool
+        self,
+        plans: Sequence[ReadPlan],
+        steps: Sequence[int],
+        *,
+        words: bool,
+        literal: bool = False,
     ) -> CarriedLogps:
         """Carry all members at one boundary of each plan.
 
@@ -73,12 +78,13 @@ class Carrier:
             plans: N executed plans.
             steps: The boundary of each.
             words: Whether the members' distributions over their own vocabularies are wanted, too.
+            literal: See `Gate.literal`.
         """
         at = list(zip(plans, steps, strict=True))
         reference_logps = torch.stack([plan.reference_logps(step) for plan, step in at])
         members = range(len(self.pairings))
         return CarriedLogps(
-            logps=torch.stack([self._carry(k, at, reference_logps) for k in members]),
+            logps=torch.stack([self._carry(k, at, reference_logps, literal) for k in members]),
             reference_logps=reference_logps,
             at_boundary=_at_boundary(at),
             own=[self._own_logps(k, at, reference_logps) for k in members] if words else None,
@@ -88,7 +94,7 @@ class Carrier:
             last=[plan.sequence.last_token(plan.tokens_read(step)) for plan, step in at],
         )
 
-    def _carry(self, k: int, at: At, reference_logps: Tensor) -> Tensor:
+    def _carry(self, k: int, at: At, reference_logps: Tensor, literal: bool) -> Tensor:
         """Member k in the reference vocabulary, `[N, V]`; the reference where it does not read."""
         present, found, streams = [], [], []
         for index, (plan, step) in enumerate(at):
@@ -101,7 +107,13 @@ class Carrier:
             return reference_logps
         everywhere = len(present) == len(at)
         there = reference_logps if everywhere else reference_logps[present]
-        carried = self.pairings[k].carry(found, there, [stream.straddle for stream in streams])
+        filters = [stream.straddle for stream in streams]
+        if literal and k != self.reference:
+            carried = self.pairings[k].carry(found, nothing_expected(there), filters)
+            total = carried.logsumexp(-1, keepdim=True)
+            carried = torch.where(total > NOTHING / 2, carried - total, there)
+        else:
+            carried = self.pairings[k].carry(found, there, filters)
         if not all(stream.ends_turns for stream in streams):
             parts = zip(streams, carried, there, strict=True)
             carried = torch.stack(

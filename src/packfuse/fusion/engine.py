@@ -325,16 +325,16 @@ class Engine:
     def _fuse(
         self, plans: Sequence[ReadPlan], fusions: Sequence[Fusion], *, save_states: bool = False
     ) -> None:
-        for plan in plans:
+        for plan, fusion in zip(plans, fusions, strict=True):
             for step in range(plan.lead + 1):
-                plan.advance_filters(step)
+                plan.advance_filters(step, literal=fusion.literal)
         for turn in range(max((plan.keep for plan in plans), default=0)):
             chosen = [pair for pair in zip(plans, fusions, strict=True) if turn < pair[0].keep]
             group = [plan for plan, _ in chosen]
             steps = [plan.lead + turn for plan in group]
             if turn:
-                for plan, step in zip(group, steps, strict=True):
-                    plan.advance_filters(step)
+                for (plan, fusion), step in zip(chosen, steps, strict=True):
+                    plan.advance_filters(step, literal=fusion.literal)
             pool(self.carrier, group, steps, [own for _, own in chosen])
             if save_states:
                 for plan, step in zip(group, steps, strict=True):

@@ -47,6 +47,10 @@ class Fusion(Protocol):
     def observer(self) -> PositionCallback | None:
         """Called with every position."""
 
+    @property
+    def literal(self) -> bool:
+        """Whether members are carried literally; see `Gate.literal`."""
+
     def uses_lexicon(self, lexicon: Lexicon | None) -> bool:
         """Whether distributions over the members' own vocabularies are needed."""
 
@@ -77,6 +81,11 @@ class FusionSettings:
     gate: Gate = field(default_factory=Every)
     full_support: bool = False
     observer: PositionCallback | None = None
+
+    @property
+    def literal(self) -> bool:
+        """See `Fusion`."""
+        return self.gate.literal
 
     def uses_lexicon(self, lexicon: Lexicon | None) -> bool:
         """See `Fusion`."""
@@ -145,7 +154,8 @@ def _pool_alike(
     fusions: Sequence[Fusion],
 ) -> None:
     fusion = fusions[0]
-    carried = carrier.carry_all(plans, steps, words=fusion.uses_lexicon(carrier.lexicon))
+    words = fusion.uses_lexicon(carrier.lexicon)
+    carried = carrier.carry_all(plans, steps, words=words, literal=fusion.literal)
     sequences = [plan.sequence for plan in plans]
     weights = torch.stack([_weights(sequence) for sequence in sequences]).to(carried.logps)
     fused, open_at = fusion.fuse(carried, weights)

@@ -14,6 +14,9 @@ from packfuse.fusion.sequence import PackSequence, StreamState
 from packfuse.models.compute.threads import device_groups, run_beside, run_parallel
 from packfuse.models.member import Member, Pause, Read, ReadCallback
 
+NOTHING = -200.0
+"""A log-probability that is finite, and 0 as a probability in float32, nats."""
+
 
 @dataclass(slots=True)
 class ReadPlan:
@@ -60,8 +63,13 @@ class ReadPlan:
             raise LookupError("the reference has read nothing yet")
         return logps
 
-    def advance_filters(self, step: int) -> None:
-        """Advance the straddle filters from boundary `step - 1` to boundary `step`."""
+    def advance_filters(self, step: int, *, literal: bool = False) -> None:
+        """Advance the straddle filters from boundary `step - 1` to boundary `step`.
+
+        Args:
+            step: Number of the boundary.
+            literal: See `Gate.literal`.
+        """
         for stream, boundaries in zip(self.sequence.streams, self.boundaries, strict=True):
             if stream is None or boundaries is None or stream.straddle is None:
                 continue
@@ -73,9 +81,8 @@ class ReadPlan:
             if before is None or reference is None or reference.logps is None:
                 continue
             token, here = self.sequence.text_ids[self.first + step - 1], boundaries[step]
-            stream.straddle.advance(
-                token, before.logps, reference.logps, here.inner, open_end=here.whole
-            )
+            expected = nothing_expected(reference.logps) if literal else reference.logps
+            stream.straddle.advance(token, before.logps, expected, here.inner, open_end=here.whole)
 
     def _last_of_reference(self) -> Boundary | None:
         stream = self.sequence.streams[self.reference]
@@ -97,6 +104,11 @@ class ReadPlan:
             if stream is not None and boundaries is not None:
                 stream.boundary = boundaries[-1]
         self.sequence.filters_ready = True
+
+
+def nothing_expected(reference_logps: Tensor) -> Tensor:
+    """Log-probabilities that are 0 as probabilities, in place of the reference's of that shape."""
+    return torch.full_like(reference_logps, NOTHING)
 
 
 def first_boundary(sequence: PackSequence, keep: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +20,12 @@ from packfuse.progress import question_progress
 from packfuse.registry import parse_spec
 
 if TYPE_CHECKING:
-    from packfuse.evaluation import Evaluation, Setting
+    from packfuse.evaluation import Evaluation, Samples, Setting
     from packfuse.evaluation.reports.intervals import Figure
     from packfuse.pack import Pack
 
+_LEAST_SAMPLES = 3
+"""With fewer samples a majority is the first one."""
 _EVAL = {"rich_help_panel": "Evaluation"}
 
 
@@ -62,6 +66,20 @@ def evaluate(
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Number of questions per file.", **_EVAL),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="K",
+            help="Where answers are generated, also evaluate the majority of K samples of the best"
+            " member. Default: as many as there are members, 3 at least; 0: none.",
+            **_EVAL,
+        ),
+    ] = None,
+    sample_temperature: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="Temperature of these samples. Default: 0.7.", **_EVAL),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.", **_EVAL)] = 0,
     lm_eval: Annotated[
@@ -105,9 +123,14 @@ def evaluate(
         ("--task", task, files, "a file"),
         ("--include", include, lm_eval, "--lm-eval"),
         ("--draft", pack.draft, generated or lm_eval, "a task whose answers are generated"),
+        ("--samples", samples, generated, "a file whose answers are generated"),
+        ("--sample-temperature", sample_temperature is not None, samples != 0, "samples"),
+        ("--sample-temperature", sample_temperature is not None, generated, "generated answers"),
     ):
         if given and not effective:
             raise ConfigError(f"{option} has no effect without {needed}", hint="leave it out")
+    # A wrong number is an error before a model is loaded.
+    wanted = _samples(samples, sample_temperature, generated=generated)
     questions = {path: read_questions(path, kind, limit, seed) for path, kind in kinds.items()}
     loaded = pack.load(screen)
     settings = _settings(loaded, setting or [], grid)
@@ -118,7 +141,14 @@ def evaluate(
         for path, kind in kinds.items():
             with question_progress(path.name) as step:
                 result = run(
-                    loaded, questions[path], kind, settings, journal=journal, seed=seed, step=step
+                    loaded,
+                    questions[path],
+                    kind,
+                    settings,
+                    journal=journal,
+                    samples=wanted(loaded) if kind.generates else None,
+                    seed=seed,
+                    step=step,
                 )
             results.append(result)
             _write(screen, out, results, len(results) - 1)
@@ -135,6 +165,23 @@ def evaluate(
     screen.show(Text(f"\n{out / 'report.md'} has all figures.", "dim"))
     if any(row.failed for result in results for row in result.rows):
         raise typer.Exit(1)
+
+
+def _samples(
+    count: int | None, temperature: float | None, *, generated: bool
+) -> Callable[[Pack], Samples | None]:
+    """How often the best member of a pack is sampled.
+
+    Raises:
+        ConfigError: for one sample, or a temperature at which all are the same.
+    """
+    from packfuse.evaluation import Samples
+
+    if not generated or count == 0:
+        return lambda pack: None
+    given = {} if temperature is None else {"temperature": temperature}
+    least = Samples(count or _LEAST_SAMPLES, **given)
+    return lambda pack: least if count else replace(least, count=max(least.count, len(pack.names)))
 
 
 def _settings(pack: Pack, texts: list[str], steps: int) -> list[Setting] | None:
@@ -172,10 +219,10 @@ def _json(results: list[Evaluation]) -> str:
 
 def _view(result: Evaluation) -> list[Table | Text]:
     """A table for the terminal, best first, and the comparisons with the best member."""
-    from packfuse.evaluation.reports.markdown import comparison
+    from packfuse.evaluation.reports.markdown import beyond, comparison
 
     plain_text = not any(row.accuracy for row in result.rows)
-    table = plain_table("system", result.verdict, "Δ", "bits/byte", "Δ", "tokens/s")
+    table = plain_table("system", result.verdict, "Δ", "bits/byte", "Δ", "s", "tokens")
 
     def order(row: object) -> float:
         figure = getattr(row, "bits_per_byte" if plain_text else "accuracy")
@@ -188,9 +235,11 @@ def _view(result: Evaluation) -> list[Table | Text]:
             _percent(row.against.accuracy, signed=True),
             _bits(row.bits_per_byte),
             _bits(row.against.bits_per_byte, signed=True),
-            f"{row.tokens_per_second:.0f}",
+            f"{row.seconds:.2f}",
+            f"{row.member_tokens:.0f}",
         )
     lines = [Text(line) for name in result.best if (line := comparison(result, name))]
+    lines += [Text(line) for line in beyond(result)]
     skipped = [f"{len(result.skipped)} lines skipped"] if result.skipped else []
     skipped += [f"{len(result.unread)} questions unread"] if result.unread else []
     head = ", ".join([f"{result.source}: {result.questions} questions", *skipped])

@@ -31,6 +31,7 @@ def section(evaluation: Evaluation, rows: Iterable[ReportRow] | None = None, lev
         + ". Intervals: 95 %, paired bootstrap over questions."
     ]
     facts += [sentence for name in evaluation.best if (sentence := comparison(evaluation, name))]
+    facts += beyond(evaluation)
     facts += [f"**{row.label} stopped: {row.failed}**" for row in evaluation.rows if row.failed]
     head = f"{'#' * level} {evaluation.source.rpartition('/')[2]}\n"
     return "\n".join([head, *(f"{fact}  " for fact in facts), "", table(evaluation, rows), ""])
@@ -55,6 +56,40 @@ def comparison(evaluation: Evaluation, name: str) -> str:
     )
 
 
+def beyond(evaluation: Evaluation) -> list[str]:
+    """What no choice among the members' answers could reach, and what it would take to be sure."""
+    found, selection = [], evaluation.selection
+    row = max(evaluation.packs, key=_accuracy, default=None)
+    if selection is not None:
+        sentence = (
+            f"No member is right on {_with_interval('accuracy', selection.beta)} of the questions "
+            f"(β); an oracle that chose among their answers would have "
+            f"{selection.oracle.value:.1%}"
+        )
+        if row is not None and row.only is not None:
+            sentence += f"; only {row.label} is right on {_with_interval('accuracy', row.only)}"
+        found.append(sentence + ".")
+    if row is None:
+        return found
+    sampled, gap = evaluation.sampled, row.against.samples
+    if sampled is not None and gap is not None:
+        found.append(
+            f"{row.label} minus {sampled.label}: {_signed('accuracy', gap)}, at "
+            f"{row.seconds:.2f} against {sampled.seconds:.2f} s and {row.member_tokens:.0f} "
+            f"against {sampled.member_tokens:.0f} member tokens an answer."
+        )
+    if row.against.needed is not None:
+        found.append(
+            "By the spread of these answers, a difference of one point to the best member takes "
+            f"{row.against.needed:,} questions to show (interval of 95 %, in 80 % of cases)."
+        )
+    return found
+
+
+def _accuracy(row: ReportRow) -> float:
+    return row.accuracy.value if row.accuracy else -1.0
+
+
 def table(evaluation: Evaluation, rows: Iterable[ReportRow] | None = None) -> str:
     """One row per system, members first."""
     shown = list(evaluation.rows if rows is None else rows)
@@ -66,7 +101,8 @@ def table(evaluation: Evaluation, rows: Iterable[ReportRow] | None = None) -> st
     heads = ["system"]
     for name in names:
         heads += [_title(evaluation, name), "minus best member"]
-    heads += ["weights", "tokens/s"]
+    only = any(row.only for row in shown)
+    heads += ["only it is right"] * only + ["weights", "s", "member tokens", "tokens/s"]
     lines = [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
     for row in shown:
         cells = [f"**{row.label}**" if row.member else row.label]
@@ -75,7 +111,14 @@ def table(evaluation: Evaluation, rows: Iterable[ReportRow] | None = None) -> st
             cells.append(_with_interval(name, figure) if figure else "")
             cells.append(_signed(name, gap) if gap else "")
         shares = [f"{share:.2f}" for share in row.weights.values()]
-        cells += ["" if row.member else " / ".join(shares), f"{row.tokens_per_second:.0f}"]
+        if only:
+            cells.append(_with_interval("accuracy", row.only) if row.only else "")
+        cells += [
+            "" if row.setting is None else " / ".join(shares),
+            f"{row.seconds:.2f}",
+            f"{row.member_tokens:.0f}",
+            f"{row.tokens_per_second:.0f}",
+        ]
         lines.append(_line(cells))
     return "\n".join(lines)
 

@@ -46,6 +46,10 @@ class AnswerTask(Task):
         right = normalize(text) in {normalize(answer) for answer in question.accepted}
         return Outcome(answer=text.strip(), right=right, length=len(text.strip()))
 
+    def ballot(self, text: str) -> str:
+        """The normalized text."""
+        return normalize(text)
+
 
 def normalize(text: str) -> str:
     """Lower case, without punctuation, articles and extra spaces: the normalization of SQuAD.

@@ -88,6 +88,10 @@ class Task(BaseModel, ABC):
         """
         raise NotImplementedError
 
+    def ballot(self, text: str) -> str:
+        """What a generated answer votes for; equal for answers that say the same."""
+        return text.strip()
+
     @staticmethod
     def format_prompt(fields: Fields, *lines: str) -> str:
         """A prompt in the format of lm-eval: `Question: ...`, further lines, `Answer:`.

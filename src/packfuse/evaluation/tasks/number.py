@@ -56,6 +56,11 @@ class Number(Task):
         answer = "" if number is None else str(number)
         return Outcome(answer=answer, right=right, length=len(text.strip()))
 
+    def ballot(self, text: str) -> str:
+        """The number; nothing for a text without one."""
+        number = last_number(text)
+        return "" if number is None else str(number.normalize())
+
 
 def last_number(text: str) -> Decimal | None:
     """The first number after the last `####`, or else the last number of the text.

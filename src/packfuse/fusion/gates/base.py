@@ -92,6 +92,9 @@ class Gate(BaseModel, ABC):
     """The paper and section of the method."""
     looks_back: ClassVar[bool] = False
     """Whether a position depends on what the gate decided one token earlier."""
+    literal: ClassVar[bool] = False
+    """Whether members are carried literally: each of their tokens to the reference's own spelling
+    of it. Otherwise what the reference expects decides between its tokens that fit as well."""
 
     @abstractmethod
     def opens(

@@ -33,6 +33,7 @@ class Nudge(Gate):
     name: ClassVar[str] = "nudge"
     source: ClassVar[str] = "Nudging, arXiv 2410.09300, section 3"
     looks_back: ClassVar[bool] = True
+    literal: ClassVar[bool] = True
 
     threshold: float = Field(default=0.3, gt=0, lt=1)
     """The leader is unsure below this highest probability (γ in the paper, which uses 0.3 to 0.4).
@@ -96,9 +97,7 @@ class Nudge(Gate):
             device=rows.device,
         )
         is_open = there & (unsure | goes_on)
-        leader = torch.where(
-            there[:, None], _without(at.reference_logps, ends), at.reference_logps
-        )
+        leader = torch.where(there[:, None], _without(at.reference_logps, ends), at.reference_logps)
         opened: list[bool] = is_open.tolist()
         return torch.where(is_open[:, None], nudger, leader), opened
 
