@@ -196,6 +196,10 @@ def test_trace_shows_every_token_and_other_choices_of_members(invoke: Invoke, pa
         (["--weighting", "sim:tau=0.5"], {"weighting": {"name": "sim", "tau": 0.5}}),
         (["-w", "two=0.75", "-w", "one=0.25"], {"weights": {"one": 0.25, "two": 0.75}}),
         (["--temperature", "0.9", "--seed", "7", "--top-k", "50", "--top-p", "0.9"], None),
+        (
+            ["--gate", "nudge:threshold=0.4,leader=two"],
+            {"gate": {"name": "nudge", "threshold": 0.4, "leader": "two"}},
+        ),
         (["--stop", "e", "--stop", "zz"], {"stop": ["e", "zz"]}),
         (["--repetition-penalty", "1.5"], {"repetition_penalty": 1.5}),
     ],

@@ -87,7 +87,8 @@ NESTED: dict[str, Callable[[Pack], Any]] = {
 }
 OUTER: list[dict[str, Any]] = [
     {}, {"fusion": "mixture"}, {"fusion": "unite"}, {"gate": "safe"}, {"draft": "reference"},
-    {"weights": {"long": 0.3, "short": 0.7}}, {"num_beams": 2}, {"temperature": 1.5, "seed": 4},
+    {"gate": "nudge"}, {"weights": {"long": 0.3, "short": 0.7}}, {"num_beams": 2},
+    {"temperature": 1.5, "seed": 4},
 ]  # fmt: skip
 
 

@@ -117,6 +117,7 @@ class Own(LogitsProcessor):
 
 KINDS: list[dict[str, Any]] = [
     {}, {"max_new_tokens": 4}, {"fusion": "unite"}, {"fusion": "mixture", "gate": "safe"},
+    {"gate": "nudge"}, {"gate": {"name": "nudge", "threshold": 0.6}, "temperature": 1.0, "seed": 2},
     {"weights": {"long": 0.25, "short": 0.75}}, {"weights": {"short": 1.0}}, {"stop": "e"},
     {"constraint": Regex("[a-z]*( [0-9])?")}, {"trace": True, "top_logprobs": 2},
     {"min_p": 0.01, "seed": 1}, {"temperature": 1.5, "seed": 7}, {"repetition_penalty": 1.5},

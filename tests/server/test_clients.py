@@ -27,6 +27,7 @@ from tests.support.small import small_pack
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello the true"}]
 PROMPT = "Hello the true"
 NEW = 8
+NUDGE = {"name": "nudge", "threshold": 0.4, "leader": "long"}
 SHORT: dict[str, Any] = {"max_tokens": NEW}
 
 
@@ -94,6 +95,7 @@ def test_a_chat(pack: Pack, client: openai.OpenAI) -> None:
         ({"extra_body": {"fusion": "unite"}}, {"fusion": "unite"}),
         ({"extra_body": {"weights": {"short": 1.0}}}, {"weights": {"short": 1.0}}),
         ({"extra_body": {"gate": "safe", "draft": "lookup"}}, {"gate": "safe", "draft": "lookup"}),
+        ({"extra_body": {"gate": NUDGE}}, {"gate": NUDGE}),
         ({"logit_bias": {"101": -100}}, {"sequence_bias": {(101,): -100.0}}),
         ({"frequency_penalty": 0, "presence_penalty": 0.0, "user": "me", "store": False}, {}),
     ],

@@ -105,6 +105,19 @@ def test_a_forced_call_does_not_depend_on_the_members(choice: Any) -> None:
     assert (reply.text, calls_of(reply)) == ("", [("find", QUERY)])
 
 
+@pytest.mark.parametrize("threshold", [0.3, 1 - 1e-12])
+def test_a_nudged_pack_calls_tools(threshold: float) -> None:
+    """The leader is sure of the call, or the nudger writes all of it; the nudger ends it."""
+    pack = answers(write_call("find", QUERY), gate={"name": "nudge", "threshold": threshold})
+    reply = both(Turn(pack, CHAT, tools=FEW, trace=True))
+    assert calls_of(reply) == [("find", QUERY)]
+    assert reply.record.finish_reason == "stop"
+    assert [step.fused for step in reply.record.trace or []][-1]
+    assert (reply.record.fused == 1) == (threshold > 0.5)
+    forced = Turn(pack, CHAT, tools=FEW, tool_choice="time").answer()
+    assert calls_of(forced) == [("time", {})]
+
+
 def test_one_call_or_several() -> None:
     pack = answers("\n".join([write_call("time", {})] * 3))
     for choice, parallel, count in [("auto", None, 3), ("auto", False, 1), ("any", True, 3)]:

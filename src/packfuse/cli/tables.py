@@ -54,18 +54,25 @@ def _course(record: FusionRecord) -> list[str]:
         found.append(f"members agreed on {record.agreed:.0%}")
     if record.overruled is not None:
         found.append(f"reference overruled on {record.overruled:.0%}")
+    if record.fused is not None and record.gate["name"] != "every":
+        found.append(f"gate {record.gate['name']} open on {record.fused:.0%}")
     return found
 
 
 def trace_view(record: FusionRecord) -> Table:
-    """One row per token: its probability by member, and the member's best token if it differs."""
+    """One row per token: its probability by member, and the member's best token if it differs.
+
+    A token is bold where a gate that is not always open was open.
+    """
+    always = record.gate["name"] == "every"
     table = plain_table("token", "pack", *record.members)
     for step in record.trace or []:
         cells = [
             _probability(step.text, step.member_probabilities[name], step.member_choices[name])
             for name in record.members
         ]
-        table.add_row(Text(repr(step.text)), f"{step.probability:.3f}", *cells)
+        shown = Text(repr(step.text), "bold" if step.fused and not always else "")
+        table.add_row(shown, f"{step.probability:.3f}", *cells)
     return table
 
 
