@@ -17,8 +17,9 @@ from packfuse.constraint import Regex
 from packfuse.errors import ConfigError
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.systems import ScoringSystem
+from packfuse.fusion.gates import gates
 from packfuse.fusion.gates.base import LastToken
-from packfuse.fusion.gates.nudge import word_goes_on
+from packfuse.fusion.gates.nudge import Nudge, word_goes_on
 from packfuse.models.hf_member import HFMember
 from packfuse.settings import PackConfig
 from packfuse.text.vocabulary import Vocabulary
@@ -389,9 +390,7 @@ def test_a_pack_is_nudged_by_name(tmp_path: Any) -> None:
     pack.save_config(tmp_path / "pack.yaml")
     again = Pack.from_config(tmp_path / "pack.yaml", progress=False)
     assert again.generate(PROMPT, max_new_tokens=6).token_ids == usual.token_ids
-    assert PackConfig.read(tmp_path / "pack.yaml").gate == {
-        "name": "nudge", "threshold": 0.4, "leader": None, "nudger": None,
-    }  # fmt: skip
+    assert gates().make(PackConfig.read(tmp_path / "pack.yaml").gate) == Nudge(threshold=0.4)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.5, float("nan"), "high", None])
