@@ -456,6 +456,6 @@ def test_another_reference_than_the_leader_is_refused() -> None:
 
 
 def test_options_are_not_scored_under_it() -> None:
-    pack = nudged()
+    system = ScoringSystem(nudged(), {"nudged": Setting.of(nudged())})
     with pytest.raises(ConfigError, match="gate 'nudge' is for written answers"):
-        ScoringSystem(pack, {"nudged": Setting.of(pack)})
+        system.scored_prompts(PROMPT, [" two"]).under(Setting.of(nudged()))

@@ -6,7 +6,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +66,8 @@ class ScoringSystem(System):
         """`settings` by label; all with one alignment.
 
         Raises:
-            ConfigError: for several alignments, or a gate that needs a written answer.
+            ConfigError: for several alignments.
         """
-        for setting in settings.values():
-            if setting.gate.looks_back:
-                raise ConfigError(
-                    f"gate {setting.gate.name!r} is for written answers, and options are scored",
-                    hint="choose a task whose answers are written, or another gate: ////every",
-                )
         kinds = list(dict.fromkeys(setting.alignment for setting in settings.values()))
         if len(kinds) != 1:
             raise ConfigError("settings that are scored together share one alignment")
@@ -123,7 +117,12 @@ class ScoringSystem(System):
         return ScoredPrompts(self, prompt, options)
 
     def scorer(self, reference: int, alignment: Alignment | None = None) -> Scorer:
-        """The scorer of all settings in the vocabulary of member number `reference`."""
+        """The scorer of all settings in the vocabulary of member number `reference`.
+
+        Raises:
+            ConfigError: for a gate that is for written answers.
+        """
+        _check_scored(self.settings.values())
         key = reference, alignment or self.alignment
         if key not in self._scorers:
             own = self.pack.settings
@@ -353,13 +352,18 @@ def singles(pack: Pack) -> list[Pack]:
 
 
 def systems(pack: Pack, task: Task, settings: Sequence[Setting]) -> list[System]:
-    """Each member alone, then the pack under `settings`."""
+    """Each member alone, then the pack under `settings`.
+
+    Raises:
+        ConfigError: for a gate under which options cannot be scored.
+    """
     labels = {setting.label: setting for setting in settings}
     if task.generates:
         return [
             *(GeneratingSystem(own, own.names[0]) for own in singles(pack)),
             *(GeneratingSystem(under(pack, setting), label) for label, setting in labels.items()),
         ]
+    _check_scored(settings)
     kinds = dict.fromkeys(setting.alignment for setting in settings)
     return [
         *(ScoringSystem(own, {own.names[0]: Setting.of(own)}) for own in singles(pack)),
@@ -370,6 +374,16 @@ def systems(pack: Pack, task: Task, settings: Sequence[Setting]) -> list[System]
             for kind in kinds
         ),
     ]
+
+
+def _check_scored(settings: Iterable[Setting]) -> None:
+    """Refuse gates under which options cannot be scored all at once."""
+    for setting in settings:
+        if setting.gate.looks_back:
+            raise ConfigError(
+                f"gate {setting.gate.name!r} is for written answers, and options are scored",
+                hint="choose a task whose answers are written, or another gate: ////every",
+            )
 
 
 def under(pack: Pack, setting: Setting) -> Pack:

@@ -1,8 +1,8 @@
 """Gates: at which positions the members are fused.
 
 One gate a file; `gates()` finds them, and those of installed plugins. A gate is a subclass of
-`packfuse.fusion.gates.base.Gate`. This room may use `text` and the
-root modules.
+`packfuse.fusion.gates.base.Gate`. This room may use `text`,
+`packfuse.models.logps` and the root modules.
 """
 
 from __future__ import annotations

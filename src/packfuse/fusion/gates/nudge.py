@@ -13,6 +13,7 @@ from torch import Tensor
 
 from packfuse.errors import ConfigError
 from packfuse.fusion.gates.base import Gate, LastToken, Positions, Roles
+from packfuse.models.logps import best_tokens
 from packfuse.registry import suggest
 
 
@@ -85,14 +86,14 @@ class Nudge(Gate):
         there = others.sum(1) > 0
         rows = torch.arange(len(others), device=at.logps.device)
         nudger = at.logps[others.argmax(1), rows]
-        ends = torch.tensor(at.vocabulary.end_ids, device=rows.device)
+        ends = torch.tensor(at.vocabulary.end_ids, dtype=torch.long, device=rows.device)
         unsure = self.opens(at.logps, at.weights, at.reference_logps, at.at_boundary)
-        unsure |= torch.isin(at.reference_logps.argmax(-1), ends)
+        unsure |= torch.isin(best_tokens(at.reference_logps), ends)
         spelled = at.vocabulary.token_bytes
         goes_on = torch.tensor(
             [
                 word_goes_on(last, spelled[best])
-                for last, best in zip(at.last, nudger.argmax(-1).tolist(), strict=True)
+                for last, best in zip(at.last, best_tokens(nudger).tolist(), strict=True)
             ],
             device=rows.device,
         )
