@@ -161,7 +161,7 @@ FORKS = {
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-@pytest.mark.parametrize("kind", quick(FORKS, 4))
+@pytest.mark.parametrize("kind", quick(FORKS, 3))
 def test_a_forked_child_answers_or_is_refused_at_once(kind: str) -> None:
     done = run(FORKS[kind])
     assert (done.stdout.strip(), done.returncode) == ("0", 0), done.stderr

@@ -45,6 +45,7 @@ def test_soak() -> None:
     assert found["growth"]["files"] == 1
 
 
+@pytest.mark.slow
 def test_servers() -> None:
     found = run("servers.py")
     lines = {(line["candidates"], line["tail"]): line for line in found["candidates"]}
@@ -58,6 +59,7 @@ def test_servers() -> None:
     assert found["step"]["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_peers() -> None:
     found = run("peers.py")
     assert found["step"]["same_tokens"]

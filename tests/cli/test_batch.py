@@ -55,7 +55,7 @@ def whole_lines(path: Path) -> int:
 
 def test_a_batch_that_is_killed_loses_and_doubles_nothing(folder: Path) -> None:
     target = folder / "out.jsonl"
-    for killed_at in (0, 2, 7):
+    for killed_at in (0, 5):
         process = started(folder, target, *(["--resume"] if killed_at else []))
         while not target.exists() or whole_lines(target) < killed_at:
             assert process.poll() is None, process.communicate()

@@ -57,7 +57,7 @@ def ids_of(engine: Engine, text: str = TEXT) -> list[int]:
 
 @packs
 @either_reference
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_any_way_of_advancing_ends_in_the_same_place(
     specs: tuple[Spec, ...], reference: int, data: st.DataObject

@@ -183,6 +183,7 @@ def test_three_answer_as_one_in_the_tokens_of_each(pack: Pack, reference: int, t
         assert set(step.member_probabilities) == set(pack.names)
 
 
+@pytest.mark.slow
 def test_its_weight_makes_the_answer_better(pack: Pack):
     prompt, rest = HELD_OUT["model"][:CONTEXT], HELD_OUT["model"][CONTEXT:900]
     pair = Pack(pack.members[:2], progress=False)

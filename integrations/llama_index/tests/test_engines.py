@@ -81,6 +81,7 @@ def test_condense_plus_context_chat_engine(index):
     assert [message.role.value for message in engine.chat_history] == ["user", "assistant"] * 2
 
 
+@pytest.mark.slow
 def test_router_query_engine(tools, llm):
     selector = PydanticSingleSelector.from_defaults(llm=PackFuse(pack=llm.pack, max_new_tokens=96))
     with collect_fusion() as fusion:

@@ -158,6 +158,7 @@ def test_parallel_calls(llm):
         assert len(calls(response)) == 1
 
 
+@pytest.mark.slow
 def test_a_call_that_was_cut_off_is_not_a_call(llm):
     whole = llm.chat_with_tools(TOOLS, "Go.", tool_required=True)
     used = whole.raw["usage"]["completion_tokens"]

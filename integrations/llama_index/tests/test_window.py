@@ -1,5 +1,6 @@
 """What LlamaIndex packs into the context window is refused by no member."""
 
+import pytest
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.prompts import PromptTemplate
@@ -34,6 +35,7 @@ def test_a_prompt_that_the_helper_fills_is_answered():
         llm.chat([ChatMessage(ASK.format(context_str=repacked))])
 
 
+@pytest.mark.slow
 def test_an_answer_that_fills_the_window_keeps_its_text():
     llm = PackFuse(pack=uneven_pack(), max_new_tokens=2000)
     response = llm.complete(TEXT[:300])

@@ -33,6 +33,7 @@ from tests.support.member_server import (
     peer_of,
     until_sessions,
 )
+from tests.support.quick import quick
 from tests.support.serving import running
 from tests.support.small import small_pack
 from tests.support.steps import at_step
@@ -78,7 +79,7 @@ def fails(pack: Pack, url: str, match: str = "") -> None:
     assert pack.scheduler.running == 0
 
 
-@pytest.mark.parametrize("stage", ["before", "prompt", "step"])
+@pytest.mark.parametrize("stage", quick(["step", "before", "prompt"], 1))
 def test_a_killed_server_is_named_and_may_be_left_out(
     folder: Path, local: Pack, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
