@@ -269,6 +269,6 @@ def test_without_matplotlib_the_error_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"plots need matplotlib .*packfuse\[eval\]"):
+    with pytest.raises(ConfigError, match=r"plots need matplotlib .*packfuse\[plot\]"):
         draw(summary(THREE), tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())
