@@ -65,6 +65,8 @@ def run(
     answer, found = screen.answer(chunks)
     if html is not None:
         Answer(answer, found, ()).view().save(html)
+    if not trace:
+        found = found.model_copy(update={"trace": None, "prompt_trace": None})
     screen.document({"text": answer, "record": found})
     if screen.as_json:
         return

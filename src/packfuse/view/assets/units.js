@@ -5,6 +5,13 @@ token is an element of its own would show broken ones. */
 
 const MOST_STEPS = 64; // of a unit, so that a flood of combining marks takes no quadratic time
 
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+
+/* The text of bytes; what is no character is replaced. */
+function decoded(bytes) {
+  return decoder.decode(new Uint8Array(bytes));
+}
+
 class Unit {
   constructor(step) {
     this.steps = [];
@@ -16,21 +23,11 @@ class Unit {
   add(step) {
     this.steps.push(step);
     this.bytes.push(...step.utf8);
-    this.text = this.control ? step.text : Unit.decoder.decode(new Uint8Array(this.bytes));
+    this.text = this.control ? step.text : decoded(this.bytes);
   }
 
   get last() {
     return this.steps[this.steps.length - 1];
-  }
-
-  /* Whether the text ends within a character. */
-  get cut() {
-    for (let back = 1; back <= 3 && back <= this.bytes.length; back += 1) {
-      const byte = this.bytes[this.bytes.length - back];
-      if (byte >= 0xc0) return back < (byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : 2);
-      if (byte < 0x80) return false;
-    }
-    return false;
   }
 
   /* Whether another unit, which follows at once, belongs to the same character. */
@@ -39,13 +36,14 @@ class Unit {
       return false;
     }
     const byte = next.bytes[0];
-    if (this.cut && byte >= 0x80 && byte < 0xc0) return true;
     if (byte >= 0x20 && byte < 0x7f && this.bytes[this.bytes.length - 1] < 0x80) return false;
+    // Bytes of one character read otherwise together than apart.
+    const within = byte >= 0x80 && byte < 0xc0;
+    if (within && decoded([...this.bytes, ...next.bytes]) !== this.text + next.text) return true;
     const at = this.text.length;
     return Unit.segmenter.segment(this.text + next.text).containing(at)?.index !== at;
   }
 }
-Unit.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 Unit.segmenter = new Intl.Segmenter(undefined, { granularity: "grapheme" });
 
 /* Adds a step to a list of units; returns how many units at the end were there before and changed. */
