@@ -27,6 +27,7 @@ NASTY = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     with chromium(tmp_path_factory.mktemp("profile")) as found:
+        found.execute_cdp_cmd("Performance.enable", {})
         yield found
 
 
@@ -264,12 +265,12 @@ def test_a_move_costs_the_same_in_a_long_text(
         assert len(tokens(browser)) == count
         loaded.append(metrics(browser))
         work.append(work_of(browser, MOVES[move]))
-    assert work[0] == work[1]
-    assert 0 < work[1]["changes"] <= 10
-    assert work[1]["LayoutCount"] <= 3
+    assert 0 < work[0]["changes"] == work[1]["changes"] <= 10
+    assert max(one["LayoutCount"] for one in work) <= 3
+    assert max(one["Nodes"] for one in work) <= 200
     # Listeners are those of the containers, and no token is laid out by itself.
-    assert loaded[0]["JSEventListeners"] == loaded[1]["JSEventListeners"] < 40
-    assert loaded[1]["LayoutCount"] < 20
+    assert loaded[0]["JSEventListeners"] == loaded[1]["JSEventListeners"] < 20
+    assert loaded[1]["LayoutCount"] <= 3
 
 
 def test_a_token_that_arrives_costs_the_same_in_a_long_text(
@@ -288,13 +289,13 @@ def test_a_token_that_arrives_costs_the_same_in_a_long_text(
         browser.execute_script("arriving.add(Array(arguments[0]).fill(arguments[1]))", count, step)
         work.append(work_of(browser, "arriving.add([arguments[0]])", step))
     assert browser.execute_script("return root.children.length") == 2002
-    assert work[0] == work[1]
-    assert work[1]["changes"] <= 2
+    assert 0 < work[0]["changes"] == work[1]["changes"] <= 2
+    assert max(one["LayoutCount"] for one in work) <= 3
 
 
 def metrics(browser: webdriver.Chrome) -> dict[str, float]:
-    """Counts of the browser's own work since the page was opened."""
-    browser.execute_cdp_cmd("Performance.enable", {})
+    """Counts of the browser's own work on this page, without what earlier pages left."""
+    browser.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
     found = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     return {one["name"]: one["value"] for one in found}
 
