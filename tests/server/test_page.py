@@ -9,6 +9,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from packfuse.server.app import Limits
@@ -32,7 +33,7 @@ def ask(browser: webdriver.Chrome, text: str) -> None:
     browser.find_element(By.ID, "prompt").send_keys(text, Keys.ENTER)
 
 
-def answered(browser: webdriver.Chrome, count: int) -> list[webdriver.remote.webelement.WebElement]:
+def answered(browser: webdriver.Chrome, count: int) -> list[WebElement]:
     """The answers, when there are so many."""
     done = ".assistant[data-done]"
     wait = WebDriverWait(browser, SECONDS)

@@ -32,10 +32,10 @@ def test_the_panels_are_what_is_known() -> None:
     bare = views.answer([])
     assert [len(one.plot().figure.axes) for one in (whole, plain, bare)] == [3, 2, 1]
     turns, prompt = whole.plot(earlier=[whole]).figure.axes[1:3]
-    lines: dict[str, Any] = {line.get_label(): line for line in turns.lines}
+    lines: dict[Any, Any] = {line.get_label(): line for line in turns.lines}
     assert list(lines) == list(views.NAMES)
     assert lines["first"].get_ydata().tolist() == [pytest.approx(1 / 3)] * 2
-    drawn = {line.get_label(): line.get_ydata() for line in prompt.lines}
+    drawn: dict[Any, Any] = {line.get_label(): line.get_ydata() for line in prompt.lines}
     for name in views.NAMES:
         losses = [step.loss[name] for step in whole.record.prompt_trace or []]
         assert drawn[name][0] == pytest.approx(math.exp(sum(losses) / 2))
