@@ -19,8 +19,9 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from packfuse import Answer, Pack  # noqa: E402
+from packfuse.server.packs import Served  # noqa: E402
 from tests.support.browser import chromium, look  # noqa: E402
-from tests.support.serving import served_pack  # noqa: E402
+from tests.support.serving import serving  # noqa: E402
 
 DOCS = ROOT / "docs"
 QUESTIONS = (
@@ -64,7 +65,7 @@ def views(browser: webdriver.Chrome, answers: list[Answer], folder: Path) -> Non
 def page(browser: webdriver.Chrome, pack: Pack) -> None:
     """The page of a server, after the same chat."""
     wait = WebDriverWait(browser, SECONDS)
-    with served_pack(pack) as url:
+    with serving(Served.ready(packfuse=pack)) as url:
         for name, size in LOOKS.items():
             look(browser, *size)
             browser.get(url)
@@ -84,7 +85,7 @@ def main() -> None:
     """Take all pictures."""
     pack = Pack.starter()
     answers = chat(pack)
-    answers[1].plot(DOCS / "answer.png", earlier=answers[:1])
+    answers[1].plot(earlier=answers[:1]).save(DOCS / "answer.png", dpi=90)
     with tempfile.TemporaryDirectory() as folder, chromium(Path(folder)) as browser:
         views(browser, answers, Path(folder))
         page(browser, pack)

@@ -72,7 +72,7 @@ def test_the_trace_of_a_prompt_adds_up_to_its_losses(chat: bool) -> None:
 
 
 def test_prompts_are_traced_only_if_asked_and_read_again_from_the_cache() -> None:
-    pack = small_pack(context=2048)
+    pack = small_pack(context=2048, prefix_cache=2**24)
     assert pack.generate(TEXT, max_new_tokens=2).record.prompt_trace is None
 
     def traced() -> Answer:

@@ -33,6 +33,8 @@ def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(shutil.which("chromedriver") or "")
     found = webdriver.Chrome(options=options, service=service)
+    # The page has the focus even if the window, which nobody sees, does not.
+    found.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     try:
         yield found
     finally:

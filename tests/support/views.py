@@ -52,7 +52,11 @@ def answer(
     timings = Timings(
         prefill_seconds=0.5, weights_seconds=0.1, decode_seconds=2.0, tokens_per_second=5.0
     )
-    plain = {"fusion": {"name": "packllm"}, "weighting": {"name": "exact"}, "alignment": {}}
+    plain: dict[str, Any] = {
+        "fusion": {"name": "packllm"},
+        "weighting": {"name": "exact"},
+        "alignment": {},
+    }
     record = FusionRecord(
         members=list(names), reference=names[0], weights={name: 1 / len(names) for name in names},
         prompt_loss=dict.fromkeys(names, 3.0), bits_per_byte=dict.fromkeys(names, 1.5),

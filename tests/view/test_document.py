@@ -63,7 +63,7 @@ def test_the_file_has_the_same_elements_whatever_was_written(token: str, name: s
     parsed = Elements(view.html)
     assert parsed.names == USUAL
     data: dict[str, Any] = json.loads(parsed.texts[parsed.names.index("script")])
-    assert data["record"] == answer.record.model_dump(mode="json")
+    assert data["record"] == answer.record.model_dump()
     assert data["text"] == answer.text
     frame = Elements(view._repr_html_())
     assert frame.names == ["iframe"]

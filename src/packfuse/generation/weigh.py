@@ -14,7 +14,7 @@ from packfuse.generation.output.result import by_name
 from packfuse.generation.prepared import ScoreOptions
 from packfuse.generation.runner import Runner
 from packfuse.models.loading import unique_names
-from packfuse.view.tables import Share, html_table
+from packfuse.view.tables import Cell, Share, html_table
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting, Weights, equal
 
@@ -69,9 +69,12 @@ class Weighing(BaseModel):
         figures = {head: values for head, values in scored.items() if values is not None}
         if self.skill is not None:
             figures["skill"] = self.skill
-        rows = [
-            [name, *(Share(own[name]) for own in self.weights.values())]
-            + [f"{own[name]:.3f}" if name in own else "–" for own in figures.values()]
+        rows: list[list[Cell]] = [
+            [
+                name,
+                *(Share(own[name]) for own in self.weights.values()),
+                *(f"{own[name]:.3f}" if name in own else "–" for own in figures.values()),
+            ]
             for name in self.members
         ]
         facts = f"{self.scored_tokens} tokens of {self.reference} scored"

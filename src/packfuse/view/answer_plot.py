@@ -10,8 +10,8 @@ from typing import Any
 from packfuse.view.escaping import whole
 from packfuse.view.picture import COLORS, DASHES, Picture, new_figure
 
-_PANEL_INCHES = 2.3
-_WIDTH_INCHES = 7.5
+_PANEL_INCHES = 2.0
+_WIDTH_INCHES = 7.0
 _WINDOW = 8
 _MOST_LABELS = 40
 _HIGHEST = 20.0
@@ -34,6 +34,11 @@ def answer_picture(record: Mapping[str, Any], turns: Sequence[Mapping[str, float
     figure = new_figure(_WIDTH_INCHES, _PANEL_INCHES * len(panels))
     for panel, axes in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0], strict=True):
         panel(axes, record, turns)
+    handles = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8
+        )
     return Picture(figure)
 
 
@@ -59,7 +64,6 @@ def _turns(axes: Any, record: Mapping[str, Any], turns: Sequence[Mapping[str, fl
         axes.plot(*zip(*known, strict=True), marker="o", label=_plain(name), **_style(index))
     axes.set(xlabel="turn of the chat", ylabel="weight", ylim=(0, 1))
     axes.set_xticks(range(1, len(turns) + 1))
-    axes.legend(fontsize=8)
 
 
 def _prompt(axes: Any, record: Mapping[str, Any], turns: Any) -> None:
@@ -72,7 +76,8 @@ def _prompt(axes: Any, record: Mapping[str, Any], turns: Any) -> None:
         losses = [step["loss"][name] for step in steps]
         axes.plot(starts, smoothed(losses, tokens), label=_plain(name), **_style(index))
     axes.set(xlabel="byte of the prompt", ylabel="perplexity", yscale="log")
-    axes.legend(fontsize=8)
+    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        ticks("{x:g}")
 
 
 def smoothed(losses: Sequence[float], tokens: Sequence[int]) -> list[float]:
@@ -109,7 +114,6 @@ def _tokens(axes: Any, record: Mapping[str, Any], turns: Any) -> None:
         axes.set_xticks(list(places), texts, rotation=60, fontsize=7, ha="right")
     else:
         axes.set_xlabel("token of the answer")
-    axes.legend(fontsize=8)
 
 
 def _plain(text: str) -> str:

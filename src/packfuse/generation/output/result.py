@@ -269,9 +269,7 @@ class Answer:
         Raises:
             ConfigError: for an unknown theme.
         """
-        return answer_view(
-            self.text, self.record.model_dump(mode="json"), self._turns(earlier), theme
-        )
+        return answer_view(self.text, self.record.model_dump(), self._turns(earlier), theme)
 
     def plot(
         self, path: str | os.PathLike[str] | None = None, earlier: Sequence[Answer] = ()
@@ -290,7 +288,7 @@ class Answer:
         Raises:
             ConfigError: if matplotlib is not installed, or the file cannot be written.
         """
-        picture = answer_picture(self.record.model_dump(mode="json"), self._turns(earlier))
+        picture = answer_picture(self.record.model_dump(), self._turns(earlier))
         if path is not None:
             picture.save(path)
         return picture

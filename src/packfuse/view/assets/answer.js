@@ -32,18 +32,15 @@ function promptTokens(root, members, show) {
 
 /* Perplexity along the prompt, by member: means over neighboring pieces. */
 function promptChart(members, steps) {
-  const series = {};
-  const tokens = steps.map((step) => Math.max(1, step.tokens));
-  for (const name of members.names.filter((own) => own in steps[0].loss)) {
-    series[name] = steps.map((step, at) => {
-      const low = Math.max(0, at - WINDOW);
-      const near = steps.slice(low, at + WINDOW + 1);
-      const count = near.reduce((sum, _, other) => sum + tokens[low + other], 0);
-      const loss = near.reduce((sum, own) => sum + own.loss[name], 0) / count;
-      return [step.start, Math.min(loss, HIGHEST) / Math.LN2];
-    });
-  }
-  return lineChart(members, series, {
+  const total = (some, value) => some.reduce((sum, step) => sum + value(step), 0);
+  const curve = (name) => steps.map((step, at) => {
+    const near = steps.slice(Math.max(0, at - WINDOW), at + WINDOW + 1);
+    const tokens = total(near, (own) => Math.max(1, own.tokens));
+    const loss = total(near, (own) => own.loss[name]) / tokens;
+    return [step.start, Math.min(loss, HIGHEST) / Math.LN2];
+  });
+  const readers = members.names.filter((name) => Object.hasOwn(steps[0].loss, name));
+  return lineChart(members, readers.map((name) => [name, curve(name)]), {
     title: "How well the members read the prompt", x: "byte of the prompt",
     y: "perplexity", spell: (value) => Number((2 ** value).toPrecision(3)).toLocaleString("en"),
   });
@@ -51,13 +48,9 @@ function promptChart(members, steps) {
 
 /* The weights over the turns of a chat, from the first turn on. */
 function turnsChart(members, turns) {
-  const series = {};
-  for (const name of members.names) {
-    const known = turns.map((weights, at) => [at + 1, weights[name]]);
-    series[name] = known.filter((point) => point[1] !== undefined);
-  }
-  const named = Object.fromEntries(Object.entries(series).filter(([, points]) => points.length));
-  return lineChart(members, named, {
+  const points = (name) => turns.flatMap((weights, at) =>
+    (Object.hasOwn(weights, name) ? [[at + 1, weights[name]]] : []));
+  return lineChart(members, members.names.map((name) => [name, points(name)]), {
     title: "Weights over the turns", x: "turn", y: "weight", high: 1, whole: true, width: 420,
   });
 }

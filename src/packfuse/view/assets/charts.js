@@ -2,7 +2,8 @@
 
 const DASHES = ["none", "7 4", "2 3", "10 3 2 3", "1 6"];
 const HEIGHT = 220;
-const EDGE = { left: 46, right: 26, top: 12, bottom: 36 };
+const LABEL_GAP = 14;
+const EDGE = { left: 46, right: 26, top: 12, bottom: 44 };
 
 function scale(low, high, from, to) {
   const range = high - low || 1;
@@ -19,12 +20,13 @@ function ticks(low, high, count) {
   return found.map((value) => Number(value.toPrecision(6)));
 }
 
-/* series: {member: [[x, y], ...]}; options: title, x and y (names of the axes), high (of y), whole
-(whether x are whole numbers), width, spell (what is written for a y). Returns a figure, with its
-numbers as a table. */
-function lineChart(members, series, options) {
+/* given: [[member, [[x, y], ...]], ...]; options: title, x and y (names of the axes), high (of y),
+whole (whether x are whole numbers), width, spell (what is written for a y). Returns a figure, with
+its numbers as a table. */
+function lineChart(members, given, options) {
+  const series = given.filter(([, own]) => own.length);
   const { title, x, y, high = null, whole = false, width = 640, spell = decimals } = options;
-  const points = Object.values(series).flat();
+  const points = series.flatMap(([, own]) => own);
   const xs = points.map((point) => point[0]);
   const most = high ?? Math.max(...points.map((point) => point[1]));
   const place = {
@@ -38,10 +40,12 @@ function lineChart(members, series, options) {
   }
   const marks = ticks(Math.min(...xs), Math.max(...xs), 6);
   for (const value of marks.filter((one) => !whole || Number.isInteger(one))) {
-    picture.append(label(place.x(value), HEIGHT - EDGE.bottom + 14, value, "middle"));
+    picture.append(label(place.x(value), HEIGHT - EDGE.bottom + 3, value, "middle", "1em"));
   }
   picture.append(label((width + EDGE.left) / 2, HEIGHT - 5, x, "middle"));
-  for (const [name, own] of Object.entries(series)) picture.append(line(members, name, own, place));
+  const drawnLines = series.map(([name, own]) => line(members, name, own, place));
+  picture.append(...drawnLines);
+  spread(drawnLines.map((group) => group.lastChild));
   const figure = element("figure");
   figure.append(element("figcaption", `${title} (${y})`), picture, numbers(series, x, spell));
   return figure;
@@ -51,8 +55,18 @@ function decimals(value) {
   return String(Number(value.toFixed(3)));
 }
 
-function label(x, y, text, anchor) {
-  const made = drawn("text", { x, y, "text-anchor": anchor });
+/* Moves the numbers at the ends of lines apart. */
+function spread(labels) {
+  let low = -Infinity;
+  const sorted = labels.sort((one, next) => one.getAttribute("y") - next.getAttribute("y"));
+  for (const own of sorted) {
+    low = Math.max(low + LABEL_GAP, Number(own.getAttribute("y")));
+    own.setAttribute("y", low);
+  }
+}
+
+function label(x, y, text, anchor, dy = "0") {
+  const made = drawn("text", { x, y, dy, "text-anchor": anchor });
   made.textContent = text;
   return made;
 }
@@ -81,12 +95,12 @@ const MOST_ROWS = 100;
 
 /* The numbers of a chart, for whoever cannot see it; of a long one, evenly spread ones. */
 function numbers(series, x, spell) {
-  const known = Object.values(series).map((points) => new Map(points));
+  const known = series.map(([, points]) => new Map(points));
   const xs = [...new Set(known.flatMap((own) => [...own.keys()]))].sort((one, next) => one - next);
   const step = Math.ceil(xs.length / MOST_ROWS);
   const rows = xs.filter((_, index) => index % step === 0).map((at) =>
     [String(at), ...known.map((own) => (own.has(at) ? spell(own.get(at)) : "–"))]);
   const folded = element("details");
-  folded.append(element("summary", "Numbers"), table("", [x, ...Object.keys(series)], rows));
+  folded.append(element("summary", "Numbers"), table("", [x, ...series.map(([name]) => name)], rows));
   return folded;
 }

@@ -5,17 +5,16 @@ const INFINITE = 9999;
 /* Weights as bars, with what the members' readings of the prompt say of them. */
 function weightsTable(members, record) {
   const scored = record.prompt_loss !== null;
-  const heads = ["member", "weight", ...(scored ? ["perplexity", "bits/byte"] : []), "prompt tokens"];
+  const heads = ["member", "weight", ...(scored ? ["perplexity"] : []), "prompt tokens"];
   const rows = record.members.map((name) => {
     const weight = record.weights[name];
     const bar = element("span", "", `bar ${members.classes(name)}`);
     bar.style.setProperty("--share", weight);
     const cell = element("span", weight.toFixed(3), "weight");
     cell.append(bar);
-    const figures = scored
-      ? [perplexity(record.prompt_loss[name]), figure(record.bits_per_byte[name])] : [];
-    return [members.label(name), cell, ...figures,
-      String(record.usage.prompt_tokens_by_member[name])];
+    const reading = scored ? [perplexity(record.prompt_loss[name])] : [];
+    const tokens = String(record.usage.prompt_tokens_by_member[name]);
+    return [members.label(name), cell, ...reading, tokens];
   });
   return table("Weights on this prompt", heads, rows);
 }
