@@ -5,6 +5,7 @@ python dev/screenshots.py         # needs Debian's chromium and chromium-driver
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from PIL import Image  # noqa: E402
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -50,7 +52,8 @@ def picture(browser: webdriver.Chrome, name: str) -> None:
         "const all = document.querySelectorAll('.token.notable');"
         "all[Math.min(3, all.length - 1)]?.focus({preventScroll: true});"
     )
-    browser.save_screenshot(str(DOCS / name))
+    shot = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
+    shot.convert("RGB").quantize(128).save(DOCS / name, optimize=True)
 
 
 def views(browser: webdriver.Chrome, answers: list[Answer], folder: Path) -> None:

@@ -75,9 +75,9 @@ def _prompt(axes: Any, record: Mapping[str, Any], turns: Any) -> None:
             continue
         losses = [step["loss"][name] for step in steps]
         axes.plot(starts, smoothed(losses, tokens), label=_plain(name), **_style(index))
-    axes.set(xlabel="byte of the prompt", ylabel="perplexity", yscale="log")
-    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        ticks("{x:g}")
+    axes.set(xlabel="byte of the prompt", ylabel="perplexity")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def smoothed(losses: Sequence[float], tokens: Sequence[int]) -> list[float]:

@@ -117,6 +117,7 @@ function showAnswer(root, { text, record, turns }) {
   aside.setAttribute("aria-label", "Details");
   const token = section("Token", details.root);
   token.id = "details";
+  token.tabIndex = 0; // in a narrow window it scrolls
   aside.append(token, section("Members", weightsTable(members, record)));
   if (turns.length > 1) aside.append(section("Chat", turnsChart(members, turns)));
   aside.append(recordDetails(record));
