@@ -33,10 +33,18 @@ def test_who_carried_a_token(settings: dict[str, Any]) -> None:
     for step in steps:
         shares = {name: WEIGHTS[name] * step.member_probabilities[name] for name in WEIGHTS}
         best = max(shares, key=lambda name: (shares[name], name == record.reference))
-        assert step.carried_by == (best if step.is_fused else record.reference)
+        assert step.carried_by == (best if step.fused else record.reference)
     assert len({step.carried_by for step in steps}) == 2
-    assert record.fused == pytest.approx(sum(step.is_fused for step in steps) / len(steps))
+    assert record.fused == pytest.approx(sum(step.fused for step in steps) / len(steps))
     assert (record.fused < 1) == ("gate" in settings)
+
+
+def test_with_roles_the_one_that_wrote_a_token_carried_it() -> None:
+    pack = small_pack(gate={"name": "nudge", "threshold": 0.5}, context=2048)
+    steps = pack.generate(TEXT, max_new_tokens=40, trace=True).record.trace or []
+    written = {True: "short", False: "long"}
+    assert [step.carried_by for step in steps] == [written[step.fused] for step in steps]
+    assert {step.fused for step in steps} == {True, False}
 
 
 def test_a_member_without_weight_carries_nothing() -> None:

@@ -91,7 +91,7 @@ def test_tokens_that_come_together_are_drawn_together(browser: webdriver.Chrome)
             "requestAnimationFrame(() => requestAnimationFrame(() => done("
             "  [changes, turn.children.length])));",
             {"text": " x", "utf8": [32, 120], "probability": 1, "carried_by": "long",
-             "member_choices": {"long": " x", "short": " y"}, "is_fused": True,
+             "member_choices": {"long": " x", "short": " y"}, "fused": True,
              "member_probabilities": {"long": 1, "short": 0}, "alternatives": []},
         )  # fmt: skip
     assert changes == [1, 2000]

@@ -209,7 +209,7 @@ def test_who_was_overruled_is_said(browser: webdriver.Chrome, tmp_path: Path) ->
     choices = {"first": " yes", "second": " no", "third": " maybe"}
     other = other.model_copy(update={"member_choices": choices, "carried_by": "first"})
     agreed = agreed.model_copy(update={"member_choices": dict.fromkeys(views.NAMES, " yes")})
-    closed = agreed.model_copy(update={"is_fused": False, "carried_by": "first"})
+    closed = agreed.model_copy(update={"fused": False, "carried_by": "first"})
     answer = views.answer([])
     weights = {"first": 0.7, "second": 0.3, "third": 0.0}
     record = answer.record.model_copy(update={"trace": [agreed, other, closed], "weights": weights})

@@ -113,8 +113,8 @@ class TraceStep(_Plain):
             the most probable.
         fused: Whether the gate was open there; with the gate `nudge`, whether the nudger wrote it.
         carried_by: The member that contributed most: its weight times its probability of the token
-            is the largest. The reference where the gate was closed; with the gate `nudge`, the member
-            that wrote it.
+            is the largest. The reference where the gate was closed; with the gate `nudge`, the
+            member that wrote it.
     """
 
     text: str

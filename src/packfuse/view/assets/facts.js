@@ -83,7 +83,7 @@ function stepDetails(members, step) {
 /* In a sentence: who carried a token, and who was overruled. */
 function verdict(members, step) {
   const made = element("p", "", "verdict");
-  if (!step.is_fused) {
+  if (!step.fused) {
     made.append("The gate was closed: ", members.label(step.carried_by), " decided alone.");
     return made;
   }
