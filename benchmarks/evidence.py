@@ -25,9 +25,9 @@ from passages import LENGTH, passages, write_jsonl
 
 from packfuse import Pack
 from packfuse.evaluation import Evaluation, Journal, Setting, evaluate, read_questions
-from packfuse.evaluation.reports.plot import load_pyplot
 from packfuse.evaluation.tasks import tasks
 from packfuse.registry import parse_spec
+from packfuse.view.picture import Picture, new_figure
 
 ROOT = Path(__file__).parents[1]
 DOMAINS = {"Kubernetes": 16, "Python": 10, "Documentation": 10, "License": 6, "GSM8K": 10}
@@ -144,8 +144,8 @@ def draw(runs: Mapping[str, Any], path: Path) -> None:
     """Loss minus the best member's, with its interval, by run: defaults, equal weights, `top1`."""
     known = [run for run in reversed(runs.values()) if "bits_per_byte" in run["best"]]
     labels = [run["title"] + ", 3 members" * (len(run["members"]) > 2) for run in known]
-    pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.45 * len(known)))
+    figure = new_figure(8, 0.8 + 0.45 * len(known))
+    axes = figure.subplots()
     names = {"default": "fitted weights (exact)", "uniform": "equal weights", "top1": "top1"}
     for shift, (name, title) in enumerate(names.items()):
         rows = [run["rows"][run["shown"][name]]["against"]["bits_per_byte"] for run in known]
@@ -157,9 +157,7 @@ def draw(runs: Mapping[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(known)), labels)
     axes.set_xlabel("bits per byte, pack minus best member alone (left of 0: the pack is better)")
     axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    Picture(figure).save(path, dpi=120)
 
 
 def main() -> None:

@@ -130,10 +130,11 @@ def test_packs_in_the_guide_can_be_read():
 
 
 def test_the_guide_names_every_field_of_the_record():
-    from packfuse.generation.output.result import Drafts, FusionRecord, Timings, TraceStep, Usage
+    from packfuse.generation.output import result
 
     guide = text_of(DOCS / "guide.md")
-    parts = (FusionRecord, Usage, Timings, Drafts, TraceStep)
+    parts = (result.FusionRecord, result.Usage, result.Timings, result.Drafts, result.TraceStep,
+             result.PromptStep)  # fmt: skip
     names = {name for part in parts for name in part.model_fields}
     assert [name for name in sorted(names) if f"`{name}`" not in guide] == []
 

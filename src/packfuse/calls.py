@@ -11,7 +11,7 @@ from packfuse.causal_lm.constraint_processor import check_writable
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.errors import ConfigError
 from packfuse.generation.call_arguments import SCORE, WEIGH, only
-from packfuse.generation.identity import described, identity_of
+from packfuse.generation.identity import described, described_html, identity_of
 from packfuse.generation.length import context_window, longest_ids, prompt_length
 from packfuse.generation.output.result import Answer, Chunk
 from packfuse.generation.output.streamers import AnswerStreamer
@@ -72,6 +72,10 @@ class PackCalls:
     def __repr__(self) -> str:
         """The members with their numbers of parameters, and how they are fused."""
         return described(self.runtime)
+
+    def _repr_html_(self) -> str:
+        """The members as a table, for notebooks."""
+        return described_html(self.runtime)
 
     @property
     def members(self) -> list[Member]:

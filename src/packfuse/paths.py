@@ -12,6 +12,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from packfuse.errors import ConfigError
+
 CACHE_VARIABLE = "PACKFUSE_CACHE"
 """Environment variable with the folder of all caches."""
 _WORK_PREFIX = ".work-"
@@ -70,6 +72,22 @@ def write_text(path: Path, text: str) -> None:
         OSError: As for `write_bytes`.
     """
     write_bytes(path, text.encode())
+
+
+def write_named(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file that the user named, like `write_bytes`.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    try:
+        write_bytes(Path(path), data)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot write {os.fspath(path)!r}: {reason}",
+            hint="name a file in a folder that exists",
+        ) from error
 
 
 def exists(path: Path) -> bool:

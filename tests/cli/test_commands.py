@@ -189,6 +189,23 @@ def test_trace_shows_every_token_and_other_choices_of_members(invoke: Invoke, pa
             assert f"{mine}{other}".replace(" ", "") in shown
 
 
+def test_run_writes_a_page(invoke: Invoke, pack: Pack, tmp_path: Path):
+    page = tmp_path / "out.html"
+    arguments = ("run", TEXT, "--raw", "-n", "6", "--json")
+    found = document(invoke(*arguments, "--html", str(page)))
+    assert found["record"]["trace"] is None
+    assert timeless(found["record"]) == timeless(document(invoke(*arguments))["record"])
+    data = page.read_text(encoding="utf-8").split('id="answer">')[1].split("</script>")[0]
+    shown = json.loads(data)["record"]
+    assert timeless(shown) == timeless(pack.generate(TEXT, max_new_tokens=6, trace=True).record)
+
+
+def test_a_page_in_no_folder_is_refused_before_anything_is_loaded(tmp_path: Path):
+    page = str(tmp_path / "missing" / "out.html")
+    found = launch("run", "x", "--model", "absent/model", "--html", page, "--json")
+    assert_error(found, "ConfigError", "no folder")
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings"),
     [

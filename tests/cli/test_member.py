@@ -37,6 +37,8 @@ def test_a_pack_reaches_it_by_its_address(folder: Path, monkeypatch: pytest.Monk
         found = CliRunner().invoke(app, ["check", "--pack", _yaml(folder, server.url)])
         assert found.exit_code == 0, found.output
         assert server.url.removeprefix("http://") in found.output
+        assert "on its server" in found.output
+        assert "All weights are on servers" in found.output
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) in (0, -signal.SIGTERM)
 

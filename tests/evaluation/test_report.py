@@ -196,6 +196,22 @@ def test_the_page_says_what_choosing_could_reach_and_what_a_point_takes() -> Non
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_a_result_in_a_line_and_in_a_notebook() -> None:
+    found = summary({**THREE, "<b>worse</b>": outcomes("nnnnnn", 3.0)})
+    expected = "Evaluation(6 questions of dev.jsonl, two 0.500, pack 0.833)"
+    assert repr(found) == str(found) == expected
+    losses = {name: {QUESTIONS[0]: Outcome(nats=bits * BIT, bytes=1)}
+              for name, bits in (("one", 2.0), ("two", 1.0), ("pack", 0.5))}  # fmt: skip
+    assert "two 1.000, pack 0.500" in repr(summary(losses))
+    assert repr(summary({"one": {}, "two": {}})) == "Evaluation(6 questions of dev.jsonl)"
+    html = found._repr_html_()
+    cells = [line.split(" | ") for line in table(found).splitlines()[2:]]
+    assert len(cells) == html.count("<tr>") - 1 == 4
+    for figure in cells[2][1:]:
+        assert figure.strip(" |*") in html
+    assert "&lt;b&gt;worse&lt;/b&gt;" in html
+
+
 def test_a_pack_that_is_worse_is_reported_as_worse() -> None:
     found = summary({**THREE, "pack": outcomes("nnnnnn", 3.0)})
     assert "+2.0000" in comparison(found, "bits_per_byte")
@@ -268,7 +284,7 @@ def test_a_picture_is_drawn_of_whatever_there_is(tmp_path: Path, kind: str) -> N
 def test_without_matplotlib_the_error_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"plots need matplotlib .*packfuse\[eval\]"):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match=r"plots need matplotlib .*packfuse\[plot\]"):
         draw(summary(THREE), tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())

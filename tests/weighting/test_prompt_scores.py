@@ -96,6 +96,11 @@ def test_pieces_and_losses_are_sums_over_each_members_own_tokens(reference: int)
         assert scored.losses()[k] == pytest.approx(total / scored.tokens, abs=EXACT)
     assert scored.scored_bytes == scored.common[-1] - scored.common[0]
     assert scored.scored_bytes > 0.8 * len(TEXT.encode())
+    named = scored.scored_pieces()
+    for piece, (low, high), column in zip(named, pairwise(scored.common), pieces.T, strict=True):
+        assert (piece.start, piece.text) == (low, TEXT.encode()[low:high])
+        assert piece.losses.tolist() == (-column).tolist()
+    assert sum(piece.tokens for piece in named) == scored.tokens
 
 
 def test_losses_per_own_token() -> None:

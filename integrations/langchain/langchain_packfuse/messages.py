@@ -55,7 +55,9 @@ class Metadata(NamedTuple):
 
     def info(self, reply: Reply) -> dict[str, Any]:
         """The reason why an answer ended, and its fusion record."""
-        fusion = reply.fusion if self.traced else {**reply.fusion, "trace": None}
+        fusion = (
+            reply.fusion if self.traced else {**reply.fusion, "trace": None, "prompt_trace": None}
+        )
         return {"finish_reason": reply.finish_reason, "fusion": fusion}
 
     def steps(self, trace: Sequence[TraceStep] | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from packfuse.evaluation.reports.intervals import Figure
 from packfuse.settings import PackConfig
+from packfuse.view.tables import html_table
 
 WITHIN = 0.1
 """Largest relative distance to the best model's score: UniTE's 10 %."""
@@ -66,6 +67,30 @@ class Determination(BaseModel):
     setting: dict[str, Any]
     config: PackConfig
 
+    def __repr__(self) -> str:
+        """The models of the pack, and the number of candidates."""
+        stays = [candidate.name for candidate in self.candidates if candidate.stays]
+        return f"Determination({', '.join(stays)}; of {len(self.candidates)} candidates)"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """A table with one row per candidate."""
+        rows = [
+            [one.name, *map(_number, (one.score, one.bits_per_byte)), _answer(one), one.reason]
+            for one in self.candidates
+        ]
+        heads = ["model", self.measure, "bits/byte", "stays", "reason"]
+        return html_table(f"Candidates on {self.source}", heads, rows)
+
+
+def _answer(candidate: Candidate) -> str:
+    return "yes" if candidate.stays else "no"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
 
 @dataclass(frozen=True, slots=True)
 class DetermineLimits:
@@ -96,9 +121,7 @@ def yaml_comments(result: Determination) -> str:
             f"{'-' if candidate.bits_per_byte is None else f'{candidate.bits_per_byte:.4f}':>9}",
             f"{'-' if candidate.length is None else f'{candidate.length:.0f}':>7}",
         ]
-        lines.append(
-            f"{candidate.name:32} {' '.join(figures)}  {'yes' if candidate.stays else 'no'}"
-        )
+        lines.append(f"{candidate.name:32} {' '.join(figures)}  {_answer(candidate)}")
         lines.append(f"    {candidate.reason}")
     return "".join(f"# {_one_line(line)}".rstrip() + "\n" for line in lines)
 

@@ -18,6 +18,7 @@ from packfuse.generation.output.result import (
     Drafts,
     FinishReason,
     FusionRecord,
+    PromptStep,
     Timings,
     Usage,
     by_name,
@@ -171,7 +172,25 @@ def _record(
         constraint=request.constraint.kind if request.constraint else None,
         notes=_notes(batch, item, fit) + more,
         trace=recorder.finish(steps, ids) if request.trace and recorder and steps else None,
+        prompt_trace=_prompt_trace(names, item) if request.trace else None,
     )
+
+
+def _prompt_trace(names: list[str], item: PreparedPrompt) -> list[PromptStep] | None:
+    """The scored pieces of a prompt; None if it was not scored."""
+    scores = item.reading.scores
+    if scores is None:
+        return None
+    return [
+        PromptStep(
+            text=piece.text.decode(errors="replace"),
+            utf8=list(piece.text),
+            start=piece.start,
+            tokens=piece.tokens,
+            loss=by_name(names, piece.losses) or {},
+        )
+        for piece in scores.scored_pieces()
+    ]
 
 
 def _candidates(runtime: Runtime, sequence: PackSequence) -> dict[str, Candidates]:

@@ -11,6 +11,7 @@ from packfuse.fusion.rules import rules
 from packfuse.generation.runtime import Runtime
 from packfuse.models.member import MemberFacts
 from packfuse.settings import PackConfig
+from packfuse.view.tables import html_table
 from packfuse.weighting.methods import weightings
 
 
@@ -53,12 +54,33 @@ def _digest(*parts: Any) -> str:
 def described(runtime: Runtime) -> str:
     """A pack in one line: its members with their sizes, and how they are fused."""
     members = [f"{m.name} ({_size(m.facts)})" for m in runtime.members]
+    return f"Pack({', '.join(members)}; {', '.join(_method(runtime))})"
+
+
+def described_html(runtime: Runtime) -> str:
+    """The members of a pack as a table, and how they are fused."""
+    rows = [
+        [
+            member.name,
+            _size(member.facts),
+            member.facts.dtype or "–",
+            f"{len(member.tokenizer):,} tokens",
+            "reference" if member.name == runtime.settings.reference else "",
+        ]
+        for member in runtime.members
+    ]
+    heads = ["member", "parameters", "type", "vocabulary", ""]
+    return html_table("Pack", heads, rows, [", ".join(_method(runtime))])
+
+
+def _method(runtime: Runtime) -> list[str]:
+    """The reference, the rule and the weighting."""
     rule, weighting = runtime.parts.rule, runtime.parts.weighting
-    return (
-        f"Pack({', '.join(members)}; reference {runtime.settings.reference}, "
-        f"fusion {rules().text(rules().dump(rule))}, "
-        f"weighting {weightings().text(weightings().dump(weighting))})"
-    )
+    return [
+        f"reference {runtime.settings.reference}",
+        f"fusion {rules().text(rules().dump(rule))}",
+        f"weighting {weightings().text(weightings().dump(weighting))}",
+    ]
 
 
 def _size(facts: MemberFacts) -> str:

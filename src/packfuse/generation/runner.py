@@ -229,7 +229,10 @@ class Runner(PromptReader):
         recorder = None
         if request.records_steps:
             drafted = draft.max_draft_tokens if draft else 0
-            recorder = TraceRecorder(model.engine, request.trace, drafted, request.top_logprobs)
+            roles = request.call.gate.roles(self.runtime.names)
+            recorder = TraceRecorder(
+                model.engine, request.trace, drafted, request.top_logprobs, roles
+            )
         cancelled, ends = CancelCriteria([self.cancels[item.index] for item in items]), RowEnds()
         length = max(len(item.ids) for item in items)
         arguments = self._arguments(model, items[0].stop, cancelled, ends, length)

@@ -14,6 +14,7 @@ from packfuse.generation.output.result import by_name
 from packfuse.generation.prepared import ScoreOptions
 from packfuse.generation.runner import Runner
 from packfuse.models.loading import unique_names
+from packfuse.view.tables import Cell, Share, html_table
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting, Weights, equal
 
@@ -51,6 +52,38 @@ class Weighing(BaseModel):
     scored_tokens: int
     prompt_tokens: dict[str, int]
     notes: list[str] = []
+
+    def __repr__(self) -> str:
+        """The weights by weighting, in the members' order."""
+        shown = [
+            f"{label} {' / '.join(f'{share:.2f}' for share in own.values())}"
+            for label, own in self.weights.items()
+        ]
+        return f"Weighing({', '.join(self.members)}: {', '.join(shown)})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """A table with one row per member."""
+        scored = {"nats/token": self.prompt_loss, "bits/byte": self.bits_per_byte}
+        figures = {head: values for head, values in scored.items() if values is not None}
+        if self.skill is not None:
+            figures["skill"] = self.skill
+        rows: list[list[Cell]] = [
+            [
+                name,
+                *(Share(own[name]) for own in self.weights.values()),
+                *(f"{own[name]:.3f}" if name in own else "–" for own in figures.values()),
+            ]
+            for name in self.members
+        ]
+        facts = f"{self.scored_tokens} tokens of {self.reference} scored"
+        return html_table(
+            f"Weights for {rules().text(self.fusion)}",
+            ["member", *self.weights, *figures],
+            rows,
+            [facts, *self.notes],
+        )
 
 
 def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:

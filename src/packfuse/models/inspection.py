@@ -46,7 +46,8 @@ class ModelReport(_Report):
         architecture: Name of its class in transformers.
         causal: Whether it is a causal language model.
         parameters: Number of parameters.
-        memory_bytes: Bytes of its weights at the requested dtype.
+        memory_bytes: Bytes of its weights at the requested dtype; 0 for those in a server, which
+            take no memory here.
         context_window: The most tokens that it can read.
         chat_template: Whether its tokenizer has a chat template.
         vocabulary_size: Number of tokens, control tokens included.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,14 +19,19 @@ from packfuse.server.limits import Guard, RequestLimits
 from packfuse.server.metrics import Metrics
 from packfuse.server.packs import Served
 from packfuse.server.problems import add_problems
+from packfuse.view.document import script, styles
 
-_PAGE = {
-    "/": ("page.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"),
+_PAGE: dict[str, tuple[Callable[[], str], str]] = {
+    "/": (lambda: _own("page.html"), "text/html"),
+    "/page.js": (lambda: _own("page.js"), "text/javascript"),
+    "/page.css": (lambda: _own("page.css"), "text/css"),
+    "/view.js": (script, "text/javascript"),
+    "/view.css": (styles, "text/css"),
 }
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -44,6 +49,10 @@ class Limits(RequestLimits):
     max_tokens: int = 1024
     allow_origins: Sequence[str] = ()
     log_prompts: bool = False
+
+
+def _own(name: str) -> str:
+    return files("packfuse.server").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def create_app(served: Served, limits: Limits | None = None) -> FastAPI:
@@ -83,9 +92,8 @@ def create_app(served: Served, limits: Limits | None = None) -> FastAPI:
         return PlainTextResponse(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     def page(request: Request) -> Response:
-        name, kind = _PAGE[request.url.path]
-        text = files("packfuse.server").joinpath("page", name).read_text(encoding="utf-8")
-        return Response(text, media_type=kind, headers=_HEADERS)
+        read, kind = _PAGE[request.url.path]
+        return Response(read(), media_type=kind, headers=_HEADERS)
 
     for path in _PAGE:
         app.add_api_route(path, page, methods=["GET"], include_in_schema=False)

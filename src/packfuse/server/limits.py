@@ -33,7 +33,7 @@ class RequestLimits:
     timeout: float = 30.0
 
 
-OPEN = ("/", "/page.js", "/page.css", "/health")
+OPEN = ("/", "/page.js", "/page.css", "/view.js", "/view.css", "/health")
 """Paths without a key: the page asks for it, and load balancers have none."""
 
 

@@ -70,9 +70,11 @@ def usage_of(replies: Sequence[Reply], each: int) -> dict[str, Any]:
     }
 
 
-def record_of(reply: Reply, *, trace: bool = False) -> dict[str, Any]:
-    """The record of an answer as plain JSON."""
-    return reply.record.model_dump(mode="json", exclude=set() if trace else {"trace"})
+def record_of(reply: Reply, *, trace: bool = False, prompt_trace: bool = False) -> dict[str, Any]:
+    """The record of an answer as plain JSON, with the traces that are wanted."""
+    wanted = {"trace": trace, "prompt_trace": prompt_trace}
+    left_out = {name for name, kept in wanted.items() if not kept}
+    return reply.record.model_dump(mode="json", exclude=left_out)
 
 
 def finish_reason(reply: Reply) -> str:
@@ -85,10 +87,11 @@ def _with_records(
 ) -> dict[str, Any]:
     """A response with its records: the first one at the top, the others beside their answers."""
     found["usage"] = usage_of(replies, each)
-    found["fusion"] = record_of(replies[0], trace=fields.trace)
+    kept = {"trace": fields.trace, "prompt_trace": fields.trace}
+    found["fusion"] = record_of(replies[0], **kept)
     if len(replies) > 1:
         for choice, reply in zip(found["choices"], replies, strict=True):
-            choice["fusion"] = record_of(reply, trace=fields.trace)
+            choice["fusion"] = record_of(reply, **kept)
     return found
 
 

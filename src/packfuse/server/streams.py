@@ -70,7 +70,7 @@ class ChatStream(_AnswerStream):
             yield self._chunk({"tool_calls": [call]})
         if delta.reply is not None:
             last = self._chunk({}, delta.trace, finish_reason(delta.reply))
-            yield {**last, "fusion": record_of(delta.reply)}
+            yield {**last, "fusion": record_of(delta.reply, prompt_trace=self._fields.trace)}
 
     def _chunk(
         self, delta: dict[str, Any], trace: Sequence[TraceStep] = (), reason: str | None = None
@@ -109,7 +109,7 @@ class TextStream(_AnswerStream):
         choice = {"text": delta.text, "finish_reason": reason, "logprobs": logprobs}
         found = self._with(choice, trace)
         if reply is not None:
-            found["fusion"] = record_of(reply)
+            found["fusion"] = record_of(reply, prompt_trace=self._fields.trace)
         yield found
 
 

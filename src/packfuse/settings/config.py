@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from packfuse.errors import ConfigError
-from packfuse.paths import write_text
+from packfuse.paths import write_named
 from packfuse.settings.loading import KEY_PREFIX, TRUST, LoadSettings, MemberSettings
 from packfuse.settings.pack import PackSettings
 
@@ -129,11 +129,7 @@ class PackConfig(PackSettings, LoadSettings):
         data = self.model_dump(exclude_none=True, exclude={*TRUST})
         ordered = {"version": data.pop("version"), "members": data.pop("members"), **data}
         text = comment + yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
-        try:
-            write_text(Path(path), text)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"cannot write {os.fspath(path)!r}: {reason}") from error
+        write_named(path, text.encode())
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -48,6 +48,23 @@ class MemberScores:
         self.boundaries = {**ends, **starts}
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredPiece:
+    """A piece of text between two neighboring token boundaries that all members share.
+
+    Attributes:
+        text: Its bytes.
+        start: Offset of the first one.
+        tokens: Number of the reference's tokens in it.
+        losses: Loss of each member on it, `[K]`, nats; NaN for members that do not read the prompt.
+    """
+
+    text: bytes
+    start: int
+    tokens: int
+    losses: Weights
+
+
 class PromptScores:
     """Scores one prompt with every member, in the pass that generation needs anyway.
 
@@ -107,7 +124,7 @@ class PromptScores:
         reading = [own for own, reads in zip(self.members, self.reads, strict=True) if reads]
         shared = set.intersection(*(set(own.boundaries) for own in reading))
         self.common = sorted(shared)
-        self._segments = _segments(texts)
+        self._texts, self._segments = list(texts), _segments(texts)
         self._budgets = list(budgets) or [None] * len(vocabularies)
         self._bounds = self._choose_pieces(self._segments)
         self.scored = [
@@ -206,6 +223,22 @@ class PromptScores:
             for index, piece in _in_pieces(own, self._bounds):
                 table[k, piece] += own.logps[index]
         return table
+
+    def scored_pieces(self) -> list[ScoredPiece]:
+        """The pieces of text that were scored, in order."""
+        table = -self.pieces()
+        table[~np.array(self.reads)] = np.nan
+        inside = _in_pieces(self.members[self.reference], self._bounds)
+        tokens = Counter(piece for _, piece in inside)
+        return [
+            ScoredPiece(self._slice(low, high), low, tokens[index], table[:, index])
+            for index, (low, high) in enumerate(self._bounds)
+        ]
+
+    def _slice(self, low: int, high: int) -> bytes:
+        """The bytes between two offsets inside of one text."""
+        pairs = zip(self._texts, self._segments, strict=True)
+        return next(t[low - start : high - start] for t, (start, end) in pairs if high <= end)
 
     def of_text(self, number: int) -> tuple[Weights, int]:
         """Log-probability of one of the texts `[K]`, nats, and the number of its scored bytes."""

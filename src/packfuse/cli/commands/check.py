@@ -76,7 +76,7 @@ def _models(models: list[ModelReport]) -> Table:
         "engine": [model.engine or "?" for model in models],
         "causal LM": [_yes(model.causal) for model in models],
         "parameters": [count(model.parameters) for model in models],
-        "memory": [size(model.memory_bytes) for model in models],
+        "memory": ["on its server" if _served(m) else size(m.memory_bytes) for m in models],
         "context window": [_tokens(model.context_window) for model in models],
         "vocabulary": [_tokens(model.vocabulary_size) for model in models],
         "fast tokenizer": [_yes(model.fast_tokenizer) for model in models],
@@ -112,11 +112,18 @@ def _conclusions(found: PackReport) -> list[Text]:
 
 
 def _memory(found: PackReport) -> str:
+    if all(map(_served, found.models)):
+        return "All weights are on servers, and take no memory here."
     unknown = [model.name for model in found.models if model.memory_bytes is None]
-    if not unknown:
-        return f"Memory for all weights: {size(found.memory_bytes)}."
-    rest = f"without {', '.join(unknown)}, whose size is unknown"
-    return f"Memory for all weights: {size(found.memory_bytes)} {rest}."
+    served = [model.name for model in found.models if _served(model)]
+    rest = [f"without {', '.join(unknown)}, whose size is unknown"] if unknown else []
+    rest += [f"without {', '.join(served)}, on a server"] if served else []
+    return ", ".join([f"Memory for all weights: {size(found.memory_bytes or None)}", *rest]) + "."
+
+
+def _served(model: ModelReport) -> bool:
+    """Whether the weights are in a server."""
+    return model.memory_bytes == 0
 
 
 def _yes(value: bool | None) -> str:

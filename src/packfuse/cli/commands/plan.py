@@ -60,7 +60,7 @@ def plan(
         str, typer.Option(metavar="N,...", help="Numbers of replicas.")
     ] = _REPLICAS,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a plot; needs packfuse[eval].")
+        Path | None, typer.Option(metavar="FILE", help="Write a plot; needs packfuse[plot].")
     ] = None,
 ) -> None:
     """Simulate replicas of a pack: throughput, time to an answer, and cost.
@@ -97,10 +97,10 @@ def _numbers(text: str) -> list[int]:
 
 def _draw(found: list[Outcome], path: Path) -> None:
     """Throughput and cost over the number of replicas."""
-    from packfuse.evaluation.reports.plot import load_pyplot
+    from packfuse.view.picture import Picture, new_figure
 
-    pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    figure = new_figure(6.4, 4.0)
+    axes = figure.subplots()
     counts = [one.replicas for one in found]
     axes.loglog(counts, [one.tokens_per_second for one in found], "o-", label="tokens a second")
     axes.set(xlabel="replicas", ylabel="tokens a second")
@@ -108,9 +108,4 @@ def _draw(found: list[Outcome], path: Path) -> None:
     other = axes.twinx()
     other.plot(counts, [one.price_per_million for one in found], "s--", color="tab:orange")
     other.set(ylabel="cost of a million tokens (dashed)", ylim=(0, None))
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot write {path}: {error}", hint="name a .png or .svg") from error
-    finally:
-        pyplot.close(figure)
+    Picture(figure).save(path)

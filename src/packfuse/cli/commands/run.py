@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from packfuse.cli.prompts import read_prompt
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import record_view, trace_view
 from packfuse.errors import ConfigError
+from packfuse.generation.output.result import Answer
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
@@ -40,6 +42,10 @@ def run(
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Show the members' weights, on stderr.")
     ] = True,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page that shows who carried each token."),
+    ] = None,
 ) -> None:
     """Answer a prompt.
 
@@ -51,10 +57,16 @@ def run(
         raise ConfigError(
             "--system and --raw exclude each other", hint="plain text has no system message"
         )
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {str(html.parent)!r}", hint="make it before")
     loaded = pack.load(screen)
     question = _question(given, system) if _is_chat(loaded, chat, system) else given
-    chunks = loaded.stream(question, trace=trace, **text.arguments())
+    chunks = loaded.stream(question, trace=trace or html is not None, **text.arguments())
     answer, found = screen.answer(chunks)
+    if html is not None:
+        Answer(answer, found, ()).view().save(html)
+    if not trace:
+        found = found.model_copy(update={"trace": None, "prompt_trace": None})
     screen.document({"text": answer, "record": found})
     if screen.as_json:
         return

@@ -82,3 +82,23 @@ def difference(
 def in_bits(nats: Sequence[float]) -> list[float]:
     """Nats converted to bits."""
     return [value / math.log(2) for value in nats]
+
+
+def with_interval(figure: Figure, *, bits: bool) -> str:
+    """A figure with its interval.
+
+    Args:
+        figure: A loss in bits per byte, or a share.
+        bits: Whether it is a loss.
+    """
+    if bits:
+        return f"{figure.value:.4f} ({figure.low:.3f} to {figure.high:.3f})"
+    return f"{figure.value:.1%} ({figure.low:.1%} to {figure.high:.1%})"
+
+
+def signed(figure: Figure, *, bits: bool) -> str:
+    """A difference with its interval and its sign; shares in percentage points."""
+    if bits:
+        return f"{figure.value:+.4f} ({figure.low:+.4f} to {figure.high:+.4f})"
+    points = [f"{100 * value:+.1f}" for value in (figure.value, figure.low, figure.high)]
+    return f"{points[0]} ({points[1]} to {points[2]})"

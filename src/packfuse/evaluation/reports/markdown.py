@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from packfuse.evaluation.reports.intervals import Figure
+from packfuse.evaluation.reports.intervals import Figure, signed, with_interval
 from packfuse.evaluation.reports.report import Evaluation, ReportRow
+from packfuse.view.tables import Cell, Strong
 
 
 def document(evaluations: Sequence[Evaluation]) -> str:
@@ -48,10 +49,10 @@ def comparison(evaluation: Evaluation, name: str) -> str:
     gap = getattr(row.against, name)
     certain = gap is not None and gap.excludes_zero
     return (
-        f"{_title(evaluation, name).capitalize()}: best setting {row.label}, "
+        f"{evaluation.title(name).capitalize()}: best setting {row.label}, "
         f"{_number(name, figure)}; best member {member.label}, "
         f"{_number(name, getattr(member, name))}; difference "
-        f"{_signed(name, gap) if gap else '0'} "
+        f"{_difference(gap, bits=less) if gap else '0'} "
         f"({'the interval excludes zero' if certain else 'the interval includes zero'})."
     )
 
@@ -62,19 +63,19 @@ def beyond(evaluation: Evaluation) -> list[str]:
     row = max(evaluation.packs, key=_accuracy, default=None)
     if selection is not None:
         sentence = (
-            f"No member is right on {_with_interval('accuracy', selection.beta)} of the questions "
+            f"No member is right on {with_interval(selection.beta, bits=False)} of the questions "
             f"(β); an oracle that chose among their answers would have "
             f"{selection.oracle.value:.1%}"
         )
         if row is not None and row.only is not None:
-            sentence += f"; only {row.label} is right on {_with_interval('accuracy', row.only)}"
+            sentence += f"; only {row.label} is right on {with_interval(row.only, bits=False)}"
         found.append(sentence + ".")
     if row is None:
         return found
     sampled, gap = evaluation.sampled, row.against.samples
     if sampled is not None and gap is not None:
         found.append(
-            f"{row.label} minus {sampled.label}: {_signed('accuracy', gap)}, at "
+            f"{row.label} minus {sampled.label}: {_difference(gap, bits=False)}, at "
             f"{row.seconds:.2f} against {sampled.seconds:.2f} s and {row.member_tokens:.0f} "
             f"against {sampled.member_tokens:.0f} member tokens an answer."
         )
@@ -92,42 +93,17 @@ def _accuracy(row: ReportRow) -> float:
 
 def table(evaluation: Evaluation, rows: Iterable[ReportRow] | None = None) -> str:
     """One row per system, members first."""
-    shown = list(evaluation.rows if rows is None else rows)
-    names = [
-        name
-        for name in ("accuracy", "raw", "bits_per_byte")
-        if any(getattr(row, name) for row in shown)
-    ]
-    heads = ["system"]
-    for name in names:
-        heads += [_title(evaluation, name), "minus best member"]
-    only = any(row.only for row in shown)
-    heads += ["only it is right"] * only + ["weights", "s", "member tokens", "tokens/s"]
+    heads, cells = evaluation.table(rows)
     lines = [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
-    for row in shown:
-        cells = [f"**{row.label}**" if row.member else row.label]
-        for name in names:
-            figure, gap = getattr(row, name), getattr(row.against, name)
-            cells.append(_with_interval(name, figure) if figure else "")
-            cells.append(_signed(name, gap) if gap else "")
-        shares = [f"{share:.2f}" for share in row.weights.values()]
-        if only:
-            cells.append(_with_interval("accuracy", row.only) if row.only else "")
-        cells += [
-            "" if row.setting is None else " / ".join(shares),
-            f"{row.seconds:.2f}",
-            f"{row.member_tokens:.0f}",
-            f"{row.tokens_per_second:.0f}",
-        ]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_line(map(_cell, row)) for row in cells)])
 
 
-def _title(evaluation: Evaluation, name: str) -> str:
-    raw = (
-        "letter likelihood" if evaluation.task["name"] == "letter" else f"{evaluation.verdict}, raw"
-    )
-    return {"accuracy": evaluation.verdict, "raw": raw, "bits_per_byte": "bits/byte"}[name]
+def _difference(gap: Figure, *, bits: bool) -> str:
+    return f"**{signed(gap, bits=bits)}**" if gap.excludes_zero else signed(gap, bits=bits)
+
+
+def _cell(cell: Cell) -> str:
+    return f"**{cell.text}**" if isinstance(cell, Strong) else str(cell)
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -136,18 +112,3 @@ def _line(cells: Iterable[str]) -> str:
 
 def _number(name: str, figure: Figure) -> str:
     return f"{figure.value:.4f}" if name == "bits_per_byte" else f"{figure.value:.1%}"
-
-
-def _with_interval(name: str, figure: Figure) -> str:
-    if name == "bits_per_byte":
-        return f"{figure.value:.4f} ({figure.low:.3f} to {figure.high:.3f})"
-    return f"{figure.value:.1%} ({figure.low:.1%} to {figure.high:.1%})"
-
-
-def _signed(name: str, figure: Figure) -> str:
-    if name == "bits_per_byte":
-        shown = f"{figure.value:+.4f} ({figure.low:+.4f} to {figure.high:+.4f})"
-    else:
-        points = [f"{100 * value:+.1f}" for value in (figure.value, figure.low, figure.high)]
-        shown = f"{points[0]} ({points[1]} to {points[2]})"
-    return f"**{shown}**" if figure.excludes_zero else shown

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from packfuse.errors import ConfigError
 from packfuse.evaluation.reports.report import Evaluation, ReportRow
-from packfuse.paths import write_bytes
+from packfuse.view.picture import Picture, new_figure
 
 _COLORS = {"member": "#444444", "pack": "#1f77b4"}
 _ROW_INCHES = 0.24
@@ -24,41 +22,28 @@ def draw(evaluation: Evaluation, path: Path) -> None:
     weights.
 
     Raises:
-        ConfigError: if matplotlib is not installed.
+        ConfigError: if matplotlib is not installed, or the file cannot be written.
     """
-    pyplot = load_pyplot()
-    curves = _curves(evaluation)
-    name = "accuracy" if any(row.accuracy for row in evaluation.rows) else "bits_per_byte"
-    shown = [row for row in evaluation.rows if getattr(row, name) and not _share(evaluation, row)]
-    height = max(3.0, 1.2 + _ROW_INCHES * len(shown))
-    figure, axes = pyplot.subplots(
-        1, 2 if curves else 1, figsize=(13 if curves else 8, height), squeeze=False
-    )
-    _intervals(axes[0][0], shown, name, evaluation)
-    if curves:
-        _weights(axes[0][1], curves, evaluation)
-    figure.suptitle(f"{evaluation.source.rpartition('/')[2]}, {evaluation.questions} questions")
-    figure.tight_layout()
-    image = io.BytesIO()
-    figure.savefig(image, dpi=120, format=path.suffix[1:])
-    pyplot.close(figure)
-    write_bytes(path, image.getvalue())
+    picture(evaluation).save(path, dpi=120)
 
 
-def load_pyplot() -> Any:
-    """Matplotlib's pyplot with a backend that opens no window.
+def picture(evaluation: Evaluation) -> Picture:
+    """What `draw` writes.
 
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib", hint="pip install 'packfuse[eval]'") from error
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    curves = _curves(evaluation)
+    name = "accuracy" if any(row.accuracy for row in evaluation.rows) else "bits_per_byte"
+    shown = [row for row in evaluation.rows if getattr(row, name) and not _share(evaluation, row)]
+    height = max(3.0, 1.2 + _ROW_INCHES * len(shown))
+    figure = new_figure(13 if curves else 8, height)
+    axes = figure.subplots(1, 2 if curves else 1, squeeze=False)
+    _intervals(axes[0][0], shown, name, evaluation)
+    if curves:
+        _weights(axes[0][1], curves, evaluation)
+    figure.suptitle(f"{evaluation.source.rpartition('/')[2]}, {evaluation.questions} questions")
+    return Picture(figure)
 
 
 def _intervals(axes: Any, rows: Sequence[ReportRow], name: str, evaluation: Evaluation) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from packfuse.evaluation.question import Outcome, Question
-from packfuse.evaluation.reports.intervals import Figure, difference, in_bits, mean, ratio
+from packfuse.evaluation.reports.intervals import (
+    Figure,
+    difference,
+    in_bits,
+    mean,
+    ratio,
+    signed,
+    with_interval,
+)
 from packfuse.evaluation.reports.selection import (
     Selection,
     only_right,
     questions_needed,
     selection,
 )
+from packfuse.view.tables import Cell, Strong, html_table
 
 Outcomes = Mapping[Question, Outcome]
 
@@ -130,6 +139,54 @@ class Evaluation(BaseModel):
                 return row
         raise KeyError(label)
 
+    def __repr__(self) -> str:
+        """The questions, and the best member and the best setting by the first figure."""
+        return f"Evaluation({', '.join([self._asked, *self._best_by_kind()])})"
+
+    __str__ = __repr__
+
+    @property
+    def _asked(self) -> str:
+        return f"{self.questions} questions of {self.source.rpartition('/')[2]}"
+
+    def _best_by_kind(self) -> list[str]:
+        """The best member and the best setting, with the first figure that is known."""
+        name = next((own for own in _FIGURES if own in self.best), None)
+        if name is None:
+            return []
+        known = [row for row in self.packs if getattr(row, name) is not None]
+        packs = sorted(known, key=lambda row: _sign(name) * getattr(row, name).value)[:1]
+        return [
+            f"{row.label} {getattr(row, name).value:.3f}"
+            for row in (self.row(self.best[name]), *packs)
+        ]
+
+    def _repr_html_(self) -> str:
+        """A table with one row per system."""
+        stopped = [f"{row.label} stopped: {row.failed}" for row in self.rows if row.failed]
+        return html_table(self._asked, *self.table(), ["Intervals: 95 %.", *stopped])
+
+    def table(self, rows: Iterable[ReportRow] | None = None) -> tuple[list[str], list[list[Cell]]]:
+        """Headings and cells, one row per system.
+
+        Args:
+            rows: The systems; all by default.
+        """
+        shown = list(self.rows if rows is None else rows)
+        names = [name for name in _FIGURES if any(getattr(row, name) for row in shown)]
+        only = any(row.only for row in shown)
+        heads = ["system"]
+        for name in names:
+            heads += [self.title(name), "minus best member"]
+        heads += ["only it is right"] * only + ["weights", "s", "member tokens", "tokens/s"]
+        return heads, [_cells(row, names, only) for row in shown]
+
+    def title(self, name: str) -> str:
+        """What a figure is called in tables."""
+        letter = self.task["name"] == "letter"
+        raw = "letter likelihood" if letter else f"{self.verdict}, raw"
+        return {"accuracy": self.verdict, "raw": raw, "bits_per_byte": "bits/byte"}[name]
+
     @property
     def packs(self) -> list[ReportRow]:
         """The rows of the pack's settings."""
@@ -142,6 +199,32 @@ class Evaluation(BaseModel):
 
 
 _FIGURES = ("accuracy", "raw", "bits_per_byte")
+
+
+def _cells(row: ReportRow, names: Sequence[str], only: bool) -> list[Cell]:
+    """A row of `Evaluation.table`, with the figures of these names."""
+    cells: list[Cell] = [Strong(row.label) if row.member else row.label]
+    for name in names:
+        figure, gap = getattr(row, name), getattr(row.against, name)
+        bits = name == "bits_per_byte"
+        cells.append(with_interval(figure, bits=bits) if figure else "")
+        shown = signed(gap, bits=bits) if gap else ""
+        cells.append(Strong(shown) if gap and gap.excludes_zero else shown)
+    if only:
+        cells.append(with_interval(row.only, bits=False) if row.only else "")
+    shares = [f"{share:.2f}" for share in row.weights.values()]
+    return [
+        *cells,
+        "" if row.setting is None else " / ".join(shares),
+        f"{row.seconds:.2f}",
+        f"{row.member_tokens:.0f}",
+        f"{row.tokens_per_second:.0f}",
+    ]
+
+
+def _sign(name: str) -> int:
+    """1 where the lowest figure is the best, -1 where the highest is."""
+    return 1 if name == "bits_per_byte" else -1
 
 
 def summarize(
@@ -271,8 +354,7 @@ def _best(name: str, rows: Sequence[ReportRow]) -> str | None:
     known = [(getattr(row, name), row.label) for row in finished or measured]
     if not known:
         return None
-    sign = 1 if name == "bits_per_byte" else -1
-    return min(known, key=lambda pair: sign * pair[0].value)[1]
+    return min(known, key=lambda pair: _sign(name) * pair[0].value)[1]
 
 
 def _differences(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from packfuse.view.answer_plot import answer_picture
+from packfuse.view.document import Theme, View, answer_view
+from packfuse.view.picture import Picture
 
 FinishReason = Literal["stop", "length", "time", "criteria", "cancelled"]
 
@@ -107,6 +112,9 @@ class TraceStep(_Plain):
         alternatives: The most probable tokens, as many as the call's `top_logprobs`; the first is
             the most probable.
         fused: Whether the gate was open there; with the gate `nudge`, whether the nudger wrote it.
+        carried_by: The member that contributed most: its weight times its probability of the token
+            is the largest. The reference where the gate was closed; with the gate `nudge`, the
+            member that wrote it.
     """
 
     text: str
@@ -117,11 +125,34 @@ class TraceStep(_Plain):
     logprob: float = 0.0
     alternatives: list[TokenLogprob] = []
     fused: bool = True
+    carried_by: str = ""
 
     @property
     def token(self) -> TokenLogprob:
         """The generated token like one of the alternatives."""
         return TokenLogprob(text=self.text, utf8=self.utf8, logprob=self.logprob)
+
+
+class PromptStep(_Plain):
+    """A piece of the prompt on which the members were scored.
+
+    It lies between two neighboring token boundaries that all members share.
+
+    Attributes:
+        text: Its text; an incomplete character is replaced.
+        utf8: Its bytes.
+        start: Number of bytes before it. Between two texts of a prompt, such as two messages, one
+            byte is counted.
+        tokens: Number of the reference's tokens in it.
+        loss: Loss by member on the whole piece, nats; 9999 where it is infinite. Members that did
+            not read the prompt are left out.
+    """
+
+    text: str
+    utf8: list[int]
+    start: int
+    tokens: int
+    loss: dict[str, float]
 
 
 class FusionRecord(_Plain):
@@ -166,6 +197,9 @@ class FusionRecord(_Plain):
         constraint: Kind of the constraint: "json_schema", "regex" or "grammar".
         notes: Changes to the prompt and settings that the user should know about.
         trace: One entry per step, if the call requested it.
+        prompt_trace: The scored pieces of the prompt in order, if the call requested a trace; all
+            pieces of a short prompt, and evenly spread ones of a long prompt. None if the prompt
+            was not scored.
     """
 
     members: list[str]
@@ -195,6 +229,7 @@ class FusionRecord(_Plain):
     constraint: str | None = None
     notes: list[str] = []
     trace: list[TraceStep] | None = None
+    prompt_trace: list[PromptStep] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +250,55 @@ class Answer:
         """The text."""
         return self.text
 
+    def __repr__(self) -> str:
+        """The beginning of the text, and the weights."""
+        count, reason = self.record.usage.completion_tokens, self.record.finish_reason
+        weights = ", ".join(f"{name} {share:.2f}" for name, share in self.record.weights.items())
+        return f"Answer({_short(self.text)!r}, {count} tokens, {reason}; weights: {weights})"
+
+    def view(self, earlier: Sequence[Answer] = (), theme: Theme = "auto") -> View:
+        """The answer to look at: in a notebook, or as a file (`answer.view().save("a.html")`).
+
+        Each token is colored by the member that carried it; pointing at it, or going to it with the
+        arrow keys, shows what every member proposed. This needs `trace=True` in the call.
+
+        Args:
+            earlier: The answers to earlier turns of the same chat, whose weights are shown as well.
+            theme: Colors: "light", "dark", or "auto" for those of the reader's system.
+
+        Raises:
+            ConfigError: for an unknown theme.
+        """
+        return answer_view(self.text, self.record.model_dump(), self._turns(earlier), theme)
+
+    def plot(
+        self, path: str | os.PathLike[str] | None = None, earlier: Sequence[Answer] = ()
+    ) -> Picture:
+        """A picture of the answer for a paper: weights, perplexity along the prompt, and tokens.
+
+        The last two need `trace=True` in the call.
+
+        Args:
+            path: A file to write, PNG, SVG or PDF; None to write none.
+            earlier: See `view`.
+
+        Returns:
+            The picture, which notebooks show; its `figure` is matplotlib's.
+
+        Raises:
+            ConfigError: if matplotlib is not installed, or the file cannot be written.
+        """
+        picture = answer_picture(self.record.model_dump(), self._turns(earlier))
+        if path is not None:
+            picture.save(path)
+        return picture
+
+    def _repr_html_(self) -> str:
+        return self.view()._repr_html_()
+
+    def _turns(self, earlier: Sequence[Answer]) -> list[dict[str, float]]:
+        return [answer.record.weights for answer in (*earlier, self)]
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -229,6 +313,13 @@ class Chunk:
     text: str
     record: FusionRecord | None = None
     trace: tuple[TraceStep, ...] = ()
+
+
+_SHORT = 60
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
 
 NO_INFINITY = 9999.0

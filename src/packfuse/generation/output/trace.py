@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from packfuse.fusion.engine import Engine
+from packfuse.fusion.gates.base import Roles
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.output.result import TokenLogprob, TraceStep
@@ -26,8 +27,7 @@ class RecordedSequence:
         overruled: Whether the most probable token of the pack was not that of the reference.
         is_fused: Whether the gate was open.
         trace: The entry of the token that was generated.
-        pending: Distributions `[K, V]` and `[V]` at the last positions, whose tokens may still be
-            rejected.
+        pending: The last positions, whose tokens may still be rejected, with the members' weights.
         returned: Number of entries that `TraceRecorder.new_steps` has returned.
     """
 
@@ -35,7 +35,7 @@ class RecordedSequence:
     overruled: dict[int, bool] = field(default_factory=dict)
     is_fused: dict[int, bool] = field(default_factory=dict)
     trace: dict[int, TraceStep] = field(default_factory=dict)
-    pending: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    pending: dict[int, tuple[FusedPosition, list[float]]] = field(default_factory=dict)
     returned: int = 0
 
     @property
@@ -57,7 +57,14 @@ class TraceRecorder:
     position is used.
     """
 
-    def __init__(self, engine: Engine, trace: bool, drafted: int = 0, top: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        trace: bool,
+        drafted: int = 0,
+        top: int = 0,
+        roles: Roles | None = None,
+    ) -> None:
         """Start without records.
 
         Args:
@@ -65,8 +72,10 @@ class TraceRecorder:
             trace: Whether to keep an entry of every step.
             drafted: Longest draft, in tokens; 0 for none.
             top: Number of the most probable tokens in every entry.
+            roles: The members' roles under the gate; None if it gives them none.
         """
         self.engine, self.tracing, self.top = engine, trace, top
+        self._roles = roles
         self._depth = drafted + 1 if drafted else 0
         self.names = [member.name for member in engine.members]
         self._rows: dict[int, RecordedSequence] = {}
@@ -80,12 +89,13 @@ class TraceRecorder:
         read, logps, fused = position.tokens_read, position.logps, position.fused
         record = self._rows.setdefault(sequence.row, RecordedSequence())
         best = best_tokens(logps).tolist()
-        weighted = [c for c, w in zip(best, self._weights(sequence), strict=True) if w > 0]
+        weights = self._weights(sequence)
+        weighted = [c for c, w in zip(best, weights, strict=True) if w > 0]
         record.agreed[read] = len(set(weighted)) <= 1
         record.overruled[read] = int(best_tokens(fused)) != best[self.engine.reference_index]
         record.is_fused[read] = position.is_fused
         if self.tracing:
-            record.pending[read] = logps, fused
+            record.pending[read] = position, weights
             # Tokens before that are in no draft any more.
             self._complete(record, sequence.ids, read - self._depth)
 
@@ -114,12 +124,11 @@ class TraceRecorder:
     def _complete(self, record: RecordedSequence, ids: Sequence[int], end: int) -> None:
         """Make the entries of pending positions before `end` from the tokens chosen there."""
         for at in [at for at in record.pending if at < end]:
-            entry = self._entry(*record.pending.pop(at), ids[at])
-            record.trace[at] = entry.model_copy(update={"fused": record.is_fused[at]})
+            record.trace[at] = self._entry(*record.pending.pop(at), ids[at])
 
-    def _entry(self, logps: Tensor, fused: Tensor, token: int) -> TraceStep:
-        """The entry of a token; `logps` `[K, V]` are the members', `fused` `[V]` the pack's."""
-        spell = self.engine.reference.spell
+    def _entry(self, position: FusedPosition, weights: list[float], token: int) -> TraceStep:
+        """The entry of a token that was chosen at a position, under weights `[K]`."""
+        logps, fused, spell = position.logps, position.fused, self.engine.reference.spell
         probabilities, choices = logps[:, token].exp().tolist(), best_tokens(logps).tolist()
         chosen = self._token(fused, token)
         best = fused.topk(min(self.top, len(fused))).indices.tolist() if self.top else []
@@ -131,7 +140,19 @@ class TraceRecorder:
             utf8=chosen.utf8,
             logprob=chosen.logprob,
             alternatives=[self._token(fused, other) for other in best],
+            fused=position.is_fused,
+            carried_by=self.names[self._carrier(probabilities, weights, position.is_fused)],
         )
+
+    def _carrier(self, probabilities: list[float], weights: list[float], is_fused: bool) -> int:
+        """The member with the largest share of a token; the reference, where shares are equal."""
+        reference = self.engine.reference_index
+        if is_fused and self._roles is not None:
+            return self._roles.nudger
+        shares = [w * p for w, p in zip(weights, probabilities, strict=True)]
+        if not is_fused or shares[reference] == max(shares):
+            return reference
+        return shares.index(max(shares))
 
     def _token(self, fused: Tensor, token: int) -> TokenLogprob:
         """A token and its log-probability under the pack's `fused` `[V]`."""

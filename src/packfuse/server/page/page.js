@@ -1,22 +1,12 @@
-"use strict";
+/* The chat of `packfuse serve`; the views of its answers are in view.js. */
 
-const COLORS = ["#2f7ed8", "#d9822b", "#2a9d61", "#b14fc5", "#c8a415", "#d0455c"];
 const part = (id) => document.getElementById(id);
 let messages = [];
-let members = [];
+let names = [];
+let turns = [];
 let running = null;
-
-function element(kind, text = "", classes = "") {
-  const made = document.createElement(kind);
-  made.textContent = text;
-  made.className = classes;
-  return made;
-}
-
-function colored(name, made) {
-  made.style.setProperty("--color", COLORS[Math.max(members.indexOf(name), 0) % COLORS.length]);
-  return made;
-}
+const details = detailsRegion("Point at a token to see what each member proposed.");
+part("token").append(details.root);
 
 function headers() {
   const key = part("key").value;
@@ -39,66 +29,50 @@ async function loadModels() {
 
 function chooseModel() {
   const option = part("model").selectedOptions[0];
-  members = option ? JSON.parse(option.dataset.members) : [];
+  names = option ? JSON.parse(option.dataset.members) : [];
 }
 
-function showWeights(record) {
-  const rows = Object.entries(record.weights).map(([name, weight]) => {
-    const row = element("div", "", "bar");
-    const bar = element("meter");
-    bar.value = weight;
-    const label = colored(name, element("div", name, "name"));
-    row.append(label, element("span", weight.toFixed(3)), bar);
-    return row;
-  });
-  const agreed = record.agreed === null ? [] : [
-    element("p", `All members agreed at ${Math.round(100 * record.agreed)} % of the tokens.`, "hint"),
-  ];
-  part("weights").replaceChildren(...rows, ...agreed);
-  const { trace, ...rest } = record;
-  part("record").textContent = JSON.stringify(rest, null, 1);
+function showRecord(members, record) {
+  turns.push(record.weights);
+  const over = turns.length > 1 ? [turnsChart(members, turns)] : [];
+  part("weights").replaceChildren(
+    weightsTable(members, record), course(record), ...notes(record), ...over,
+  );
+  const steps = record.prompt_trace ?? [];
+  part("reading").hidden = !steps.length;
+  part("curves").replaceChildren(...(steps.length ? [promptChart(members, steps)] : []));
+  part("record").replaceChildren(recordDetails(record));
 }
 
-function showToken(step) {
-  const table = element("table");
-  const head = element("tr");
-  head.append(element("th", "member"), element("th", "its choice"), element("th", "this token"));
-  table.append(head);
-  for (const [name, choice] of Object.entries(step.member_choices)) {
-    const row = element("tr");
-    const share = step.member_probabilities[name];
-    row.append(
-      colored(name, element("td", name, "name")),
-      element("td", JSON.stringify(choice)),
-      element("td", share.toFixed(3)),
-    );
-    table.append(row);
+/* The tokens of one answer as they come; they are drawn once a frame, however many came. */
+class Arriving {
+  constructor(turn) {
+    this.members = new Members(names);
+    this.tokens = answerTokens(turn, this.members, details.show, `Answer ${turns.length + 1}`);
+    this.waiting = [];
+    this.frame = null;
   }
-  const title = `${JSON.stringify(step.text)}, ${step.probability.toFixed(3)} under the pack`;
-  part("token").replaceChildren(element("p", title), table);
-}
 
-/* Who proposed a token: of the members whose own first choice it was, the surest. */
-function proposer(step) {
-  const own = members.filter((name) => step.member_choices[name] === step.text);
-  own.sort((a, b) => step.member_probabilities[b] - step.member_probabilities[a]);
-  return { name: own[0], agreed: own.length === members.length };
-}
-
-function addTokens(turn, steps) {
-  for (const step of steps) {
-    if (!step.utf8.length) continue;
-    const { name, agreed } = proposer(step);
-    const token = element("span", step.text, agreed ? "token agreed" : "token");
-    token.tabIndex = 0;
-    if (name) {
-      colored(name, token);
-      token.dataset.member = name;
-    }
-    for (const event of ["mouseenter", "focus"]) token.addEventListener(event, () => showToken(step));
-    turn.append(token);
+  add(steps) {
+    this.waiting.push(...steps);
+    this.frame ??= requestAnimationFrame(() => this.draw());
   }
-  part("chat").scrollTop = part("chat").scrollHeight;
+
+  draw() {
+    this.frame = null;
+    const chat = part("chat");
+    const follows = chat.scrollHeight - chat.scrollTop - chat.clientHeight < 60;
+    this.tokens.add(this.waiting.splice(0));
+    if (follows) chat.scrollTop = chat.scrollHeight;
+  }
+
+  /* Draws what is left, also in a tab without frames. */
+  end(record) {
+    cancelAnimationFrame(this.frame);
+    this.members.weights = record?.weights ?? null;
+    this.draw();
+    if (record) this.tokens.mark();
+  }
 }
 
 async function* events(body) {
@@ -126,15 +100,24 @@ async function answer(turn) {
     body: JSON.stringify({ model: part("model").value, messages, stream: true, trace: true }),
   });
   if (!response.ok) throw new Error((await response.json()).error.message);
+  const arriving = new Arriving(turn);
   let text = "";
-  for await (const chunk of events(response.body)) {
-    if (chunk.error) throw new Error(chunk.error.message);
-    text += chunk.choices[0]?.delta?.content ?? "";
-    addTokens(turn, chunk.trace ?? []);
-    if (chunk.fusion) showWeights(chunk.fusion);
+  let record = null;
+  try {
+    for await (const chunk of events(response.body)) {
+      if (chunk.error) throw new Error(chunk.error.message);
+      text += chunk.choices[0]?.delta?.content ?? "";
+      arriving.add(chunk.trace ?? []);
+      record = chunk.fusion ?? record;
+    }
+  } finally {
+    arriving.end(record);
   }
-  // Incomplete characters at the edge of a token are whole only in the text.
+  if (record) showRecord(arriving.members, record);
+  // Tokens show control tokens and stop strings as well; the text has neither.
   turn.dataset.text = text;
+  turn.before(readAloud(text));
+  part("status").textContent = text;
   messages.push({ role: "assistant", content: text });
 }
 
@@ -151,7 +134,10 @@ async function send(event) {
   part("prompt").value = "";
   messages.push({ role: "user", content: text });
   const turn = element("div", "", "turn assistant");
-  part("chat").append(element("div", text, "turn user"), turn);
+  const question = element("div", visible(text), "turn user");
+  question.dir = "auto";
+  part("chat").append(question, turn);
+  part("chat").scrollTop = part("chat").scrollHeight;
   setRunning(new AbortController());
   try {
     await answer(turn);
@@ -159,7 +145,9 @@ async function send(event) {
   } catch (error) {
     messages.pop();
     const stopped = error.name === "AbortError";
-    part("chat").append(element("div", stopped ? "Stopped." : error.message, "turn problem"));
+    const problem = element("div", stopped ? "Stopped." : error.message, "turn problem");
+    problem.setAttribute("role", "alert");
+    part("chat").append(problem);
   } finally {
     setRunning(null);
   }
@@ -172,6 +160,7 @@ part("prompt").addEventListener("keydown", (event) => {
 part("stop").addEventListener("click", () => running?.abort());
 part("clear").addEventListener("click", () => {
   messages = [];
+  turns = [];
   part("chat").replaceChildren();
 });
 part("key").addEventListener("change", loadModels);
