@@ -10,6 +10,7 @@ from typing import Any
 
 from packfuse.errors import ConfigError
 from packfuse.evaluation.reports.report import Evaluation, ReportRow
+from packfuse.extras import install_command
 from packfuse.paths import write_bytes
 
 _COLORS = {"member": "#444444", "pack": "#1f77b4"}
@@ -54,7 +55,7 @@ def load_pyplot() -> Any:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise ConfigError("plots need matplotlib", hint="pip install 'packfuse[eval]'") from error
+        raise ConfigError("plots need matplotlib", hint=install_command("eval")) from error
     mpl.use("Agg")
     from matplotlib import pyplot
 
