@@ -9,7 +9,7 @@ import typer
 from packfuse.cli.options import PackOptions, TextOptions
 from packfuse.cli.prompts import read_prompt
 from packfuse.cli.screen import Screen
-from packfuse.cli.tables import record_view, trace_view
+from packfuse.cli.tables import record_view, trace_view, weights_view
 from packfuse.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,12 +38,17 @@ def run(
         bool, typer.Option("--trace", help="Show the probabilities of each token.")
     ] = False,
     record: Annotated[
-        bool, typer.Option("--record/--no-record", help="Show the members' weights, on stderr.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--record/--no-record",
+            help="Show the fusion record as a table, or nothing (default: one line), on stderr.",
+        ),
+    ] = None,
 ) -> None:
     """Answer a prompt.
 
-    The text is streamed to standard output. With --json, one object is printed at the end:
+    The text is streamed to standard output, and a line with the members' weights follows on
+    standard error. With --json, one object is printed at the end:
     {"text": ..., "record": {...}}.
     """
     given = read_prompt(prompt)
@@ -62,6 +67,8 @@ def run(
         screen.note("", trace_view(found))
     if record:
         screen.note("", *record_view(found))
+    elif record is None:
+        screen.note("", *weights_view(found))
 
 
 def _is_chat(pack: Pack, chat: bool | None, system: str | None) -> bool:
