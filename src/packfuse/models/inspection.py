@@ -25,6 +25,7 @@ from packfuse.models.loading import (
 from packfuse.models.loading.adapters import find_adapter
 from packfuse.models.loading.architecture import auto_class
 from packfuse.models.loading.engine import engine_of
+from packfuse.models.loading.gguf.fields import main_type
 from packfuse.models.loading.gguf_model import gguf_in_place
 from packfuse.models.loading.source import Source, shortened
 from packfuse.models.remote import PeerMember, RemoteMember, load_remote
@@ -176,7 +177,7 @@ def _in_place(source: Source, member: MemberSettings) -> tuple[dict[str, Any], V
     llama, vocabulary = open_vocabulary(found.paths[0], found.tokenizer, found.ends)
     sizes = [header.nbytes for header in found.headers]
     return {
-        "architecture": f"{llama.architecture} ({llama.quantization})",
+        "architecture": f"{llama.architecture} ({main_type(found.headers)})",
         "causal": True,
         "parameters": sum(header.parameters for header in found.headers),
         "memory_bytes": None if None in sizes else sum(filter(None, sizes)),

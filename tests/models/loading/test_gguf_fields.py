@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packfuse.errors import LoadError
-from packfuse.models.loading.gguf.fields import check_model, gguf_header, gguf_parts
+from packfuse.models.loading.gguf.fields import check_model, gguf_header, gguf_parts, main_type
 from tests.support.starter_files import write_gguf
 
 NUMBERS = {
@@ -82,6 +82,9 @@ def test_sizes_are_those_of_the_package(tmp_path: Path) -> None:
     found, tensors = gguf_header(path), GGUFReader(path).tensors
     assert found.parameters == 5 * weight.size == sum(int(one.n_elements) for one in tensors)
     assert found.nbytes == sum(int(one.n_bytes) for one in tensors)
+    more = found._replace(tensors=[(10**6, int(Quantized.Q4_K)), (32, 9999)])
+    assert main_type([found, more]) == "Q4_K"
+    assert main_type([found._replace(tensors=[(1, 9999)])]) == "?"
     unknown = found._replace(tensors=[*found.tensors, (32, 9999)])
     assert (unknown.parameters, unknown.nbytes) == (found.parameters + 32, None)
 

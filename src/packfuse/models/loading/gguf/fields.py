@@ -52,6 +52,17 @@ class GGUFHeader(NamedTuple):
             return None
 
 
+def main_type(headers: Sequence[GGUFHeader]) -> str:
+    """The type of most weights in all parts of a file, as in "Q4_K"; "?" for an unknown one."""
+    counts: Counter[int] = Counter()
+    for header in headers:
+        for elements, kind in header.tensors:
+            counts[kind] += elements
+    ((kind, _),) = counts.most_common(1) or [(-1, 0)]
+    known = {one.value: one.name for one in GGMLQuantizationType}
+    return known.get(kind, "?")
+
+
 def _nbytes(elements: int, kind: int) -> int:
     """Bytes of a tensor, which is stored in blocks."""
     each, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
