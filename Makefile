@@ -20,7 +20,7 @@ export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-ray test-llama-cpp lint format api starter bench test-range clean distclean
+.PHONY: help demo test test-all test-ray test-llama-cpp lint format api starter bench test-range packages clean distclean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ format: $(STAMP) ## Put the code into its style
 starter: $(STAMP) ## Fetch and prepare the starter pack, once
 	@echo "== Preparing the starter pack (at once if it is there)"
 	@$(BIN)/packfuse starter
+
+packages: ## Build and check all packages, and install them into an empty environment
+	@$(PYTHON) dev/release.py --python $(PYTHON) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 bench: starter ## Run the benchmarks; the last line of each is JSON
 	@test -n "$(BENCH)" || { echo "benchmarks/ holds no script"; exit 1; }

@@ -1,6 +1,6 @@
 """A LangChain agent with two tools on the starter pack, with the fusion record of every step.
 
-    pip install packfuse langchain-packfuse langchain
+    pip install . ./integrations/langchain langchain
     python cookbooks/langchain_agent.py ["your question"]
 
 Such small models rarely call a tool unless a call is forced. So the first step forces a call, which

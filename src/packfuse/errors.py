@@ -59,12 +59,14 @@ class ServerError(MemberError):
 
     Attributes:
         member: The member's name.
+        problem: What happened; the message also names the member and its address.
     """
 
-    def __init__(self, message: str, *, member: str, hint: str = "") -> None:
+    def __init__(self, message: str, *, member: str, problem: str = "", hint: str = "") -> None:
         """See `PackError`."""
         super().__init__(message, hint=hint)
         self.member = member
+        self.problem = problem or message
 
 
 class UnsupportedError(PackError, NotImplementedError):

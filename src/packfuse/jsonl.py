@@ -16,13 +16,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 """Lone surrogates: valid in JSON, but not encodable as UTF-8."""
 
 
-def parse_object(line: str | bytes, where: str, example: str) -> dict[str, Any]:
+def parse_object(line: str | bytes, example: str) -> dict[str, Any]:
     """The JSON object that a line holds.
 
     Args:
         line: The line; bytes are UTF-8.
-        where: The file and the line, for errors.
-        example: What a line may look like, for errors.
+        example: What a line may look like, for errors, which do not say which line it is.
 
     Raises:
         DataError: if it holds anything else, or half a character.
@@ -31,16 +30,16 @@ def parse_object(line: str | bytes, where: str, example: str) -> dict[str, Any]:
         text = line if isinstance(line, str) else line.decode("utf-8-sig")
         data = json.loads(text)
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8") from error
+        raise DataError("not UTF-8") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+        raise DataError(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
-        raise DataError(f"{where}: nested too deeply") from error
+        raise DataError("nested too deeply") from error
     if not isinstance(data, dict):
-        raise DataError(f"{where}: not a JSON object", hint=f"write {example}")
+        raise DataError("not a JSON object", hint=f"write {example}")
     for name, value in data.items():
         if _SURROGATE.search(json.dumps([name, value], ensure_ascii=False)):
-            raise DataError(f"{where}: field {name!r} holds half a character (a lone surrogate)")
+            raise DataError(f"field {name!r} holds half a character (a lone surrogate)")
     return data
 
 

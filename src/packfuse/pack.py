@@ -125,7 +125,7 @@ class Pack(PackCalls):
             lineup: Which one: "pair" (Qwen2.5-Coder-0.5B-Instruct and SmolLM2-135M-Instruct),
                 "trio" (with gemma-3-270m, a base model) or "small" (the last two).
             expert: Add a third member, a small model of the Kubernetes Python client, from the
-                package `packfuse-expert-kube` (`pip install 'packfuse[expert]'`).
+                package `packfuse-expert-kube` (in `packages/expert` of a checkout).
             progress: Show progress.
             **overrides: As in `from_pretrained`.
 

@@ -15,7 +15,6 @@ import inspect
 import pkgutil
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -139,24 +138,6 @@ class Registry(Generic[P]):
         }
         inner = ", ".join(f"{name}={value}" for name, value in own.items())
         return f"{spec['name']}({inner})" if inner else str(spec["name"])
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """For imports that need an extra of the package.
-
-    Args:
-        extra: Its name, as in `pip install 'packfuse[serve]'`.
-
-    Raises:
-        ConfigError: if something that is imported is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{error.name} is not installed", hint=f"pip install 'packfuse[{extra}]'"
-        ) from error
 
 
 def suggest(name: object, known: Iterable[str]) -> str:

@@ -33,7 +33,9 @@ from tests.support.bytelevel import byte_tokenizer, save_small
 pytestmark = pytest.mark.usefixtures("loud_afterwards")
 
 TEXT = "The capital of France is Paris, and that of Italy is Rome."
-COMMANDS = ("run", "chat", "weights", "check", "eval", "determine", "starter")
+COMMANDS = (
+    "run", "chat", "weights", "check", "eval", "determine", "starter", "cache", "doctor"
+)  # fmt: skip
 ANEW = ("--prefix-cache", "0")
 Invoke = Callable[..., Result]
 
@@ -156,13 +158,23 @@ def test_counts_are_short():
 
 def test_run_prints_the_text_and_the_record_apart(invoke: Invoke, pack: Pack):
     expected = pack.generate(TEXT, max_new_tokens=12)
-    result = invoke("run", TEXT, "--raw", "-n", "12")
+    result = invoke("run", TEXT, "--raw", "-n", "12", "--record")
     assert passed(result) == expected.text + "\n"
     for name, weight in expected.record.weights.items():
         assert re.search(rf"{name} .*\u2588.* {weight:.1%}", result.stderr)
     assert "12 tokens (length)" in result.stderr
     assert "packllm · exact · bytes" in result.stderr
     assert invoke("run", TEXT, "--raw", "-n", "2", "--no-record").stderr == ""
+
+
+def test_run_ends_with_a_line_of_weights(invoke: Invoke, pack: Pack):
+    expected = pack.generate(TEXT, max_new_tokens=12)
+    result = invoke("run", TEXT, "--raw", "-n", "12")
+    assert passed(result) == expected.text + "\n"
+    line, *rest = " ".join(result.stderr.split()).split(" · ")
+    assert [line, rest[0]] == [f"{k} {v:.0%}" for k, v in expected.record.weights.items()]
+    assert rest[1] == "12 tokens (length)"
+    assert rest[2].endswith(" tokens/s")
 
 
 def test_run_json_is_text_and_record(invoke: Invoke, pack: Pack):
@@ -416,6 +428,20 @@ def test_chat_shows_the_record_and_the_weights(invoke: Invoke, pack: Pack):
         "/clear",
     ]
     assert all(text in result.stderr for text in expected_notes)
+
+
+def test_names_are_shown_as_they_are(folders: list[str], tmp_path: Path):
+    path = tmp_path / "pack.yaml"
+    names = ("a[4bit]", "b [/x] :smile:")
+    members = [{"model": f, "name": n} for f, n in zip(folders, names, strict=True)]
+    path.write_text(json.dumps({"members": members}))
+    for option in ([], ["--record"], ["--trace"]):
+        shown = launch("run", TEXT, "--raw", "-n", "2", "--pack", str(path), *option)
+        assert passed(shown)
+        assert all(name in " ".join(shown.stderr.split()) for name in names)
+    weighed = " ".join(passed(launch("weights", TEXT, "--pack", str(path))).split())
+    checked = " ".join(passed(launch("check", "--pack", str(path))).split())
+    assert all(name in text for name in names for text in (weighed, checked))
 
 
 def test_chat_prints_tables(invoke: Invoke, pack: Pack):

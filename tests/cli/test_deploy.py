@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from packfuse.cli import app
+from packfuse.extras import install_command
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_an_error_names_the_extra(
     pack = str(folder / "pack.yaml")
     batch = [str(folder / "in.jsonl"), str(folder / "out.jsonl"), "--workers", "2", "--pack", pack]
     found = refused(command, *([pack] if command == "deploy" else batch))
-    assert "pip install 'packfuse[ray]'" in found
+    assert install_command("ray") in found
     assert not (folder / "out.jsonl").exists()
 
 

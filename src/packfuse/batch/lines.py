@@ -30,7 +30,7 @@ class BatchLine:
         url: What is asked for: `/v1/chat/completions` or `/v1/completions`.
         body: The request.
         max_tokens: Most tokens of an answer, if the body does not say.
-        problem: Why the line is no request; empty if it is one.
+        problem: Why the line is no request, without its number; empty if it is one.
     """
 
     number: int
@@ -82,47 +82,47 @@ def read_batch(path: Path, max_tokens: int) -> list[BatchLine]:
 
 def _line(text: bytes, number: int, max_tokens: int) -> BatchLine:
     """The request of a line."""
-    where, key = f"line {number}", f"line-{number}"
+    key = f"line-{number}"
     try:
-        data = parse_object(text, where, _EXAMPLE)
-        key = _custom_id(data, where, key)
+        data = parse_object(text, _EXAMPLE)
+        key = _custom_id(data, key)
         if "url" in data or "body" in data:
-            url, body = _enveloped(data, where)
+            url, body = _enveloped(data)
             tokens = max_tokens if url == CHAT else TEXT_TOKENS
         else:
-            url, body = _bare(data, where)
+            url, body = _bare(data)
             tokens = max_tokens
     except DataError as error:
         return BatchLine(number, key, problem=str(error))
     return BatchLine(number, key, url, body, tokens)
 
 
-def _custom_id(data: Mapping[str, Any], where: str, default: str) -> str:
+def _custom_id(data: Mapping[str, Any], default: str) -> str:
     given = data.get("custom_id", default)
     if not isinstance(given, str) or not given:
-        raise DataError(f"{where}: custom_id={given!r} is not a text")
+        raise DataError(f"custom_id={given!r} is not a text")
     return given
 
 
-def _enveloped(data: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+def _enveloped(data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Path and body of a request in OpenAI's form."""
     for name in data:
         if name not in _FORM:
-            raise DataError(f"{where}: there is no field {name!r}", hint=suggest(name, _FORM))
+            raise DataError(f"there is no field {name!r}", hint=suggest(name, _FORM))
     url, body = data.get("url"), data.get("body")
     if data.get("method", "POST") != "POST":
-        raise DataError(f"{where}: method={data['method']!r} is not POST")
+        raise DataError(f"method={data['method']!r} is not POST")
     if url not in (CHAT, TEXT):
-        raise DataError(f"{where}: url={url!r} is not known", hint=f"known: {CHAT}, {TEXT}")
+        raise DataError(f"url={url!r} is not known", hint=f"known: {CHAT}, {TEXT}")
     if not isinstance(body, dict):
-        raise DataError(f"{where}: body={body!r} is not an object")
+        raise DataError(f"body={body!r} is not an object")
     return url, body
 
 
-def _bare(data: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+def _bare(data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Path and body of a request that is written without an envelope."""
     body = {name: value for name, value in data.items() if name != "custom_id"}
     if ("prompt" in body) == ("messages" in body):
         which = "prompt and messages" if "prompt" in body else "no prompt and no messages"
-        raise DataError(f"{where}: there are {which}", hint=f"write {_EXAMPLE}")
+        raise DataError(f"there are {which}", hint=f"write {_EXAMPLE}")
     return (TEXT if "prompt" in body else CHAT), body

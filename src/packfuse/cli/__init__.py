@@ -14,10 +14,12 @@ import typer
 from packfuse import __version__
 from packfuse.cli.command import Command, command
 from packfuse.cli.commands.batch import batch
+from packfuse.cli.commands.cache import cache
 from packfuse.cli.commands.chat import chat
 from packfuse.cli.commands.check import check
 from packfuse.cli.commands.deploy import deploy
 from packfuse.cli.commands.determine import determine
+from packfuse.cli.commands.doctor import doctor
 from packfuse.cli.commands.evaluate import evaluate
 from packfuse.cli.commands.member import member
 from packfuse.cli.commands.plan import plan
@@ -32,22 +34,15 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "chat": chat,
-    "serve": serve,
-    "member": member,
-    "batch": batch,
-    "deploy": deploy,
-    "plan": plan,
-    "weights": weights,
-    "check": check,
-    "eval": evaluate,
-    "determine": determine,
-    "starter": starter,
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Generate": {"run": run, "chat": chat, "batch": batch, "weights": weights},
+    "Serve": {"serve": serve, "member": member, "deploy": deploy, "plan": plan},
+    "Choose members": {"check": check, "eval": evaluate, "determine": determine},
+    "This machine": {"starter": starter, "cache": cache, "doctor": doctor},
 }
-for name, function in _COMMANDS.items():
-    app.command(name, cls=Command)(command(function))
+for panel, group in _COMMANDS.items():
+    for name, function in group.items():
+        app.command(name, cls=Command, rich_help_panel=panel)(command(function))
 
 
 def _version(show: bool) -> None:

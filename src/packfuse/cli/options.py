@@ -6,7 +6,7 @@ The options of a pack are generated from the fields of its settings; the docstri
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -154,7 +154,7 @@ class PackOptions(_Settings):
                 if found[option] != {"name": "none"} or option != "draft":
                     registry().make(found[option])
         if self.weight:
-            found["weighting"] = {"name": "fixed", "weights": dict(map(_weight, self.weight))}
+            found["weighting"] = {"name": "fixed", "weights": fixed_weights(self.weight)}
         if self.prefix_cache is not None:
             found["prefix_cache"] = size(self.prefix_cache)
         return found
@@ -305,6 +305,23 @@ def size(text: str) -> int | str:
     if text != "auto" and not text.isdecimal():
         raise ConfigError(f"{text!r} is not a size", hint="write a number of bytes, 0, or auto")
     return text if text == "auto" else int(text)
+
+
+def fixed_weights(texts: Sequence[str], known: Sequence[str] = ()) -> dict[str, float]:
+    """Weights that are written as MEMBER=WEIGHT.
+
+    Args:
+        texts: One for each member.
+        known: Names of the members; the beginning of a name stands for it.
+
+    Raises:
+        ConfigError: if one is no weight.
+    """
+    found = {}
+    for name, weight in map(_weight, texts):
+        meant = [one for one in known if one.lower().startswith(name.lower())]
+        found[meant[0] if len(meant) == 1 else name] = weight
+    return found
 
 
 def _weight(text: str) -> tuple[str, float]:

@@ -31,8 +31,10 @@ class Screen:
     def __init__(self, as_json: bool = False) -> None:
         """Use the standard streams as they are now."""
         self.as_json = as_json
-        self.out = Console(highlight=False, soft_wrap=False)
-        self.err = Console(stderr=True, highlight=False)
+        # Names may have brackets and colons, which are neither styles nor emojis.
+        plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+        self.out = Console(soft_wrap=False, **plain)
+        self.err = Console(stderr=True, **plain)
 
     def show(self, *parts: RenderableType) -> None:
         """Print the result of a command, unless it is printed as JSON."""

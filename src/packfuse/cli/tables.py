@@ -17,6 +17,7 @@ from packfuse.weighting.methods import weightings
 
 if TYPE_CHECKING:
     from packfuse.generation.weigh import Weighing
+    from packfuse.models.member import Member
 
 _WIDTH = 20
 
@@ -40,6 +41,29 @@ def record_view(record: FusionRecord) -> list[Table | Text]:
     ]
     lines = [_line(method), _line(_course(record)), *map(_note, record.notes)]
     return [table, *lines]
+
+
+def weights_view(record: FusionRecord) -> list[Text]:
+    """The weights and the course of generation in one line, and the notes."""
+    shares = [f"{name} {weight:.0%}" for name, weight in record.weights.items()]
+    return [_line([*shares, *_course(record)]), *map(_note, record.notes)]
+
+
+def members_view(members: Iterable[Member]) -> Table:
+    """One line per member: its size, its vocabulary, and where it computes."""
+    table = plain_table("member", "parameters", "vocabulary", "context window", "computed by")
+    for member in members:
+        place = "another process" if member.elsewhere else str(member.device)
+        if not member.elsewhere and member.model is None:
+            place += ", llama.cpp"
+        table.add_row(
+            Text(member.name),
+            count(member.facts.parameters),
+            f"{member.vocabulary.size:,} tokens",
+            f"{member.context_window:,} tokens",
+            place,
+        )
+    return table
 
 
 def _course(record: FusionRecord) -> list[str]:

@@ -81,6 +81,18 @@ class Fields:
         return self.data[name]
 
 
+def _fields(line: str, where: str) -> Fields:
+    """The fields of a line.
+
+    Raises:
+        DataError: naming the place, if it is not a JSON object.
+    """
+    try:
+        return Fields(parse_object(line, '{"question": ..., ...}'), where)
+    except DataError as error:
+        raise DataError(f"{where}: {error.message}", hint=error.hint) from error
+
+
 def read_lines(path: Path, *, whole_only: bool = False) -> Iterator[Fields]:
     """The lines of a file of JSON objects; blank lines are skipped.
 
@@ -95,7 +107,7 @@ def read_lines(path: Path, *, whole_only: bool = False) -> Iterator[Fields]:
     found = False
     for where, line in _raw_lines(path):
         try:
-            fields = Fields(parse_object(line, where, '{"question": ..., ...}'), where)
+            fields = _fields(line, where)
         except DataError as error:
             if not whole_only:
                 raise
@@ -119,7 +131,7 @@ def read_each(path: Path, read: Callable[[Fields], T]) -> list[T]:
     lines = list(_raw_lines(path))
     for where, line in lines:
         try:
-            found.append(read(Fields(parse_object(line, where, '{"question": ..., ...}'), where)))
+            found.append(read(_fields(line, where)))
         except DataError as error:
             broken.append((where, error))
     if not broken:

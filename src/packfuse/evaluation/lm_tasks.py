@@ -12,6 +12,7 @@ from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.reports.report import Evaluation, summarize
 from packfuse.evaluation.setting import Setting
 from packfuse.evaluation.systems import singles, under
+from packfuse.extras import install_command
 from packfuse.pack import Pack
 from packfuse.registry import nearest
 
@@ -98,7 +99,7 @@ def _manager(names: Sequence[str], include: Path | None) -> Any:
         from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
     except ImportError as error:
         raise ConfigError(
-            "tasks of lm-eval need the package lm-eval", hint="pip install 'packfuse[eval]'"
+            "tasks of lm-eval need the package lm-eval", hint=install_command("eval")
         ) from error
     manager = TaskManager(include_path=include)
     for name in names:

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, get_local_safetensors_metadata, snapshot_download
 
 from packfuse.errors import LoadError
+from packfuse.models.loading.gguf.fields import gguf_header
 from packfuse.models.loading.source import Source
 
 
@@ -72,38 +73,7 @@ def _hub(source: Source) -> Any:
 
 def _gguf(path: Path) -> CheckpointSize:
     """Size of a GGUF file, which transformers loads as float32 whatever its quantization."""
-    return CheckpointSize({"F32": gguf_size(path).parameters})
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFSize:
-    """What a GGUF file holds.
-
-    Attributes:
-        parameters: Number of parameters.
-        nbytes: Bytes of the weights as they are in the file.
-    """
-
-    parameters: int
-    nbytes: int
-
-
-def gguf_size(path: Path) -> GGUFSize:
-    """Size of the weights in a GGUF file.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        Exception: what the reader of the format raises for a damaged file.
-    """
-    from gguf import GGUFReader
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file")
-    tensors = GGUFReader(path).tensors
-    return GGUFSize(
-        sum(int(tensor.n_elements) for tensor in tensors),
-        sum(int(tensor.n_bytes) for tensor in tensors),
-    )
+    return CheckpointSize({"F32": gguf_header(path).parameters})
 
 
 def _bytes_each(dtype: str) -> int:

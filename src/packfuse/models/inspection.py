@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from packfuse.errors import LoadError, PackError
 from packfuse.hf_compat.models import causal_architectures
-from packfuse.models.checkpoint import checkpoint_size, gguf_size
+from packfuse.models.checkpoint import checkpoint_size
 from packfuse.models.llama_cpp import open_vocabulary
 from packfuse.models.loading import (
     load_model,
@@ -25,6 +25,7 @@ from packfuse.models.loading import (
 from packfuse.models.loading.adapters import find_adapter
 from packfuse.models.loading.architecture import auto_class
 from packfuse.models.loading.engine import engine_of
+from packfuse.models.loading.gguf.fields import main_type
 from packfuse.models.loading.gguf_model import gguf_in_place
 from packfuse.models.loading.source import Source, shortened
 from packfuse.models.remote import PeerMember, RemoteMember, load_remote
@@ -175,13 +176,13 @@ def _in_place(source: Source, member: MemberSettings) -> tuple[dict[str, Any], V
     """What is said of a GGUF file that llama.cpp runs, and its vocabulary."""
     found = gguf_in_place(source, member.tokenizer)
     llama, vocabulary = open_vocabulary(found.paths[0], found.tokenizer, found.ends)
-    sizes = [gguf_size(path) for path in found.paths]
+    sizes = [header.nbytes for header in found.headers]
     return {
-        "architecture": f"{llama.architecture} ({llama.quantization})",
+        "architecture": f"{llama.architecture} ({main_type(found.headers)})",
         "causal": True,
-        "parameters": sum(size.parameters for size in sizes),
-        "memory_bytes": sum(size.nbytes for size in sizes),
-        "context_window": found.fields.get(f"{llama.architecture}.context_length"),
+        "parameters": sum(header.parameters for header in found.headers),
+        "memory_bytes": None if None in sizes else sum(filter(None, sizes)),
+        "context_window": found.headers[0].fields.get(f"{llama.architecture}.context_length"),
         "chat_template": bool(found.tokenizer.chat_template),
         "vocabulary_size": len(found.tokenizer),
         "fast_tokenizer": True,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from packfuse.registry import needs_extra
+from packfuse.extras import needs_extra
 
 if TYPE_CHECKING:
     from packfuse.ray.application import DeployOptions, application

@@ -6,14 +6,13 @@ import importlib.util
 from pathlib import Path
 
 from packfuse.errors import StarterError
+from packfuse.extras import install_command
 
 EXPERT = "kube-client-3m"
 """Name of the model and of its folder in the data package."""
 EXPERT_LICENSE = ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 """Short name of the model's license, and the URL of its text."""
 EXPERT_TERMS = f"{EXPERT} and its training data are under the Apache License 2.0."
-EXPERT_INSTALL = "pip install 'packfuse[expert]'"
-"""The command that installs the data package."""
 
 _PACKAGE = "packfuse_expert_kube"
 
@@ -42,7 +41,6 @@ def expert_path() -> Path:
         raise StarterError(
             f"the expert {EXPERT} is not installed: its weights are in the package "
             f"{_PACKAGE.replace('_', '-')}",
-            hint=f"run `{EXPERT_INSTALL}`, or in a checkout of packfuse "
-            "`pip install ./packages/expert`",
+            hint=install_command("expert"),
         )
     return folder

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packfuse.errors import ConfigError
+from packfuse.extras import install_command
 from packfuse.paths import write_named
 
 if TYPE_CHECKING:
@@ -71,5 +72,5 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("plots need matplotlib", hint="pip install 'packfuse[plot]'") from error
+        raise ConfigError("plots need matplotlib", hint=install_command("plot")) from error
     return Figure(figsize=(width, height), layout="constrained")

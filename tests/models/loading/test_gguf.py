@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from packfuse import Pack
+from packfuse.cli.kept import kept
 from packfuse.errors import LoadError
 from packfuse.models.loading import load_tokenizer
 from packfuse.models.loading.gguf import copy as gguf_copy
@@ -171,6 +172,7 @@ def test_a_file_is_converted_once_and_again_when_it_changes(
 ) -> None:
     first = loaded(file)
     (copied,) = (path for path in (cache / "gguf").iterdir() if path.is_dir())
+    assert [(one.path, one.source) for one in kept(["gguf"])] == [(copied, str(file.resolve()))]
     made = (copied / "model.safetensors").stat().st_ino
     again = loaded(file, dtype="bfloat16")
     assert (copied / "model.safetensors").stat().st_ino == made

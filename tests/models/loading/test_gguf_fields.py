@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGMLQuantizationType as Quantized
+from gguf import GGUFReader, GGUFWriter, quantize
 from hypothesis import given
 from hypothesis import strategies as st
 
 from packfuse.errors import LoadError
-from packfuse.models.loading.gguf.fields import check_model, gguf_fields, gguf_parts
+from packfuse.models.loading.gguf.fields import check_model, gguf_header, gguf_parts, main_type
 from tests.support.starter_files import write_gguf
 
 NUMBERS = {
@@ -60,11 +61,32 @@ def theirs(path: Path) -> dict[str, Any]:
 
 
 def test_all_types_are_read_as_by_the_package(file: Path, tmp_path: Path) -> None:
-    found = gguf_fields(file)
+    found = gguf_header(file).fields
     assert found == theirs(file)
     assert {f"one.{kind}": value for kind, value in NUMBERS.items()}.items() <= found.items()
     write_gguf(tmp_path / "tiny.gguf", 0)
-    assert gguf_fields(tmp_path / "tiny.gguf") == theirs(tmp_path / "tiny.gguf")
+    assert gguf_header(tmp_path / "tiny.gguf").fields == theirs(tmp_path / "tiny.gguf")
+
+
+def test_sizes_are_those_of_the_package(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((4, 512), np.float32)
+    path = tmp_path / "types.gguf"
+    writer = GGUFWriter(path, "llama")
+    for kind in (Quantized.F32, Quantized.F16, Quantized.Q8_0, Quantized.Q4_0, Quantized.BF16):
+        writer.add_tensor(kind.name, quantize(weight, kind), raw_dtype=kind)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file):
+        step()
+    writer.write_tensors_to_file()
+    writer.close()
+    found, tensors = gguf_header(path), GGUFReader(path).tensors
+    assert found.parameters == 5 * weight.size == sum(int(one.n_elements) for one in tensors)
+    assert found.nbytes == sum(int(one.n_bytes) for one in tensors)
+    more = found._replace(tensors=[(10**6, int(Quantized.Q4_K)), (32, 9999)])
+    assert main_type([found, more]) == "Q4_K"
+    assert main_type([found._replace(tensors=[(1, 9999)])]) == "?"
+    unknown = found._replace(tensors=[*found.tensors, (32, 9999)])
+    assert (unknown.parameters, unknown.nbytes) == (found.parameters + 32, None)
 
 
 @given(st.data())
@@ -79,7 +101,7 @@ def test_a_damaged_file_is_read_or_refused(
             damaged[at] = data.draw(st.integers(0, 255))
     path.write_bytes(damaged)
     try:
-        gguf_fields(path)
+        gguf_header(path)
     except LoadError as error:
         assert "damaged.gguf" in error.message
 
@@ -87,10 +109,10 @@ def test_a_damaged_file_is_read_or_refused(
 def test_parts_of_a_split_file_are_found_or_named(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", 0, split=5)
     parts = sorted(tmp_path.glob("*.gguf"))
-    fields = gguf_fields(parts[0])
+    fields = gguf_header(parts[0]).fields
     assert gguf_parts(parts[0], fields) == parts
     with pytest.raises(LoadError, match=rf"{parts[1].name} is not the first part.*00001-of"):
-        gguf_parts(parts[1], gguf_fields(parts[1]))
+        gguf_parts(parts[1], gguf_header(parts[1]).fields)
     renamed = parts[0].with_name("first.gguf")
     with pytest.raises(LoadError, match=r"first\.gguf is one of .* is not named like one"):
         gguf_parts(renamed, fields)
@@ -98,9 +120,8 @@ def test_parts_of_a_split_file_are_found_or_named(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=f"and {parts[-1].name} is missing"):
         gguf_parts(parts[0], fields)
     write_gguf(tmp_path / "one.gguf", 0)
-    assert gguf_parts(tmp_path / "one.gguf", gguf_fields(tmp_path / "one.gguf")) == [
-        tmp_path / "one.gguf"
-    ]
+    one = tmp_path / "one.gguf"
+    assert gguf_parts(one, gguf_header(one).fields) == [one]
 
 
 def test_adapters_and_other_kinds_are_refused_by_name() -> None:

@@ -320,8 +320,12 @@ def test_unusable_settings_are_refused(
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", "secret")
     changes, error, match = BAD[kind]
-    with pytest.raises(error, match=match):
-        Pack.from_pretrained([{"url": url, "api_key_env": "SERVER_KEY"} | changes], progress=False)
+    given = {"url": url, "api_key_env": "SERVER_KEY", "name": "served"} | changes
+    with pytest.raises(error, match=match) as caught:
+        Pack.from_pretrained([given], progress=False)
+    message = caught.value.message
+    assert message.count("'served'") <= 1
+    assert message.count(f"at {given['url']}") == 0  # it is named as the place of the member
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "secre"])

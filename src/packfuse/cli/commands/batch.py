@@ -13,8 +13,8 @@ from rich.text import Text
 from packfuse.cli.options import PackOptions, SchedulingOptions, quiet
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
+from packfuse.extras import needs_extra
 from packfuse.progress import batch_progress
-from packfuse.registry import needs_extra
 
 if TYPE_CHECKING:
     from packfuse.batch.run import Answers, Summary
@@ -54,11 +54,11 @@ def batch(
 
     A line is {"prompt": ...} or {"messages": ...} with the fields of `packfuse serve`, or a line of
     OpenAI's batches. Answers are written in order of completion, each with the custom_id of its
-    line, or line-7 for line 7. Needs `pip install 'packfuse[serve]'`.
+    line, or line-7 for line 7. Needs the extra `serve`.
 
     Exit status 1 if a line has an error for an answer.
     """
-    with needs_extra("serve"):
+    with needs_extra("serve" if workers is None else "ray"):
         from packfuse.batch.run import run_batch
     if ray_address is not None and workers is None:
         raise ConfigError("--ray-address has no effect without --workers", hint="give both")
@@ -104,6 +104,10 @@ def _answers(
     return partial(answered_on, configs, workers=workers)
 
 
+def _have(lines: int) -> str:
+    return "1 line has" if lines == 1 else f"{lines} lines have"
+
+
 def _view(summary: Summary, target: Path) -> list[Text]:
     """The summary for the terminal."""
     speed = summary.completion_tokens / summary.seconds if summary.seconds else 0.0
@@ -117,7 +121,7 @@ def _view(summary: Summary, target: Path) -> list[Text]:
     if summary.repaired:
         lines.append(Text("half a line of an interrupted run was removed", "dim"))
     if summary.failed:
-        lines.append(Text(f"{summary.failed} lines have an error for an answer:", "red"))
+        lines.append(Text(f"{_have(summary.failed)} an error for an answer:", "red"))
     lines += [Text(f"  line {one.line}: {one.message}") for one in summary.problems[:_SHOWN]]
     if len(summary.problems) > _SHOWN:
         lines.append(Text(f"  and {len(summary.problems) - _SHOWN} more, in {target}", "dim"))

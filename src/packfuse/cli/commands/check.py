@@ -24,7 +24,7 @@ def check(
     screen: Screen,
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Hub ids, folders or GGUF files."),
+        typer.Argument(metavar="MODEL", help="Hub ids, folders or GGUF files."),
     ] = None,
     pack: Annotated[
         Path | None, typer.Option("--pack", "-p", metavar="FILE", help="A pack.yaml.")

@@ -13,7 +13,7 @@ from packfuse.cli.listening import ListenOptions
 from packfuse.cli.options import quiet
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
-from packfuse.registry import needs_extra
+from packfuse.extras import needs_extra
 from packfuse.settings import PackConfig, RayPlace
 
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "The cluster"}
@@ -71,7 +71,7 @@ def deploy(
 
     Replicas come and go with the requests. Members with `ray` in the file are loaded by the nodes
     that have what it names. On a cluster that was there before, the application stays until
-    `serve shutdown`. Needs `pip install 'packfuse[ray]'`.
+    `serve shutdown`. Needs the extra `ray`.
     """
     most = cluster.max_replicas or cluster.min_replicas
     if most < cluster.min_replicas:
@@ -80,7 +80,7 @@ def deploy(
             hint="give at least as many",
         )
     configs = PackConfig.read_named(file, name)
-    with needs_extra("serve"):
+    with needs_extra("ray"):
         from packfuse.server.app import Limits
     from packfuse.ray import DeployOptions, connect
     from packfuse.ray import deploy as start

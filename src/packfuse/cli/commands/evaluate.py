@@ -34,7 +34,7 @@ def evaluate(
     pack: PackOptions,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE]...", help="Questions, one JSON object per line."),
+        typer.Argument(metavar="FILE", help="Questions, one JSON object per line."),
     ] = None,
     task: Annotated[
         str | None,

@@ -10,7 +10,7 @@ import typer
 from packfuse.cli.listening import SERVER, ListenOptions
 from packfuse.cli.options import quiet, size
 from packfuse.cli.screen import Screen
-from packfuse.registry import needs_extra
+from packfuse.extras import needs_extra
 from packfuse.settings import MemberSettings, PackConfig
 
 if TYPE_CHECKING:
@@ -60,10 +60,9 @@ def member(
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
 ) -> None:
-    """Serve one member of packs on other machines, whole distributions and all.
+    """Serve one model as a member of packs on other machines.
 
-    There it is {url: http://HOST:PORT}, in Python and in a pack.yaml. Needs
-    `pip install 'packfuse[serve]'`.
+    There it is {url: http://HOST:PORT}, in Python and in a pack.yaml. Needs the extra `serve`.
     """
     with needs_extra("serve"):
         from packfuse.server.member import MemberLimits, create_member_app

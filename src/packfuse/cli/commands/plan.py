@@ -60,7 +60,7 @@ def plan(
         str, typer.Option(metavar="N,...", help="Numbers of replicas.")
     ] = _REPLICAS,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a plot; needs packfuse[plot].")
+        Path | None, typer.Option(metavar="FILE", help="Write a plot; needs the extra `plot`.")
     ] = None,
 ) -> None:
     """Simulate replicas of a pack: throughput, time to an answer, and cost.

@@ -10,9 +10,8 @@ import typer
 from packfuse.cli.options import PackOptions, TextOptions
 from packfuse.cli.prompts import read_prompt
 from packfuse.cli.screen import Screen
-from packfuse.cli.tables import record_view, trace_view
+from packfuse.cli.tables import record_view, trace_view, weights_view
 from packfuse.errors import ConfigError
-from packfuse.generation.output.result import Answer
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
@@ -40,8 +39,12 @@ def run(
         bool, typer.Option("--trace", help="Show the probabilities of each token.")
     ] = False,
     record: Annotated[
-        bool, typer.Option("--record/--no-record", help="Show the members' weights, on stderr.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--record/--no-record",
+            help="Show the fusion record as a table, or nothing (default: one line), on stderr.",
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a page that shows who carried each token."),
@@ -49,7 +52,8 @@ def run(
 ) -> None:
     """Answer a prompt.
 
-    The text is streamed to standard output. With --json, one object is printed at the end:
+    The text is streamed to standard output, and a line with the members' weights follows on
+    standard error. With --json, one object is printed at the end:
     {"text": ..., "record": {...}}.
     """
     given = read_prompt(prompt)
@@ -64,6 +68,8 @@ def run(
     chunks = loaded.stream(question, trace=trace or html is not None, **text.arguments())
     answer, found = screen.answer(chunks)
     if html is not None:
+        from packfuse.generation.output.result import Answer
+
         Answer(answer, found, ()).view().save(html)
     if not trace:
         found = found.model_copy(update={"trace": None, "prompt_trace": None})
@@ -74,6 +80,8 @@ def run(
         screen.note("", trace_view(found))
     if record:
         screen.note("", *record_view(found))
+    elif record is None:
+        screen.note("", *weights_view(found))
 
 
 def _is_chat(pack: Pack, chat: bool | None, system: str | None) -> bool:

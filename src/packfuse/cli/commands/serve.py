@@ -12,7 +12,7 @@ from packfuse.cli.listening import SERVER, ListenOptions
 from packfuse.cli.options import PackOptions, SchedulingOptions, quiet
 from packfuse.cli.screen import Screen
 from packfuse.errors import PackError
-from packfuse.registry import needs_extra
+from packfuse.extras import needs_extra
 
 if TYPE_CHECKING:
     from packfuse.pack import Pack
@@ -55,7 +55,7 @@ def serve(
 ) -> None:
     """Answer OpenAI's API over HTTP, many requests at once, with a page to chat.
 
-    Needs `pip install 'packfuse[serve]'`. Without --pack and --model, the starter pack answers. A
+    Needs the extra `serve`. Without --pack and --model, the starter pack answers. A
     file given to --pack may hold several packs, by name under `packs:`.
     """
     with needs_extra("serve"):

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from packfuse.cli.screen import Screen
 from packfuse.cli.tables import facts_table, size
+from packfuse.extras import install_command
 from packfuse.starter import starter_paths
-from packfuse.starter.expert import EXPERT, EXPERT_INSTALL
+from packfuse.starter.expert import EXPERT
 from packfuse.starter.hub import HUB_PAIRS, HubPair
 from packfuse.starter.plan import StarterPlan
 from packfuse.starter.prepare import plan
@@ -21,7 +22,7 @@ from packfuse.starter.sources import DEFAULT, LINEUPS
 def starter(
     screen: Screen,
     lineup: Annotated[
-        str, typer.Argument(help=f"Which starter pack: {', '.join(LINEUPS)}.", metavar="[NAME]")
+        str, typer.Argument(help=f"Which starter pack: {', '.join(LINEUPS)}.", metavar="NAME")
     ] = DEFAULT,
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Show what would be downloaded; download nothing.")
@@ -47,7 +48,8 @@ def starter(
         found = plan(lineup)
     screen.show("", _table(found))
     if found.expert is None:
-        screen.show(Text(f"The expert {EXPERT} (--expert) is not installed:\n  {EXPERT_INSTALL}"))
+        command = install_command("expert")
+        screen.show(Text(f"The expert {EXPERT} (--expert) is not installed:\n  {command}"))
     screen.document(found)
 
 

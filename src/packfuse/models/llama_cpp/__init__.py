@@ -6,8 +6,8 @@ calls; `model` holds the weights, `context` the keys and values, `sessions` give
 This room may use `text` and `errors`, and the interface of members.
 """
 
-from packfuse.models.llama_cpp.library import INSTALL, is_installed
+from packfuse.models.llama_cpp.library import EXTRA, is_installed
 from packfuse.models.llama_cpp.llama_cpp_member import LlamaCppMember
 from packfuse.models.llama_cpp.loading import load_llama_cpp, open_vocabulary
 
-__all__ = ["INSTALL", "LlamaCppMember", "is_installed", "load_llama_cpp", "open_vocabulary"]
+__all__ = ["EXTRA", "LlamaCppMember", "is_installed", "load_llama_cpp", "open_vocabulary"]

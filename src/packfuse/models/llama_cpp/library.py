@@ -11,9 +11,11 @@ from importlib.metadata import version
 from typing import Any
 
 from packfuse.errors import LoadError
+from packfuse.extras import install_command
 from packfuse.models.compute.threads import find_openmp_again
 
-INSTALL = "pip install 'packfuse[llama-cpp]'"
+EXTRA = "llama-cpp"
+"""The extra that installs it."""
 OLDEST = (0, 3, 36)
 """The oldest version of llama-cpp-python with the calls that are used here."""
 
@@ -37,12 +39,13 @@ def library() -> Any:
         LoadError: if llama-cpp-python is missing, too old, or cannot be loaded.
     """
     if not is_installed():
-        raise LoadError("llama-cpp-python is not installed", hint=INSTALL)
+        raise LoadError("llama-cpp-python is not installed", hint=install_command(EXTRA))
     installed = version("llama_cpp_python")
     if tuple(map(int, re.findall(r"\d+", installed)[:3])) < OLDEST:
         needed = ".".join(map(str, OLDEST))
         raise LoadError(
-            f"llama-cpp-python {installed} is too old; {needed} is needed", hint=INSTALL
+            f"llama-cpp-python {installed} is too old; {needed} is needed",
+            hint=install_command(EXTRA),
         )
     try:
         from llama_cpp import llama_cpp as found

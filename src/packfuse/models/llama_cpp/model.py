@@ -35,8 +35,8 @@ class LlamaModel:
         parameters = self._library.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
         parameters.vocab_only = vocabulary_only
-        # Weights stay mapped from the file, and are not packed anew for other kernels: those for
-        # AMX set up each thread of the processor once, which kernels of torch undo.
+        # Weights stay mapped from the file, and are not packed anew for other kernels. Those for
+        # AMX set up each thread of the processor once, which kernels of torch presumably undo.
         parameters.use_extra_bufts = False
         forget_errors()
         self.path = path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from packfuse.errors import ConfigError
-from packfuse.models.llama_cpp import INSTALL, is_installed
+from packfuse.extras import install_command
+from packfuse.models.llama_cpp import EXTRA, is_installed
 from packfuse.models.loading.source import split_gguf
 from packfuse.settings import (
     LLAMA_CPP,
@@ -34,7 +35,7 @@ def engine_of(member: MemberSettings, pack: LoadSettings) -> EngineName:
         if not is_installed():
             raise ConfigError(
                 "llama.cpp runs GGUF files with llama-cpp-python, which is not installed",
-                hint=INSTALL,
+                hint=install_command(EXTRA),
             )
         return wanted
     fits = is_gguf and is_installed() and not _needs_transformers(member, pack)

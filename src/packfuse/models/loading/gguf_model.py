@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from packfuse.errors import LoadError
-from packfuse.models.llama_cpp import INSTALL, LlamaCppMember, load_llama_cpp
+from packfuse.extras import install_command
+from packfuse.models.llama_cpp import EXTRA, LlamaCppMember, load_llama_cpp
 from packfuse.models.loading.gguf.copy import copy_of
-from packfuse.models.loading.gguf.fields import check_model, gguf_fields, gguf_parts
+from packfuse.models.loading.gguf.fields import GGUFHeader, check_model, gguf_header, gguf_parts
 from packfuse.models.loading.gguf.tokenizer import gguf_tokenizer, turn_ends
 from packfuse.models.loading.pretrained import load_model, load_tokenizer
 from packfuse.models.loading.quantization import unpacked
@@ -34,12 +35,13 @@ def load_gguf(
         Exception: what transformers and the reader of the format raise.
     """
     path = Path(source.place, str(source.gguf))
-    fields = gguf_fields(path)
+    fields = gguf_header(path).fields
     check_model(fields)
     if len(gguf_parts(path, fields)) > 1:
         raise LoadError(
             "transformers does not read files in several parts",
-            hint=f"llama.cpp does: {INSTALL}, without settings that need transformers",
+            hint=f"llama.cpp does: {install_command(EXTRA)}, without settings that need "
+            "transformers",
         )
 
     def load(**how: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -79,13 +81,13 @@ class GGUFInPlace(NamedTuple):
 
     Attributes:
         paths: The file, or the parts of a split one in order.
-        fields: The fields of the first.
+        headers: What stands before the weights of each.
         tokenizer: The tokenizer.
         ends: Ids that end a turn.
     """
 
     paths: list[Path]
-    fields: dict[str, Any]
+    headers: list[GGUFHeader]
     tokenizer: PreTrainedTokenizerBase
     ends: list[int]
 
@@ -102,11 +104,13 @@ def gguf_in_place(source: Source, other: str | None) -> GGUFInPlace:
         Exception: what the libraries raise for a tokenizer.
     """
     path = Path(source.place, str(source.gguf))
-    fields = gguf_fields(path)
+    header = gguf_header(path)
+    fields = header.fields
     check_model(fields)
     parts = gguf_parts(path, fields)
+    headers = [header, *map(gguf_header, parts[1:])]
     tokenizer = _tokenizer(source, other, fields)
-    return GGUFInPlace(parts, fields, tokenizer, turn_ends(fields, tokenizer))
+    return GGUFInPlace(parts, headers, tokenizer, turn_ends(fields, tokenizer))
 
 
 def _tokenizer(

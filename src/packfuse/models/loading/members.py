@@ -160,7 +160,7 @@ def load_member(name: str, member: MemberSettings, pack: LoadSettings) -> Member
     if member.ray is not None:
         raise ConfigError(
             f"member {name!r} is to be loaded by a node of a cluster (ray)",
-            hint="packfuse deploy and packfuse batch --ray do so; or leave ray out",
+            hint="packfuse deploy and packfuse batch --workers do so; or leave ray out",
         )
     how = loading_arguments(member, pack)
     engine = engine_of(member, pack)

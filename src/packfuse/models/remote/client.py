@@ -110,7 +110,7 @@ class Client:
     def error(self, problem: str, hint: str = "") -> ServerError:
         """An error of this member."""
         message = f"member {self.name!r} at {self.url}: {problem}"
-        return ServerError(message, member=self.name, hint=hint)
+        return ServerError(message, member=self.name, problem=problem, hint=hint)
 
     def _json(self, path: str, send: Callable[[], httpx.Response], *, optional: bool) -> Any:
         found = self._sent(path, send)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from packfuse.errors import ConfigError, LoadError, MemberError
+from packfuse.errors import ConfigError, LoadError, ServerError
 from packfuse.models.remote.client import Client
 from packfuse.models.remote.peer import PEER, PeerMember, card_of, fetched_tokenizer, wrap_peer
 from packfuse.models.remote.peer.exchange import Transfer
@@ -56,8 +56,8 @@ def load_remote(
             return _peer(name, client, card, member, tokenizer)
         tried = ", ".join(KINDS if member.api == "auto" else [member.api])
         raise client.error(f"no server of {tried} answers there", "check url and api")
-    except MemberError as error:
-        raise LoadError(error.message, hint=error.hint) from error
+    except ServerError as error:
+        raise LoadError(error.problem, hint=error.hint) from error
 
 
 def _peer(

@@ -50,7 +50,7 @@ class PackFuse(ToolCalling, PackFuseFields):
     is set.
 
     Examples:
-        `pip install llama-index-llms-packfuse`
+        In a checkout of packfuse: `pip install . ./integrations/llama_index`
 
         ```python
         from llama_index.core import Settings

@@ -84,15 +84,17 @@ def _write(
         made = work / "made"
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
-        write_text(made / _MANIFEST, json.dumps(_state(path)))
+        # `packfuse cache` shows whose copy it is.
+        write_text(made / _MANIFEST, json.dumps(_state(path) | {"path": str(path.resolve())}))
         shutil.rmtree(folder, ignore_errors=True)
         made.replace(folder)
 
 
 def _is_current(folder: Path, path: Path) -> bool:
     try:
-        return bool(json.loads((folder / _MANIFEST).read_bytes()) == _state(path))
-    except (OSError, ValueError):
+        found = json.loads((folder / _MANIFEST).read_bytes())
+        return bool(_state(path).items() <= found.items())
+    except (OSError, ValueError, AttributeError):
         return False
 
 

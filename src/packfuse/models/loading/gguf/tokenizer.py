@@ -23,7 +23,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from packfuse.errors import LoadError
-from packfuse.models.loading.gguf.fields import gguf_fields
+from packfuse.models.loading.gguf.fields import gguf_header
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 """Types of tokens; others are text."""
@@ -115,13 +115,13 @@ def gguf_tokenizer(path: Path, fields: Mapping[str, Any] | None = None) -> PreTr
 
     Args:
         path: The file.
-        fields: Its fields, by `gguf_fields`; read if None.
+        fields: Its fields, by `gguf_header`; read if None.
 
     Raises:
         LoadError: for a way to split text that is not known.
         Exception: what the reader of the format raises for a damaged file.
     """
-    facts = _facts(gguf_fields(path) if fields is None else fields)
+    facts = _facts(gguf_header(path).fields if fields is None else fields)
     tokens: list[str] = facts["tokens"]
     types: list[int] = facts.get("token_type") or [1] * len(tokens)
     if facts["model"] == "gpt2":
@@ -160,7 +160,7 @@ def turn_ends(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     """Ids that end a turn: those that a file names, and usual control tokens of its vocabulary.
 
     Args:
-        fields: The fields of the file, by `gguf_fields`.
+        fields: The fields of the file, by `gguf_header`.
         tokenizer: The tokenizer.
     """
     facts = _facts(fields)
