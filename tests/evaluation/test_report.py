@@ -285,6 +285,6 @@ def test_without_matplotlib_the_error_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"plots need matplotlib .*packfuse\[plot\]"):
+    with pytest.raises(ConfigError, match=r"plots need matplotlib .*pip install .*\[plot\]"):
         draw(summary(THREE), tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())

@@ -74,5 +74,5 @@ def test_without_matplotlib_the_error_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"plots need matplotlib .*packfuse\[plot\]"):
+    with pytest.raises(ConfigError, match=r"plots need matplotlib .*pip install .*\[plot\]"):
         views.answer([]).plot()

@@ -45,7 +45,7 @@ def test_what_asks_for_llama_cpp_needs_the_extra(*, installed: bool, tmp_path: P
         if installed:
             assert chosen(**entry) == "llama.cpp"
             continue
-        with pytest.raises(ConfigError, match=r"not installed.*packfuse\[llama-cpp\]"):
+        with pytest.raises(ConfigError, match=r"not installed.*pip install .*\[llama-cpp\]"):
             Pack.from_pretrained([entry], progress=False)
 
 
