@@ -18,6 +18,7 @@ from packfuse.pack import Pack
 from packfuse.registry import parse_spec, suggest
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting
+from packfuse.weighting.methods.calibrated import Calibrated
 from packfuse.weighting.methods.fixed import Fixed
 
 _PARTS = 5
@@ -89,6 +90,9 @@ class Setting:
         weighting = self.weighting
         if isinstance(weighting, Fixed) and isinstance(weighting.weights, dict):
             shares = " ".join(f"{name}={share:g}" for name, share in weighting.weights.items())
+        elif isinstance(weighting, Calibrated):
+            priors = (f"{name}={own.prior:.3g}" for name, own in weighting.members.items())
+            shares = f"calibrated({' '.join(priors)}, trust={weighting.trust:.3g})"
         else:
             shares = weightings().text(weightings().dump(weighting))
         return (

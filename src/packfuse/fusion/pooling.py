@@ -16,6 +16,7 @@ from packfuse.fusion.gates.every import Every
 from packfuse.fusion.read_plan import ReadPlan
 from packfuse.fusion.rules.base import Rule
 from packfuse.fusion.rules.pools import with_full_support
+from packfuse.fusion.rules.sharpening import Sharpening
 from packfuse.fusion.sequence import PackSequence
 
 
@@ -78,6 +79,11 @@ class FusionSettings:
     full_support: bool = False
     observer: PositionCallback | None = None
 
+    @property
+    def sharpening(self) -> Sharpening | None:
+        """The power to which fused distributions are raised; None to leave them as they are."""
+        return None
+
     def uses_lexicon(self, lexicon: Lexicon | None) -> bool:
         """See `Fusion`."""
         return self.rule.uses_words and lexicon is not None
@@ -85,13 +91,15 @@ class FusionSettings:
     def fuses_like(self, other: Any) -> bool:
         """See `Fusion`."""
         return isinstance(other, FusionSettings) and (
-            (self.rule, self.gate, self.full_support)
-            == (other.rule, other.gate, other.full_support)
+            (self.rule, self.gate, self.full_support, self.sharpening)
+            == (other.rule, other.gate, other.full_support, other.sharpening)
         )
 
     def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, list[bool]]:
         """See `Fusion`."""
         fused = combine(self.rule, carried, weights)
+        if self.sharpening:
+            fused = self.sharpening.apply(fused, weights)
         is_fused = [True] * len(weights)
         # The usual gate costs nothing: no operation, and no wait for the device.
         if not isinstance(self.gate, Every):
