@@ -211,8 +211,11 @@ def test_missing_and_wrong_fields_are_named(tmp_path: Path, name: str) -> None:
     for field in needed:
         lacking = {key: value for key, value in LINES[name].items() if key != field}
         path = write(tmp_path / "file.jsonl", LINES[name], {**lacking, f"{field}s": "x"})
-        with pytest.raises(DataError, match=rf"file\.jsonl, line 2: there is no field '{field}'"):
-            read_questions(path, make(name))
+        (error,) = read_questions(path, make(name)).broken
+        assert error.startswith(f"{path}, line 2: there is no field '{field}'")
+        only = write(tmp_path / "only.jsonl", {**lacking, f"{field}s": "x"})
+        with pytest.raises(DataError, match=rf"only\.jsonl, line 1: there is no field '{field}'"):
+            read_questions(only, make(name))
     wrong: list[Any] = [None, 7, {"a": 1}, "", "  ", [], [""], ["a", 2]]
     for field in set(needed) - {"A", "B"}:
         for value in wrong:
@@ -239,6 +242,26 @@ def test_lines_whose_answer_is_no_option_are_left_out(tmp_path: Path, name: str)
     only = write(tmp_path / "none.jsonl", *lines[1:])
     with pytest.raises(DataError, match="no question left: 5 lines, 5 skipped"):
         read_questions(only, make(name))
+
+
+def test_broken_lines_are_named_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    good = json.dumps(NUMBER)
+    bad = ['{"question": ', "[1]", '{"question": "x"}', '{"question": "x", "answer": "none"}']
+    path.write_text("".join(f"{line}\n{good}\n" for line in bad))
+    assert task_for(path).name == "number"  # the first line that can be read tells
+    found = read_questions(path, make("number"))
+    assert len(found.questions) == len(bad)
+    assert [error.split(": ")[0] for error in found.broken] == [
+        f"{path}, line {n}" for n in (1, 3, 5, 7)
+    ]
+    assert found.skipped == []
+    path.write_text("".join(f"{line}\n" for line in bad))
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        read_questions(path, make("number"))
+    path.write_text(f"{bad[0]}\n{bad[1]}\n")
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        task_for(path)
 
 
 def test_a_number_is_needed_for_a_number(tmp_path: Path) -> None:

@@ -76,8 +76,13 @@ class Fields:
         return self.data[name]
 
 
-def read_lines(path: Path) -> Iterator[Fields]:
+def read_lines(path: Path, broken: list[str] | None = None) -> Iterator[Fields]:
     """The lines of a file of JSON objects; blank lines are skipped.
+
+    Args:
+        path: The file.
+        broken: Where the errors of lines that are no JSON objects are added, so that the other
+            lines can be used; None to raise them.
 
     Raises:
         DataError: if the file cannot be read or is empty, or a line is not a JSON object.
@@ -92,4 +97,11 @@ def read_lines(path: Path) -> Iterator[Fields]:
         raise DataError(f"{path} is empty", hint="write one JSON object a line")
     for number, line in lines:
         where = f"{path}, line {number}"
-        yield Fields(parse_object(line, where, '{"question": ..., ...}'), where)
+        try:
+            data = parse_object(line, where, '{"question": ..., ...}')
+        except DataError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
+        else:
+            yield Fields(data, where)

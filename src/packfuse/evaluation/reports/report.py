@@ -78,6 +78,7 @@ class Evaluation(BaseModel):
         seed: Seed of the order of questions and of the intervals.
         questions: Number of questions.
         skipped: Lines without a usable question: their answer is none of their options.
+        broken: Errors of lines that could not be read.
         unread: By location, the error of each question that some system could not read.
         members: Names of the members, in the pack's order.
         best: Name of the best member by figure.
@@ -92,6 +93,7 @@ class Evaluation(BaseModel):
     seed: int
     questions: int
     skipped: list[str]
+    broken: list[str] = []
     unread: dict[str, str]
     members: list[str]
     best: dict[str, str]
@@ -127,6 +129,7 @@ def summarize(
     settings: Mapping[str, dict[str, Any]],
     failed: Mapping[str, str],
     skipped: Sequence[str] = (),
+    broken: Sequence[str] = (),
     unread: Mapping[str, str] | None = None,
     questions: int,
     seed: int,
@@ -142,6 +145,7 @@ def summarize(
         settings: Settings as plain JSON, by label.
         failed: By label, the error at which a system stopped.
         skipped: Lines without a usable question.
+        broken: Errors of lines that could not be read.
         unread: By location, the error of each question that could not be read.
         questions: Number of questions.
         seed: Seed of the bootstrap intervals.
@@ -166,6 +170,7 @@ def summarize(
         seed=seed,
         questions=questions,
         skipped=list(skipped),
+        broken=list(broken),
         unread=dict(unread or {}),
         members=list(members),
         best=best,
