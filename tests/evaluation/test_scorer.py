@@ -57,6 +57,8 @@ def test_all_settings_in_one_reading_equal_each_alone(alignment: str, reference:
     chosen.append(replace(own, weighting=CALIBRATED))
     chosen.append(replace(own, weighting=CALIBRATED.model_copy(update={"trust": 0})))
     named = {"fixed", "calibrated"}  # those that need parameters
+    tuned = replace(own, weighting=CALIBRATED)
+    assert every_method(tuned) == [*every_method(own), tuned]
     assert len(every_method(own)) == len(rules().parts) * len(weightings().parts.keys() - named)
     scored = ScoringSystem(pack, {setting.label: setting for setting in chosen})
     prompts = scored.scored_prompts(CONTEXT, TEXTS)

@@ -113,17 +113,18 @@ class Setting:
 
 
 def every_method(own: Setting) -> list[Setting]:
-    """Every rule with every weighting without required parameters, otherwise as `own`."""
+    """Every rule with every weighting without required parameters, otherwise as `own`; and `own`."""
     free = [
         part()
         for part in weightings().parts.values()
         if not any(field.is_required() for field in part.model_fields.values())
     ]
-    return [
+    found = [
         replace(own, rule=rule(), weighting=weighting)
         for rule in rules().parts.values()
         for weighting in free
     ]
+    return found if own in found else [*found, own]
 
 
 def grid(own: Setting, names: Sequence[str], steps: int) -> Iterator[Setting]:
