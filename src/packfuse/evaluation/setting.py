@@ -113,7 +113,7 @@ class Setting:
 
 
 def every_method(own: Setting) -> list[Setting]:
-    """Every rule with every weighting without required parameters, otherwise as `own`; and `own`."""
+    """`own`, and every rule with every weighting without required parameters, otherwise like it."""
     free = [
         part()
         for part in weightings().parts.values()
