@@ -166,13 +166,16 @@ class _Tokens:
         The distance to `start` counts; see the module. No power is below `least`.
         """
         wanted = np.take_along_axis(features, self._labels[None], 2)[..., 0].sum(1)
+        flat = features.reshape(len(features), -1)
 
         def loss(powers: Array) -> tuple[float, Array]:
-            pooled = self._counts + np.tensordot(powers, features, 1)
-            norms = logsumexp(pooled, -1, keepdims=True)
-            probs = np.exp(pooled - norms)
-            value = float(norms.sum() - powers @ wanted) * self._per_token
-            gradient = (np.einsum("tc,jtc->j", probs, features) - wanted) * self._per_token
+            pooled = self._counts + (powers @ flat).reshape(self._counts.shape)
+            most = pooled.max(-1, keepdims=True)
+            probs = np.exp(pooled - most)
+            sums = probs.sum(-1, keepdims=True)
+            probs /= sums
+            value = float((most + np.log(sums)).sum() - powers @ wanted) * self._per_token
+            gradient = (flat @ probs.ravel() - wanted) * self._per_token
             away = powers - start
             return value + STRENGTH * float(away @ away), gradient + 2 * STRENGTH * away
 
