@@ -17,6 +17,7 @@ from packfuse.evaluation import Setting, every_method
 from packfuse.evaluation.determination import Determination
 from packfuse.evaluation.reports.report import Evaluation
 from packfuse.fusion.engine import Engine
+from packfuse.weighting.methods import weightings
 from tests.support.bytelevel import save_small
 
 Call = Callable[..., Result]
@@ -69,6 +70,7 @@ def test_commands_have_help() -> None:
     for command, words in (
         ("eval", ("--setting", "--grid", "--lm-eval", "--limit", "--out", "--task", "--json")),
         ("determine", ("--within", "--length-ratio", "--certain", "--out", "--task", "--json")),
+        ("determine", ("--keep-all", "--no-calibrate")),
     ):
         result = CliRunner().invoke(app, [command, "--help"])
         assert result.exit_code == 0
@@ -225,6 +227,37 @@ def test_determine_writes_a_pack_that_loads(call: Call) -> None:
     shown = call("determine", "texts.jsonl", "--within", "0")
     assert shown.exit_code == 0, shown.output
     assert f"{found.candidates[0].name} alone is best" in " ".join(shown.stdout.split())
+
+
+def test_determine_calibrates_all_models_on_the_lines_that_can_be_read(call: Call) -> None:
+    lines = [json.dumps({"text": f"{n} people of the town went to sea"}) for n in range(22)]
+    text = "".join(f'{line}\n{{"text": \n' for line in lines)
+    Path("many.jsonl").write_text(f"{text}{lines[0]}\n")
+    options = ["--keep-all", "-o", "my/pack.yaml"]
+    result = call("determine", "many.jsonl", *options)
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert "Calibration on 22 questions:" in shown
+    assert "23 lines left out:" in shown
+    assert "many.jsonl, line 44: not JSON" in shown
+    again = call("determine", "many.jsonl", *options, "--json")
+    found = Determination.model_validate_json(again.stdout)
+    assert found.calibration
+    assert len(found.left_out) == 23
+    pack = Pack.from_config("my/pack.yaml", progress=False)
+    assert pack.names == ["one", "two"]
+    assert weightings().dump(pack.runtime.parts.weighting) == found.setting["weighting"]
+    if found.calibration.decision == "calibrated":
+        weighed = CliRunner().invoke(app, ["weights", "--pack", "my/pack.yaml", "people of"])
+        assert "calibrated" in weighed.stdout
+        assert "sharpness" in weighed.stdout
+
+
+def test_a_rule_that_is_not_calibrated_says_so(call: Call) -> None:
+    arguments = ["determine", "texts.jsonl", "--fusion", "mixture"]
+    assert "the pool of mixture is not calibrated" in failed(call(*arguments))
+    assert "--no-calibrate" in failed(call(*arguments))
+    assert call(*arguments, "--no-calibrate").exit_code == 0
 
 
 @pytest.mark.parametrize("kind", ["pack", "folder", "bytes"])

@@ -62,7 +62,11 @@ def determine(
     config = PackConfig.check({"members": list(models), "dtype": "float32"})
     with Journal(folder / "answers.jsonl") as journal:
         return Determiner(
-            config, questions, task, journal=journal, **{"limits": ANYBODY, **settings}
+            config,
+            questions,
+            task,
+            journal=journal,
+            **{"limits": ANYBODY, "calibrate": False, **settings},
         ).run()
 
 

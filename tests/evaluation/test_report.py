@@ -147,6 +147,14 @@ def test_a_result_is_json_and_back() -> None:
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
 
+def test_broken_lines_are_counted_and_named() -> None:
+    found = summary(THREE, broken=["file, line 7: not JSON", "file, line 9: no field 'A'"])
+    page = document([found])
+    assert "6 questions (seed 0, 0 lines skipped, 2 broken), task" in page
+    assert "Broken line: file, line 7: not JSON" in page
+    assert "Broken line: file, line 9: no field 'A'" in page
+
+
 def test_the_page_has_the_comparison_and_every_row() -> None:
     found = summary(THREE, skipped=["file, line 9"], unread={"file, line 8": "too long"})
     page = document([found, found])

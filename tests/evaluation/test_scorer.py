@@ -22,6 +22,7 @@ from packfuse.fusion.gates.safe import Safe
 from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.unite import UniTE
 from packfuse.weighting.methods import weightings
+from packfuse.weighting.methods.calibrated import Calibrated, MemberCalibration
 from packfuse.weighting.methods.fixed import Fixed
 from tests.support import packs, small
 
@@ -31,6 +32,14 @@ EXACT = 2e-4
 """Largest difference in nats of one text; both sides read the same text in other chunks."""
 
 GATES = (Safe(),)
+CALIBRATED = Calibrated(
+    members={
+        "long": MemberCalibration(prior=0.7, temperature=1.3),
+        "short": MemberCalibration(prior=0.3, temperature=0.8),
+    },
+    sharpness=1.2,
+    trust=0.5,
+)
 
 
 def fixed(own: Setting, *weights: float) -> Setting:
@@ -45,7 +54,12 @@ def test_all_settings_in_one_reading_equal_each_alone(alignment: str, reference:
     chosen = [*every_method(own), *grid(own, pack.names, 2), fixed(own, 0.3, 0.7)]
     chosen.append(replace(fixed(own, 0.3, 0.7), rule=UniTE(k=2)))
     chosen += [replace(s, gate=gate) for s in (own, fixed(own, 0, 1)) for gate in GATES]
-    assert len(every_method(own)) == len(rules().parts) * (len(weightings().parts) - 1)
+    chosen.append(replace(own, weighting=CALIBRATED))
+    chosen.append(replace(own, weighting=CALIBRATED.model_copy(update={"trust": 0})))
+    named = {"fixed", "calibrated"}  # those that need parameters
+    tuned = replace(own, weighting=CALIBRATED)
+    assert every_method(tuned) == [*every_method(own), tuned]
+    assert len(every_method(own)) == len(rules().parts) * len(weightings().parts.keys() - named)
     scored = ScoringSystem(pack, {setting.label: setting for setting in chosen})
     prompts = scored.scored_prompts(CONTEXT, TEXTS)
     for setting in chosen:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from packfuse.causal_lm.drafts.base import Draft
 from packfuse.fusion.pooling import FusionSettings
+from packfuse.fusion.rules.sharpening import Sharpening
 from packfuse.weighting.methods.base import Weighting
 
 
@@ -25,3 +26,8 @@ class CallSettings(FusionSettings):
     weighting: Weighting
     draft: Draft | None = None
     forward_weights: Tensor | None = None
+
+    @property
+    def sharpening(self) -> Sharpening | None:
+        """That of the weighting."""
+        return self.weighting.sharpening

@@ -117,20 +117,22 @@ def weighing_view(weighing: Weighing) -> list[Table | Text]:
             f"{weighing.prompt_tokens[name]} tokens",
             *([f"{skill[name]:.2f} ± {deviation[name]:.2f}"] if skill else []),
         )
-    table = plain_table("weighting", "member", "weight", "", "from the prompt")
+    sharp = ["sharpness"] if weighing.sharpness else []
+    table = plain_table("weighting", "member", "weight", "", "from the prompt", *sharp)
     for label, weights in weighing.weights.items():
         share = weighing.prompt_share.get(label)
-        shown = "" if share is None else f"{share:.2f}"
+        power = weighing.sharpness.get(label)
+        shown = ["" if one is None else f"{one:.2f}" for one in (share, power)][: 1 + len(sharp)]
         for index, (name, weight) in enumerate(weights.items()):
             last = index == len(weights) - 1
-            first, share_of = ("", "") if index else (label, shown)
-            table.add_row(first, name, *_weight(weight), share_of, end_section=last)
-    facts = [
+            first, facts = ("", []) if index else (label, shown)
+            table.add_row(first, name, *_weight(weight), *facts, end_section=last)
+    units = [
         f"loss in nats per token of {weighing.reference}",
         f"{weighing.scored_tokens} of them scored",
         f"weights for {rules().text(weighing.fusion)}",
     ]
-    return [members, _line(facts), Text(), table, *map(_note, weighing.notes)]
+    return [members, _line(units), Text(), table, *map(_note, weighing.notes)]
 
 
 def facts_table(names: Iterable[str]) -> Table:

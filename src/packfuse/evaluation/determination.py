@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from packfuse.evaluation.calibration.report import CalibrationReport
 from packfuse.evaluation.reports.intervals import Figure
 from packfuse.settings import PackConfig
 from packfuse.view.tables import html_table
@@ -52,9 +53,13 @@ class Determination(BaseModel):
         measure: Metric of `Candidate.score`.
         development: Number of questions for the choice of models and setting.
         held_back: Number of questions for the verification.
+        left_out: Lines of the file that did not count, and why: broken lines, lines without a
+            usable question, repeated questions.
         candidates: Best first; candidates that could not be measured come last.
         setting: The pack's setting as plain JSON.
         config: The configuration of the pack.
+        calibration: What calibrating the pack found; None for a pack of one, or if it was not
+            wanted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,9 +68,11 @@ class Determination(BaseModel):
     measure: Literal["accuracy", "bits per byte"]
     development: int
     held_back: int
+    left_out: list[str] = []
     candidates: list[Candidate]
     setting: dict[str, Any]
     config: PackConfig
+    calibration: CalibrationReport | None = None
 
     def __repr__(self) -> str:
         """The models of the pack, and the number of candidates."""
@@ -100,11 +107,13 @@ class DetermineLimits:
         within: Largest relative distance to the best model's score.
         length_ratio: Largest ratio of mean answer lengths, the longer over the shorter.
         certain: Whether a gain counts only if its 95 % interval excludes zero.
+        select: Whether candidates have to meet any condition; without it all of them stay.
     """
 
     within: float = WITHIN
     length_ratio: float = LENGTH_RATIO
     certain: bool = False
+    select: bool = True
 
 
 def yaml_comments(result: Determination) -> str:
@@ -112,6 +121,8 @@ def yaml_comments(result: Determination) -> str:
     lines = [
         f"Determined on {result.source}: {result.development} questions to choose by, "
         f"{result.held_back} held back to verify.",
+        *([f"{len(result.left_out)} lines left out:"] if result.left_out else []),
+        *(f"    {line}" for line in result.left_out),
         "",
         f"{'model':32} {result.measure:>13} {'bits/byte':>9} {'length':>7}  stays",
     ]
@@ -123,6 +134,8 @@ def yaml_comments(result: Determination) -> str:
         ]
         lines.append(f"{candidate.name:32} {' '.join(figures)}  {_answer(candidate)}")
         lines.append(f"    {candidate.reason}")
+    if result.calibration:
+        lines += ["", *result.calibration.lines()]
     return "".join(f"# {_one_line(line)}".rstrip() + "\n" for line in lines)
 
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from packfuse.errors import ConfigError, LoadError, PackError
+from packfuse.evaluation.calibration.report import CalibrationReport
+from packfuse.evaluation.calibration.run import Calibrator, check_setting
 from packfuse.evaluation.determination import Candidate, Determination, DetermineLimits
 from packfuse.evaluation.journal import Journal
-from packfuse.evaluation.question import Outcome, Question
+from packfuse.evaluation.question import Outcome, Question, distinct
 from packfuse.evaluation.reports.intervals import Figure, difference, in_bits
 from packfuse.evaluation.reports.report import losses
 from packfuse.evaluation.run import QuestionSet, run_system
 from packfuse.evaluation.setting import Setting, every_method
 from packfuse.evaluation.systems import GeneratingSystem, ScoringSystem, System, alone, under
 from packfuse.evaluation.tasks.base import Task
+from packfuse.generation.runtime import Parts
 from packfuse.models.loading import load_member, short_name, unique_names
 from packfuse.models.member import Member
 from packfuse.pack import Pack
 from packfuse.progress import LabeledProgressCallback
 from packfuse.settings import PackConfig
+from packfuse.weighting.methods import weightings
 
 
 class Determiner:
@@ -37,10 +42,11 @@ class Determiner:
         *,
         journal: Journal,
         limits: DetermineLimits | None = None,
+        calibrate: bool = True,
         seed: int = 0,
         progress: LabeledProgressCallback | None = None,
     ) -> None:
-        """Split the questions: every second one is held back.
+        """Split the questions, each counted once: every second one is held back.
 
         Args:
             config: The candidates, and the setting of the packs.
@@ -48,34 +54,79 @@ class Determiner:
             task: The task of the questions.
             journal: Keeps the outcomes; known outcomes are not computed again.
             limits: Conditions that a candidate has to meet.
+            calibrate: Whether the pack is calibrated on all questions.
             seed: Seed of the bootstrap intervals.
             progress: Called with (step, questions done, questions in total).
 
         Raises:
-            ConfigError: for fewer than two models or four questions.
+            ConfigError: for fewer than two models or four questions, or a setting that cannot be
+                calibrated.
         """
         least = 4
         if len(config.members) == 1:
             raise ConfigError("one model makes no choice", hint="name two or more")
-        if len(questions.questions) < least:
+        asked, repeats = distinct(questions.questions)
+        if len(asked) < least:
             raise ConfigError(
-                f"{len(questions.questions)} questions are too few to select models and to verify",
+                f"{len(asked)} questions are too few to select models and to verify",
                 hint="give a hundred or more",
             )
         self.config, self.task, self.journal = config, task, journal
+        self.calibrate = calibrate
+        if calibrate:
+            check_setting(Parts.of(config))
         self.limits, self.seed, self.progress = limits or DetermineLimits(), seed, progress
         self.source = questions.source
-        self.development, self.held_back = questions.questions[::2], questions.questions[1::2]
+        skipped = [f"{where}: no usable question" for where in questions.skipped]
+        self.left_out = [*questions.broken, *skipped, *repeats]
+        self.asked, self.development, self.held_back = asked, asked[::2], asked[1::2]
         self.names = unique_names([m.name or short_name(m.model) for m in config.members])
         self._members = dict(zip(self.names, config.members, strict=True))
         self._loaded: dict[str, Member] = {}
 
     def run(self) -> Determination:
-        """Measure every candidate, and add those that make the pack better.
+        """Measure every candidate, add those that make the pack better, and calibrate the pack.
 
         Raises:
             LoadError: if no candidate can be measured.
+            PackError: if a member fails while the pack is calibrated.
         """
+        names, setting, candidates = self._select() if self.limits.select else self._take_all()
+        report = None
+        if self.calibrate and len(names) > 1:
+            report = self._calibrate(names, setting)
+            if report.weighting:
+                setting = replace(setting, weighting=weightings().make(report.weighting))
+        self._loaded.clear()
+        return Determination(
+            source=self.source,
+            measure=self._metric,
+            development=len(self.development),
+            held_back=len(self.held_back),
+            left_out=self.left_out,
+            candidates=candidates,
+            setting=setting.dump(),
+            config=self._config(names, setting),
+            calibration=report,
+        )
+
+    def _take_all(self) -> tuple[list[str], Setting, list[Candidate]]:
+        """All candidates, unmeasured, under the setting of the configuration."""
+        candidates = [
+            Candidate(name=name, model=own.model, stays=True, reason="not measured: all stay")
+            for name, own in self._members.items()
+        ]
+        return self.names, Setting.of(self._pack(self.names)), candidates
+
+    def _calibrate(self, names: Sequence[str], setting: Setting) -> CalibrationReport:
+        calibrator = Calibrator(under(self._pack(names), setting), self.journal, self.seed)
+        progress = self.progress
+        return calibrator.run(
+            self.asked, progress and (lambda done, total: progress("calibration", done, total))
+        )
+
+    def _select(self) -> tuple[list[str], Setting, list[Candidate]]:
+        """The names of those that make the pack better, its setting, and all candidates."""
         ranked = self._rank(list(map(self._measure, self.names)))
         if ranked[0].score is None:
             raise LoadError("no candidate could be measured", hint=ranked[0].reason)
@@ -92,16 +143,7 @@ class Determiner:
             candidates.append(tested)
             if tested.stays:
                 names, setting = [*names, candidate.name], fitted
-        self._loaded.clear()
-        return Determination(
-            source=self.source,
-            measure=self._metric,
-            development=len(self.development),
-            held_back=len(self.held_back),
-            candidates=candidates,
-            setting=setting.dump(),
-            config=self._config(names, setting),
-        )
+        return names, setting, candidates
 
     @property
     def _metric(self) -> Literal["accuracy", "bits per byte"]:
@@ -189,9 +231,12 @@ class Determiner:
         return candidate.model_copy(update=update), fitted
 
     def _fit(self, pack: Pack) -> Setting:
-        """The setting of lowest loss on the development questions; the pack's if it generates."""
+        """The setting of lowest loss on the development questions.
+
+        The pack's own if answers are generated, or if it will be calibrated.
+        """
         own = Setting.of(pack)
-        if self.task.generates:
+        if self.task.generates or self.calibrate:
             return own
         settings = every_method(own)
         system = self._system(pack, settings)

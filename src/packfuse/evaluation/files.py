@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from packfuse.errors import DataError
 from packfuse.jsonl import parse_object
 from packfuse.registry import suggest
-
-T = TypeVar("T")
-
-_NAMED = 50
-"""Most broken lines that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,78 +76,16 @@ class Fields:
         return self.data[name]
 
 
-def _fields(line: str, where: str) -> Fields:
-    """The fields of a line.
-
-    Raises:
-        DataError: naming the place, if it is not a JSON object.
-    """
-    try:
-        return Fields(parse_object(line, '{"question": ..., ...}'), where)
-    except DataError as error:
-        raise DataError(f"{where}: {error.message}", hint=error.hint) from error
-
-
-def read_lines(path: Path, *, whole_only: bool = False) -> Iterator[Fields]:
+def read_lines(path: Path, broken: list[str] | None = None) -> Iterator[Fields]:
     """The lines of a file of JSON objects; blank lines are skipped.
 
     Args:
         path: The file.
-        whole_only: Whether broken lines are passed over, unless all are broken.
+        broken: Where the errors of lines that are no JSON objects are added, so that the other
+            lines can be used; None to raise them.
 
     Raises:
         DataError: if the file cannot be read or is empty, or a line is not a JSON object.
-    """
-    broken: DataError | None = None
-    found = False
-    for where, line in _raw_lines(path):
-        try:
-            fields = _fields(line, where)
-        except DataError as error:
-            if not whole_only:
-                raise
-            broken = broken or error
-            continue
-        found = True
-        yield fields
-    if broken and not found:
-        raise broken
-
-
-def read_each(path: Path, read: Callable[[Fields], T]) -> list[T]:
-    """What `read` makes of each line.
-
-    Raises:
-        DataError: as for `read_lines`; of several broken lines it names the first fifty, and
-            says how many there are and what is wrong with the first.
-    """
-    found: list[T] = []
-    broken: list[tuple[str, DataError]] = []
-    lines = list(_raw_lines(path))
-    for where, line in lines:
-        try:
-            found.append(read(_fields(line, where)))
-        except DataError as error:
-            broken.append((where, error))
-    if not broken:
-        return found
-    (_, first), *rest = broken
-    if not rest:
-        raise first
-    numbers = ", ".join(where.rpartition(" ")[2] for where, _ in broken[:_NAMED])
-    numbers += ", ..." if len(broken) > _NAMED else ""
-    raise DataError(
-        f"{first.message} (and {len(rest)} more: {len(broken)} of {len(lines)} lines of {path} are "
-        f"broken, {numbers})",
-        hint="repair or remove these lines" + (f"; {first.hint}" if first.hint else ""),
-    )
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line with content, after its place.
-
-    Raises:
-        DataError: if the file cannot be read or is empty.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -163,4 +96,13 @@ def _raw_lines(path: Path) -> Iterator[tuple[str, str]]:
     if not lines:
         raise DataError(f"{path} is empty", hint="write one JSON object a line")
     for number, line in lines:
-        yield f"{path}, line {number}", line
+        where = f"{path}, line {number}"
+        try:
+            data = parse_object(line, '{"question": ..., ...}')
+        except DataError as error:
+            named = DataError(f"{where}: {error.message}", hint=error.hint)
+            if broken is None:
+                raise named from error
+            broken.append(str(named))
+        else:
+            yield Fields(data, where)

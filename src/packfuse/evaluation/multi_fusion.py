@@ -17,6 +17,7 @@ from packfuse.fusion.carrying import CarriedLogps
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.pooling import PositionCallback, combine, gate_open
 from packfuse.fusion.rules.base import Rule
+from packfuse.fusion.rules.sharpening import Sharpening
 
 IMPOSSIBLE = math.log(1e-6)
 """Log-probability, nats, of a token without probability under a rule (UniTE: outside its union)."""
@@ -47,8 +48,13 @@ class MultiFusion:
     observer: PositionCallback | None = None
     literal = False
 
-    def __init__(self, rules: Sequence[Rule], gates: Sequence[Gate]) -> None:
-        """A rule and a gate by setting; settings with equal rules are grouped."""
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        gates: Sequence[Gate],
+        sharpenings: Sequence[Sharpening | None],
+    ) -> None:
+        """A rule, a gate and a sharpening by setting; settings with equal rules are grouped."""
         self._groups: list[tuple[Rule, list[int]]] = []
         for index, rule in enumerate(rules):
             known = next((settings for own, settings in self._groups if own == rule), None)
@@ -56,7 +62,7 @@ class MultiFusion:
                 self._groups.append((rule, [index]))
             else:
                 known.append(index)
-        self._gates = list(gates)
+        self._gates, self._sharpenings = list(gates), list(sharpenings)
         self._targets: list[Sequence[int]] = []
         self._last: CarriedLogps | None = None
         self.results: list[FusedTokens] = []
@@ -104,10 +110,12 @@ class MultiFusion:
             distinct, which = np.unique(self.weights[settings], axis=0, return_inverse=True)
             for number, row in enumerate(distinct):
                 weights = torch.from_numpy(row[None]).to(carried.logps)
-                fused = combine(rule, carried, weights)[0]
+                pooled = combine(rule, carried, weights)
                 for at in np.array(settings)[which == number]:
+                    sharpening = self._sharpenings[at]
+                    fused = sharpening.apply(pooled, weights) if sharpening else pooled
                     result.fused[at] = bool(gate_open(self._gates[at], carried, weights))
-                    logps = fused if result.fused[at] else carried.reference_logps[0]
+                    logps = fused[0] if result.fused[at] else carried.reference_logps[0]
                     result.logps[at] = logps[targets].double().cpu().numpy()
                     result.first[at] = int(logps.argmax())
         return result

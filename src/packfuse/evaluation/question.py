@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
@@ -37,6 +38,17 @@ class Question:
     def with_prefix(self, examples: str) -> Question:
         """The same question with few-shot examples before its prompt."""
         return replace(self, prompt=examples + self.prompt) if examples else self
+
+
+def distinct(questions: Sequence[Question]) -> tuple[list[Question], list[str]]:
+    """The questions, each once, and what the others repeat, by file and line."""
+    first: dict[str, Question] = {}
+    repeats = []
+    for question in questions:
+        known = first.setdefault(question.key, question)
+        if known is not question:
+            repeats.append(f"{question.where} repeats {known.where}")
+    return list(first.values()), repeats
 
 
 class Outcome(BaseModel):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from packfuse.errors import ConfigError, DataError, MemberError, PromptError
-from packfuse.evaluation.files import read_each, read_lines
+from packfuse.evaluation.files import read_lines
 from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.reports.report import Evaluation, summarize
@@ -29,20 +29,25 @@ class QuestionSet:
         source: The file.
         questions: The questions, in the order of evaluation.
         skipped: Lines without a usable question.
+        broken: Errors of lines that could not be read.
     """
 
     source: str
     questions: list[Question]
     skipped: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
 
 
 def task_for(path: Path) -> Task:
-    """The task that fits the fields of a file's first line.
+    """The task that fits the fields of a file's first line that can be read.
 
     Raises:
-        DataError: if the file cannot be read, or no task fits.
+        DataError: if the file or all of its lines cannot be read, or no task fits.
     """
-    first = next(read_lines(path, whole_only=True))
+    broken: list[str] = []
+    first = next(read_lines(path, broken), None)
+    if first is None:
+        raise DataError(broken[0])
     for part in tasks().parts.values():
         if part.fits(list(first.data), first.data.get("answer")):
             task: Task = part()
@@ -56,6 +61,8 @@ def task_for(path: Path) -> Task:
 def read_questions(path: Path, task: Task, limit: int | None = None, seed: int = 0) -> QuestionSet:
     """Questions of a file in random order, each after the task's few-shot examples.
 
+    Lines that cannot be read are left out, and named in the result, if there are others.
+
     Args:
         path: The file.
         task: The task that reads its lines.
@@ -63,10 +70,10 @@ def read_questions(path: Path, task: Task, limit: int | None = None, seed: int =
         seed: Seed of the order.
 
     Raises:
-        DataError: for wrong lines, with the file, how many there are, and what is wrong with each;
-            or if no question is left.
+        DataError: if no line can be read, with the file, the line and the field; or if no question
+            is left.
     """
-    lines = read_each(path, lambda fields: (task.read(fields), fields.where))
+    lines, broken = _read_lines(path, task)
     questions = [question for question, _ in lines if question is not None]
     skipped = [where for question, where in lines if question is None]
     random.Random(seed).shuffle(questions)  # noqa: S311 - a choice of questions, no secret
@@ -78,7 +85,23 @@ def read_questions(path: Path, task: Task, limit: int | None = None, seed: int =
         )
     prefix = task.few_shot_prefix(examples)
     chosen = rest if limit is None else rest[:limit]
-    return QuestionSet(str(path), [question.with_prefix(prefix) for question in chosen], skipped)
+    prefixed = [question.with_prefix(prefix) for question in chosen]
+    return QuestionSet(str(path), prefixed, skipped, broken)
+
+
+def _read_lines(path: Path, task: Task) -> tuple[list[tuple[Question | None, str]], list[str]]:
+    """Each line's question, if it has one, with its place; and the errors of the other lines."""
+    found: list[tuple[Question | None, str]] = []
+    broken: list[str] = []
+    for fields in read_lines(path, broken):
+        try:
+            found.append((task.read(fields), fields.where))
+        except DataError as error:
+            broken.append(str(error))
+    if not found:
+        more = f" (all {len(broken)} lines are broken)" if len(broken) > 1 else ""
+        raise DataError(broken[0] + more)
+    return found, broken
 
 
 def evaluate(
@@ -155,6 +178,7 @@ def evaluate(
         settings={setting.label: setting.dump() for setting in chosen},
         failed=failed,
         skipped=questions.skipped,
+        broken=questions.broken,
         unread=unread,
         samples={sampled.labels[0]: samples.count} if sampled and samples else None,
         questions=size,

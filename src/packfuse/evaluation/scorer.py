@@ -23,6 +23,7 @@ from packfuse.text.continuation import Continuation, bare
 from packfuse.text.prompt import PackPrompt, from_ids, from_text
 from packfuse.weighting.methods.base import FitLimits, Weighting, Weights, equal
 from packfuse.weighting.prefill import Fit, PromptReading, finish, fit_weights, read_prompt
+from packfuse.weighting.prefix_cache import PrefixCache
 
 
 class Method(NamedTuple):
@@ -75,13 +76,21 @@ class Scorer:
         *,
         heads: HeadsName = "full",
         parallel: bool = False,
+        prefixes: PrefixCache | None = None,
     ) -> None:
-        """Align the members; `methods` are by setting, others as in `Engine`."""
-        self.methods = list(methods)
+        """Align the members; `methods` are by setting, others as in `Engine`.
+
+        With a prefix cache, what contexts have in common is read once.
+        """
+        self.methods, self._prefixes = list(methods), prefixes
         self.engine = Engine(
             members, reference, alignment, progress, heads=heads, parallel=parallel
         )
-        self.fusion = MultiFusion([m.rule for m in methods], [m.gate for m in methods])
+        self.fusion = MultiFusion(
+            [m.rule for m in methods],
+            [m.gate for m in methods],
+            [m.weighting.sharpening for m in methods],
+        )
         self._vocabularies = [member.vocabulary for member in members]
         names = [member.name for member in members]
         self._constant = {
@@ -150,7 +159,12 @@ class Scorer:
         several = len(self._vocabularies) > 1
         self.engine.refresh()
         return read_prompt(
-            self.engine, prompt, self.fusion, fit_positions=scores and several, limits=limits
+            self.engine,
+            prompt,
+            self.fusion,
+            fit_positions=scores and several,
+            limits=limits,
+            prefixes=self._prefixes,
         )
 
     def _fitted(self) -> dict[FitLimits, dict[int, Method]]:

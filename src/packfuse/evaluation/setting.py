@@ -19,6 +19,7 @@ from packfuse.pack import Pack
 from packfuse.registry import parse_spec, suggest
 from packfuse.weighting.methods import weightings
 from packfuse.weighting.methods.base import Weighting
+from packfuse.weighting.methods.calibrated import Calibrated
 from packfuse.weighting.methods.fixed import Fixed
 
 _PARTS = 5
@@ -90,6 +91,9 @@ class Setting:
         weighting = self.weighting
         if isinstance(weighting, Fixed) and isinstance(weighting.weights, dict):
             shares = " ".join(f"{name}={share:g}" for name, share in weighting.weights.items())
+        elif isinstance(weighting, Calibrated):
+            priors = (f"{name}={own.prior:.3g}" for name, own in weighting.members.items())
+            shares = f"calibrated({' '.join(priors)}, trust={weighting.trust:.3g})"
         else:
             shares = weightings().text(weightings().dump(weighting))
         return (
@@ -139,17 +143,18 @@ class Samples:
 
 
 def every_method(own: Setting) -> list[Setting]:
-    """Every rule with every weighting without required parameters, otherwise as `own`."""
+    """`own`, and every rule with every weighting without required parameters, otherwise like it."""
     free = [
         part()
         for part in weightings().parts.values()
         if not any(field.is_required() for field in part.model_fields.values())
     ]
-    return [
+    found = [
         replace(own, rule=rule(), weighting=weighting)
         for rule in rules().parts.values()
         for weighting in free
     ]
+    return found if own in found else [*found, own]
 
 
 def grid(own: Setting, names: Sequence[str], steps: int) -> Iterator[Setting]:

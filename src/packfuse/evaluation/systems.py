@@ -62,8 +62,13 @@ class System(ABC):
 class ScoringSystem(System):
     """Scores options; all settings share the members' forward passes."""
 
-    def __init__(self, pack: Pack, settings: Mapping[str, Setting]) -> None:
+    def __init__(
+        self, pack: Pack, settings: Mapping[str, Setting], *, reuse_prefixes: bool = False
+    ) -> None:
         """`settings` by label; all with one alignment.
+
+        With `reuse_prefixes`, what prompts have in common is read once, by the pack's prefix cache;
+        `Outcome.seconds` does not have that time then.
 
         Raises:
             ConfigError: for several alignments.
@@ -72,6 +77,7 @@ class ScoringSystem(System):
         if len(kinds) != 1:
             raise ConfigError("settings that are scored together share one alignment")
         self.pack, self.settings, self.alignment = pack, dict(settings), kinds[0]
+        self._prefixes = pack.runtime.prefixes if reuse_prefixes else None
         self.labels = list(settings)
         dumped = {label: setting.dump() for label, setting in settings.items()}
         self.identity = {
@@ -127,7 +133,12 @@ class ScoringSystem(System):
         if key not in self._scorers:
             own = self.pack.settings
             self._scorers[key] = Scorer(
-                self.pack.members, *key, self._methods, heads=own.heads, parallel=own.parallel
+                self.pack.members,
+                *key,
+                self._methods,
+                heads=own.heads,
+                parallel=own.parallel,
+                prefixes=self._prefixes,
             )
         return self._scorers[key]
 

@@ -16,6 +16,7 @@ from packfuse.fusion.gates.every import Every
 from packfuse.fusion.read_plan import ReadPlan
 from packfuse.fusion.rules.base import Rule
 from packfuse.fusion.rules.pools import with_full_support
+from packfuse.fusion.rules.sharpening import Sharpening
 from packfuse.fusion.sequence import PackSequence
 
 
@@ -87,6 +88,11 @@ class FusionSettings:
         """See `Fusion`."""
         return self.gate.literal
 
+    @property
+    def sharpening(self) -> Sharpening | None:
+        """The power to which fused distributions are raised; None to leave them as they are."""
+        return None
+
     def uses_lexicon(self, lexicon: Lexicon | None) -> bool:
         """See `Fusion`."""
         return self.rule.uses_words and lexicon is not None
@@ -94,8 +100,8 @@ class FusionSettings:
     def fuses_like(self, other: Any) -> bool:
         """See `Fusion`."""
         return isinstance(other, FusionSettings) and (
-            (self.rule, self.gate, self.full_support)
-            == (other.rule, other.gate, other.full_support)
+            (self.rule, self.gate, self.full_support, self.sharpening)
+            == (other.rule, other.gate, other.full_support, other.sharpening)
         )
 
     def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, list[bool]]:
@@ -109,10 +115,14 @@ class FusionSettings:
             carried.vocabulary,
             carried.last,
         )
-        fused, is_fused = self.gate.decide(at, lambda: combine(self.rule, carried, weights))
+        fused, is_fused = self.gate.decide(at, lambda: self._combined(carried, weights))
         if self.full_support:
             fused = with_full_support(fused, carried.logps, weights)
         return fused, is_fused
+
+    def _combined(self, carried: CarriedLogps, weights: Tensor) -> Tensor:
+        fused = combine(self.rule, carried, weights)
+        return self.sharpening.apply(fused, weights) if self.sharpening else fused
 
 
 def gate_open(gate: Gate, carried: CarriedLogps, weights: Tensor) -> Tensor:

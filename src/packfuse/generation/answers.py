@@ -148,6 +148,7 @@ def _record(
         weights=by_name(names, fit.weights) or {},
         skill=by_name(names, item.skill.weights if item.skill else None),
         prompt_share=_prompt_share(batch, item, fit),
+        sharpness=call.weighting.power(fit.weights),
         prompt_loss=by_name(names, fit.losses),
         bits_per_byte=by_name(names, fit.bits_per_byte),
         scored_tokens=fit.tokens,

@@ -31,6 +31,8 @@ class Weighing(BaseModel):
             None in a plain text.
         skill_deviation: The standard deviation of each, from the number of worked chats.
         prompt_share: By weighting, the share of its weights that was fitted to this prompt, 0 to 1.
+        sharpness: By weighting, the power to which fused distributions are raised; of those that
+            do not leave them as they are.
         prompt_loss: Loss by member, nats per reference token; None if the prompt was not scored.
         bits_per_byte: The same losses in bits per byte of text; None if not scored.
         scored_tokens: Number of reference tokens on which the losses were computed.
@@ -47,6 +49,7 @@ class Weighing(BaseModel):
     skill: dict[str, float] | None = None
     skill_deviation: dict[str, float] | None = None
     prompt_share: dict[str, float] = {}
+    sharpness: dict[str, float] = {}
     prompt_loss: dict[str, float] | None
     bits_per_byte: dict[str, float] | None
     scored_tokens: int
@@ -93,13 +96,13 @@ def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
 
     Args:
         runner: A runner with one prompt.
-        specs: The weightings; None for all that need no parameters.
+        specs: The weightings; None for all that need no parameters, and the pack's own.
 
     Raises:
         ConfigError: for an unknown weighting, or none at all.
     """
     runtime, pool = runner.runtime, runner.request.call.rule.pool
-    labeled = _labeled(specs)
+    labeled = _labeled(specs, runner.request.call.weighting)
     names = runtime.names
     found: dict[str, Weights] = {}
     chat = False
@@ -126,6 +129,11 @@ def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
             for label, own in labeled.items()
             if own.for_members(names) is None
         },
+        sharpness={
+            label: power
+            for label, own in labeled.items()
+            if (power := own.power(found[label])) is not None
+        },
         prompt_loss=by_name(names, fit.losses),
         bits_per_byte=by_name(names, fit.bits_per_byte),
         scored_tokens=fit.tokens,
@@ -134,12 +142,13 @@ def compare_weightings(runner: Runner, specs: Sequence[Any] | None) -> Weighing:
     )
 
 
-def _labeled(specs: Sequence[Any] | None) -> dict[str, Weighting]:
+def _labeled(specs: Sequence[Any] | None, own: Weighting) -> dict[str, Weighting]:
     """Weightings by label: the name, with a number if it occurs twice."""
     registry = weightings()
     if specs is None:
         fields = {name: part.model_fields.values() for name, part in registry.parts.items()}
-        specs = [name for name, own in fields.items() if not any(f.is_required() for f in own)]
+        free = [name for name, known in fields.items() if not any(f.is_required() for f in known)]
+        specs = free if own.name in free else [*free, own]
     if not specs:
         raise ConfigError("no weighting to compare", hint=f"known: {', '.join(registry.parts)}")
     made = [registry.make(spec) for spec in specs]

@@ -142,7 +142,7 @@ def read_prompt(
 def fit_weights(
     reading: PromptReading, weighting: Weighting, pool: str, skill: Skill | None = None
 ) -> Weights:
-    """Weights `[K]` for a prompt that has been read; equal weights without scores to fit to.
+    """Weights `[K]` for a prompt that has been read; those of an empty prompt without scores.
 
     Args:
         reading: The prompt, with distributions at fit positions if the weighting needs them.
@@ -155,7 +155,9 @@ def fit_weights(
         return equal(1)
     evidence = reading.evidence(weighting.normalize)
     if evidence is None:
-        return equal(count) if skill is None else skill.weights
+        known = None if skill is None else skill.weights
+        nothing = Evidence(np.zeros(count), 0, np.zeros((count, 0)), skill=known)
+        return weighting.fit(nothing, pool)
     if skill is not None and reading.scores is not None:
         per_token = reading.scores.scored_bytes / max(evidence.tokens, 1)
         usual = skill.usual_losses * per_token

@@ -18,6 +18,7 @@ from packfuse.progress import stage_progress
 from packfuse.registry import parse_spec
 from packfuse.settings import PackConfig
 from packfuse.weighting.methods import weightings
+from packfuse.weighting.methods.calibrated import Calibrated
 
 if TYPE_CHECKING:
     from packfuse.evaluation.determination import Determination
@@ -48,19 +49,31 @@ def determine(
             "--certain", help="Accept only gains whose interval excludes zero.", **_LIMITS
         ),
     ] = False,
+    select: Annotated[
+        bool,
+        typer.Option("--select/--keep-all", help="Select models, or keep all that are named."),
+    ] = True,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Fit priors, temperatures and sharpness of the pack to the right answers.",
+        ),
+    ] = True,
     limit: Annotated[int | None, typer.Option(min=4, help="Number of questions.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="File for the resulting pack.")
     ] = Path("pack.yaml"),
 ) -> None:
-    """Select the models that make the best pack on your questions.
+    """Select the models that make the best pack on your questions, and calibrate the pack.
 
     Candidates are those of --model or --pack. The best model comes first. Each next one is added if
     its score is near the best (--within), its answers have a similar length (--length-ratio), and
-    the pack with it is better on held-out questions. Writes pack.yaml with the reasons. Results are
-    kept beside it, so that the same command resumes after an interruption. Models are loaded one at
-    a time, until packs of them are tested.
+    the pack with it is better on held-out questions. The pack is calibrated on all questions, and
+    says whether it is better than its best model alone (weighting "calibrated"). Writes pack.yaml
+    with the reasons. Results are kept beside it, so that the same command resumes after an
+    interruption. Models are loaded one at a time, until packs of them are tested.
     """
     if out.exists() and not _is_determined(out):
         raise ConfigError(f"{out} is there already", hint="name another file with --out")
@@ -74,10 +87,17 @@ def determine(
     chosen = tasks().make(parse_spec(task)) if task else task_for(file)
     questions = read_questions(file, chosen, limit, seed)
     quiet(screen)
-    limits = DetermineLimits(within, length_ratio, certain)
+    limits = DetermineLimits(within, length_ratio, certain, select)
     with Journal(out.with_suffix(".answers.jsonl")) as journal, stage_progress() as progress:
         determiner = Determiner(
-            config, questions, chosen, journal=journal, limits=limits, seed=seed, progress=progress
+            config,
+            questions,
+            chosen,
+            journal=journal,
+            limits=limits,
+            calibrate=calibrate,
+            seed=seed,
+            progress=progress,
         )
         result = determiner.run()
     result.config.write(out, yaml_comments(result))
@@ -122,10 +142,18 @@ def _conclusion(result: Determination, out: Path) -> list[Text]:
     if len(names) == 1:
         line = f"{names[0]} alone is best: no candidate makes a better pack."
     else:
+        calibrated = result.setting["weighting"]["name"] == Calibrated.name
         method = [rules().text(result.setting["fusion"])]
-        method.append(weightings().text(result.setting["weighting"]))
+        method.append(
+            Calibrated.name if calibrated else weightings().text(result.setting["weighting"])
+        )
         line = f"The pack: {' and '.join(names)}, {' with '.join(method)}."
     reasons = [Text(f"{one.name}: {one.reason}", "dim") for one in result.candidates]
+    if result.left_out:
+        reasons.append(Text(f"{len(result.left_out)} lines left out:", "yellow"))
+        reasons += [Text(f"  {line}", "yellow") for line in result.left_out]
+    if result.calibration:
+        reasons += [Text(line) for line in result.calibration.lines()]
     return [
         Text(),
         *reasons,

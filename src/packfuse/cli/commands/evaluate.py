@@ -241,8 +241,10 @@ def _view(result: Evaluation) -> list[Table | Text]:
     lines = [Text(line) for name in result.best if (line := comparison(result, name))]
     lines += [Text(line) for line in beyond(result)]
     skipped = [f"{len(result.skipped)} lines skipped"] if result.skipped else []
+    skipped += [f"{len(result.broken)} lines broken"] if result.broken else []
     skipped += [f"{len(result.unread)} questions unread"] if result.unread else []
     head = ", ".join([f"{result.source}: {result.questions} questions", *skipped])
+    lines += [Text(f"left out: {error}", "yellow") for error in result.broken]
     lines += [
         Text(f"{row.label} stopped: {row.failed}", "red") for row in result.rows if row.failed
     ]

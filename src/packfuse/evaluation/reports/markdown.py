@@ -26,6 +26,7 @@ def section(evaluation: Evaluation, rows: Iterable[ReportRow] | None = None, lev
     facts = [
         f"{evaluation.questions} questions (seed {evaluation.seed}, "
         f"{len(evaluation.skipped)} lines skipped"
+        + (f", {len(evaluation.broken)} broken" if evaluation.broken else "")
         + (f", {len(evaluation.unread)} unread" if evaluation.unread else "")
         + f"), task `{evaluation.task['name']}`"
         + (f" ({task})" if task else "")
@@ -33,6 +34,7 @@ def section(evaluation: Evaluation, rows: Iterable[ReportRow] | None = None, lev
     ]
     facts += [sentence for name in evaluation.best if (sentence := comparison(evaluation, name))]
     facts += beyond(evaluation)
+    facts += [f"Broken line: {error}" for error in evaluation.broken]
     facts += [f"**{row.label} stopped: {row.failed}**" for row in evaluation.rows if row.failed]
     head = f"{'#' * level} {evaluation.source.rpartition('/')[2]}\n"
     return "\n".join([head, *(f"{fact}  " for fact in facts), "", table(evaluation, rows), ""])

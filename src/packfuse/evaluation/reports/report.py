@@ -107,6 +107,7 @@ class Evaluation(BaseModel):
         seed: Seed of the order of questions and of the intervals.
         questions: Number of questions.
         skipped: Lines without a usable question: their answer is none of their options.
+        broken: Errors of lines that could not be read.
         unread: By location, the error of each question that some system could not read.
         members: Names of the members, in the pack's order.
         best: Name of the best member by figure.
@@ -122,6 +123,7 @@ class Evaluation(BaseModel):
     seed: int
     questions: int
     skipped: list[str]
+    broken: list[str] = []
     unread: dict[str, str]
     members: list[str]
     best: dict[str, str]
@@ -237,6 +239,7 @@ def summarize(
     settings: Mapping[str, dict[str, Any]],
     failed: Mapping[str, str],
     skipped: Sequence[str] = (),
+    broken: Sequence[str] = (),
     unread: Mapping[str, str] | None = None,
     samples: Mapping[str, int] | None = None,
     questions: int,
@@ -253,6 +256,7 @@ def summarize(
         settings: Settings as plain JSON, by label.
         failed: By label, the error at which a system stopped.
         skipped: Lines without a usable question.
+        broken: Errors of lines that could not be read.
         unread: By location, the error of each question that could not be read.
         samples: By label of a majority of samples, how many there are.
         questions: Number of questions.
@@ -289,6 +293,7 @@ def summarize(
         seed=seed,
         questions=questions,
         skipped=list(skipped),
+        broken=list(broken),
         unread=dict(unread or {}),
         members=list(members),
         best=best,

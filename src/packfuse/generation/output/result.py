@@ -169,6 +169,8 @@ class FusionRecord(_Plain):
             ones in worked chats; None for plain texts, and for weightings that do not use them.
         prompt_share: The share of the weights that was fitted to this prompt, 0 to 1; the rest is
             that of `skill` or another prior. None for weights that depend on no prompt.
+        sharpness: The power to which fused distributions were raised (weighting "calibrated");
+            None for none.
         prompt_loss: Loss by member, nats per reference token; 9999 where it is infinite; None if
             the prompt was not scored. Members whose weight is fixed to 0 read nothing and are left
             out.
@@ -210,6 +212,7 @@ class FusionRecord(_Plain):
     weights: dict[str, float]
     skill: dict[str, float] | None = None
     prompt_share: float | None = None
+    sharpness: float | None = None
     prompt_loss: dict[str, float] | None
     bits_per_byte: dict[str, float] | None
     scored_tokens: int

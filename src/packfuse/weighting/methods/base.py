@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import softmax
 from torch import Tensor
 
 from packfuse.errors import WeightsError
+from packfuse.fusion.rules.sharpening import Sharpening
 
 Weights = NDArray[np.float64]
 """One number per member, `[K]`."""
@@ -120,6 +122,16 @@ class Weighting(BaseModel, ABC):
     def needs_skill(self) -> bool:
         """Whether `Evidence.skill` is needed in a chat."""
         return False
+
+    @property
+    def sharpening(self) -> Sharpening | None:
+        """The power to which fused distributions are raised; None to leave them as they are."""
+        return None
+
+    def power(self, weights: Weights) -> float | None:
+        """The power for weights `[K]`; None without `sharpening`."""
+        sharpening = self.sharpening
+        return float(sharpening.power(torch.from_numpy(weights))) if sharpening else None
 
     def prompt_share(self, tokens: int, *, chat: bool) -> float:
         """The share of the weights that is fitted to the prompt, 0 to 1; the rest is the prior's.
