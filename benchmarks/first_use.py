@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import tables
 from common import MEASURED, machine, progress
-from parts.judge import judge
+from parts.chats import answer
 from parts.prompts import TOKENS, items
 
 from packfuse import Pack
@@ -29,7 +28,6 @@ from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.reports.intervals import difference
 from packfuse.registry import parse_spec
 from packfuse.starter.sources import DEFAULT, LINEUPS
-from packfuse.tools import Turn
 
 TOGETHER = 8
 """Calls at the same time, which are answered as batches."""
@@ -48,30 +46,13 @@ def run(
     keys = [_key({**own, "item": item}) for item in asked]
     one_at_a_time = Lock()
 
-    def answer(at: int) -> None:
-        item = asked[at]
-        turn = Turn(
-            pack,
-            item["messages"],
-            max_new_tokens=TOKENS[part],
-            **{**item["call_with"], **settings},
-        )
-        began = time.perf_counter()
-        reply = turn.answer()
-        line = {
-            "id": f"{part}/{item['id']}",
-            "text": reply.text,
-            "calls": [[call.name, call.arguments] for call in reply.calls],
-            "weights": reply.record.weights,
-            "rules": judge(item, reply),
-            "seconds": round(time.perf_counter() - began, 2),
-            "tokens": reply.record.usage.completion_tokens,
-        }
+    def ask(at: int) -> None:
+        line = answer(pack, asked[at], TOKENS[part], settings)
         with one_at_a_time:
-            kept.add(keys[at], line)
+            kept.add(keys[at], {"id": f"{part}/{asked[at]['id']}", **line})
 
     with ThreadPoolExecutor(TOGETHER) as threads:
-        list(threads.map(answer, [at for at, key in enumerate(keys) if kept.get(key) is None]))
+        list(threads.map(ask, [at for at, key in enumerate(keys) if kept.get(key) is None]))
     return [kept.get(key) for key in keys]
 
 

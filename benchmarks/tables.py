@@ -6,7 +6,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; all other text
 written by hand. Names are those of a file in benchmarks/measured and of a part of it:
 
     speed PART [TEXT]    rows of a part of speed.json; with TEXT only rows that begin with it
-    evidence loss | accuracy | domains
+    evidence TABLE       see parts/evidence/rows.py
     first_use
     serving
     servers candidates | step
@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ _MARKED = re.compile(r"(<!-- table: ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Rows = list[Sequence[str]]
 """A table: its head, then its lines; columns are aligned right where the head ends in a blank."""
+
+
+def _part(name: str) -> Any:
+    """A module of parts/: this file is a script, and in tests a module of a package."""
+    return import_module(f"{__package__}.parts.{name}" if __package__ else f"parts.{name}")
+
+
+_signed: Callable[[Mapping[str, float] | None, str], str] = _part("shown").signed
 
 
 def fill(page: str, measured: Path = MEASURED) -> str:
@@ -105,36 +114,9 @@ def _amount(value: float | None, unit: str) -> str:
 
 
 def evidence(results: Mapping[str, Any], name: str) -> Rows:
-    """Loss or accuracy by set, or loss by domain of the pack with an expert."""
-    figure = "accuracy" if name == "accuracy" else "bits_per_byte"
-    expert = name == "domains"
-    runs = [run for run in results["runs"].values() if (len(run["members"]) > 2) == expert]
-    weights = ("weight of the expert ",) * expert
-    packs = ("pack, fitted weights ", "equal weights ", "`top1` ")
-    return [
-        ("", "texts ", "best member alone ", *weights, *packs),
-        *(_run(run, figure, expert) for run in runs if figure in run["best"]),
-    ]
-
-
-def _run(run: Mapping[str, Any], figure: str, expert: bool) -> list[str]:
-    best = run["best"][figure]
-    value = run["rows"][best][figure]["value"]
-    shown = f"{value:.4f}" if figure == "bits_per_byte" else f"{value:.1%}"
-    rows = [run["rows"].get(run["shown"].get(name)) for name in ("default", "uniform", "top1")]
-    weights = [f"{rows[0]['weights'][run['members'][-1]]:.2f}"] if expert and rows[0] else []
-    differences = (_signed(row and row["against"][figure], figure) for row in rows)
-    return [run["title"], str(run["texts"]), f"{shown} ({best})", *weights, *differences]
-
-
-def _signed(figure: Mapping[str, float] | None, name: str) -> str:
-    """A difference with its interval; bold where the interval excludes zero."""
-    if figure is None:
-        return ""
-    digits, factor = (4, 1) if name == "bits_per_byte" else (1, 100)
-    value, low, high = (f"{factor * figure[k]:+.{digits}f}" for k in ("value", "low", "high"))
-    text = f"{value} ({low} to {high})"
-    return f"**{text}**" if figure["low"] > 0 or figure["high"] < 0 else text
+    """The tables of the evidence: parts/evidence/rows.py."""
+    found: Rows = _part("evidence.rows").rows(results, name)
+    return found
 
 
 def first_use(results: Mapping[str, Any], name: str) -> Rows:

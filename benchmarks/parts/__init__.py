@@ -1,1 +1,1 @@
-"""What `benchmarks/speed.py` measures, one part a file."""
+"""What `benchmarks/speed.py` measures, one part a file; `evidence/`: parts of `evidence.py`."""

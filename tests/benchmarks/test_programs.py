@@ -31,11 +31,15 @@ def test_speed() -> None:
 
 @pytest.mark.slow
 def test_evidence(tmp_path: Path) -> None:
-    found = run("evidence.py", "--work", str(tmp_path))["runs"]["text"]
-    assert set(found["shown"]) == {"default", "uniform", "top1"}
-    for label in found["shown"].values():
-        assert set(found["rows"][label]["weights"]) == set(found["members"])
-        assert found["rows"][label]["bits_per_byte"]["value"] > 0
+    found = run("evidence.py", "--work", str(tmp_path))
+    assert found == run("evidence.py", "--work", str(tmp_path), "--report")
+    assert found["machine"]["threads"] > 0
+    own = found["sets"]["prose"]
+    assert set(own["systems"]) == {"SmolLM2-135M-Instruct", "gemma-3-270m"}
+    for row in own["systems"].values():
+        assert row["questions"] == 20
+        assert row["bits_per_byte"]["value"] > 0
+        assert row["cpu"] > 0
 
 
 def test_soak() -> None:

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/evidence.py`: sets of questions, systems, answers, figures."""
