@@ -99,10 +99,11 @@ def _row(known: Mapping[str, Lines], system: str, seed: int) -> dict[str, Any]:
     """A system's figures, and their differences from the best of its own members."""
     row: dict[str, Any] = {"questions": len(known[system]), "against": {}}
     for figure in FIGURES:
-        own = [found for line in known[system].values() if (found := value(line, figure))]
+        own = [pair for line in known[system].values() if (pair := value(line, figure))]
         if not own:
             continue
-        row[figure] = ratio(*zip(*own, strict=True), seed).model_dump()
+        tops, bottoms = zip(*own, strict=True)
+        row[figure] = ratio(tops, bottoms, seed).model_dump()
         best = _best(known, SYSTEMS[system].members if system not in TRIO else TRIO, figure)
         if best and best != system:
             found = minus(known[system], known[best], figure, seed)
@@ -176,7 +177,7 @@ def _equal_compute(
         return None
     found = minus(known[PACK], known[voted], "accuracy", seed)
     common = sum(item in known[voted] for item in known[PACK])
-    return found and {"system": voted, "questions": common, **found.model_dump()}
+    return {"system": voted, "questions": common, **found.model_dump()} if found else None
 
 
 def _mean(found: Sequence[float | None]) -> float | None:

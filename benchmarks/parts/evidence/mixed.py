@@ -50,7 +50,8 @@ def mixed(sets: Mapping[str, Mapping[str, Lines]], figure: str, seed: int) -> di
         if strata := _strata(own, system, figure):
             base = _strata(own, best, figure, also=system)
             rows[system] = _row(strata, None if system == best else base, seed)
-    by_set = [min(TRIO, key=lambda m, at=at: sign * rate(alone[m][at])) for at in range(len(own))]
+    rates = [{member: sign * rate(alone[member][at]) for member in TRIO} for at in range(len(own))]
+    by_set = [min(found, key=found.__getitem__) for found in rates]
     oracle = [alone[member][at] for at, member in enumerate(by_set)]
     rows["oracle"] = _row(oracle, alone[best], seed)
     return {
