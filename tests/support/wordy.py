@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -62,9 +63,9 @@ class Wordy(Scripted):
             read = text.decode()
         except UnicodeDecodeError as error:
             # Inside a character: what it was writing before it goes on.
-            whole = text[: error.start].decode()
-            rest = self.writer.rest(whole).encode()[len(text) - error.start :]
-            logits[self.vocabulary.encode_bytes(rest)[0] if rest else 0] = CERTAIN * 2
+            begun = self.writer.rest(text[: error.start].decode()).encode()
+            missing = begun[len(text) - error.start :]
+            logits[self.vocabulary.encode_bytes(missing)[0] if missing else 0] = 2 * CERTAIN
             return
         rest = self.writer.rest(read)
         token = self.vocabulary.encode(rest)[0] if rest else self.vocabulary.end_ids[0]
@@ -79,7 +80,7 @@ def vocabulary(name: str) -> Vocabulary:
     return Vocabulary(tokenizer, pico.padded_size(tokenizer))
 
 
-def wordy_pack(leader: Writer, nudger: Writer, **settings: object) -> Pack:
+def wordy_pack(leader: Writer, nudger: Writer, **settings: Any) -> Pack:
     """A pack of two such members with tokenizers of different kinds; the first leads."""
     members = [
         HFMember(name, Wordy(vocabulary(name), writer, leads=leads).eval(), vocabulary(name))
