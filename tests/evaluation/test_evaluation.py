@@ -206,7 +206,11 @@ def test_after_an_interruption_nothing_is_computed_twice(
         steps: list[tuple[int, int]] = []
         step = partial(_note, steps)
         result = run(pack, questions, name, folder, settings or None, step)
-        assert calls[0] == whole
+        if name == "choice":
+            assert calls[0] == whole
+        else:
+            # Answers that were being written when it stopped are begun again.
+            assert calls[0] - first < whole <= calls[0]
         assert 0 < first <= whole
         assert timeless(result) == timeless(expected)
         assert steps == [(done + 1, total) for done in range(total)]
@@ -326,7 +330,7 @@ def test_written_answers_are_decoded_together_and_are_those_of_the_pack(
 def test_a_majority_of_samples_is_the_one_counted_by_hand(tmp_path: Path) -> None:
     pack, task = named_pack(), make("answer", max_tokens=3)
     asked = [f"the {n}" for n in range(6)]
-    sampling = {"temperature": 0.4, "do_sample": True, "num_return_sequences": 5, "seed": 3}
+    sampling = {"temperature": 1.5, "do_sample": True, "num_return_sequences": 5, "seed": 3}
     short = alone(pack.members[1])
     lines, right = [], []
     for n, question in enumerate(asked):
@@ -340,7 +344,7 @@ def test_a_majority_of_samples_is_the_one_counted_by_hand(tmp_path: Path) -> Non
         lines.append({"question": question, "answer": accepted})
         right.append(most in map(normalize, accepted))
     questions = question_set(tmp_path, "answer", lines)
-    samples = Samples(5, temperature=0.4)
+    samples = Samples(5, temperature=1.5)
     with Journal(tmp_path / "answers.jsonl") as journal:
         result = evaluate(pack, questions, task, journal=journal, samples=samples, seed=3)
         again = evaluate(pack, questions, task, journal=journal, samples=samples, seed=3)
@@ -395,7 +399,7 @@ def test_samples_of_scored_options_are_refused(tmp_path: Path) -> None:
 
 def test_a_nudged_pack_is_evaluated_by_what_it_writes(tmp_path: Path) -> None:
     pack, questions = named_pack(), question_set(tmp_path, "number")
-    settings = [Setting.of(pack), Setting.parse("////nudge:threshold=0.4,leader=short", pack)]
+    settings = [Setting.of(pack), Setting.parse("////nudge:threshold=0.4", pack)]
     result = run(pack, questions, "number", tmp_path, settings)
     assert [row.label for row in result.packs] == [own.label for own in settings]
     with pytest.raises(ConfigError, match="'nudge' is for written answers"):

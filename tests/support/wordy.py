@@ -63,9 +63,9 @@ class Wordy(Scripted):
             read = text.decode()
         except UnicodeDecodeError as error:
             # Inside a character: what it was writing before it goes on.
-            whole = text[: error.start].decode()
-            left = self.writer.rest(whole).encode()[len(text) - error.start :]
-            logits[self.vocabulary.encode_bytes(left)[0] if left else 0] = CERTAIN * 2
+            begun = self.writer.rest(text[: error.start].decode()).encode()
+            missing = begun[len(text) - error.start :]
+            logits[self.vocabulary.encode_bytes(missing)[0] if missing else 0] = 2 * CERTAIN
             return
         rest = self.writer.rest(read)
         token = self.vocabulary.encode(rest)[0] if rest else self.vocabulary.end_ids[0]
