@@ -14,13 +14,13 @@ LLAMA_CPP_WHEELS ?=
 # Those that need no files; benchmarks/evidence.py needs a folder of questions for most of its runs.
 BENCH ?= benchmarks/speed.py benchmarks/alignment.py benchmarks/memory.py
 # Tests, lint and benchmarks need the dev extra; the demo does without.
-STAMP := $(VENV)/.installed$(if $(filter test test-all test-ray test-llama-cpp lint format api bench test-range,$(MAKECMDGOALS)),-dev)
+STAMP := $(VENV)/.installed$(if $(filter test test-all test-ray test-llama-cpp lint format api bench test-range docs,$(MAKECMDGOALS)),-dev)
 PROMPT ?=
 export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-ray test-llama-cpp lint format api starter bench test-range packages clean distclean
+.PHONY: help demo test test-all test-ray test-llama-cpp lint format api starter bench test-range docs packages clean distclean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ bench: starter ## Run the benchmarks; the last line of each is JSON
 	@test -n "$(BENCH)" || { echo "benchmarks/ holds no script"; exit 1; }
 	@for script in $(BENCH); do echo "== $$script"; $(BIN)/python $$script || exit; done
 
+docs: $(STAMP) ## Build the documentation as a site in build/site; links are checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## Remove caches and build outputs; keep .venv and the starter pack
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
@@ -122,5 +125,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(EXPERT)
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(EXPERT) $(INTEGRATIONS)
 	$(call install,.[dev])
+	@# langchain-huggingface works with huggingface-hub 2, but its own range ends before it.
+	@$(PIP) install --quiet --no-deps --constraint constraints.txt langchain-huggingface
 	@$(PIP) install --quiet --no-deps $(call editable,$(INTEGRATIONS))
 	@touch $(VENV)/.installed $@

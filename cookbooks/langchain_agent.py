@@ -1,15 +1,16 @@
-"""A LangChain agent with two tools on the starter pack, with the fusion record of every step.
+"""A LangChain agent with two tools, with the fusion record of every step.
 
     pip install . ./integrations/langchain langchain
-    python cookbooks/langchain_agent.py ["your question"]
+    python cookbooks/langchain_agent.py
 
-Such small models rarely call a tool unless a call is forced. So the first step forces a call, which
-is always valid. After the result of a tool, the answer is free text.
+Models as small as those of the starter pack rarely call a tool unless a call is forced. So the
+first step forces a call, which is always valid; after the result of a tool, the answer is free
+text. Larger models need no middleware.
 """
 
+# %%
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +19,24 @@ from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResp
 from langchain_core.messages import AIMessageChunk, ToolMessage
 from langchain_core.tools import tool
 from langchain_packfuse import ChatPackFuse, get_fusion_callback
-from rich.console import Console
-from rich.table import Table
 
 from packfuse import Pack
 
-QUESTION = "What is 17 times 23?"
+# %% [markdown]
+# ## The pack
+#
+# Two small models with different tokenizers, downloaded once (570 MB). For models of your own,
+# change this one line, for example to
+# `Pack.from_pretrained(["Qwen/Qwen3-1.7B", "HuggingFaceTB/SmolLM3-3B"])`.
+
+# %%
+pack = Pack.starter()
+
+# %% [markdown]
+# ## Tools
 
 
+# %%
 @tool
 def multiply(a: int, b: int) -> int:
     """Multiply two whole numbers."""
@@ -38,6 +49,11 @@ def count_letters(word: str) -> int:
     return len(word)
 
 
+# %% [markdown]
+# ## The agent
+
+
+# %%
 class CallFirst(AgentMiddleware[Any, Any]):
     """Forces a call until there is the result of a tool; after that it allows no calls."""
 
@@ -46,37 +62,40 @@ class CallFirst(AgentMiddleware[Any, Any]):
     ) -> ModelResponse:
         """Set the tool choice of a step."""
         answered = any(isinstance(message, ToolMessage) for message in request.messages)
-        choice = "none" if answered else "any"
-        return handler(request.override(tool_choice=choice))
+        return handler(request.override(tool_choice="none" if answered else "any"))
 
 
-def main(question: str) -> list[str]:
-    """Run the agent, and show each step with the members' weights."""
-    console = Console()
-    model = ChatPackFuse(pack=Pack.starter(), max_tokens=48)
-    agent = create_agent(model, [multiply, count_letters], middleware=[CallFirst()])
-    console.print(f"[bold]{question}[/]")
-    lines: list[str] = []
+model = ChatPackFuse(pack=pack, max_tokens=48)
+agent = create_agent(
+    model,
+    [multiply, count_letters],
+    middleware=[CallFirst()],
+    system_prompt="After a tool has answered, tell the user the answer in one sentence.",
+)
+
+# %% [markdown]
+# ## A question
+#
+# Streamed, with the record of every step.
+
+
+# %%
+def ask(question: str) -> None:
+    """Stream what the agent does, and show the members' weights in each step."""
+    print(question)
+    asked = {"messages": [{"role": "user", "content": question}]}
     with get_fusion_callback() as fusion:
-        question_message = {"messages": [{"role": "user", "content": question}]}
-        for message, _ in agent.stream(question_message, stream_mode="messages"):
+        for message, _ in agent.stream(asked, stream_mode="messages"):
             if isinstance(message, ToolMessage):
-                lines.append(f"{message.name} returns {message.content}")
-                console.print(f"\n  {lines[-1]}", markup=False)
+                print(f"\n  {message.name} returns {message.content}")
             elif isinstance(message, AIMessageChunk):
                 for call in message.tool_call_chunks:
-                    lines.append(f"call {call['name']} {call['args']}")
-                    console.print(f"  {lines[-1]}", markup=False)
-                console.print(message.text, end="", markup=False, highlight=False)
-    console.print()
-    table = Table("step", "member", "weight", "tokens", "constraint")
+                    print(f"  call {call['name']} {call['args']}", end="")
+                print(message.text, end="", flush=True)
+    print()
     for step, record in enumerate(fusion.records, 1):
-        for name, weight in record["weights"].items():
-            tokens = str(record["usage"]["completion_tokens"])
-            table.add_row(str(step), name, f"{weight:.2f}", tokens, record["constraint"] or "none")
-    console.print(table)
-    return lines
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in record["weights"].items())
+        print(f"  step {step}: {weights}; constraint: {record['constraint'] or 'none'}")
 
 
-if __name__ == "__main__":
-    main(" ".join(sys.argv[1:]) or QUESTION)
+ask("What is 17 times 23?")

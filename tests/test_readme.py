@@ -43,8 +43,8 @@ def text_of(page: Path) -> str:
 
 
 def blocks(language: str, page: Path) -> list[str]:
-    """The fenced blocks of a language."""
-    pattern = rf"^```{language}\n(.*?)^```$"
+    """The fenced blocks of a language, those that are not run included."""
+    pattern = rf"^```{language}(?: no-run)?\n(.*?)^```$"
     return re.findall(pattern, text_of(page), flags=re.DOTALL | re.MULTILINE)
 
 

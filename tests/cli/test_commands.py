@@ -519,6 +519,23 @@ def test_check_prints_a_table(folders: list[str]):
         assert row in output
 
 
+def test_check_computes_the_memory_of_answers(folders: list[str]):
+    found = document(launch("check", *folders, "--context", "64", "--rows", "2", "--json"))
+    sizes = [model["cache"]["per_token"] for model in found["models"]]
+    assert min(sizes) > 0
+    assert found["answers"] == {
+        "context": 64,
+        "rows": 2,
+        "cache_bytes": 2 * 64 * sum(sizes),
+        "unknown": [],
+    }
+    output = " ".join(launch("check", *folders, "--context", "64", "--rows", "2").stdout.split())
+    assert "KV cache, a token" in output
+    assert "KV caches of 2 answers of 64 tokens each" in output
+    assert document(launch("check", *folders, "--json"))["answers"] is None
+    assert_error(launch("check", *folders, "--rows", "2", "--json"), "ConfigError", "--context")
+
+
 def test_check_reads_pack_files(folders: list[str], tmp_path: Path):
     path = tmp_path / "pack.yaml"
     members = [{"model": folders[0], "name": "first", "dtype": "float64"}, folders[1]]

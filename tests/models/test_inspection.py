@@ -44,6 +44,7 @@ def test_facts_are_those_of_the_loaded_model(folder: Path):
         "candidates": None,
         "scored_places": None,
         "engine": "transformers",
+        "cache": None,
         "problems": [],
     }
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from packfuse.errors import LoadError, PackError
 from packfuse.hf_compat.models import causal_architectures
+from packfuse.models.cache_size import CacheSize, cache_size
 from packfuse.models.checkpoint import checkpoint_size
 from packfuse.models.llama_cpp import open_vocabulary
 from packfuse.models.loading import (
@@ -57,6 +58,7 @@ class ModelReport(_Report):
             weights are fitted; None for as many as are wanted.
         candidates: How many tokens its server names at each place; None for all of them.
         engine: What runs it: transformers, llama.cpp, or the kind of its server.
+        cache: Bytes of its KV cache; None unless asked for, and under other engines.
         problems: Reasons why it cannot join a pack; empty if it can.
     """
 
@@ -73,6 +75,7 @@ class ModelReport(_Report):
     scored_places: int | None = None
     candidates: int | None = None
     engine: str | None = None
+    cache: CacheSize | None = None
     problems: list[str] = []
 
 
@@ -92,6 +95,22 @@ class PairReport(_Report):
     same: bool
 
 
+class AnswerMemory(_Report):
+    """Memory of answers that are decoded at the same time, beside the weights.
+
+    Attributes:
+        context: Tokens of each sequence, prompt and answer together.
+        rows: Number of answers.
+        cache_bytes: Bytes of the KV caches of all members whose size is known.
+        unknown: Members whose KV cache is not known.
+    """
+
+    context: int
+    rows: int
+    cache_bytes: int
+    unknown: list[str]
+
+
 class PackReport(_Report):
     """The result of `packfuse check`.
 
@@ -99,6 +118,7 @@ class PackReport(_Report):
         models: The models, in the order of the arguments.
         pairs: All pairs of models whose tokenizers could be read.
         memory_bytes: Bytes of the weights of all models that are known; None if none is.
+        answers: What answers need beside the weights; None unless asked for.
         verdicts: Conclusions in plain sentences.
         ok: Whether all models can join one pack.
     """
@@ -106,6 +126,7 @@ class PackReport(_Report):
     models: list[ModelReport]
     pairs: list[PairReport]
     memory_bytes: int | None
+    answers: AnswerMemory | None = None
     verdicts: list[str]
     ok: bool
 
@@ -118,7 +139,9 @@ class Inspected:
     vocabulary: Vocabulary | None
 
 
-def inspect_model(member: MemberSettings, pack: LoadSettings | None = None) -> Inspected:
+def inspect_model(
+    member: MemberSettings, pack: LoadSettings | None = None, *, caches: bool = False
+) -> Inspected:
     """Read a model's configuration, tokenizer and weight headers.
 
     Errors are listed in `problems` of the report, not raised.
@@ -126,6 +149,7 @@ def inspect_model(member: MemberSettings, pack: LoadSettings | None = None) -> I
     Args:
         member: Settings of the member, which name the model.
         pack: How it would be loaded, where the settings of the member do not say.
+        caches: Whether the size of its KV cache is computed, which takes seconds.
     """
     pack = pack or LoadSettings()
     facts: dict[str, Any] = {}
@@ -157,6 +181,8 @@ def inspect_model(member: MemberSettings, pack: LoadSettings | None = None) -> I
         if not problems and base.folder and not base.gguf and not adapter:
             # Without memory for the weights: their names and shapes are compared.
             load_model(source, {"device_map": "meta"}, unsafe=pack.unsafe_weights)
+        if caches and not problems:
+            facts["cache"] = cache_size(config, how["dtype"])
     except PackError as error:
         problems.append(str(error))
     except Exception as error:  # broken repositories raise all kinds of errors
@@ -224,8 +250,13 @@ def _tokenizer_facts(config: Any, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def report(inspected: Sequence[Inspected]) -> PackReport:
+def report(inspected: Sequence[Inspected], context: int | None = None, rows: int = 1) -> PackReport:
     """The report on several models together.
+
+    Args:
+        inspected: The models.
+        context: Tokens of a sequence, for the memory of answers.
+        rows: Number of answers that are decoded at the same time.
 
     Raises:
         LoadError: if there are none.
@@ -248,8 +279,19 @@ def report(inspected: Sequence[Inspected]) -> PackReport:
         models=models,
         pairs=pairs,
         memory_bytes=sum(sizes) if sizes else None,
+        answers=None if context is None else _answers(models, context, rows),
         verdicts=_verdicts(models, pairs),
         ok=not any(model.problems for model in models),
+    )
+
+
+def _answers(models: Sequence[ModelReport], context: int, rows: int) -> AnswerMemory:
+    here = [model for model in models if model.memory_bytes != 0]
+    return AnswerMemory(
+        context=context,
+        rows=rows,
+        cache_bytes=sum(model.cache.total(context, rows) for model in here if model.cache),
+        unknown=[model.name for model in here if model.cache is None],
     )
 
 

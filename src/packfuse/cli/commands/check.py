@@ -15,9 +15,10 @@ from packfuse.cli.tables import count, facts_table, size
 from packfuse.errors import ConfigError
 from packfuse.settings import PackConfig
 from packfuse.starter import is_ready, starter_paths
+from packfuse.weighting.prefix_cache import SHARE
 
 if TYPE_CHECKING:
-    from packfuse.models.inspection import ModelReport, PackReport
+    from packfuse.models.inspection import AnswerMemory, ModelReport, PackReport
 
 
 def check(
@@ -31,6 +32,18 @@ def check(
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(metavar="DTYPE", help="Type of the weights, to compute memory.")
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Tokens of a prompt with its answer: compute the memory of KV caches, too.",
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Answers at the same time, for --context (1)."),
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
@@ -49,8 +62,11 @@ def check(
     from packfuse.models.inspection import inspect_model, report
 
     quiet(screen)
-    seen = [inspect_model(member, config) for member in config.members]
-    found = report(seen)
+    wanted = context is not None
+    if rows and not wanted:
+        raise ConfigError("--rows has no effect without --context", hint="add --context TOKENS")
+    seen = [inspect_model(member, config, caches=wanted) for member in config.members]
+    found = report(seen, context, rows or 1)
     screen.document(found)
     screen.show(_models(found.models), *_conclusions(found))
     if not found.ok:
@@ -82,6 +98,9 @@ def _models(models: list[ModelReport]) -> Table:
         "fast tokenizer": [_yes(model.fast_tokenizer) for model in models],
         "chat template": [_yes(model.chat_template) for model in models],
     }
+    if any(model.cache for model in models):
+        sizes = [size(model.cache.per_token) if model.cache else "?" for model in models]
+        rows["KV cache, a token"] = sizes
     if any(model.candidates for model in models):
         named = [model.candidates for model in models]
         rows["tokens named"] = ["all" if number is None else f"{number:,}" for number in named]
@@ -107,6 +126,8 @@ def _conclusions(found: PackReport) -> list[Text]:
             )
         )
     lines.append(Text(_memory(found)))
+    if found.answers:
+        lines.append(Text(_answers(found, found.answers)))
     style = "bold green" if found.ok else "bold red"
     return [*lines, *(Text(text, style) for text in found.verdicts)]
 
@@ -124,6 +145,20 @@ def _memory(found: PackReport) -> str:
 def _served(model: ModelReport) -> bool:
     """Whether the weights are in a server."""
     return model.memory_bytes == 0
+
+
+def _answers(found: PackReport, answers: AnswerMemory) -> str:
+    """Memory of the KV caches, and of everything together."""
+    weights = found.memory_bytes or 0
+    prefix = int(SHARE * weights)
+    each = f"{answers.context:,} tokens"
+    of = f"an answer of {each}" if answers.rows == 1 else f"{answers.rows:,} answers of {each} each"
+    rest = f", without {', '.join(answers.unknown)}, whose cache is unknown"
+    return (
+        f"KV caches of {of}: {size(answers.cache_bytes)}{rest if answers.unknown else ''}. "
+        f"With the weights and at most {size(prefix)} of prefix cache: "
+        f"{size(weights + answers.cache_bytes + prefix)}."
+    )
 
 
 def _yes(value: bool | None) -> str:
