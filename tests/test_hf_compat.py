@@ -12,8 +12,10 @@ from transformers.integrations import sdpa_attention
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.hf_compat.models import (
     CACHE,
+    COMPILE_ERRORS,
     cache_argument,
     compile_hindrance,
+    compiled_call,
     grouped_attention,
     isolates_graphs,
     name_cache,
@@ -21,6 +23,14 @@ from packfuse.hf_compat.models import (
 )
 from tests.support import fusing, pico
 from tests.support.fusing import Spec
+
+
+class Doubled(nn.Module):
+    """A module that is compiled in no time."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return 2 * values
+
 
 NAMES = ["cache", "past_key_values"]
 PAIR: tuple[Spec, ...] = (("mistral", "llama", 0), ("deepseek", "llama", 1))
@@ -81,6 +91,19 @@ def test_grouped_attention_ends_with_its_last_user() -> None:
     assert sdpa_attention.use_gqa_in_sdpa is own
 
 
-def test_steps_are_compiled_where_torch_keeps_graphs_apart() -> None:
-    hindrance = compile_hindrance(pico.tiny_model(pico.real_tokenizer("mistral")))
-    assert (hindrance is None) == isolates_graphs()
+@pytest.mark.parametrize("isolates", [True, False])
+def test_graphs_of_one_call_do_not_count_for_another(
+    isolates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where torch counts them by the code of a function (before 2.13)."""
+    if isolates and not isolates_graphs():
+        pytest.skip("this torch counts graphs by the code of a function")
+    monkeypatch.setattr("packfuse.hf_compat.models.isolates_graphs", lambda: isolates)
+    assert compile_hindrance(pico.tiny_model(pico.real_tokenizer("mistral"))) is None
+    for _ in range(3):
+        layer = Doubled()
+        call = compiled_call(layer, 2, backend="eager", dynamic=False)
+        for rows in (2, 3):
+            assert torch.equal(call(values=torch.ones(rows, 2)), 2 * torch.ones(rows, 2))
+        with pytest.raises(COMPILE_ERRORS):
+            call(values=torch.ones(4, 2))

@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {
     "max_cache": 10**9,
     "max_waiting": 7,
     "on_member_failure": "drop",
+    "steps": "eager",
     "parallel": True,
     "compiled": True,
 }

@@ -43,7 +43,8 @@ def end_soon(folder: Path) -> None:
     """Let many tokens end an answer, none of which is ASCII: untrained models write on and on."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     parts = [byte_characters()[byte] for byte in range(0x80, 0xC0)]
-    ends = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(parts)]
+    ids: Any = tokenizer.convert_tokens_to_ids(parts)
+    ends = [tokenizer.eos_token_id, *ids]
     GenerationConfig(eos_token_id=ends).save_pretrained(folder)
 
 

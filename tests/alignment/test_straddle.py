@@ -16,6 +16,7 @@ from torch import Tensor
 
 from packfuse.alignment import straddle as straddle_module
 from packfuse.alignment.straddle import WINDOW, InnerBoundary, StraddleFilter, StraddleIndex
+from packfuse.alignment.straddle_mixture import mix_straddles
 from packfuse.alignment.token_pairs import TokenPairs, relate_tokens
 from packfuse.text.incremental import IncrementalTokenizer
 from packfuse.text.vocabulary import Vocabulary
@@ -115,6 +116,13 @@ def run(found: Sequence[Step]) -> StraddleFilter:
             step.target, step.member, step.reference, step.inner, open_end=step.open_end
         )
     return straddle
+
+
+def mix(straddle: StraddleFilter, carried: Tensor | None, reference_probs: Tensor) -> Tensor:
+    """One row, which has a cut or not."""
+    own = torch.full_like(reference_probs, torch.nan) if carried is None else carried
+    cut = [carried is not None]
+    return mix_straddles(own[None], reference_probs[None], cut, [straddle])[0]
 
 
 # The twin. It uses the two vocabularies, without ranges, caches and sources.
@@ -245,10 +253,10 @@ def test_the_mixture_is_the_twins_and_sums_to_one(tokens: list[int], seed: int) 
     text = reference.decode(tokens)
     reference_probs = random_logps(reference, text, seed).exp()
     carried = random_logps(reference, b"carried" + text, seed).exp() if found[-1].open_end else None
-    mixed = run(found).mix(carried, reference_probs)
+    mixed = mix(run(found), carried, reference_probs)
     expected = follow(found)
-    if mixed is None:
-        assert not expected
+    if not expected:
+        assert torch.equal(mixed, reference_probs)
         return
     assert float(mixed.sum()) == pytest.approx(1.0, abs=1e-5)
     by_hand = torch.zeros_like(reference_probs)
@@ -293,13 +301,32 @@ def test_a_copy_is_independent(tokens: list[int], more: list[int], seed: int) ->
     assert twin.alive == pytest.approx(whole.alive, abs=1e-9)
 
 
+@given(many=st.lists(st.tuples(texts(), st.integers(0, 1000)), min_size=1, max_size=4))
+def test_rows_are_mixed_together_as_each_alone(many: list[tuple[list[int], int]]) -> None:
+    """Some with a cut, some without, some without a filter."""
+    reference = small()[1]
+    filters, cuts, carried, probs = [], [], [], []
+    for tokens, seed in many:
+        found = steps(tokens, seed)
+        filters.append(run(found) if seed % 4 else None)
+        cuts.append(found[-1].open_end if found else True)
+        own = random_logps(reference, b"carried", seed).exp()
+        carried.append(own if cuts[-1] else torch.full_like(own, torch.nan))
+        probs.append(random_logps(reference, b"reference", seed).exp())
+    own, reference_probs = torch.stack(carried), torch.stack(probs)
+    together = mix_straddles(own, reference_probs, cuts, filters)
+    for row, (straddle, cut) in enumerate(zip(filters, cuts, strict=True)):
+        here = slice(row, row + 1)
+        alone = mix_straddles(own[here], reference_probs[here], [cut], [straddle])
+        assert torch.allclose(together[here], alone, atol=1e-7)
+
+
 def test_at_the_beginning_there_is_only_the_cut() -> None:
     straddle = run([])
     assert straddle.trivial
     reference_probs = random_logps(small()[1], b"", 0).exp()
     carried = random_logps(small()[1], b"carried", 0).exp()
-    mixed = straddle.mix(carried, reference_probs)
-    assert mixed is not None
+    mixed = mix(straddle, carried, reference_probs)
     assert torch.allclose(mixed, carried, atol=1e-6)
 
 
@@ -313,8 +340,7 @@ def test_a_token_that_the_member_would_have_merged_is_a_straddle() -> None:
     straddle = run(found)
     assert straddle.alive[b" "] > 0.99
     reference_probs = torch.full((reference.columns,), 1.0 / reference.columns)
-    mixed = straddle.mix(torch.zeros_like(reference_probs), reference_probs)
-    assert mixed is not None
+    mixed = mix(straddle, torch.zeros_like(reference_probs), reference_probs)
     options = [i for i, token in enumerate(reference.token_bytes) if token and token[:1] == b" "]
     assert float(mixed[options].sum()) == pytest.approx(1.0, abs=1e-5)
 

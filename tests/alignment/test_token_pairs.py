@@ -179,7 +179,9 @@ def test_flow_is_the_parts_of_carry(seed: int) -> None:
     reference_probs = distribution(reference.columns, seed + 1)
     carried = token_pairs.carry(member_probs[None], reference_probs[None])[0]
     for target in range(reference.columns):
-        tokens, mass = token_pairs.flow(target, member_probs.log(), reference_probs.log())
+        tokens, mass = token_pairs.flow(
+            target, member_probs.log().numpy(), reference_probs.log().numpy()
+        )
         assert tokens.tolist() == sorted(
             token_id for token_id, other in small_pairs().tolist() if other == target
         )

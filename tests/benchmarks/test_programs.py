@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -40,6 +41,20 @@ def test_evidence(tmp_path: Path) -> None:
         assert row["questions"] == 20
         assert row["bits_per_byte"]["value"] > 0
         assert row["cpu"] > 0
+
+
+def test_gpu() -> None:
+    """Without a GPU: the same parts on tiny models, but for what only a GPU can count."""
+    parts = run("gpu.py")["parts"]
+    assert list(parts) == ["members", "compile", "pack", "batch", "first", "drafts"]
+    skipped = {row["what"] for part in parts.values() for row in part["rows"] if row["skipped"]}
+    if not torch.cuda.is_available():
+        assert skipped == {
+            "waits of the host a token", "device memory beyond weights and caches"
+        }  # fmt: skip
+    compared = [row for part in parts.values() for row in part["rows"] if row["ratio"] is not None]
+    assert len(compared) >= 8
+    assert all(row["ratio"] > 0 for row in compared if "fast token" not in row["what"])
 
 
 def test_soak() -> None:

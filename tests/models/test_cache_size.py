@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import MambaConfig, T5Config
+from transformers import MambaConfig, PreTrainedModel, T5Config
 
 from packfuse.errors import LoadError, UnsupportedError
 from packfuse.hf_compat.models import STATES, cache_argument
@@ -13,7 +13,7 @@ from packfuse.models.kv.store import new_cache
 from tests.support import pico
 
 
-def held(model: torch.nn.Module, tokens: int) -> int:
+def held(model: PreTrainedModel, tokens: int) -> int:
     """Bytes that the model's cache holds after so many tokens, read with real weights."""
     cache = new_cache(model.config)
     ids = torch.arange(tokens).unsqueeze(0)

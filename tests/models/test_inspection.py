@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
 
+from packfuse.cli.commands.check import _models
 from packfuse.errors import LoadError
-from packfuse.models.checkpoint import checkpoint_size
 from packfuse.models.inspection import inspect_model, pair, report
+from packfuse.models.loading.checkpoint import checkpoint_size
 from packfuse.models.loading.source import Source
 from packfuse.settings import LoadSettings, MemberSettings
 from packfuse.text.vocabulary import Vocabulary
@@ -45,6 +46,8 @@ def test_facts_are_those_of_the_loaded_model(folder: Path):
         "scored_places": None,
         "engine": "transformers",
         "cache": None,
+        "static_steps": True,
+        "eager_reason": None,
         "problems": [],
     }
 
@@ -69,6 +72,22 @@ def test_memory_is_counted_as_stored_over_several_files(tmp_path: Path, dtype: t
     found = inspect_model(MemberSettings(model=str(tmp_path))).report
     assert found.parameters == model.num_parameters()
     assert found.memory_bytes == model.get_memory_footprint(return_buffers=False)
+
+
+def test_what_cannot_be_captured_is_told_from_the_configuration(folder: Path, tmp_path: Path):
+    assert inspect_model(MemberSettings(model=str(folder))).report.static_steps
+    flash = MemberSettings(model=str(folder), attn_implementation="flash_attention_2")
+    found = inspect_model(flash).report
+    assert (found.static_steps, found.eager_reason) == (
+        False,
+        "its attention is 'flash_attention_2', neither 'sdpa' nor 'eager'",
+    )
+    pico.save_tiny(tmp_path, "mistral", "lfm2")
+    recurrent = inspect_model(MemberSettings(model=str(tmp_path))).report
+    assert not recurrent.problems
+    assert "layers of the kind" in str(recurrent.eager_reason)
+    text = "".join(str(row) for row in _models([found, recurrent]).columns[1].cells)
+    assert "eager: its attention" in text
 
 
 def test_a_gguf_file_is_read_by_its_header(tmp_path: Path):

@@ -15,6 +15,7 @@ from packfuse.alignment.map_cache import cached_map
 from packfuse.alignment.pairings import Same
 from packfuse.alignment.spelling import unshared_marks
 from packfuse.alignment.straddle import WINDOW, StraddleFilter, StraddleIndex
+from packfuse.alignment.straddle_mixture import mix_straddles
 from packfuse.alignment.tail import BelievedTail
 from packfuse.alignment.token_pairs import VERSION, TokenPairs, relate_tokens
 from packfuse.progress import ProgressCallback
@@ -117,10 +118,6 @@ class BytesPairing(Pairing):
             carried.lerp_(reference_probs, self.token_pairs.uncarried(member_probs))
         else:
             carried = reference_probs.clone()
-        for index, (row, straddle) in enumerate(zip(member, filters, strict=True)):
-            if row is not None and (straddle is None or straddle.trivial):
-                continue
-            cut = None if row is None else carried[index]
-            mixed = straddle.mix(cut, reference_probs[index]) if straddle else None
-            carried[index] = reference_probs[index] if mixed is None else mixed
+        cut = [row is not None for row in member]
+        carried = mix_straddles(carried, reference_probs, cut, filters)
         return carried.lerp_(reference_probs, self.alignment.hedge).log_()

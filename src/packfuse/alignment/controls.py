@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from packfuse.alignment.spelling import unshared_marks
 from packfuse.alignment.straddle import MIN_SHARE, Hypotheses, InnerBoundary
-from packfuse.alignment.token_pairs import FLOOR
+from packfuse.alignment.token_pairs import FLOOR, Logps
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.transfer import Constant
 
 HEDGE = 0.01
 """Share of the reference's own distribution in what is carried between a mark and its spelling, as
@@ -32,9 +33,9 @@ class MarkTable:
         marks = unshared_marks(member, reference)
         self.id_of = {spelling: index for index, spelling in marks.items()}
         self.begins = frozenset(spelling[:1] for spelling in self.id_of)
-        self._marks = torch.tensor(list(marks), dtype=torch.long)
+        self._marks = _ids(marks)
         firsts = [member.first_token(spelling) for spelling in marks.values()]
-        self._firsts = torch.tensor([-1 if i is None else i for i in firsts], dtype=torch.long)
+        self._firsts = _ids(-1 if index is None else index for index in firsts)
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -46,7 +47,7 @@ class MarkTable:
         Args:
             logps: Its log-probabilities where the spelling begins, `[member columns]`, nats.
         """
-        marks, firsts = self._marks.to(logps.device), self._firsts.to(logps.device)
+        marks, firsts = self._marks.on(logps.device), self._firsts.on(logps.device)
         spelled = logps[firsts.clamp_min(0)].masked_fill(firsts < 0, -torch.inf)
         return logps[marks] > spelled
 
@@ -72,12 +73,12 @@ class MarkHypotheses(Hypotheses):
                 self._begun.setdefault(first, []).append((index, rest))
 
     def from_cut(
-        self, target: int, member_logps: Tensor, reference_logps: Tensor
+        self, target: int, member_logps: Logps, reference_logps: Logps
     ) -> tuple[list[tuple[bytes, float]], float]:
         """See `Hypotheses.from_cut`."""
         begun, own = self._begun.get(target, []), int(self._table[target])
         ids = [index for index, _ in begun] + [own] * (own >= 0)
-        probs = member_logps[ids].exp().tolist()
+        probs = np.exp(member_logps[ids]).tolist()
         closed = probs.pop() if own >= 0 else 0.0
         least = MIN_SHARE * (closed + sum(probs))
         marks = [(rest, p) for (_, rest), p in zip(begun, probs, strict=True)]
@@ -110,23 +111,24 @@ class ControlFlow:
                 and ends.
         """
         found = dict(_destinations(member, reference, carried, twins=twins))
-        self._ids = torch.tensor(list(found), dtype=torch.long)
+        self._ids = _ids(found)
         spelled = [reference.token_bytes[target] is not None for target in found.values()]
         hedge = torch.where(torch.tensor(spelled, dtype=torch.bool), HEDGE, 0.0)
         lost = torch.tensor([target < 0 for target in found.values()], dtype=torch.bool)
-        self._lost = torch.where(lost, 1.0, hedge)
+        self._lost = Constant(torch.where(lost, 1.0, hedge))
         moved = torch.tensor([target for target in found.values() if target >= 0]).long()
-        self._moved = torch.nonzero(~lost)[:, 0]
-        self._targets, self._group = torch.unique(moved, return_inverse=True)
+        self._moved = Constant(torch.nonzero(~lost)[:, 0])
+        targets, group = torch.unique(moved, return_inverse=True)
+        self._targets, self._group = Constant(targets), Constant(group)
 
     @property
     def used_ids(self) -> Tensor:
         """The member's ids that are read here."""
-        return self._ids
+        return self._ids.tensor
 
     def kept(self, logps: Tensor) -> Tensor:
         """Log of the mass that is not on these tokens, `[N, 1]`."""
-        mass = logps.index_select(-1, self._ids.to(logps.device)).exp()
+        mass = logps.index_select(-1, self._ids.on(logps.device)).exp()
         return torch.log1p(-mass.sum(-1, keepdim=True).clamp(max=1))
 
     def add(self, carried: Tensor, logps: Tensor, reference: Tensor) -> Tensor:
@@ -140,16 +142,16 @@ class ControlFlow:
         if not len(self._ids):
             return carried
         device = carried.device
-        mass = logps.index_select(-1, self._ids.to(device)).exp()
+        mass = logps.index_select(-1, self._ids.on(device)).exp()
         if len(self._targets):
-            lost = self._lost.to(device)
-            moved = (mass * (1 - lost))[:, self._moved.to(device)]
+            lost = self._lost.on(device)
+            moved = (mass * (1 - lost))[:, self._moved.on(device)]
             arriving = moved.new_zeros(len(moved), len(self._targets))
-            arriving.index_add_(1, self._group.to(device), moved)
-            targets = self._targets.to(device)
+            arriving.index_add_(1, self._group.on(device), moved)
+            targets = self._targets.on(device)
             both = torch.logaddexp(carried[:, targets], arriving.log())
             carried = carried.index_copy(1, targets, both)
-        abstained = (mass * self._lost.to(device)).sum(-1, keepdim=True)
+        abstained = (mass * self._lost.on(device)).sum(-1, keepdim=True)
         return torch.logaddexp(carried, abstained.log() + reference)
 
 
@@ -162,7 +164,7 @@ class MarkShare:
 
     def __init__(self, member: Vocabulary, reference: Vocabulary) -> None:
         """Look up the marks of `reference`."""
-        self._marks = torch.tensor(list(unshared_marks(reference, member)), dtype=torch.long)
+        self._marks = _ids(unshared_marks(reference, member))
 
     def add(self, carried: Tensor, reference: Tensor, kept: Tensor) -> Tensor:
         """Carried log-probabilities `[N, reference columns]` with these shares.
@@ -171,7 +173,7 @@ class MarkShare:
         """
         if not len(self._marks):
             return carried
-        marks = self._marks.to(carried.device)
+        marks = self._marks.on(carried.device)
         share = HEDGE * reference[:, marks].exp()
         carried = carried + torch.log1p(-share.sum(-1, keepdim=True))
         found = torch.logaddexp(carried[:, marks], share.log() + kept)
@@ -192,21 +194,26 @@ class SharedFirsts:
             for index, spelling in unshared_marks(reference, member).items()
         }
         found = {index: first for index, first in firsts.items() if first is not None}
-        self._marks = torch.tensor(list(found), dtype=torch.long)
+        self._marks = _ids(found)
         first = torch.tensor(list(found.values()), dtype=torch.long)
-        self._firsts, self._group = torch.unique(first, return_inverse=True)
+        firsts, group = torch.unique(first, return_inverse=True)
+        self._firsts, self._group = Constant(firsts), Constant(group)
 
     def add(self, carried: Tensor, reference: Tensor) -> Tensor:
         """Carried log-probabilities `[N, reference columns]` with these shares."""
         if not len(self._marks):
             return carried
         device = carried.device
-        marks, firsts = self._marks.to(device), self._firsts.to(device)
-        group, mass = self._group.to(device), carried[:, firsts]
+        marks, firsts = self._marks.on(device), self._firsts.on(device)
+        group, mass = self._group.on(device), carried[:, firsts]
         own, others = reference[:, firsts].exp() + FLOOR, reference[:, marks].exp()
         total = own.index_add(1, group, others)
         carried = carried.index_copy(1, firsts, mass + (own / total).log())
         return carried.index_copy(1, marks, mass[:, group] + (others / total[:, group]).log())
+
+
+def _ids(ids: Iterable[int]) -> Constant:
+    return Constant(torch.tensor(list(ids), dtype=torch.long))
 
 
 def _destinations(

@@ -19,7 +19,9 @@ from packfuse.alignment.controls import (
 )
 from packfuse.alignment.lexicon import writable
 from packfuse.alignment.straddle import WINDOW, StraddleFilter
+from packfuse.alignment.straddle_mixture import mix_straddles
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.transfer import Constant, upload
 
 
 class SpelledMarks(Pairing):
@@ -67,7 +69,8 @@ class Same(SpelledMarks):
             i: _twin(reference.spell(i), member) or ends.get(i) or member.encode(reference.spell(i))
             for i in absent
         }
-        self._absent = torch.tensor([*absent, *range(reference.size, self.columns)]).long()
+        missing = [*absent, *range(reference.size, self.columns)]
+        self._absent = Constant(torch.tensor(missing, dtype=torch.long))
         kept = {i for name, i in member.controls.items() if reference.controls.get(name) == i}
         self._flow = ControlFlow(member, reference, kept, twins=True)
         self._firsts = SharedFirsts(member, reference)
@@ -90,7 +93,7 @@ class Same(SpelledMarks):
         if extra:
             logps = nn.functional.pad(logps, (0, extra), value=float("-inf"))
         if len(self._absent):
-            logps = logps.index_fill(-1, self._absent.to(logps.device), float("-inf"))
+            logps = logps.index_fill(-1, self._absent.on(logps.device), float("-inf"))
         return logps
 
     def carry(
@@ -144,12 +147,13 @@ class Mapped(SpelledMarks):
         carried = np.where(writable(reference), table, -1)
         if not published:
             carried = with_marks(carried, member, reference)
-        self._tokens = torch.from_numpy(carried.clip(min=0))
-        self._excluded = torch.from_numpy(carried < 0)
+        tokens, excluded = torch.from_numpy(carried.clip(min=0)), torch.from_numpy(carried < 0)
+        self._tokens, self._excluded = Constant(tokens), Constant(excluded)
         self._flow = ControlFlow(member, reference, set(carried.tolist()), twins=False)
         self._share = MarkShare(member, reference)
-        used = self._tokens[~self._excluded].unique()
-        self._used: Tensor = used if published else torch.cat([used, self._flow.used_ids]).unique()
+        used = tokens[~excluded].unique()
+        used = used if published else torch.cat([used, self._flow.used_ids]).unique()
+        self._used = Constant(used)
         marks = MarkTable(member, member if published else reference)
         self._follow_marks(marks, member, reference, carried)
 
@@ -160,14 +164,12 @@ class Mapped(SpelledMarks):
 
     def used_ids(self) -> Tensor:
         """The ids in the table. The others have no effect, as `translate` normalizes over these."""
-        return self._used
+        return self._used.tensor
 
     def translate(self, logps: Tensor) -> Tensor:
         """Log-probabilities `[N, reference columns]`, normalized."""
-        if self._tokens.device != logps.device:
-            self._tokens = self._tokens.to(logps.device)
-            self._excluded = self._excluded.to(logps.device)
-        mapped = logps.index_select(-1, self._tokens).masked_fill_(self._excluded, -torch.inf)
+        tokens, excluded = (one.on(logps.device) for one in (self._tokens, self._excluded))
+        mapped = logps.index_select(-1, tokens).masked_fill_(excluded, -torch.inf)
         normalized: Tensor = mapped.log_softmax(-1)
         return normalized
 
@@ -186,7 +188,7 @@ class Mapped(SpelledMarks):
         logps = stack(member, reference)
         if self._published:
             return follow_straddles(self.translate(logps), member, reference, filters)
-        logps = logps - logps.index_select(-1, self._used.to(logps.device)).logsumexp(-1, True)
+        logps = logps - logps.index_select(-1, self._used.on(logps.device)).logsumexp(-1, True)
         kept = self._flow.kept(logps)
         # Without any mass on text, the normalized text is NaN.
         text = self.translate(logps).masked_fill_(torch.isneginf(kept), -torch.inf)
@@ -210,20 +212,17 @@ def follow_straddles(
         reference: As in `Pairing.carry`.
         filters: As in `Pairing.carry`.
     """
-    rows = list(carried)
+    cut = [row is not None for row in member]
     plain = [
-        row is not None and (straddle is None or straddle.trivial)
-        for row, straddle in zip(member, filters, strict=True)
+        there and (straddle is None or straddle.trivial)
+        for there, straddle in zip(cut, filters, strict=True)
     ]
     if all(plain):
         return carried
-    for index, (row, straddle) in enumerate(zip(member, filters, strict=True)):
-        if plain[index]:
-            continue
-        cut = None if row is None else carried[index].exp()
-        mixed = straddle.mix(cut, reference[index].exp()) if straddle else None
-        rows[index] = reference[index] if mixed is None else mixed.log()
-    return torch.stack(rows)
+    mixed = mix_straddles(carried.exp(), reference.exp(), cut, filters).log_()
+    if not any(plain):
+        return mixed
+    return torch.where(upload([[one] for one in plain], carried.device), carried, mixed)
 
 
 def with_marks(

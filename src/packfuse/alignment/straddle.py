@@ -21,11 +21,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from packfuse.alignment.spelling import spelled_bytes, unshared_marks
-from packfuse.alignment.token_pairs import FLOOR, TokenPairs
+from packfuse.alignment.token_pairs import FLOOR, Logps, TokenPairs
 from packfuse.text.vocabulary import Vocabulary
 
 WINDOW = 8
@@ -47,12 +48,13 @@ class InnerBoundary:
 
     Attributes:
         pending: Bytes from this boundary to the end of the reference token.
-        logps: The member's log-probabilities here, `[member columns]`, nats.
+        logps: The member's log-probabilities here, `[member columns]`, nats; on the host when a
+            filter gets them.
         token: The member's next token in its own tokenization of the text.
     """
 
     pending: bytes
-    logps: Tensor
+    logps: Tensor | Logps
     token: int
 
 
@@ -61,7 +63,7 @@ class Spellings:
 
     def __init__(self, vocabulary: Vocabulary, other: Vocabulary) -> None:
         """Text tokens of `vocabulary`, and its marks that are no control tokens of `other`."""
-        self.words, self.ids = vocabulary.sorted_bytes, vocabulary.sorted_ids
+        self.words, self.ids = vocabulary.sorted_bytes, vocabulary.sorted_ids.numpy()
         marks = unshared_marks(vocabulary, other)
         if marks:
             words, ids = list(self.words), self.ids.tolist()
@@ -69,7 +71,7 @@ class Spellings:
                 place = bisect.bisect_left(words, spelling)
                 words.insert(place, spelling)
                 ids.insert(place, index)
-            self.words, self.ids = words, torch.tensor(ids)
+            self.words, self.ids = words, np.array(ids)
 
     def beginning(self, prefix: bytes) -> tuple[int, int]:
         """The places of the tokens that begin with `prefix`: the first, and the last plus one."""
@@ -87,7 +89,7 @@ class Hypotheses(ABC):
         marks = [spelling.decode() for spelling in unshared_marks(member, reference).values()]
         self.window = max([WINDOW, *(len(ids) + 1 for ids in reference.encode_batch(marks))])
 
-    def _continuations(self, rest: bytes) -> tuple[Tensor, Tensor]:
+    def _continuations(self, rest: bytes) -> tuple[NDArray[np.int64], Logps]:
         """Reference tokens that can come next if the text continues with `rest`.
 
         Returns:
@@ -97,12 +99,13 @@ class Hypotheses(ABC):
         ids = self._targets.ids[low:high]
         first = self.reference.first_token(rest)
         if first is not None and self.reference.token_bytes[first] != rest:
-            ids = torch.cat([ids, torch.tensor([first])])
-        return ids, torch.where(ids == (-1 if first is None else first), FLOOR, 0.0)
+            ids = np.append(ids, first)
+        floors = np.where(ids == (-1 if first is None else first), FLOOR, 0.0)
+        return ids, floors.astype(np.float32)
 
     @abstractmethod
     def from_cut(
-        self, target: int, member_logps: Tensor, reference_logps: Tensor
+        self, target: int, member_logps: Logps, reference_logps: Logps
     ) -> tuple[list[tuple[bytes, float]], float]:
         """Split the mass that the member sends to `target` at a cut before it.
 
@@ -138,7 +141,7 @@ class StraddleIndex(Hypotheses):
         firsts = {self.reference.first_token(text), self.reference.first_token(text + b"a")}
         return target in firsts
 
-    def _find_longer(self, target: int) -> Tensor:
+    def _find_longer(self, target: int) -> NDArray[np.bool_]:
         """By partner of `target`: whether it has bytes beyond those of `target`, `[n]`.
 
         The bytes themselves are not kept: a target may have thousands of partners.
@@ -147,36 +150,33 @@ class StraddleIndex(Hypotheses):
         ids = self.pairs.partners(target).tolist()
         partners = (spelled_bytes(self.member, index) or b"" for index in ids)
         longer = [len(other) > len(token) and other.startswith(token) for other in partners]
-        return torch.tensor(longer, dtype=torch.bool)
+        return np.array(longer, dtype=np.bool_)
 
     def from_cut(
-        self, target: int, member_logps: Tensor, reference_logps: Tensor
+        self, target: int, member_logps: Logps, reference_logps: Logps
     ) -> tuple[list[tuple[bytes, float]], float]:
         """See `Hypotheses.from_cut`."""
-        mass = self.pairs.flow(target, member_logps, reference_logps)[1].cpu()
-        longer, partners = self._longer(target), self.pairs.partners(target)
+        partners, mass = self.pairs.flow(target, member_logps, reference_logps)
+        longer = self._longer(target)
         end = len(self.reference.token_bytes[target] or b"")
         least = MIN_SHARE * float(mass.sum())
-        values, places = (mass * longer).topk(min(MAX_STRADDLES, len(mass)))
+        places = _largest(np.where(longer, mass, 0), least)
         found = [
             ((spelled_bytes(self.member, partner) or b"")[end:], value)
-            for value, partner, more in zip(
-                values.tolist(), partners[places].tolist(), longer[places].tolist(), strict=True
-            )
-            if value > least and more
+            for value, partner in zip(mass[places].tolist(), partners[places].tolist(), strict=True)
         ]
         return found, float(mass[~longer].sum())
 
     def from_boundary(self, inner: InnerBoundary, target: int) -> list[tuple[bytes, float]]:
         """See `Hypotheses.from_boundary`."""
         low, high = self._own.beginning(inner.pending)
-        probs = inner.logps[self._own.ids[low:high]].exp()
-        values, places = probs.topk(min(MAX_STRADDLES, len(probs)))
-        least = MIN_SHARE * float(inner.logps[inner.token].exp())
+        logps: Logps = on_host(inner.logps)
+        probs = np.exp(logps[self._own.ids[low:high]])
+        places = _largest(probs, MIN_SHARE * float(np.exp(logps[inner.token])))
         found: list[tuple[bytes, float]] = []
-        for value, place in zip(values.tolist(), places.tolist(), strict=True):
+        for value, place in zip(probs[places].tolist(), places.tolist(), strict=True):
             rest = self._own.words[low + place][len(inner.pending) :]
-            if value > least and rest and self.consistent(target, rest):
+            if rest and self.consistent(target, rest):
                 found.append((rest, value))
         return found
 
@@ -220,12 +220,14 @@ class StraddleFilter:
     def advance(
         self,
         target: int,
-        member_logps: Tensor | None,
-        reference_logps: Tensor,
+        member_logps: Tensor | Logps | None,
+        reference_logps: Tensor | Logps,
         inner: Sequence[InnerBoundary],
         open_end: bool,
     ) -> None:
         """Update for one more reference token. A control token resets the filter.
+
+        Distributions that are not on the host yet are copied there, for which the host waits.
 
         Args:
             target: The reference token.
@@ -241,12 +243,13 @@ class StraddleFilter:
             self._sources = []
             self._update()
             return
+        reference = on_host(reference_logps)
         for source in self._sources:
-            source.ended.append(self._move(source, target, token, reference_logps))
+            source.ended.append(self._move(source, target, token, reference))
         rests: list[tuple[bytes, float]] = []
         closed = 0.0
         if member_logps is not None:
-            rests, closed = self.index.from_cut(target, member_logps, reference_logps)
+            rests, closed = self.index.from_cut(target, on_host(member_logps), reference)
         alive: Masses = {}
         _add(alive, rests, 1.0)
         self._sources.append(_Source(closed, alive))
@@ -254,7 +257,7 @@ class StraddleFilter:
         self._sources = self._sources[-self.index.window :]
         self._update()
 
-    def _move(self, source: _Source, target: int, token: bytes, reference_logps: Tensor) -> float:
+    def _move(self, source: _Source, target: int, token: bytes, reference_logps: Logps) -> float:
         """Move a source's straddles over `token`; returns the mass of those that it ends."""
         ended, alive = 0.0, Masses()
         for rest, mass in source.alive.items():
@@ -263,9 +266,9 @@ class StraddleFilter:
                 continue
             options, floors = self.index.continuations(rest)
             here = options == target
-            if not bool(here.any()):
+            if not here.any():
                 continue
-            probs = reference_logps[options].exp().cpu() + floors
+            probs = np.exp(reference_logps[options]) + floors
             total = float(probs.sum())
             share = mass * float(probs[here].sum()) / total if total > 0 else 0.0
             if longer:
@@ -280,7 +283,7 @@ class StraddleFilter:
         kept, begun = 1.0, Masses()
         for place in inner:
             longer = self.index.from_boundary(place, target)
-            own = float(place.logps[place.token].exp())
+            own = float(np.exp(on_host(place.logps)[place.token]))
             total = own + sum(value for _, value in longer)
             _add(begun, longer, kept / total if total else 0.0)
             kept = kept * own / total if total else 0.0
@@ -316,37 +319,34 @@ class StraddleFilter:
         """Whether the cut has probability 1."""
         return self.cut == 1.0 and not self.alive
 
-    def mix(self, carried: Tensor | None, reference_probs: Tensor) -> Tensor | None:
-        """The member's next distribution in the reference's vocabulary.
-
-        Args:
-            carried: The member's distribution at the cut, carried: probabilities
-                `[reference columns]`; None if there is no cut.
-            reference_probs: The reference's own probabilities, `[reference columns]`.
+    @property
+    def options(self) -> tuple[NDArray[np.int64], Logps, NDArray[np.int64]]:
+        """What can come next by the straddles alive.
 
         Returns:
-            Probabilities that sum to one; None if no hypothesis has any mass.
+            Reference ids `[n]`, their floors `[n]`, and the number of ids of each straddle.
         """
-        mixed = torch.zeros_like(reference_probs)
-        if carried is not None and self.cut > 0:
-            mixed += carried * (self.cut / carried.sum().clamp_min(1e-30))
-        if self.alive:
-            self._add_straddles(mixed, reference_probs)
-        total = mixed.sum()
-        return mixed / total if float(total) > 0 else None
+        found = [self.index.continuations(rest) for rest in self.alive]
+        sizes = np.array([len(ids) for ids, _ in found], dtype=np.int64)
+        if not found:
+            return np.empty(0, np.int64), np.empty(0, np.float32), sizes
+        ids, floors = zip(*found, strict=True)
+        return np.concatenate(ids), np.concatenate(floors), sizes
 
-    def _add_straddles(self, mixed: Tensor, reference_probs: Tensor) -> None:
-        """Add the mass of each straddle, split by the reference among its continuations."""
-        options = [self.index.continuations(rest) for rest in self.alive]
-        sizes = torch.tensor([len(ids) for ids, _ in options])
-        ids = torch.cat([ids for ids, _ in options]).to(reference_probs.device)
-        floors = torch.cat([floors for _, floors in options]).to(reference_probs.device)
-        group = torch.repeat_interleave(sizes).to(reference_probs.device)
-        probs = reference_probs[ids] + floors
-        total = probs.new_zeros(len(options)).index_add_(0, group, probs)
-        mass = probs.new_tensor(list(self.alive.values()))
-        scale = torch.where(total > 0, mass / total, 0.0)
-        mixed.index_add_(0, ids, probs * scale[group])
+
+def on_host(logps: Tensor | Logps) -> Logps:
+    """Log-probabilities as an array on the host."""
+    if isinstance(logps, Tensor):
+        array: Logps = logps.detach().cpu().numpy()
+        return array
+    return logps
+
+
+def _largest(values: Logps, least: float) -> NDArray[np.intp]:
+    """Places of the values above `least`, the `MAX_STRADDLES` largest at most, largest first."""
+    places = np.flatnonzero(values > least)
+    order = np.argsort(-values[places], kind="stable")
+    return places[order[:MAX_STRADDLES]]
 
 
 def _add(into: Masses, masses: Iterable[tuple[bytes, float]], factor: float) -> None:

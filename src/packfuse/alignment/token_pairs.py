@@ -23,7 +23,10 @@ from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
 
 Pairs = NDArray[np.int64]
-"""Token ids `[P, 2]`."""
+"""Token ids, `[P, 2]` for pairs."""
+
+Logps = NDArray[np.float32]
+"""Log-probabilities on the host, nats."""
 
 VERSION = 2
 """Increased whenever `relate_tokens` returns different pairs; part of the cache key."""
@@ -172,6 +175,14 @@ class TokenPairs:
         self._group_of = torch.full((member.columns,), -1)
         self._group_of[split_tokens] = torch.arange(self._groups)
         self._moved: dict[torch.device, TokenPairs] = {}
+        # The same on the host, for `flow`: there the split pairs are in the order of their groups.
+        self._host_tokens, self._host_floors = self._tokens.numpy(), self._floors.numpy()
+        self._host_group_of, group = self._group_of.numpy(), self._group.numpy()
+        order = np.argsort(group, kind="stable")
+        self._by_group = self._split[1].numpy()[order]
+        self._floors_by_group = self._split_floors.numpy()[order]
+        self._group_sizes = np.bincount(group, minlength=self._groups)
+        self._group_starts = np.cumsum(self._group_sizes) - self._group_sizes
 
     def on(self, device: torch.device) -> TokenPairs:
         """These pairs with their tensors on a device; copied there once."""
@@ -186,9 +197,9 @@ class TokenPairs:
             self._moved[device] = twin
         return self._moved[device]
 
-    def partners(self, target: int) -> Tensor:
+    def partners(self, target: int) -> Pairs:
         """The member tokens that are paired with reference token `target`, `[n]`."""
-        return self._tokens[self._starts[target] : self._starts[target + 1]]
+        return self._host_tokens[self._starts[target] : self._starts[target + 1]]
 
     def carry(self, member_probs: Tensor, reference_probs: Tensor) -> Tensor:
         """Carry distributions into the reference's vocabulary.
@@ -221,30 +232,30 @@ class TokenPairs:
         total = probs.new_zeros((len(probs), self._groups))
         return total.index_add_(1, self._group, probs)
 
-    def flow(
-        self, target: int, member_logps: Tensor, reference_logps: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def flow(self, target: int, member_logps: Logps, reference_logps: Logps) -> tuple[Pairs, Logps]:
         """The parts of `carry` that arrive at one reference token.
 
         Args:
             target: Reference token id.
-            member_logps: Log-probabilities `[member columns]`, nats.
-            reference_logps: Log-probabilities `[reference columns]`, nats.
+            member_logps: Log-probabilities `[member columns]`, nats, on the host.
+            reference_logps: Log-probabilities `[reference columns]`, nats, on the host.
 
         Returns:
-            Member token ids and the mass that each sends, both `[n]`, on the reference's device.
+            Member token ids and the mass that each sends, both `[n]`.
         """
-        here = self.on(reference_logps.device)
-        tokens = here.partners(target)
-        floors = here._floors[self._starts[target] : self._starts[target + 1]]
-        mass = member_logps.to(reference_logps.device)[tokens].exp()
-        groups = here._group_of[tokens]
-        split = groups >= 0
-        if bool(split.any()):
-            shares = reference_logps[here._split[1]].exp() + here._split_floors
-            total = here._normalizers(shares[None])[0][groups.clamp_min(0)]
-            share = (reference_logps[target].exp() + floors) / total
-            mass = torch.where(split, mass * share, mass)
+        here = slice(self._starts[target], self._starts[target + 1])
+        tokens = self._host_tokens[here]
+        mass = np.exp(member_logps[tokens])
+        groups = self._host_group_of[tokens]
+        split = np.flatnonzero(groups >= 0)
+        if len(split):
+            groups = groups[split]
+            first, sizes = self._group_starts[groups], self._group_sizes[groups]
+            begins = np.cumsum(sizes) - sizes
+            places = np.arange(sizes.sum()) + np.repeat(first - begins, sizes)
+            shares = np.exp(reference_logps[self._by_group[places]]) + self._floors_by_group[places]
+            share = np.exp(reference_logps[target]) + self._host_floors[here][split]
+            mass[split] *= share / np.add.reduceat(shares, begins)
         return tokens, mass
 
 

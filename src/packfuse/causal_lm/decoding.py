@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -13,6 +15,7 @@ from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.causal_lm.normalizers import log_normalizers
 from packfuse.models.logps import best_tokens
+from packfuse.transfer import download
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Decoder:
 
     Attributes:
         cache: The cache of the call, with its sequence.
-        ids: The prompt and the answer so far, `[1, n]`.
+        ids: The prompt and the answer so far, `[1, n]`, on the host.
         done: Whether the answer has ended.
     """
 
@@ -79,7 +82,11 @@ class Decoder:
             cache: The cache of the call, with its prompt.
             prepared: What `generate` prepares.
         """
-        self.ids, self.cache, self._prepared, self.done = ids, cache, prepared, False
+        self.cache, self._prepared, self.done = cache, prepared, False
+        self.ids = ids.cpu()
+        # Logits processors get the ids where the scores are.
+        self._ids_there = None if ids.device.type == "cpu" else ids
+        self._scores: Tensor | None = None
         cache.sequences, cache.prompts = cache.prompts, []
         cache.length = ids.shape[1] - 1
 
@@ -88,15 +95,26 @@ class Decoder:
         """The last token."""
         return int(self.ids[0, -1])
 
-    @torch.no_grad()
     def take(self, logps: Tensor) -> Tensor:
-        """Choose the next token.
+        """Choose the next token, and wait until it is on the host.
 
         Args:
             logps: The fused log-probabilities after the last token, `[V]`, nats.
 
         Returns:
-            The token, `[1]`.
+            The token, `[1]`, on the host.
+        """
+        return self.accept(download([self.choose(logps)])[0])
+
+    @torch.no_grad()
+    def choose(self, logps: Tensor) -> Tensor:
+        """Choose the next token, without waiting for the device; `accept` follows.
+
+        Args:
+            logps: The fused log-probabilities after the last token, `[V]`, nats.
+
+        Returns:
+            The token, `[1]`, where the log-probabilities are.
         """
         cache, settings = self.cache, self._prepared.settings
         cache.length += 1
@@ -104,11 +122,27 @@ class Decoder:
         if cache.add_log_normalizers:
             scores = scores + log_normalizers(cache.sequences, 1, scores.device)[:, -1]
         processors: Any = self._prepared.processors
-        scores = processors(self.ids, scores)
+        scores = processors(self.ids if self._ids_there is None else self._ids_there, scores)
         if settings.do_sample:
             token = torch.multinomial(scores.softmax(-1), 1)[:, 0]
         else:
             token = best_tokens(scores)
+        if self._ids_there is not None and processors:
+            self._ids_there = torch.cat([self._ids_there, token[:, None]], 1)
+        self._scores = scores
+        return token
+
+    def accept(self, chosen: NDArray[np.int64]) -> Tensor:
+        """Add the token that was chosen.
+
+        Args:
+            chosen: The token, `[1]`, on the host.
+
+        Returns:
+            The same as a tensor.
+        """
+        token, scores = torch.from_numpy(chosen), self._scores
+        self._scores = None
         self.ids = torch.cat([self.ids, token[:, None]], 1)
         criteria: Any = self._prepared.criteria
         self.done = bool(criteria(self.ids, scores).all())

@@ -348,6 +348,7 @@ class FusedForCausalLM(
             settings=settings,
             processors=processors,
             device=self.device.type,
+            times=self.engine.step_times,
         )
         cache.draft_stats = context.stats
         return call.draft.drafter(context)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from packfuse.errors import ConfigError
+from packfuse.transfer import upload
 
 FLOOR = -1e6
 """Score of impossible tokens for processors: finite, and far below that of any other token."""
@@ -49,7 +50,8 @@ class SeededChoice(LogitsProcessor):
         """Scores plus noise, `[B, V]`."""
         each = max(len(scores) // self.prompts, 1)
         keys = [(self.seed, self.first + row % each, position) for row in range(len(scores))]
-        return scores + torch.stack([_gumbel(key, scores.shape[1]) for key in keys]).to(scores)
+        noise = torch.stack([_gumbel(key, scores.shape[1]) for key in keys])
+        return scores + upload(noise, scores.device, scores.dtype)
 
 
 class FiniteScores(LogitsProcessorList):
@@ -88,8 +90,8 @@ class FiniteScores(LogitsProcessorList):
 
     def shape(self, input_ids: Tensor, scores: Tensor, **settings: Any) -> Tensor:
         """The scores before the choice, `[B, V]`."""
-        # Nearly all scores are finite, and one pass over them tells it.
-        all_finite = bool(torch.isfinite(scores.amin()))
+        # Nearly all scores are finite, and one pass over them tells it; devices are not waited for.
+        all_finite = scores.device.type == "cpu" and bool(torch.isfinite(scores.amin()))
         finite = scores if all_finite else scores.nan_to_num(torch.nan, torch.inf, FLOOR)
         try:
             processed: Any = super().__call__(input_ids, finite, **settings)  # type: ignore[arg-type]

@@ -79,7 +79,11 @@ class _Watched(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **settings: Any) -> Tensor:
         """Which sequences are done, `[B]`."""
-        found: Any = self._criteria(input_ids, scores, **settings)
+        ids = input_ids
+        if self._reason == "criteria":
+            # The caller's criteria may compare ids with tensors on the device of the model.
+            ids = ids.to(scores.device)
+        found: Any = self._criteria(ids, scores, **settings)
         done = torch.as_tensor(found, dtype=torch.bool, device=input_ids.device)
         done = done.expand(len(input_ids))
         self._ends.record(done, input_ids.shape[1], self._reason)

@@ -17,7 +17,7 @@ from packfuse.cli.command import PARTS
 from packfuse.cli.screen import Screen
 from packfuse.errors import ConfigError
 from packfuse.registry import parse_spec
-from packfuse.settings import HEADS, SCHEDULING, LoadSettings, PackConfig, PackSettings
+from packfuse.settings import HEADS, SCHEDULING, STEPS, LoadSettings, PackConfig, PackSettings
 from packfuse.starter.sources import DEFAULT, LINEUPS, sources_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _METAVARS = {
     "fusion": "RULE",
     "reference": "MEMBER",
     "heads": "|".join(HEADS),
+    "steps": "|".join(STEPS),
     "on_member_failure": "raise|drop",
     "prefix_cache": "BYTES",
     "dtype": "DTYPE",
@@ -37,6 +38,7 @@ _METAVARS = {
     "offload_folder": "FOLDER",
     "cache_dir": "FOLDER",
 }
+_CHOICES = {"heads": HEADS, "steps": STEPS}
 _EXAMPLES = {"fusion": "unite:k=5", "weighting": "sim:tau=0.5"}
 _FIELDS = {**PackSettings.model_fields, **LoadSettings.model_fields}
 _NO_OPTIONS = ("quantization", "max_memory", "token", *SCHEDULING)
@@ -67,8 +69,8 @@ def _option(name: str) -> tuple[str, Any, Any]:
         given["autocompletion"] = _names(name)
         if name in _EXAMPLES:
             given["help"] += f" Parameters follow a colon, as in {_EXAMPLES[name]}."
-    elif name == "heads":
-        given["autocompletion"] = lambda: list(HEADS)
+    elif name in _CHOICES:
+        given["autocompletion"] = lambda: list(_CHOICES[name])
     return name, Annotated[kind | None, typer.Option(**given)], field(default=None)
 
 

@@ -345,6 +345,7 @@ def alone(
         weighting="uniform",
         draft=whole.draft,
         prefix_cache=whole.prefix_cache,
+        steps=whole.steps,
         compiled=whole.compiled,
     )
     return Pack([member], own, progress=False, config=config)

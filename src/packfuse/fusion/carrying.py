@@ -15,6 +15,7 @@ from packfuse.fusion.gates.base import LastToken
 from packfuse.fusion.read_plan import NOTHING, ReadPlan, nothing_expected
 from packfuse.models.member import Member
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.transfer import Constant, upload
 
 _AT_BOUNDARY = 0.5
 """Probability of a token end from which on a member counts as standing at one."""
@@ -62,7 +63,8 @@ class Carrier:
         """`pairings` are by member, each with the reference, which is member `reference`."""
         self.vocabularies: list[Vocabulary] = [member.vocabulary for member in members]
         self.reference, self.pairings, self.lexicon = reference, list(pairings), lexicon
-        self._ends = torch.tensor(self.vocabularies[reference].end_ids, dtype=torch.long)
+        ends = self.vocabularies[reference].end_ids
+        self._ends = Constant(torch.tensor(ends, dtype=torch.long))
 
     def carry_all(
         self,
@@ -106,7 +108,8 @@ class Carrier:
         if not present:
             return reference_logps
         everywhere = len(present) == len(at)
-        there = reference_logps if everywhere else reference_logps[present]
+        rows = None if everywhere else upload(present, reference_logps.device)
+        there = reference_logps if rows is None else reference_logps.index_select(0, rows)
         filters = [stream.straddle for stream in streams]
         if literal and k != self.reference:
             carried = self.pairings[k].carry(found, nothing_expected(there), filters)
@@ -119,10 +122,7 @@ class Carrier:
             carried = torch.stack(
                 [c if stream.ends_turns else self._with_own_ends(c, r) for stream, c, r in parts]
             )
-        if everywhere:
-            return carried
-        rows = torch.tensor(present, device=reference_logps.device)
-        return reference_logps.index_copy(0, rows, carried)
+        return carried if rows is None else reference_logps.index_copy(0, rows, carried)
 
     def _own_logps(self, k: int, at: At, reference_logps: Tensor) -> Tensor:
         """Member k over its own vocabulary, `[N, columns]`; -inf where it has no distribution."""
@@ -147,12 +147,12 @@ class Carrier:
         if not ends:
             return logps
         values = logps.new_full((len(ends),), -torch.inf)
-        values[0] = reference_logps[self._ends.to(reference_logps.device)].logsumexp(0)
-        return _with_values(logps, torch.tensor(ends, device=logps.device), values)
+        values[0] = reference_logps[self._ends.on(reference_logps.device)].logsumexp(0)
+        return _with_values(logps, upload(list(ends), logps.device), values)
 
     def _with_own_ends(self, carried: Tensor, reference_logps: Tensor) -> Tensor:
         """A carried distribution with the reference's probability that the turn ends."""
-        ends = self._ends.to(carried.device)
+        ends = self._ends.on(carried.device)
         return _with_values(carried, ends, reference_logps[ends])
 
 

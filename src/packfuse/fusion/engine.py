@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Container, Iterator, Sequence
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,13 +15,16 @@ from torch import Tensor
 
 from packfuse.alignment.base import Alignment, Pairing, ReferenceView
 from packfuse.fusion.carrying import Carrier
+from packfuse.fusion.host_rows import HostRows
 from packfuse.fusion.member_stream import MemberStream
+from packfuse.fusion.pending_checks import PendingChecks
 from packfuse.fusion.pooling import Fusion, pool
 from packfuse.fusion.read_plan import ReadPlan, execute, first_boundary
 from packfuse.fusion.room import check_room, overflow
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.compiled import PRECOMPILED_WIDTHS, Compiled
 from packfuse.models.member import Member, Pause, ReadCallback
+from packfuse.models.step_times import StepTimes, step_times
 from packfuse.models.vocab_subset import MAX_SHARE, VocabSubset
 from packfuse.process import PackLock
 from packfuse.progress import ProgressCallback
@@ -118,6 +122,17 @@ class Engine:
             if member.refused is None:
                 member.compile_ahead(subset, width)
 
+    @cached_property
+    def step_times(self) -> tuple[StepTimes, ...]:
+        """By member, how long its steps take, measured once; empty if some are on processors.
+
+        What processors take is known (`causal_lm.drafts.length`).
+        """
+        if any(member.device.type == "cpu" for member in self.members):
+            return ()
+        with self.lock:
+            return tuple(step_times(member) for member in self.members)
+
     def with_members(self, members: Sequence[Member]) -> Engine:
         """The same engine with other members of the same vocabularies (quantized copies)."""
         twin = copy.copy(self)
@@ -193,6 +208,7 @@ class Engine:
         first = first_boundary(sequence, 1)
         plan = ReadPlan(sequence, self.reference_index, first, 1)
         execute(self.members, [plan], callbacks, pause=pause)
+        PendingChecks([sequence]).settle(sequence)
         sequence.prefilled = plan.boundaries
 
     @_one_at_a_time
@@ -229,6 +245,7 @@ class Engine:
         endings: Container[int] = (),
         ends_when_full: bool = False,
         save_states: bool = False,
+        defers_check: bool = False,
     ) -> Tensor:
         """Read reference ids and give the fused distribution after each of the last `keep` of them.
 
@@ -243,6 +260,8 @@ class Engine:
                 window. Without it, that is an error.
             save_states: Save the streams' states at each position, so that cropping to it costs
                 nothing.
+            defers_check: Whether the caller calls `PackSequence.settle` before it uses the result,
+                where the host has to wait for the device anyway.
 
         Returns:
             Log-probabilities `[N, keep, reference columns]`, nats.
@@ -279,9 +298,16 @@ class Engine:
             )
             for index, plan in plans.items():
                 out[index].extend(plan.out)
-        for sequence in sequences:
-            sequence.begin_answer()
+        self._end(sequences, defers_check=defers_check)
         return torch.stack([torch.stack(positions) for positions in out])
+
+    def _end(self, sequences: Sequence[PackSequence], *, defers_check: bool) -> None:
+        """Check what has been read, now or later; from here on the pack chooses the tokens."""
+        checks = PendingChecks(sequences)
+        for sequence in sequences:
+            if not defers_check:
+                checks.settle(sequence)
+            sequence.begin_answer()
 
     def _segments(self, ids: Sequence[int], keep: int) -> Iterator[tuple[list[int], int]]:
         """Runs of text and single control tokens, each with its number of wanted positions."""
@@ -325,16 +351,21 @@ class Engine:
     def _fuse(
         self, plans: Sequence[ReadPlan], fusions: Sequence[Fusion], *, save_states: bool = False
     ) -> None:
+        needs = [plan.filter_rows() for plan in plans]
+        rows = HostRows(
+            itertools.chain.from_iterable(ahead for ahead, _ in needs),
+            itertools.chain.from_iterable(wanted for _, wanted in needs),
+        )
         for plan, fusion in zip(plans, fusions, strict=True):
             for step in range(plan.lead + 1):
-                plan.advance_filters(step, literal=fusion.literal)
+                plan.advance_filters(step, rows, literal=fusion.literal)
         for turn in range(max((plan.keep for plan in plans), default=0)):
             chosen = [pair for pair in zip(plans, fusions, strict=True) if turn < pair[0].keep]
             group = [plan for plan, _ in chosen]
             steps = [plan.lead + turn for plan in group]
             if turn:
                 for (plan, fusion), step in zip(chosen, steps, strict=True):
-                    plan.advance_filters(step, literal=fusion.literal)
+                    plan.advance_filters(step, rows, literal=fusion.literal)
             pool(self.carrier, group, steps, [own for _, own in chosen])
             if save_states:
                 for plan, step in zip(group, steps, strict=True):

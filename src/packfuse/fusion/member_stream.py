@@ -12,6 +12,7 @@ from torch import Tensor
 
 from packfuse.alignment.base import Pairing
 from packfuse.alignment.straddle import InnerBoundary
+from packfuse.fusion.host_rows import HostRow
 from packfuse.fusion.spelled_marks import Mark, MarkedTokenizer, SpelledMarks, spelled_ids
 from packfuse.models.member import Member, Read, ReadCallback, Session
 from packfuse.models.vocab_subset import VocabSubset
@@ -28,17 +29,24 @@ class Boundary:
         inner: Its own token boundaries inside the reference token that was just read.
         whole: Whether a token of the member can end here.
         at: Its place in the member's text since the fixed ids, in bytes; -1 if nobody asks for it.
+        row: The log-probabilities on their way to the host; None if they were not copied ahead.
     """
 
     logps: Tensor | None
     inner: tuple[InnerBoundary, ...] = ()
     whole: bool = True
     at: int = -1
+    row: HostRow | None = None
+
+    def copied(self) -> Boundary:
+        """The same, with its log-probabilities on their way to the host."""
+        return self if self.logps is None else replace(self, row=HostRow(self.logps))
 
     def places(self) -> Iterator[tuple[int, Tensor | None]]:
         """Where tokens of the member end in the reference token, and its distributions there."""
         for place in self.inner:
-            yield self.at - len(place.pending), place.logps
+            if isinstance(place.logps, Tensor):
+                yield self.at - len(place.pending), place.logps
         yield self.at, self.logps
 
 
@@ -239,7 +247,9 @@ class MemberStream:
         self.member.rollback(session, min(_common_length(session.ids, ids), first - 1))
         fresh = ids[session.length :]
         keep = len(ids) - first + 1
-        logps = yield Read(session, fresh, keep, callback, self.subset)
+        # The engine checks the stream's own session, and knows no other.
+        defers = session is self.session
+        logps = yield Read(session, fresh, keep, callback, self.subset, defers_check=defers)
         return {first + offset: logps[offset] for offset in range(keep)}
 
     def _text_steps(

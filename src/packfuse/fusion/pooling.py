@@ -18,6 +18,7 @@ from packfuse.fusion.rules.base import Rule
 from packfuse.fusion.rules.pools import with_full_support
 from packfuse.fusion.rules.sharpening import Sharpening
 from packfuse.fusion.sequence import PackSequence
+from packfuse.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,8 @@ def _pool_alike(
     words = fusion.uses_lexicon(carrier.lexicon)
     carried = carrier.carry_all(plans, steps, words=words, literal=fusion.literal)
     sequences = [plan.sequence for plan in plans]
-    weights = torch.stack([_weights(sequence) for sequence in sequences]).to(carried.logps)
+    weights = torch.stack([_weights(sequence) for sequence in sequences])
+    weights = upload(weights, carried.logps.device, carried.logps.dtype)
     fused, open_at = fusion.fuse(carried, weights)
     for index, (plan, is_fused) in enumerate(zip(plans, open_at, strict=True)):
         sequence, member_logps = plan.sequence, carried.logps[:, index]

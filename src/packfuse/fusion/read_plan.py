@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from packfuse.alignment.straddle import StraddleFilter
+from packfuse.fusion.host_rows import HostRow, HostRows
 from packfuse.fusion.member_stream import Boundary, ReadSteps
 from packfuse.fusion.sequence import PackSequence, StreamState
 from packfuse.models.compute.threads import device_groups, run_beside, run_parallel
@@ -16,6 +19,49 @@ from packfuse.models.member import Member, Pause, Read, ReadCallback
 
 NOTHING = -200.0
 """A log-probability that is finite, and 0 as a probability in float32, nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilterMove:
+    """What moves a straddle filter over one reference token.
+
+    Attributes:
+        straddle: The filter.
+        before: The member's boundary before the token.
+        reference: The reference's boundary before the token, with a distribution.
+        here: The member's boundary after the token.
+    """
+
+    straddle: StraddleFilter
+    before: Boundary
+    reference: Boundary
+    here: Boundary
+
+    def tensors(self) -> list[Tensor]:
+        """The distributions that it needs on the host."""
+        rows = [self.before.logps, self.reference.logps, *(p.logps for p in self.here.inner)]
+        return [row for row in rows if isinstance(row, Tensor)]
+
+    def apply(self, target: int, rows: HostRows, *, literal: bool) -> None:
+        """Move the filter over the reference token `target`; for `literal` see `Gate.literal`."""
+        member, reference, *inner = (
+            rows[logps] if isinstance(logps, Tensor) else None
+            for logps in (
+                self.before.logps,
+                self.reference.logps,
+                *(place.logps for place in self.here.inner),
+            )
+        )
+        if reference is None:
+            return
+        if literal:
+            reference = np.full_like(reference, NOTHING)
+        places = [
+            replace(place, logps=logps)
+            for place, logps in zip(self.here.inner, inner, strict=True)
+            if logps is not None
+        ]
+        self.straddle.advance(target, member, reference, places, open_end=self.here.whole)
 
 
 @dataclass(slots=True)
@@ -63,26 +109,46 @@ class ReadPlan:
             raise LookupError("the reference has read nothing yet")
         return logps
 
-    def advance_filters(self, step: int, *, literal: bool = False) -> None:
+    def filter_moves(self, step: int) -> Iterator[FilterMove]:
+        """The filters that advance from boundary `step - 1` to boundary `step`, and by what."""
+        for stream, boundaries in zip(self.sequence.streams, self.boundaries, strict=True):
+            if stream is None or boundaries is None or stream.straddle is None:
+                continue
+            before = boundaries[step - 1] if step else stream.boundary
+            reference = self.own[step - 1] if step else self._last_of_reference()
+            if before is not None and reference is not None and reference.logps is not None:
+                yield FilterMove(stream.straddle, before, reference, boundaries[step])
+
+    def filter_rows(self) -> tuple[list[HostRow], list[Tensor]]:
+        """The distributions that all moves of the filters need.
+
+        Returns:
+            Those that were copied to the host ahead, and all of them.
+        """
+        ahead: list[HostRow] = []
+        wanted: list[Tensor] = []
+        for step in range(0 if self.filters_ready else 1, len(self.own)):
+            for move in self.filter_moves(step):
+                ahead += [one.row for one in (move.before, move.reference) if one.row]
+                wanted += move.tensors()
+        return ahead, wanted
+
+    def advance_filters(self, step: int, rows: HostRows, *, literal: bool = False) -> None:
         """Advance the straddle filters from boundary `step - 1` to boundary `step`.
 
         Args:
             step: Number of the boundary.
+            rows: What `filter_rows` names, on the host.
             literal: See `Gate.literal`.
         """
-        for stream, boundaries in zip(self.sequence.streams, self.boundaries, strict=True):
-            if stream is None or boundaries is None or stream.straddle is None:
-                continue
-            if step == 0 and not self.filters_ready:
-                stream.straddle = stream.pairing.straddle()
-                continue
-            before = boundaries[step - 1] if step else stream.boundary
-            reference = self.own[step - 1] if step else self._last_of_reference()
-            if before is None or reference is None or reference.logps is None:
-                continue
-            token, here = self.sequence.text_ids[self.first + step - 1], boundaries[step]
-            expected = nothing_expected(reference.logps) if literal else reference.logps
-            stream.straddle.advance(token, before.logps, expected, here.inner, open_end=here.whole)
+        if step == 0 and not self.filters_ready:
+            for stream, boundaries in zip(self.sequence.streams, self.boundaries, strict=True):
+                if stream is not None and boundaries is not None and stream.straddle is not None:
+                    stream.straddle = stream.pairing.straddle()
+            return
+        token = self.sequence.text_ids[self.first + step - 1]
+        for move in self.filter_moves(step):
+            move.apply(token, rows, literal=literal)
 
     def _last_of_reference(self) -> Boundary | None:
         stream = self.sequence.streams[self.reference]
@@ -99,10 +165,14 @@ class ReadPlan:
         self.sequence.saved_states[self.first + step] = states
 
     def finish(self) -> None:
-        """Leave the member streams at the last boundary."""
-        for stream, boundaries in zip(self.sequence.streams, self.boundaries, strict=True):
+        """Leave the member streams at the last boundary; filters will need their distributions."""
+        streams = self.sequence.streams
+        filtered = any(stream.straddle is not None for stream in streams if stream)
+        for k, (stream, boundaries) in enumerate(zip(streams, self.boundaries, strict=True)):
             if stream is not None and boundaries is not None:
-                stream.boundary = boundaries[-1]
+                last = boundaries[-1]
+                needed = filtered and (k == self.reference or stream.straddle is not None)
+                stream.boundary = last.copied() if needed else last
         self.sequence.filters_ready = True
 
 

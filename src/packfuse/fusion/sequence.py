@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
@@ -23,6 +24,13 @@ FixedPrefix = tuple[list[int], bytes, SpelledMarks]
 
 _CHARACTER = 4
 """Most bytes of a character in UTF-8."""
+
+
+class Checks(Protocol):
+    """Checks that a step has left for later."""
+
+    def settle(self, sequence: PackSequence) -> None:
+        """Check what was read of a sequence."""
 
 
 class PackSequence:
@@ -53,6 +61,7 @@ class PackSequence:
         answer_from: Byte offset in `text` from which the pack has chosen the tokens; None while
             the prompt is read. Only there may a spelled mark become a member's control token.
         left_out: Members that failed, by name, with the number of tokens that were chosen before.
+        checks: What is still to be checked of the last step; see `settle`.
     """
 
     def __init__(
@@ -79,6 +88,7 @@ class PackSequence:
         self.saved_states: dict[int, list[StreamState | None]] = {}
         self.left_out: dict[str, int] = {}
         self._opened: set[int] = set()
+        self.checks: Checks | None = None
         self._closed: list[tuple[int, list[FixedPrefix | None], int | None]] = []
         self._first_text: int | None = None
 
@@ -88,7 +98,7 @@ class PackSequence:
         twin.ids, twin.text_ids, twin.ends = list(self.ids), list(self.text_ids), list(self.ends)
         twin.unread, twin.prefilled = list(self.unread), list(self.prefilled)
         twin._closed, twin._opened = list(self._closed), set(self._opened)
-        twin.saved_states, twin.left_out = {}, dict(self.left_out)
+        twin.saved_states, twin.left_out, twin.checks = {}, dict(self.left_out), None
         twin.streams = [stream and stream.fork() for stream in self.streams]
         return twin
 
@@ -99,6 +109,15 @@ class PackSequence:
         twin._closed = list(self._closed)
         twin.streams = [stream and stream.outline() for stream in self.streams]
         return twin
+
+    def settle(self) -> None:
+        """Check what `Engine.advance` has left to its caller.
+
+        Raises:
+            MemberError: if a member gave NaN; what was fused is not to be used.
+        """
+        if self.checks is not None:
+            self.checks.settle(self)
 
     @property
     def is_stale(self) -> bool:

@@ -163,6 +163,7 @@ def _record(
         candidates=_candidates(batch.runtime, sequence) or None,
         scored_places=_scored_places(batch.runtime, fit) or None,
         left_out=dict(sequence.left_out),
+        eager_members=batch.runtime.eager_members,
         timings=Timings(
             prefill_seconds=fit.prefill_seconds,
             weights_seconds=fit.weights_seconds,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
@@ -15,6 +17,7 @@ from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.output.result import Answer
+from packfuse.transfer import download
 from packfuse.weighting.prefill import leave_out
 
 
@@ -70,7 +73,7 @@ class Row:
         """Choose the first token from the distribution after the prompt."""
         sequence, streamer = self.sequence, self._streamer
         if streamer:
-            streamer.put(self._decoder.ids.cpu())
+            streamer.put(self._decoder.ids)
         if sequence.is_stale:
             self.model.engine.read_again([sequence], self.call)
         fused, members = sequence.fused_logps, sequence.member_logps
@@ -84,9 +87,34 @@ class Row:
 
     def take(self, logps: Tensor) -> None:
         """Choose the next token from the fused log-probabilities `[V]` after the last one, nats."""
-        token = self._decoder.take(logps)
+        self.accept(download([self.choose(logps)])[0])
+
+    def choose(self, logps: Tensor) -> Tensor:
+        """Choose the next token where the log-probabilities `[V]` are; `accept` follows.
+
+        Returns:
+            The token, `[1]`, for which nothing has waited yet.
+
+        Raises:
+            MemberError: if a member gave NaN, and that was noticed here.
+        """
+        try:
+            return self._decoder.choose(logps)
+        except Exception:
+            # Errors that follow from NaN give way to the one that names the member.
+            self.sequence.settle()
+            raise
+
+    def accept(self, chosen: NDArray[np.int64]) -> None:
+        """Add the token that was chosen, `[1]`, once it is on the host.
+
+        Raises:
+            MemberError: if a member gave NaN, which is known by then.
+        """
+        self.sequence.settle()
+        token = self._decoder.accept(chosen)
         if self._streamer:
-            self._streamer.put(token.cpu())
+            self._streamer.put(token)
 
     def leave_out(self, name: str) -> bool:
         """Go on without a member that has failed, if the pack drops such members.

@@ -25,6 +25,7 @@ from packfuse.generation.roles import in_roles
 from packfuse.models.compiled import Compiled, compile_steps
 from packfuse.models.hf_member import HFMember
 from packfuse.models.member import Member
+from packfuse.models.static_member import CompiledStaticMember, StaticMember, static_hindrance
 from packfuse.process import PackLock
 from packfuse.progress import alignment_progress, compile_progress
 from packfuse.settings import PackSettings
@@ -115,7 +116,7 @@ class Runtime:
         if not members:
             raise ConfigError("a pack needs at least one member")
         _warn_experimental(members, settings)
-        self.members = [_compiled(m) if settings.compiled else m for m in members]
+        self.members, self._eager = _with_steps(members, settings)
         self.names = [member.name for member in members]
         self.settings, self.parts = settings, Parts.of(settings)
         self.parts.weighting.for_members(self.names)
@@ -153,7 +154,14 @@ class Runtime:
     @property
     def compiled(self) -> bool:
         """Whether any member runs compiled steps."""
-        return any(isinstance(m, Compiled) and m.refused is None for m in self.members)
+        compiled = (Compiled, CompiledStaticMember)
+        return any(isinstance(m, compiled) and m.refused is None for m in self.members)
+
+    @property
+    def eager_members(self) -> dict[str, str]:
+        """Why members decode eagerly whose steps were to be static, by name."""
+        refused = {m.name: m.refused for m in self.members if isinstance(m, StaticMember)}
+        return self._eager | {name: reason for name, reason in refused.items() if reason}
 
     def scores_prompt(self, weights: Weights | None) -> bool:
         """Whether a prompt is scored: for the weights, or for the record where it costs little.
@@ -240,6 +248,9 @@ class Runtime:
                     )
                 with compile_progress(self.progress) as progress:
                     engine.compile_ahead(self.call, progress)
+                if self.parts.draft is not None:
+                    # Measured here, so that the first answer does not wait for it.
+                    _ = engine.step_times
                 self._models[reference] = FusedForCausalLM(engine, self.call, self.prefixes)
             return self._models[reference]
 
@@ -268,9 +279,28 @@ class Runtime:
         return self._own_tokens[reference]
 
 
-def _compiled(member: Member) -> Member:
-    """The compiled variant of a member; the member itself if its model is in another process."""
-    return compile_steps(member) if isinstance(member, HFMember) else member
+def _with_steps(
+    members: Sequence[Member], settings: PackSettings
+) -> tuple[list[Member], dict[str, str]]:
+    """Members that decode as the settings say, and why some do not, by name."""
+    eager: dict[str, str] = {}
+
+    def stepping(member: Member) -> Member:
+        on_cuda = member.device.type == "cuda"
+        static = settings.steps == "static" or (settings.steps == "auto" and on_cuda)
+        if not isinstance(member, HFMember):
+            return member
+        reason = static_hindrance(member) if static else None
+        if static and reason is None:
+            return CompiledStaticMember(member) if settings.compiled else StaticMember(member)
+        if reason is not None:
+            eager[member.name] = reason
+        if isinstance(member, StaticMember):
+            # It comes from another pack.
+            member = member.renamed(member.name)
+        return compile_steps(member) if settings.compiled else member
+
+    return [stepping(member) for member in members], eager
 
 
 def _warn_experimental(members: Sequence[Member], settings: PackSettings) -> None:

@@ -9,7 +9,8 @@ Features are looked up by name, not by version number. Differences within this r
   `generate` reads `is_linear` of caches, and assisted decoding reads `is_croppable`.
 - 5.23 added an environment variable that makes sdpa attention use grouped kernels, 5.24 stopped
   copying keys and values for single tokens. `grouped_attention` needs neither.
-- torch 2.13 added `isolate_recompiles`, without which steps are not compiled.
+- torch 2.13 added `isolate_recompiles`. Before, graphs are counted by the code of the function that
+  is compiled, so each gets a copy of the code.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -201,6 +203,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def has_any_hooks(model: nn.Module) -> bool:
+    """Whether a model or a module inside it has forward hooks or forward pre-hooks."""
+    return any(has_hooks(module) for module in model.modules())
+
+
 def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
     """A module's direct children by name; a module with two names is listed under both."""
     return module._modules
@@ -281,8 +288,6 @@ def isolates_graphs() -> bool:
 def compile_hindrance(model: Any) -> str | None:
     """Why a model's forward pass cannot be one graph of its own; None if it can."""
     quantizer = getattr(model, "hf_quantizer", None)
-    if not isolates_graphs():
-        return f"torch {torch.__version__} limits the graphs of all members together; 2.13 does not"
     if not model._can_compile_fullgraph:
         return f"transformers does not compile {type(model).__name__}"
     if quantizer is not None and not quantizer.is_compileable:
@@ -290,19 +295,44 @@ def compile_hindrance(model: Any) -> str | None:
     return None
 
 
-OWN_GRAPHS: dict[str, Any] = {"isolate_recompiles": True}
-"""Options of torch.compile: graphs of other functions do not count against the limit."""
+def capture_hindrance(model: Any) -> str | None:
+    """Why a model's forward pass cannot be captured as a CUDA graph; None if it may be."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not quantizer.is_compileable:
+        return f"{type(quantizer).__name__} cannot be captured"
+    return None
 
 
-def compiled_call(model: nn.Module, **options: Any) -> Callable[..., Any]:
+def compiled_call(model: nn.Module, recompile_limit: int, **options: Any) -> Callable[..., Any]:
     """A model's call, compiled to one graph for each kind of input.
+
+    Graphs of other functions do not count against the limit.
 
     Args:
         model: The model.
+        recompile_limit: Most graphs.
         options: Further options of torch.compile.
     """
-    inner: dict[str, Any] = {"guard_filter_fn": _guards}
-    return torch.compile(model.__call__, fullgraph=True, options=inner, **options)
+    options = {"fullgraph": True, "options": {"guard_filter_fn": _guards}, **options}
+    if isolates_graphs():
+        own: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": recompile_limit}
+        return torch.compile(model.__call__, **options, **own)
+
+    def call(**inputs: Any) -> Any:
+        return model(**inputs)
+
+    # A function with a copy of the code, by which graphs are counted.
+    copied = FunctionType(
+        call.__code__.replace(), call.__globals__, closure=call.__closure__, name=call.__name__
+    )
+    copied.__kwdefaults__ = call.__kwdefaults__
+    compiled = torch.compile(copied, **options)
+
+    def limited(**inputs: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=recompile_limit):
+            return compiled(**inputs)
+
+    return limited
 
 
 def _guards(entries: Sequence[Any]) -> list[bool]:

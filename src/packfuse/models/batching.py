@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from packfuse.models.member import Pause, Read
@@ -18,8 +19,17 @@ One more token in a pass takes about a tenth of the time of another pass.
 MAX_CHUNK_TOKENS = 512
 """Most tokens of a row in one pass, which limits the memory for activations (dev/log.md)."""
 
+MAX_DEVICE_TOKENS = 8192
+"""The same on accelerators, where passes over few tokens leave the device idle, and only the first
+pass has the fast kernels of attention without a mask."""
 
-NO_PAUSE = Pause(MAX_CHUNK_TOKENS, int)
+
+def max_chunk_tokens(device: torch.device) -> int:
+    """Most tokens of a row in one pass on a device."""
+    return MAX_CHUNK_TOKENS if device.type == "cpu" else MAX_DEVICE_TOKENS
+
+
+NO_PAUSE = Pause(MAX_DEVICE_TOKENS, int)
 """For a read that nothing waits for: its pauses do nothing."""
 
 
@@ -104,7 +114,11 @@ def _can_share_batch(one: Read, other: Read, pads: int | None) -> bool:
 
 
 def chunks(
-    requests: Sequence[Read], size: int | None, *, skips_logits: bool
+    requests: Sequence[Read],
+    size: int | None,
+    *,
+    skips_logits: bool,
+    longest: int = MAX_CHUNK_TOKENS,
 ) -> Iterator[tuple[int, int]]:
     """Token ranges `(start, stop)` of the chunks, counted from the end of the longest request.
 
@@ -112,9 +126,10 @@ def chunks(
         requests: The requests of one batch, aligned at their ends.
         size: Most positions of a chunk at which some request needs logits; None for no limit.
         skips_logits: Whether logits are computed only at positions where a request needs them.
+        longest: Most tokens of a chunk, where no pause of a request asks for fewer.
     """
     length = max(len(request.ids) for request in requests)
-    longest = min([MAX_CHUNK_TOKENS, *(r.pause.tokens for r in requests if r.pause)])
+    longest = min([longest, *(r.pause.tokens for r in requests if r.pause)])
     needed = set(range(-length, 0)) if not skips_logits else set[int]()
     for request in requests:
         needed.update(range(-request.keep, 0))

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from packfuse.errors import MemberError
-from packfuse.hf_compat.models import COMPILE_ERRORS, OWN_GRAPHS, compile_hindrance, compiled_call
+from packfuse.hf_compat.models import COMPILE_ERRORS, compile_hindrance, compiled_call
 from packfuse.models.batching import ReadChunk
+from packfuse.models.compute.lm_head import LMHead
 from packfuse.models.hf_member import HFMember
 from packfuse.models.kv.fixed_shape import (
     FixedShapeBatch,
     can_read,
     mark_dynamic,
-    unsupported_reason,
 )
 from packfuse.models.kv.ragged import ForwardBatch
 from packfuse.models.member import Read
@@ -32,7 +32,7 @@ from packfuse.models.vocab_subset import VocabSubset
 MAX_GRAPHS = 32
 """Most graphs of one LM head: for one or several rows, new tokens, and selected positions."""
 
-_OWN_GRAPHS: dict[str, Any] = {"recompile_limit": MAX_GRAPHS, **OWN_GRAPHS}
+_OWN_GRAPHS: dict[str, Any] = {"recompile_limit": MAX_GRAPHS}
 
 MAX_FULL_LOGITS = 16
 """Most positions of a batch at which logits are computed at all of them."""
@@ -40,7 +40,7 @@ MAX_FULL_LOGITS = 16
 PRECOMPILED_WIDTHS = (1, 2)
 """Numbers of new tokens whose steps are compiled at load; others are compiled when needed."""
 
-_compiler_lock = threading.Lock()
+COMPILER_LOCK = threading.Lock()
 """Held while a compiled step runs: torch identifies graphs by one number for the process."""
 
 _compiled: WeakKeyDictionary[HFMember, Compiled] = WeakKeyDictionary()
@@ -68,8 +68,7 @@ class Compiled(HFMember):
         """A compiled variant of `member`, with the same model."""
         vars(self).update(vars(member))
         self.refused: str | None = None
-        # Keys are subsets, which are freed with their pack, or the `LMHead` for the whole head.
-        self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
+        self._calls = CompiledCalls(self._lm_head)
 
     def forget(self) -> None:
         """See `Member.forget`."""
@@ -129,11 +128,9 @@ class Compiled(HFMember):
             list(range(count)) if count <= MAX_FULL_LOGITS else flat, device=self.device
         )
         mark_dynamic(positions, 0)
-        with _compiler_lock:
-            twin, call = self._call(subset)
-            twin.get_output_embeddings().positions = positions
+        with COMPILER_LOCK:
             try:
-                logits = self._run(call, inputs)[0]
+                logits = self._run(self._calls.at(positions, subset), inputs)[0]
             except COMPILE_ERRORS as error:
                 self.refused = " ".join(str(error).split("\n")[:2])
                 raise MemberError(
@@ -142,14 +139,36 @@ class Compiled(HFMember):
                 ) from error
         return logits[flat] if count <= MAX_FULL_LOGITS else logits
 
-    def _call(self, subset: VocabSubset | None) -> tuple[Any, Callable[..., Any]]:
-        """A twin of the model with the LM head for a subset, and its compiled call."""
+
+class CompiledCalls:
+    """The compiled calls of one member: one for each LM head."""
+
+    def __init__(self, lm_head: LMHead) -> None:
+        """Nothing is compiled yet."""
+        self._lm_head = lm_head
+        # Keys are subsets, which are freed with their pack, or the `LMHead` for the whole head.
+        self._calls: WeakKeyDictionary[Any, tuple[Any, Callable[..., Any]]] = WeakKeyDictionary()
+
+    def clear(self) -> None:
+        """Forget all that was compiled."""
+        self._calls.clear()
+
+    def at(self, positions: Tensor, subset: VocabSubset | None) -> Callable[..., Any]:
+        """The compiled call of a twin of the model with logits at some positions only.
+
+        Args:
+            positions: Flat positions `[P]`; see `LMHead.select`.
+            subset: The tokens of which logits are computed; None for all.
+        """
         key = self._lm_head if subset is None else subset
         if key not in self._calls:
             twin = self._lm_head.select(torch.zeros(1, dtype=torch.long), subset)
-            # No CUDA graphs: there would be one for each store, size of a store, and thread.
+            # No CUDA graphs of the compiler's own: there would be one for each store, size of a
+            # store, and thread.
             self._calls[key] = twin, compiled_call(twin, **_OWN_GRAPHS)
-        return self._calls[key]
+        twin, call = self._calls[key]
+        twin.get_output_embeddings().positions = positions
+        return call
 
 
 def compile_steps(member: HFMember) -> HFMember:
@@ -173,14 +192,4 @@ def _warn(member: HFMember, reason: str) -> None:
 
 def _unsupported_reason(member: HFMember) -> str | None:
     """Why the steps of a member cannot be compiled; None if they can."""
-    model: Any = member.model
-    devices = {str(parameter.device) for parameter in model.parameters()}
-    if reason := compile_hindrance(model):
-        return reason
-    if len(devices) > 1:
-        return f"its model is spread over {', '.join(sorted(devices))}"
-    if not member._lm_head.replaceable:
-        return "its LM head cannot be replaced"
-    if not member._takes_positions:
-        return f"{type(model).__name__} does not take position_ids"
-    return unsupported_reason(member._empty_cache, model.config)
+    return compile_hindrance(member.model) or member.fixed_steps_hindrance()

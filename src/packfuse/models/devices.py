@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -68,6 +69,14 @@ def without_weights(model: nn.Module) -> str | None:
     if is_offloaded(model):
         return None
     return next((name for name, p in model.named_parameters() if p.device.type == "meta"), None)
+
+
+def free_memory(device: torch.device) -> int:
+    """Free memory of a device, in bytes; what torch holds without using it is free."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    return int(psutil.virtual_memory().available)
 
 
 def _hook(module: nn.Module) -> Any:

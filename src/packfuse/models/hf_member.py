@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 
 from packfuse.errors import LoadError, MemberError, UnsupportedError
 from packfuse.hf_compat.models import CACHE, cache_argument, grouped_attention
-from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks
+from packfuse.models.batching import MAX_PADDING, ReadChunk, batches, chunks, max_chunk_tokens
 from packfuse.models.compute.lm_head import LMHead
 from packfuse.models.compute.onednn import OneDNNLinear, has_layers
 from packfuse.models.devices import execution_device
 from packfuse.models.fingerprint import ModelState, digest_of, forget_digest
+from packfuse.models.kv.fixed_shape import unsupported_reason
 from packfuse.models.kv.ragged import ForwardBatch, RaggedBatch
 from packfuse.models.kv.sessions import KVSessions
 from packfuse.models.kv.store import has_states, new_cache
@@ -27,9 +28,13 @@ from packfuse.models.member import MemberFacts, Read
 from packfuse.models.vocab_subset import VocabSubset
 from packfuse.models.window import context_window
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.transfer import upload
 
 LOGITS_BYTES = 32 * 2**20
 """Most bytes of one block of float32 logits; longer reads are cut into chunks."""
+
+DEVICE_LOGITS_BYTES = 8 * LOGITS_BYTES
+"""The same on accelerators: the places of a prompt that are scored fit into one block."""
 
 _CACHES = (
     "a member needs a KV cache that can be copied and cut at any token: attention, also beside "
@@ -121,10 +126,19 @@ class HFMember(KVSessions):
         """See `Member.read`. Requests with similar numbers of new tokens run as one batch."""
         self.check_context_window(requests)
         results: dict[int, Tensor] = {}
-        for rows in batches(requests, MAX_PADDING if self._allows_padding else None):
+        for rows in self._batches(requests):
             for row, kept in zip(rows, self._read([requests[i] for i in rows]), strict=True):
                 results[row] = kept
         return [results[row] for row in range(len(requests))]
+
+    def _batches(self, requests: Sequence[Read]) -> Iterator[list[int]]:
+        """Groups of indices of requests that are read together."""
+        return batches(requests, self._max_padding)
+
+    @property
+    def _max_padding(self) -> int | None:
+        """The most padding of a row; None if rows cannot be padded."""
+        return MAX_PADDING if self._allows_padding else None
 
     def _read(self, requests: list[Read]) -> list[Tensor]:
         """Read the requests of one batch, in chunks that limit the memory for logits."""
@@ -136,7 +150,12 @@ class HFMember(KVSessions):
         whole = long and not has_states(self._empty_cache) and self._lm_head.separable
         kept: list[list[Tensor]] = [[] for _ in requests]
         # Chunks are limited by the number of logits, which most models compute only where needed.
-        ranges = chunks(requests, None if whole else size, skips_logits=self._can_skip_logits)
+        ranges = chunks(
+            requests,
+            None if whole else size,
+            skips_logits=self._can_skip_logits,
+            longest=max_chunk_tokens(self.device),
+        )
         for number, (start, stop) in enumerate(list(ranges)):
             if number and (pause := requests[0].pause):
                 pause.call()
@@ -152,7 +171,8 @@ class HFMember(KVSessions):
     @property
     def _block_positions(self) -> int:
         """The most positions of one block of logits."""
-        return max(1, LOGITS_BYTES // (4 * self.vocabulary.columns))
+        room = LOGITS_BYTES if self.device.type == "cpu" else DEVICE_LOGITS_BYTES
+        return max(1, room // (4 * self.vocabulary.columns))
 
     @torch.no_grad()
     def _forward(
@@ -179,7 +199,7 @@ class HFMember(KVSessions):
         except BaseException:
             for session in sessions:
                 # Some layers may have read the tokens, and others not: the cache is invalid.
-                session.ids, session.state = [], self.open().state
+                self.reset(session)
             raise
         batch.finish()
         for chunk, session, values in zip(read_chunks, sessions, log_normalizers, strict=True):
@@ -263,7 +283,7 @@ class HFMember(KVSessions):
         ]
         observed = any(chunk.request.callback for chunk in read_chunks)
         if observed and len(flat) > self._block_positions and self._lm_head.separable:
-            body, hidden = self._lm_head.body(torch.tensor(flat, dtype=torch.long))
+            body, hidden = self._lm_head.body(upload(flat, self.device, torch.long))
             self._run(body, inputs)
             for block in hidden().split(self._block_positions):
                 yield self._logits_of(block)
@@ -287,7 +307,7 @@ class HFMember(KVSessions):
         subset: VocabSubset | None,
     ) -> Tensor:
         """The logits `[P, columns]` at flat positions of the batch, and at no others."""
-        twin = self._lm_head.select(torch.tensor(flat, dtype=torch.long), subset)
+        twin = self._lm_head.select(upload(flat, self.device, torch.long), subset)
         return self._run(twin, inputs)[0]
 
     def _run(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -328,8 +348,19 @@ class HFMember(KVSessions):
         Raises:
             MemberError: for another number of logits than expected, or for NaN.
         """
-        count, size = self.vocabulary.columns, self.vocabulary.size
-        expected = count if subset is None else len(subset.ids)
+        logps, column, log_normalizers = self._normalized(logits, subset)
+        check_numbers(self.name, column, counts)
+        return logps, log_normalizers
+
+    def _normalized(
+        self, logits: Tensor, subset: VocabSubset | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities `[P, columns]`, those of one token, and log-normalizers `[P]`, nats.
+
+        Raises:
+            MemberError: for another number of logits than expected.
+        """
+        expected = self.vocabulary.columns if subset is None else len(subset.ids)
         if logits.shape[-1] != expected:
             raise MemberError(
                 f"member {self.name!r} gives {logits.shape[-1]} logits, not {expected}",
@@ -337,8 +368,18 @@ class HFMember(KVSessions):
             )
         logits = logits.float()
         if subset is not None:
-            logps, first = subset.spread(logits), int(subset.ids[0])
+            logps, first = subset.spread(logits), subset.first
         else:
-            logps, first = whole_logps(logits, size), 0
-        check_numbers(self.name, logps[:, first], counts)
-        return logps, logits[:, 0] - logps[:, first]
+            logps, first = whole_logps(logits, self.vocabulary.size), 0
+        return logps, logps[:, first], logits[:, 0] - logps[:, first]
+
+    def fixed_steps_hindrance(self) -> str | None:
+        """Why steps of this member cannot run in tensors of fixed shape; None if they can."""
+        devices = sorted({str(parameter.device) for parameter in self.model.parameters()})
+        if len(devices) > 1:
+            return f"its model is spread over {', '.join(devices)}"
+        if not self._lm_head.replaceable:
+            return "its LM head cannot be replaced"
+        if not self._takes_positions:
+            return f"{type(self.model).__name__} does not take position_ids"
+        return unsupported_reason(self._empty_cache, self.model.config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig
 
-from packfuse.errors import LoadError, PackError
+from packfuse.errors import LoadError, PackError, UnsupportedError
 from packfuse.hf_compat.models import causal_architectures
 from packfuse.models.cache_size import CacheSize, cache_size
-from packfuse.models.checkpoint import checkpoint_size
+from packfuse.models.kv.fixed_shape import unsupported_reason
+from packfuse.models.kv.store import new_cache
 from packfuse.models.llama_cpp import open_vocabulary
 from packfuse.models.loading import (
     load_model,
@@ -25,6 +26,7 @@ from packfuse.models.loading import (
 )
 from packfuse.models.loading.adapters import find_adapter
 from packfuse.models.loading.architecture import auto_class
+from packfuse.models.loading.checkpoint import checkpoint_size
 from packfuse.models.loading.engine import engine_of
 from packfuse.models.loading.gguf.fields import main_type
 from packfuse.models.loading.gguf_model import gguf_in_place
@@ -59,6 +61,8 @@ class ModelReport(_Report):
         candidates: How many tokens its server names at each place; None for all of them.
         engine: What runs it: transformers, llama.cpp, or the kind of its server.
         cache: Bytes of its KV cache; None unless asked for, and under other engines.
+        static_steps: Whether it decodes in captured steps on CUDA (`PackSettings.steps`).
+        eager_reason: Why it does not.
         problems: Reasons why it cannot join a pack; empty if it can.
     """
 
@@ -76,6 +80,8 @@ class ModelReport(_Report):
     candidates: int | None = None
     engine: str | None = None
     cache: CacheSize | None = None
+    static_steps: bool | None = None
+    eager_reason: str | None = None
     problems: list[str] = []
 
 
@@ -175,6 +181,7 @@ def inspect_model(
         facts |= _tokenizer_facts(config, tokenizer)
         vocabulary = Vocabulary(tokenizer, int(config.get_text_config().vocab_size))
         facts["fast_tokenizer"] = True
+        facts |= _steps(config, how)
         size = checkpoint_size(base)
         memory = size.memory_bytes(how["dtype"])
         facts |= {"parameters": size.parameters, "memory_bytes": memory}
@@ -239,6 +246,17 @@ def _architecture(config: Any, problems: list[str]) -> dict[str, Any]:
     if not causal:
         problems.append(f"it is a {own}, not a causal language model")
     return {"architecture": own, "causal": causal}
+
+
+def _steps(config: Any, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the model decodes in captured steps on CUDA, as far as its configuration tells."""
+    try:
+        reason = unsupported_reason(new_cache(config), config, how.get("attn_implementation"))
+    except UnsupportedError:
+        return {}  # it is not loaded either, which has its own message
+    if reason is None and isinstance(how.get("device_map"), Mapping):
+        reason = "its weights may be on several devices"
+    return {"static_steps": reason is None, "eager_reason": reason}
 
 
 def _tokenizer_facts(config: Any, tokenizer: Any) -> dict[str, Any]:

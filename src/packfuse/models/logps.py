@@ -36,10 +36,15 @@ def check_numbers(name: str, column: Tensor, counts: Sequence[int]) -> None:
     """
     broken = torch.isnan(column)
     if bool(broken.any()):
-        raise MemberError(
-            f"member {name!r} gave NaN logits after token {counts[int(broken.nonzero()[0])]}",
-            hint="load it in bfloat16 or float32, or leave it out of the pack",
-        )
+        raise nan_error(name, counts[int(broken.nonzero()[0])])
+
+
+def nan_error(name: str, count: int) -> MemberError:
+    """The error of a member whose logits are NaN after so many tokens."""
+    return MemberError(
+        f"member {name!r} gave NaN logits after token {count}",
+        hint="load it in bfloat16 or float32, or leave it out of the pack",
+    )
 
 
 def best_tokens(scores: Tensor) -> Tensor:

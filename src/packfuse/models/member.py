@@ -7,12 +7,16 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from packfuse.errors import PromptError
+from packfuse.models.logps import nan_error
 from packfuse.models.vocab_subset import MAX_PRUNED_MASS, VocabSubset
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.transfer import download
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,26 @@ class ReadCallback:
         return self.counts is None or count in self.counts
 
 
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """Positions at which logits may be NaN, which is not known on the host yet.
+
+    Attributes:
+        flags: Whether they are NaN, `[n]`, on the member's device.
+        counts: By position, the number of tokens read there.
+    """
+
+    flags: Tensor
+    counts: Sequence[int]
+
+    @classmethod
+    def after(cls, before: Unchecked | None, flags: Tensor, counts: Sequence[int]) -> Unchecked:
+        """Positions after others that have not been checked either."""
+        if before is None:
+            return cls(flags, counts)
+        return cls(torch.cat([before.flags, flags]), [*before.counts, *counts])
+
+
 @dataclass(slots=True)
 class Session:
     """The tokens that a member has read of one sequence, and the state that it keeps for them.
@@ -45,6 +69,7 @@ class Session:
         observed: Number of positions over which `pruned_mass` is averaged.
         pruned_mass: Mean probability of the tokens outside the request's subset at the positions
             that a callback got.
+        unchecked: What is still to be checked of the last read; see `Read.defers_check`.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -52,6 +77,7 @@ class Session:
     log_normalizers: Tensor | None = None
     observed: int = 0
     pruned_mass: float = 0.0
+    unchecked: Unchecked | None = None
 
     @property
     def length(self) -> int:
@@ -86,6 +112,8 @@ class Read:
         subset: The tokens over which the returned distributions are normalized; None for all. The
             callback gets distributions over all tokens in either case.
         pause: Interrupts the read; None to read without a pause.
+        defers_check: Whether the caller will call `check` before it uses what was read, so that the
+            member need not wait for the device to find NaN logits. Members may check at once.
     """
 
     session: Session
@@ -94,6 +122,7 @@ class Read:
     callback: ReadCallback | None = None
     subset: VocabSubset | None = None
     pause: Pause | None = None
+    defers_check: bool = False
 
     @property
     def active_subset(self) -> VocabSubset | None:
@@ -246,6 +275,11 @@ class Member(ABC):
                     hint="shorten the prompt or the answer",
                 )
 
+    def reset(self, session: Session) -> None:
+        """Forget all that a session has read, in place."""
+        fresh = self.open()
+        session.ids, session.state, session.unchecked = fresh.ids, fresh.state, None
+
     @abstractmethod
     def rollback(self, session: Session, length: int) -> None:
         """Drop the tokens after the first `length`, in place.
@@ -268,3 +302,26 @@ class Member(ABC):
     @abstractmethod
     def nbytes(self, session: Session) -> int:
         """Memory that a session keeps alive in bytes, shared tensors included."""
+
+
+def check(read: Sequence[tuple[Member, Session]]) -> None:
+    """Check the last reads of sessions whose check was deferred; the host waits once.
+
+    Raises:
+        MemberError: for NaN, naming the first member; the session that has read it is reset.
+    """
+    waiting = [(member, session) for member, session in read if session.unchecked]
+    settle(waiting, download([s.unchecked.flags for _, s in waiting if s.unchecked]))
+
+
+def settle(read: Sequence[tuple[Member, Session]], flags: Sequence[NDArray[np.bool_]]) -> None:
+    """The end of `check`, for a caller who brings the flags to the host by itself.
+
+    Raises:
+        MemberError: see `check`.
+    """
+    for (member, session), broken in zip(read, flags, strict=True):
+        unchecked, session.unchecked = session.unchecked, None
+        if unchecked is not None and broken.any():
+            member.reset(session)
+            raise nan_error(member.name, unchecked.counts[int(broken.argmax())])

@@ -26,23 +26,32 @@ class VocabSubset:
         ids: The token ids `[n]`, ascending.
         count: Size of the whole output dimension, that is `vocabulary.columns`.
         exact: Whether the result of fusion never depends on the pruned tokens.
+        first: The first of the tokens.
     """
 
     def __init__(self, ids: Tensor, count: int, *, exact: bool = False) -> None:
         """See the attributes of the class."""
         self.ids, self.count, self.exact = ids, count, exact
+        self.first = int(ids[0]) if len(ids) else 0
+        self._moved: dict[torch.device, Tensor] = {ids.device: ids}
+
+    def on(self, device: torch.device) -> Tensor:
+        """The token ids on a device; copied there once."""
+        if device not in self._moved:
+            self._moved[device] = self.ids.to(device)
+        return self._moved[device]
 
     def spread(self, logits: Tensor) -> Tensor:
         """Log-probabilities `[N, count]` (nats) from logits of the subset, `[N, n]`."""
         logps = logits.log_softmax(-1)
         whole = logps.new_full((len(logps), self.count), -torch.inf)
-        return whole.index_copy_(1, self.ids.to(logps.device), logps)
+        return whole.index_copy_(1, self.on(logps.device), logps)
 
     def pruned_mass(self, logps: Tensor) -> float:
         """Probability of the tokens outside the subset, summed over the N of `[N, count]`."""
-        inside = logps.index_select(1, self.ids.to(logps.device)).logsumexp(-1).exp()
+        inside = logps.index_select(1, self.on(logps.device)).logsumexp(-1).exp()
         return float((1 - inside).sum())
 
     def restrict(self, logps: Tensor) -> Tensor:
         """Log-probabilities `[N, count]`, renormalized over the subset."""
-        return self.spread(logps.index_select(1, self.ids.to(logps.device)))
+        return self.spread(logps.index_select(1, self.on(logps.device)))

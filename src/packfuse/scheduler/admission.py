@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import psutil
-import torch
-
+from packfuse.models.devices import free_memory
 from packfuse.models.member import Member
 from packfuse.scheduler.task import Task
 
@@ -85,11 +83,4 @@ def memory_limit(setting: int | Literal["auto"], members: Iterable[Member]) -> i
     """
     if setting != "auto":
         return setting
-    return int(FREE_SHARE * min(_free(device) for device in {m.device for m in members}))
-
-
-def _free(device: torch.device) -> int:
-    """Free memory of a device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return int(FREE_SHARE * min(free_memory(device) for device in {m.device for m in members}))

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from packfuse.errors import BusyError, ClosedError, ServerError
 from packfuse.generation.row import Row
 from packfuse.generation.runtime import Runtime
-from packfuse.models.batching import MAX_CHUNK_TOKENS, NO_PAUSE
+from packfuse.models.batching import MAX_CHUNK_TOKENS, MAX_DEVICE_TOKENS, NO_PAUSE
 from packfuse.models.compute.heap import trim
 from packfuse.models.compute.threads import release_openmp_threads
 from packfuse.models.member import Pause
 from packfuse.process import EXITING, on_fork, wait_at_exit
 from packfuse.scheduler.admission import Admission, memory_limit
 from packfuse.scheduler.task import Task, autocast
+from packfuse.transfer import download
 
 T = TypeVar("T")
 
@@ -29,6 +32,9 @@ READ_TOKENS = 64
 A long prompt is read in parts of this size. Short ones are read together while the sum fits, by an
 estimate of their lengths.
 """
+
+DEVICE_READ_TOKENS = 1024
+"""The same on accelerators, where so many tokens take little longer than a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +169,7 @@ class Scheduler:
     def _turn(self) -> None:
         """Start tasks with short prompts, or one other, and advance all rows by one token."""
         self._drop_cancelled()
-        left = READ_TOKENS
+        left = self._part_tokens
         while left > 0 and (task := self._next(left)) is not None:
             left -= self._start(task)
         self._step()
@@ -174,16 +180,27 @@ class Scheduler:
         Args:
             tokens: Most tokens of its prompt, if others have been read in this turn.
         """
+        most = self._part_tokens
         with self._mutex:
             # While a task does all its work, only tasks with rows are started.
-            only_rows = self._busy or tokens < READ_TOKENS
+            only_rows = self._busy or tokens < most
             waiting = [t for t in self._waiting if not only_rows or t.in_rows(alone=False)]
-            if tokens < READ_TOKENS and waiting and waiting[0].prompt_tokens > tokens:
+            if tokens < most and waiting and waiting[0].prompt_tokens > tokens:
                 return None
             task = self._room().choose(waiting, len(self._running))
             if task is not None:
                 self._waiting.remove(task)
             return task
+
+    @property
+    def _on_processors(self) -> bool:
+        """Whether no member of this process computes on an accelerator."""
+        return all(member.device.type == "cpu" for member in self._runtime.members)
+
+    @property
+    def _part_tokens(self) -> int:
+        """Most tokens of prompts that are read between two steps."""
+        return READ_TOKENS if self._on_processors else DEVICE_READ_TOKENS
 
     def _room(self) -> Admission:
         if self._admission is None:
@@ -198,7 +215,8 @@ class Scheduler:
         admission.take(task)
         alone = not (self._running or self._waiting or self._busy)
         in_rows, busy = task.in_rows(alone=alone), self._busy
-        tokens = MAX_CHUNK_TOKENS if alone else READ_TOKENS
+        whole = MAX_CHUNK_TOKENS if self._on_processors else MAX_DEVICE_TOKENS
+        tokens = whole if alone else self._part_tokens
         self._busy = busy or not in_rows
         try:
             rows = task.start(Pause(tokens, partial(self._between, in_rows)), alone=alone)
@@ -207,7 +225,7 @@ class Scheduler:
             rows = ()
         finally:
             self._busy = busy
-        read = max([self._learn(row) for row in rows], default=READ_TOKENS)
+        read = max([self._learn(row) for row in rows], default=self._part_tokens)
         if not rows:
             admission.free(task)
         started = [Running(task, row) for row in rows]
@@ -279,9 +297,17 @@ class Scheduler:
         for one in rows:
             groups.setdefault((id(one.row.model), one.task.precision), []).append(one)
         for group in groups.values():
+            chosen: list[tuple[Running, Tensor]] = []
             for one, logps in _distributions(group, fail):
                 try:
-                    one.task.run(partial(one.row.take, logps))
+                    chosen.append((one, one.task.run(partial(one.row.choose, logps))))
+                except BaseException as error:
+                    fail(one, error)
+            # The host waits once for the tokens of all rows.
+            tokens = download([token for _, token in chosen])
+            for (one, _), token in zip(chosen, tokens, strict=True):
+                try:
+                    one.task.run(partial(one.row.accept, token))
                 except BaseException as error:
                     fail(one, error)
 
@@ -320,6 +346,7 @@ def _distributions(
                 [row.sequence for row in rows],
                 [[row.last] for row in rows],
                 [row.call for row in rows],
+                defers_check=True,
             )
     except Exception as error:
         for row, length in zip(rows, lengths, strict=True):

@@ -21,9 +21,11 @@ from packfuse.settings.pack import (
     HEADS,
     PARTS,
     SCHEDULING,
+    STEPS,
     HeadsName,
     PackSettings,
     Part,
+    StepsName,
     plain_part,
     weighting_part,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "OTHER_NAMES",
     "PARTS",
     "SCHEDULING",
+    "STEPS",
     "TRANSFORMERS",
     "TRANSFORMERS_ONLY",
     "TRUST",
@@ -46,6 +49,7 @@ __all__ = [
     "Part",
     "RayPlace",
     "Settings",
+    "StepsName",
     "plain_part",
     "weighting_part",
 ]

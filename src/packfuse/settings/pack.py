@@ -22,6 +22,8 @@ Part = str | dict[str, Any] | SerializeAsAny[BaseModel]
 
 HeadsName = Literal["full", "pruned"]
 HEADS: tuple[HeadsName, ...] = get_args(HeadsName)
+StepsName = Literal["auto", "static", "eager"]
+STEPS: tuple[StepsName, ...] = get_args(StepsName)
 PARTS = ("fusion", "weighting", "alignment", "draft", "gate")
 """Fields that take a part."""
 
@@ -61,6 +63,9 @@ class PackSettings(Settings):
     """When the server of a member fails: raise its error, or drop the member, unless it is the
     reference. The record says from which token on; the next call tries it again. Scores always
     raise the error, beams do once the prompt has been read, and drafts are not used."""
+    steps: StepsName = "auto"
+    """How members decode. static: over KV caches of fixed size, on CUDA as CUDA graphs; eager: as
+    the models are written, slower on CUDA; auto: static on CUDA, eager on processors."""
     parallel: bool = False
     """Experimental: members on different devices run at the same time. On processors it is slower
     than one after the other."""
@@ -100,7 +105,7 @@ class PackSettings(Settings):
 
 
 # What is sampled with a seed depends on the draft, though its distribution does not.
-_CHANGES_ANSWERS = {*PARTS, "reference", "heads", "compiled", "on_member_failure"}
+_CHANGES_ANSWERS = {*PARTS, "reference", "heads", "steps", "compiled", "on_member_failure"}
 
 
 def weighting_part(value: Any) -> Any:

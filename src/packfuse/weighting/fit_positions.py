@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from packfuse.alignment.base import ReferenceView
+from packfuse.transfer import upload
 
 FitScore = tuple[Tensor, Tensor]
 """Compressed log-probabilities of one position, `[K, 1, C]`, nats, and its label, `[1]`."""
@@ -22,8 +23,8 @@ FitScore = tuple[Tensor, Tensor]
 MIN_TAIL = 1e-6
 """Smallest probability of the tokens left out, together: below it float32 has only rounding."""
 
-_BLOCK = 16
-"""Number of positions that are carried to the reference in one call."""
+_BLOCK, _BLOCK_ON_DEVICE = 16, 64
+"""Number of positions that are carried to the reference in one call: on processors, elsewhere."""
 
 
 class FitKey(NamedTuple):
@@ -95,18 +96,23 @@ class FitPositions:
             logps: Log-probabilities `[n, member columns]`, nats.
         """
         started = time.perf_counter()
-        complete: list[int] = []
-        for count, row in zip(counts, logps, strict=True):
-            offset = self._at[member].get(count)
-            rows = None if offset is None else self._pending.get(offset)
-            if offset is None or rows is None:
-                continue
-            last = len(rows.keys() | {member}) == len(self._ids)
-            # A row that is not copied would keep all of `logps` in memory.
-            rows[member] = row if last else row.clone()
-            complete += [offset] * last
-        for start in range(0, len(complete), _BLOCK):
-            self._compress(complete[start : start + _BLOCK])
+        found = ((at, self._at[member].get(count)) for at, count in enumerate(counts))
+        here = [(at, own) for at, own in found if own is not None and own in self._pending]
+        complete = [
+            own for _, own in here if len(self._pending[own].keys() | {member}) == len(self._ids)
+        ]
+        waiting = {own for _, own in here}.difference(complete)
+        held = [(at, own) for at, own in here if own in waiting]
+        if held:
+            # One copy: rows of `logps` itself would keep all of it in memory.
+            rows = logps.index_select(0, upload([at for at, _ in held], logps.device))
+            for row, (_, offset) in zip(rows, held, strict=True):
+                self._pending[offset][member] = row
+        for at, offset in here:
+            self._pending[offset].setdefault(member, logps[at])
+        size = _BLOCK if logps.device.type == "cpu" else _BLOCK_ON_DEVICE
+        for start in range(0, len(complete), size):
+            self._compress(complete[start : start + size])
         self.seconds += time.perf_counter() - started
 
     def stacked(self) -> tuple[Tensor, Tensor]:
@@ -128,6 +134,9 @@ class FitPositions:
             ]
             labels = torch.tensor([key.label for key in keys])
             scores, labels = compress_topk(torch.stack(carried), labels, self._candidates)
+            if self._candidates is not None:
+                # A few numbers, which weights are fitted to on the host.
+                scores, labels = scores.cpu(), labels.cpu()
             for at, key in enumerate(keys):
                 here = slice(at, at + 1)
                 self.scores[key] = scores[:, here].clone(), labels[here].clone()

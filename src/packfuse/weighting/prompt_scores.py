@@ -9,12 +9,12 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from packfuse.alignment.base import Pairing, ReferenceView
 from packfuse.models.member import ReadCallback
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.transfer import download, upload
 from packfuse.weighting.fit_positions import FitPositions
 from packfuse.weighting.methods.base import Evidence, FitLimits, Weights
 
@@ -212,8 +212,8 @@ class PromptScores:
         rows = [at for at, count in enumerate(counts) if count < len(own.ids)]
         if rows:
             known = [counts[at] for at in rows]
-            chosen = torch.tensor([own.ids[count] for count in known], device=translated.device)
-            own.logps[known] = translated[rows, chosen].double().cpu().numpy()
+            at = upload([rows, [own.ids[count] for count in known]], translated.device)
+            own.logps[known] = download([translated[at[0], at[1]].double()])[0]
         self.fit_positions.add(k, counts, logps)
 
     def pieces(self) -> Weights:

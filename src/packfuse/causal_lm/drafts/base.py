@@ -13,11 +13,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.candidate_generator import CandidateGenerator
 
+from packfuse.causal_lm.drafts.length import DraftLength
 from packfuse.causal_lm.processors import FiniteScores
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.pooling import Fusion
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.logps import best_tokens
+from packfuse.models.step_times import StepTimes, step_costs
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class DraftContext:
         processors: The logits processors of the call.
         device: Type of the device that the pack runs on.
         stats: Counts of the drafts, updated in every round.
+        times: By member, how long its steps take; empty where that was not measured.
     """
 
     engine: Engine
@@ -70,6 +73,26 @@ class DraftContext:
     processors: LogitsProcessorList
     device: str = "cpu"
     stats: DraftStats = field(default_factory=DraftStats)
+    times: Sequence[StepTimes] = ()
+
+    def draft_length(
+        self, cost: float, max_draft_tokens: int, *, prior: float = 0.8
+    ) -> DraftLength:
+        """What chooses the lengths of drafts, at the prices of this device.
+
+        Args:
+            cost: Cost of drafting one token, in decoding steps of the pack.
+            max_draft_tokens: Longest draft, in tokens.
+            prior: Acceptance rate that is assumed before anything was drafted.
+        """
+        steps = step_costs(self.times) if self.times else ()
+        return DraftLength(cost, max_draft_tokens, self.device, prior, steps)
+
+    def step_share(self, k: int, reading: Sequence[int]) -> float:
+        """The share of member k in the time of a step of the members `reading`."""
+        if not self.times:
+            return 1 / len(reading)
+        return self.times[k][0] / sum(self.times[other][0] for other in reading)
 
     def choose(self, ids: Tensor, logits: Tensor) -> tuple[int, Tensor]:
         """Choose the next token as `generate` does.

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from packfuse.causal_lm.drafts.base import DraftContext, Drafter, Proposal
-from packfuse.causal_lm.drafts.length import DraftLength
 from packfuse.fusion.room import overflow
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.int8 import drafting_copy
@@ -52,9 +51,9 @@ class ModelDrafter(Drafter):
         for k in self.drafting_members:
             copied = drafting_copy(members[k]) if quantize else None
             members[k] = copied or members[k]
-            cost += (_INT8_COST if copied else 1.0) / len(reading)
+            cost += (_INT8_COST if copied else 1.0) * context.step_share(k, reading)
         self._engine = engine.with_members(members)
-        self._length = DraftLength(cost, max_draft_tokens, context.device)
+        self._length = context.draft_length(cost, max_draft_tokens)
 
     def propose(self, ids: Tensor, room: int) -> Proposal:
         """See `Drafter`."""

@@ -37,6 +37,8 @@ class DraftLength:
         device: Type of device, for the cost of verification.
         prior: Acceptance rate that is assumed before anything was drafted. Without drafts the
             estimate returns to it.
+        steps: What a pass over 1, 2, 3, ... new tokens costs, in decoding steps, where that was
+            measured; empty for what is usual for the type of device.
 
     Example:
         >>> length = DraftLength(cost=0.1, max_draft_tokens=8)
@@ -51,6 +53,7 @@ class DraftLength:
     max_draft_tokens: int
     device: str = "cpu"
     prior: float = 0.8
+    steps: tuple[float, ...] = ()
     _accepted: float = field(default=0.0, init=False)
     _verified: float = field(default=0.0, init=False)
 
@@ -71,7 +74,15 @@ class DraftLength:
             return 1.0
         rate = (self._accepted + _PRIOR_TOKENS * self.prior) / (self._verified + _PRIOR_TOKENS)
         expected_tokens = sum(rate**i for i in range(drafted + 1))
+        return (self._verification(drafted) + drafted * self.cost) / expected_tokens
+
+    def _verification(self, drafted: int) -> float:
+        """Cost of a pass that verifies so many drafted tokens, in decoding steps."""
+        if self.steps:
+            # Longer passes are no steps: as if they took several.
+            whole, rest = divmod(drafted + 1, len(self.steps))
+            return whole * self.steps[-1] + (self.steps[rest - 1] if rest else 0)
         fixed, each = VERIFY_COST.get(self.device, OTHER_VERIFY_COST)
         if drafted <= FREE_TOKENS.get(self.device, 0):
             fixed, each = FREE_COST
-        return (1 + fixed + drafted * (self.cost + each)) / expected_tokens
+        return 1 + fixed + drafted * each

@@ -44,9 +44,7 @@ class LookupDrafter(Drafter):
         self.draft = draft
         matches = range(draft.min_match, draft.max_match + 1)
         self._lengths = {
-            match: DraftLength(
-                0.0, draft.max_draft_tokens, context.device, prior=1 - 1 / (match + 1)
-            )
+            match: context.draft_length(0.0, draft.max_draft_tokens, prior=1 - 1 / (match + 1))
             for match in matches
         }
         self._used: DraftLength | None = None

@@ -107,6 +107,8 @@ def _models(models: list[ModelReport]) -> Table:
     if any(model.scored_places for model in models):
         places = [model.scored_places for model in models]
         rows["places scored"] = ["all" if number is None else f"{number:,}" for number in places]
+    if any(model.static_steps is False for model in models):
+        rows["steps on CUDA"] = [_steps(model) for model in models]
     for fact, values in rows.items():
         table.add_row(fact, *map(Text, values))
     return table
@@ -159,6 +161,12 @@ def _answers(found: PackReport, answers: AnswerMemory) -> str:
         f"With the weights and at most {size(prefix)} of prefix cache: "
         f"{size(weights + answers.cache_bytes + prefix)}."
     )
+
+
+def _steps(model: ModelReport) -> str:
+    if model.static_steps is None:
+        return "?"
+    return "captured" if model.static_steps else f"eager: {model.eager_reason}"
 
 
 def _yes(value: bool | None) -> str:

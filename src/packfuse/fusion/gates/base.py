@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Positions:
 
 def all_at_boundary(ends: Sequence[Sequence[bool]], weights: Tensor) -> Tensor:
     """Where a token of every member with a weight `[N, K]` ends: bool `[N]`."""
-    return (torch.tensor(ends, device=weights.device) | (weights == 0)).all(1)
+    return (upload(ends, weights.device) | (weights == 0)).all(1)
 
 
 class Roles(NamedTuple):

@@ -63,9 +63,17 @@ def geometric(logps: Tensor, weights: Tensor) -> Tensor:
     mass = torch.logsumexp(pooled, -1, keepdim=True)
     empty = torch.isneginf(mass)
     pooled -= mass
-    if empty.any():
+    if may_hold(empty):
         pooled = torch.where(empty, arithmetic(logps, weights), pooled)
     return pooled
+
+
+def may_hold(flags: Tensor) -> bool:
+    """Whether some of the flags may be true: on processors whether they are.
+
+    On other devices the host would have to wait for them, which takes longer than to go on as if.
+    """
+    return flags.device.type != "cpu" or bool(flags.any())
 
 
 def with_full_support(fused: Tensor, logps: Tensor, weights: Tensor) -> Tensor:
@@ -83,6 +91,6 @@ def with_full_support(fused: Tensor, logps: Tensor, weights: Tensor) -> Tensor:
         `[N, V]`: `fused` where it is finite, elsewhere the mean plus `LAST_RESORT`.
     """
     dropped = torch.isneginf(fused)
-    if not dropped.any():
+    if not may_hold(dropped):
         return fused
     return torch.where(dropped, arithmetic(logps, weights) + LAST_RESORT, fused)

@@ -194,6 +194,8 @@ class FusionRecord(_Plain):
             places this one was scored; None without such.
         left_out: Members whose servers failed, by name, with the number of tokens of the answer
             that were chosen before; see `PackSettings.on_member_failure`.
+        eager_members: Members that decode eagerly though the pack's steps are static, by name, with
+            the reason; see `PackSettings.steps`.
         timings: Times in seconds.
         seed: The seed of the call, if it had one.
         constraint: Kind of the constraint: "json_schema", "regex" or "grammar".
@@ -227,6 +229,7 @@ class FusionRecord(_Plain):
     candidates: dict[str, Candidates] | None = None
     scored_places: dict[str, int] | None = None
     left_out: dict[str, int] = {}
+    eager_members: dict[str, str] = {}
     timings: Timings
     seed: int | None = None
     constraint: str | None = None

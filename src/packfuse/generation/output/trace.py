@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from packfuse.fusion.engine import Engine
@@ -13,6 +14,7 @@ from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
 from packfuse.generation.output.result import TokenLogprob, TraceStep
 from packfuse.models.logps import best_tokens
+from packfuse.transfer import download
 
 IMPOSSIBLE = -9999.0
 """Stands for a log-probability of minus infinity, nats, as in OpenAI's API."""
@@ -29,6 +31,8 @@ class RecordedSequence:
         trace: The entry of the token that was generated.
         pending: The last positions, whose tokens may still be rejected, with the members' weights.
         returned: Number of entries that `TraceRecorder.new_steps` has returned.
+        choices: The most probable token of each member and of the pack, `[K + 1]`, at positions
+            that are not in `agreed` and `overruled` yet.
     """
 
     agreed: dict[int, bool] = field(default_factory=dict)
@@ -37,11 +41,24 @@ class RecordedSequence:
     trace: dict[int, TraceStep] = field(default_factory=dict)
     pending: dict[int, tuple[FusedPosition, list[float]]] = field(default_factory=dict)
     returned: int = 0
+    choices: dict[int, tuple[Tensor, list[bool]]] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
         """The first position, where the answer begins."""
-        return min(self.agreed, default=0)
+        return min(self.is_fused, default=0)
+
+    def count_choices(self, reference: int) -> None:
+        """Bring the choices to the host, at once, and compare them; `reference` is its index."""
+        if not self.choices:
+            return
+        (table,) = download([torch.stack([chosen for chosen, _ in self.choices.values()])])
+        rows = zip(self.choices.items(), table.tolist(), strict=True)
+        for (at, (_, weighted)), (*members, pack) in rows:
+            best = {token for token, counts in zip(members, weighted, strict=True) if counts}
+            self.agreed[at] = len(best) <= 1
+            self.overruled[at] = pack != members[reference]
+        self.choices.clear()
 
     def share(self, flags: dict[int, bool], tokens: int) -> float | None:
         """Share of true flags in an answer of `tokens` tokens; None if nothing was recorded."""
@@ -82,17 +99,18 @@ class TraceRecorder:
 
     def row(self, index: int) -> RecordedSequence:
         """The records of row `index` of the batch."""
-        return self._rows.get(index, RecordedSequence())
+        found = self._rows.get(index, RecordedSequence())
+        found.count_choices(self.engine.reference_index)
+        return found
 
     def __call__(self, sequence: PackSequence, position: FusedPosition) -> None:
         """Record one position; a `PositionCallback`."""
         read, logps, fused = position.tokens_read, position.logps, position.fused
         record = self._rows.setdefault(sequence.row, RecordedSequence())
-        best = best_tokens(logps).tolist()
+        # Nothing waits for the device here: the tokens are compared at the end.
+        chosen = torch.cat([best_tokens(logps), best_tokens(fused)[None]])
         weights = self._weights(sequence)
-        weighted = [c for c, w in zip(best, weights, strict=True) if w > 0]
-        record.agreed[read] = len(set(weighted)) <= 1
-        record.overruled[read] = int(best_tokens(fused)) != best[self.engine.reference_index]
+        record.choices[read] = chosen, [weight > 0 for weight in weights]
         record.is_fused[read] = position.is_fused
         if self.tracing:
             record.pending[read] = position, weights

@@ -69,8 +69,8 @@ class FixedShapeBatch(ForwardBatch):
         # Set before the pass runs: a fork that ends at the same slot will copy.
         store.used = max(end + read for end, read in zip(self._ends, self._read, strict=True))
         self.cache = copy.copy(empty)
-        self._layers: list[_WholeStoreLayer] = [
-            with_class(_WholeStoreLayer, layer) for layer in empty.layers
+        self._layers: list[WholeStoreLayer] = [
+            with_class(WholeStoreLayer, layer) for layer in empty.layers
         ]
         for index, layer in enumerate(self._layers):
             layer.keys, layer.values = store.layer(index)
@@ -98,7 +98,9 @@ class FixedShapeBatch(ForwardBatch):
                 mark_dynamic(tensor, 0, 2)
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor(padded, device=device),
-            "attention_mask": self._masks(slots, starts),
+            "attention_mask": attention_masks(
+                self._config, slots, starts, self._store.slots, self._store.layer(0)[0].dtype
+            ),
         }
         if positions:
             # Positions of padding are limited, for models with a table of positions.
@@ -110,35 +112,6 @@ class FixedShapeBatch(ForwardBatch):
                 mark_dynamic(tensor, 0, -2, -1)
         return {**inputs, "use_cache": True}
 
-    def _masks(self, slots: Tensor, starts: Tensor) -> Any:
-        """Attention masks, in the form that the model's attention implementation takes.
-
-        Args:
-            slots: Slots of the new tokens, `[B, n]`.
-            starts: First slots of the rows, `[B]`.
-
-        Returns:
-            A mask `[B, 1, n, slots]`; a dict of masks by layer type where the configuration names
-            layer types.
-        """
-        indices = torch.arange(self._store.slots, device=slots.device)
-        # No views of views: the compiler would treat the sizes of their bases as constants.
-        first, last = starts[:, None, None, None], slots[:, None, :, None]
-        visible = (indices >= first) & (indices <= last)
-        window = getattr(self._config, "sliding_window", None)
-        masks = {FULL: visible}
-        if window is not None:
-            masks[SLIDING] = visible & (indices > last - window)
-        if attention_of(self._config) == "eager":
-            keys = self._store.layer(0)[0]
-            least = torch.finfo(keys.dtype).min
-            for kind, mask in masks.items():
-                masks[kind] = keys.new_zeros(mask.shape).masked_fill(~mask, least)
-        kinds = getattr(self._config, "layer_types", None)
-        if kinds is None:
-            return masks[FULL if window is None else SLIDING]
-        return {kind: masks[kind] for kind in set(kinds)}
-
     def finish(self) -> None:
         """See `ForwardBatch`."""
         for row_cache, count in zip(self.row_caches, self._new, strict=True):
@@ -146,8 +119,52 @@ class FixedShapeBatch(ForwardBatch):
         self.cache.layers, self._layers = [], []
 
 
-def unsupported_reason(empty: DynamicCache, config: PreTrainedConfig) -> str | None:
-    """Why a model cannot run in a `FixedShapeBatch` (its cache, its attention), or None."""
+def attention_masks(
+    config: Any, slots: Tensor, starts: Tensor, total: int, dtype: torch.dtype
+) -> Any:
+    """Attention masks, in the form that the model's attention implementation takes.
+
+    Args:
+        config: The model's text configuration.
+        slots: Slots of the new tokens, `[B, n]`.
+        starts: First slots of the rows, `[B]`.
+        total: Number of slots that attention gets.
+        dtype: Type of keys and values.
+
+    Returns:
+        A mask `[B, 1, n, total]`; a dict of masks by layer type where the configuration names
+        layer types.
+    """
+    indices = torch.arange(total, device=slots.device)
+    # No views of views: the compiler would treat the sizes of their bases as constants.
+    first, last = starts[:, None, None, None], slots[:, None, :, None]
+    visible = (indices >= first) & (indices <= last)
+    window = getattr(config, "sliding_window", None)
+    masks = {FULL: visible}
+    if window is not None:
+        masks[SLIDING] = visible & (indices > last - window)
+    if attention_of(config) == "eager":
+        least = torch.finfo(dtype).min
+        for kind, mask in masks.items():
+            fresh = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            masks[kind] = fresh.masked_fill(~mask, least)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return masks[FULL if window is None else SLIDING]
+    return {kind: masks[kind] for kind in set(kinds)}
+
+
+def unsupported_reason(
+    empty: DynamicCache, config: PreTrainedConfig, attention: str | None = None
+) -> str | None:
+    """Why a model cannot run in passes of fixed shape (its cache, its attention), or None.
+
+    Args:
+        empty: An empty cache of the model.
+        config: The model's configuration.
+        attention: Its attention implementation, if it will be another one than the configuration
+            names.
+    """
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {FULL, SLIDING}
     layers = {type(layer) for layer in empty.layers} - {DynamicLayer}
@@ -157,7 +174,8 @@ def unsupported_reason(empty: DynamicCache, config: PreTrainedConfig) -> str | N
     windows = {getattr(layer, "sliding_window", None) for layer in empty.layers}
     if not windows <= {None, getattr(text, "sliding_window", None)}:
         return "its layers have different sliding windows"
-    if (attention := attention_of(text)) not in ("sdpa", "eager"):
+    attention = attention or attention_of(text) or "sdpa"
+    if attention not in ("sdpa", "eager"):
         return f"its attention is {attention!r}, neither 'sdpa' nor 'eager'"
     return None
 
@@ -193,7 +211,7 @@ def mark_dynamic(tensor: Tensor, *dims: int) -> None:
             hf_compat.mark_dynamic(tensor, dim)
 
 
-class _WholeStoreLayer(DynamicLayer):
+class WholeStoreLayer(DynamicLayer):
     """An attention layer that writes to its store and returns all slots of it."""
 
     is_compileable = True

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttenti
 from packfuse.hf_compat.models import is_dummy
 from packfuse.models.kv.recurrent import split_rows, stack_rows, with_class
 from packfuse.models.kv.store import KVStore, RowCache, has_states
+from packfuse.transfer import upload
 
 MAX_IDLE_SHARE = 0.25
 """Largest share of a store's rows that read nothing in a pass over the whole store.
@@ -134,10 +135,10 @@ class RaggedBatch(ForwardBatch):
         for row, new in zip(self.rows, ids, strict=True):
             padded[row][self.width - len(new) :] = new
         inputs: dict[str, Any] = {
-            "input_ids": torch.tensor(padded, device=device),
+            "input_ids": upload(padded, device),
             "use_cache": True,
         }
-        starts = torch.tensor(self.starts, device=device)[:, None]
+        starts = upload(self.starts, device)[:, None]
         slots = torch.arange(self.slots, device=device)
         if any(self.starts):
             inputs["attention_mask"] = (slots >= starts).long()
@@ -219,7 +220,7 @@ class RaggedBatch(ForwardBatch):
         # The layers refer to this batch: without the cycle, tensors are freed at once.
         self.cache.layers = []
         for store in left:
-            if 2 * len(store.row_caches) <= store.rows:
+            if not store.static and 2 * len(store.row_caches) <= store.rows:
                 for row_cache in list(store.row_caches):
                     row_cache.detach()
 

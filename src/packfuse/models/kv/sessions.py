@@ -28,6 +28,10 @@ class KVSessions(Member):
         """See `Member.open`."""
         return Session(state=_SessionState(RowCache(self._empty_cache)))
 
+    def reset(self, session: Session) -> None:
+        """Forget all that a session has read, in place."""
+        session.ids, session.state, session.unchecked = [], self.open().state, None
+
     def rollback(self, session: Session, length: int) -> None:
         """See `Member.rollback`. Recurrent states are restored from a snapshot."""
         if length >= session.length:
@@ -38,7 +42,7 @@ class KVSessions(Member):
             state.snapshots = [entry for entry in state.snapshots if entry[0] <= length]
             length, saved = state.snapshots[-1] if state.snapshots else (0, saved)
         if length <= 0:
-            session.ids, session.state = [], self.open().state
+            self.reset(session)
             return
         if saved:
             state.row_cache.restore(saved)
@@ -49,7 +53,9 @@ class KVSessions(Member):
         """See `Member.fork`. Keys and values are shared, states are copied."""
         state: _SessionState = session.state
         fresh = _SessionState(state.row_cache.fork(), list(state.snapshots))
-        return replace(session, ids=list(session.ids), state=fresh, log_normalizers=None)
+        return replace(
+            session, ids=list(session.ids), state=fresh, log_normalizers=None, unchecked=None
+        )
 
     def keep(self, session: Session, length: int) -> Session:
         """See `Member.keep`."""

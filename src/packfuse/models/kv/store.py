@@ -61,7 +61,10 @@ class KVStore:
         slots: Number of slots, free ones included.
         layers: The tensors; None for layers without keys and values.
         row_caches: The row caches whose keys and values are here.
+        static: Whether its tensors keep their addresses; see `StaticStore`.
     """
+
+    static = False
 
     def __init__(self, rows: int, used: int, layers: int, room: int = 0) -> None:
         """A store without tensors, with free slots for `room` more tokens and some spare ones."""

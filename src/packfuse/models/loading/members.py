@@ -16,6 +16,7 @@ from packfuse.errors import ConfigError, LoadError, PackError
 from packfuse.models.compute.threads import release_openmp_threads
 from packfuse.models.devices import check_devices, check_dtype, without_weights
 from packfuse.models.hf_member import HFMember
+from packfuse.models.loading.checkpoint import check_headroom, weights_on
 from packfuse.models.loading.engine import engine_of
 from packfuse.models.loading.gguf_model import load_gguf, load_in_place
 from packfuse.models.loading.given import given_pairs
@@ -95,11 +96,12 @@ def load_members(
     # Servers are asked first: what is wrong with one is known before weights are loaded.
     order = sorted(range(len(names)), key=lambda k: config.members[k].url is None)
     found: dict[int, Member] = {}
+    known: MutableMapping[str, Member] = {} if shared is None else shared
+    _check_headroom(names, config, known)
     try:
         with _collector_paused():
             for k in order:
-                member = config.members[k]
-                found[k] = _loaded(names[k], member, config, {} if shared is None else shared)
+                found[k] = _loaded(names[k], config.members[k], config, known)
                 _refuse_twice([own.facts.source for own in found.values() if own.elsewhere])
     except BaseException:
         found.clear()
@@ -124,12 +126,35 @@ def _loaded(
     name: str, member: MemberSettings, config: PackConfig, shared: MutableMapping[str, Member]
 ) -> Member:
     """A member, which is loaded unless another pack has loaded the same model in the same way."""
-    own = {**member.values, "name": None}
-    key = repr((own, LoadSettings.of(config).values))
+    key = _loading_key(member, config)
     if key not in shared:
         shared[key] = load_member(name, member, config)
     found = shared[key]
     return found if found.name == name else found.renamed(name)
+
+
+def _loading_key(member: MemberSettings, config: PackConfig) -> str:
+    """What decides how a member is loaded."""
+    return repr(({**member.values, "name": None}, LoadSettings.of(config).values))
+
+
+def _check_headroom(names: Sequence[str], config: PackConfig, known: Mapping[str, Member]) -> None:
+    """Refuse members for whose weights a device has no room; those that are loaded need none."""
+    wanted: dict[str, tuple[torch.device, int]] = {}
+    for name, member in zip(names, config.members, strict=True):
+        elsewhere = member.url or member.ray is not None
+        placed = member.device_map or config.device_map
+        if elsewhere or placed is None or _loading_key(member, config) in known:
+            continue
+        how = loading_arguments(member, config)
+        try:
+            if engine_of(member, config) != LLAMA_CPP and (
+                found := weights_on(Source.of(member, config), how)
+            ):
+                wanted[name] = found
+        except PackError:
+            continue  # it is refused by its name when it is loaded
+    check_headroom(wanted)
 
 
 @contextmanager
