@@ -14,6 +14,7 @@ import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -33,7 +34,7 @@ _METADATA = {
 }
 
 
-def notebook_of(script: Path) -> NotebookNode:
+def notebook_of(script: Path) -> Any:
     """The cells of a cookbook, without outputs."""
     text = script.read_text(encoding="utf-8")
     head, _, rest = text.removeprefix('"""').partition('"""\n')
@@ -83,15 +84,15 @@ def _in_a_notebook(source: str) -> str:
     return re.sub(r"^asyncio\.run\((.*)\)$", r"await \1", source, flags=re.MULTILINE)
 
 
-def _code(number: int, source: str) -> NotebookNode:
+def _code(number: int, source: str) -> Any:
     return nbformat.v4.new_code_cell(source, id=f"cell-{number}")
 
 
-def _markdown(number: int, source: str) -> NotebookNode:
+def _markdown(number: int, source: str) -> Any:
     return nbformat.v4.new_markdown_cell(source, id=f"cell-{number}")
 
 
-def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
+def execute(notebook: NotebookNode, folder: Path) -> Any:
     """Run all cells in a kernel of this Python, and keep their outputs.
 
     Args:
