@@ -17,7 +17,9 @@ from packfuse.cli import app
 from packfuse.cli.options import PackOptions
 from packfuse.errors import ConfigError
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import GeneratingSystem, ScoringSystem, singles, under
+from packfuse.evaluation.systems.choice import singles, under
+from packfuse.evaluation.systems.scored import ScoringSystem
+from packfuse.evaluation.systems.written import GeneratingSystem
 from packfuse.fusion.rules.unite import UniTE
 from packfuse.settings import SCHEDULING, LoadSettings, MemberSettings
 from tests.support import pico

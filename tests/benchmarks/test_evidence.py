@@ -21,7 +21,7 @@ from benchmarks.parts.judge import passes
 from packfuse import Pack
 from packfuse.evaluation import Journal
 from packfuse.evaluation.reports.intervals import difference, ratio
-from packfuse.evaluation.systems import alone
+from packfuse.evaluation.systems.choice import alone
 from packfuse.models.hf_member import HFMember
 from tests.support import pico, small
 

@@ -22,7 +22,7 @@ from packfuse.evaluation.determination import (
 from packfuse.evaluation.determine import Determiner
 from packfuse.evaluation.question import Question
 from packfuse.evaluation.run import QuestionSet
-from packfuse.evaluation.systems import under
+from packfuse.evaluation.systems.choice import under
 from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
 from packfuse.models.hf_member import HFMember

@@ -26,7 +26,8 @@ from packfuse.evaluation import (
 )
 from packfuse.evaluation.reports.report import Evaluation
 from packfuse.evaluation.run import QuestionSet
-from packfuse.evaluation.systems import GeneratingSystem, SampledSystem, alone, systems
+from packfuse.evaluation.systems.choice import alone, systems
+from packfuse.evaluation.systems.written import GeneratingSystem, SampledSystem
 from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.answer import normalize
 from packfuse.evaluation.tasks.base import Task

@@ -21,7 +21,7 @@ from packfuse.evaluation import Journal, Setting
 from packfuse.evaluation.harness import PackLM
 from packfuse.evaluation.lm_tasks import evaluate_tasks
 from packfuse.evaluation.reports.report import Evaluation
-from packfuse.evaluation.systems import alone
+from packfuse.evaluation.systems.choice import alone
 from packfuse.models.hf_member import HFMember
 from packfuse.text.vocabulary import Vocabulary
 from tests.support import packs, pico, small

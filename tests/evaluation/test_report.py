@@ -13,7 +13,8 @@ from packfuse.errors import ConfigError
 from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.reports.markdown import comparison, document, section, table
 from packfuse.evaluation.reports.plot import _curves, draw
-from packfuse.evaluation.reports.report import Evaluation, summarize
+from packfuse.evaluation.reports.report import Evaluation
+from packfuse.evaluation.reports.summary import summarize
 
 QUESTIONS = [Question(f"file, line {n}", f"question {n}") for n in range(6)]
 BIT = math.log(2)

@@ -17,7 +17,8 @@ from packfuse.errors import ConfigError, PromptError
 from packfuse.evaluation import Setting, every_method, grid
 from packfuse.evaluation.multi_fusion import IMPOSSIBLE, FusedTokens, total
 from packfuse.evaluation.scorer import Method, Scorer
-from packfuse.evaluation.systems import ScoringSystem, alone, under
+from packfuse.evaluation.systems.choice import alone, under
+from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.fusion.gates.safe import Safe
 from packfuse.fusion.rules import rules
 from packfuse.fusion.rules.unite import UniTE

@@ -14,7 +14,7 @@ from torch import Tensor
 from packfuse import Pack
 from packfuse.errors import ConfigError
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import ScoringSystem
+from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.fusion.gates import gates
 from packfuse.fusion.gates.base import Gate
 from packfuse.fusion.gates.every import Every

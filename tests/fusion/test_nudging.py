@@ -16,7 +16,7 @@ from packfuse import Pack
 from packfuse.constraint import Regex
 from packfuse.errors import ConfigError
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import ScoringSystem
+from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.fusion.gates import gates
 from packfuse.fusion.gates.base import LastToken
 from packfuse.fusion.gates.nudge import Nudge, word_goes_on

@@ -12,7 +12,9 @@ from packfuse.evaluation import Journal, Setting
 from packfuse.evaluation.journal import digest
 from packfuse.evaluation.question import Outcome
 from packfuse.evaluation.setting import Samples
-from packfuse.evaluation.systems import GeneratingSystem, SampledSystem, ScoringSystem, System
+from packfuse.evaluation.systems.base import System
+from packfuse.evaluation.systems.scored import ScoringSystem
+from packfuse.evaluation.systems.written import GeneratingSystem, SampledSystem
 
 from ..chats import answer
 from .sets import SETS, Item

@@ -9,7 +9,7 @@ from typing import Any
 
 from packfuse import Pack
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import alone
+from packfuse.evaluation.systems.choice import alone
 from packfuse.models.member import Member
 
 from ..papers import MINED, PUBLISHED

@@ -14,10 +14,13 @@ from packfuse.evaluation.determination import Candidate, Determination, Determin
 from packfuse.evaluation.journal import Journal
 from packfuse.evaluation.question import Outcome, Question, distinct
 from packfuse.evaluation.reports.intervals import Figure, difference, in_bits
-from packfuse.evaluation.reports.report import losses
+from packfuse.evaluation.reports.summary import losses
 from packfuse.evaluation.run import QuestionSet, run_system
 from packfuse.evaluation.setting import Setting, every_method
-from packfuse.evaluation.systems import GeneratingSystem, ScoringSystem, System, alone, under
+from packfuse.evaluation.systems.base import System
+from packfuse.evaluation.systems.choice import alone, under
+from packfuse.evaluation.systems.scored import ScoringSystem
+from packfuse.evaluation.systems.written import GeneratingSystem
 from packfuse.evaluation.tasks.base import Task
 from packfuse.generation.runtime import Parts
 from packfuse.models.loading import load_member, short_name, unique_names

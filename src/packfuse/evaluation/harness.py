@@ -16,7 +16,7 @@ from rich.progress import track
 
 from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import ScoringSystem
+from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.pack import Pack
 from packfuse.text.vocabulary import Vocabulary
 

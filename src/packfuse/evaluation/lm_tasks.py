@@ -9,9 +9,10 @@ from typing import Any
 from packfuse.errors import ConfigError, DataError, MemberError, PromptError
 from packfuse.evaluation.journal import Journal
 from packfuse.evaluation.question import Outcome, Question
-from packfuse.evaluation.reports.report import Evaluation, summarize
+from packfuse.evaluation.reports.report import Evaluation
+from packfuse.evaluation.reports.summary import summarize
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import singles, under
+from packfuse.evaluation.systems.choice import singles, under
 from packfuse.extras import install_command
 from packfuse.pack import Pack
 from packfuse.registry import nearest

@@ -12,9 +12,12 @@ from packfuse.errors import ConfigError, DataError, MemberError, PromptError
 from packfuse.evaluation.files import read_lines
 from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.question import Outcome, Question
-from packfuse.evaluation.reports.report import Evaluation, summarize
+from packfuse.evaluation.reports.report import Evaluation
+from packfuse.evaluation.reports.summary import summarize
 from packfuse.evaluation.setting import Samples, Setting, every_method
-from packfuse.evaluation.systems import SampledSystem, System, singles, systems
+from packfuse.evaluation.systems.base import System
+from packfuse.evaluation.systems.choice import singles, systems
+from packfuse.evaluation.systems.written import SampledSystem
 from packfuse.evaluation.tasks import tasks
 from packfuse.evaluation.tasks.base import Task
 from packfuse.pack import Pack

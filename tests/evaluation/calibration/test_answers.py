@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from packfuse.evaluation import Setting
 from packfuse.evaluation.calibration.answers import TOP, AnswerScores, collect, compress
 from packfuse.evaluation.calibration.fit import Calibration, answer_logps
-from packfuse.evaluation.systems import ScoringSystem, under
+from packfuse.evaluation.systems.choice import under
+from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.fusion.rules.pools import geometric
 from packfuse.pack import Pack
 from packfuse.weighting.methods.fixed import Fixed

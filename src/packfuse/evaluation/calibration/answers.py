@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from packfuse.evaluation.scorer import Scorer, Scores
-from packfuse.evaluation.systems import ScoringSystem
+from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.fusion.pooling import FusedPosition
 from packfuse.fusion.sequence import PackSequence
 from packfuse.text.continuation import Continuation

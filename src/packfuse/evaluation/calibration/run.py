@@ -20,7 +20,8 @@ from packfuse.evaluation.calibration.validation import (
 from packfuse.evaluation.journal import Journal, digest
 from packfuse.evaluation.question import Question
 from packfuse.evaluation.setting import Setting
-from packfuse.evaluation.systems import ScoringSystem, singles
+from packfuse.evaluation.systems.choice import singles
+from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.fusion.gates.every import Every
 from packfuse.generation.runtime import Parts
 from packfuse.pack import Pack
