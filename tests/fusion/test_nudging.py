@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packfuse import Pack
+from packfuse.causal_lm.cache import FusedCache
 from packfuse.constraint import Regex
 from packfuse.errors import ConfigError
 from packfuse.evaluation.setting import Setting
@@ -347,7 +348,7 @@ def test_a_continued_forward_pass_is_the_cached_one() -> None:
     answer = nudged().generate(PROMPT, max_new_tokens=8).token_ids
     rows = []
     for sizes in ((1,) * 8, (4, 4), (8,)):
-        cache = model._read(ids, model.generation_config, {})
+        cache = FusedCache(model.call, model._read_prompts([ids[0].tolist()]))
         cache.sequences, found, start = cache.start(1), [], 0
         for size in sizes:
             new = torch.tensor([list(answer[start : start + size])])

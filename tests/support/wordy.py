@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from packfuse import Pack
@@ -15,9 +16,8 @@ from packfuse.text.vocabulary import Vocabulary
 from tests.support import pico
 from tests.support.scripted import CERTAIN, Scripted
 
-SURE, UNSURE = 9.0, 0.5
-"""Logits of a leader's next token; all others have 0, so that its probability is 0.8 or less, or
-below 0.001."""
+UNSURE = 0.5
+"""Logit of a leader's next token where it is unsure; all others have 0."""
 
 
 class Writer:
@@ -56,9 +56,12 @@ class Wordy(Scripted):
     def __init__(self, vocabulary: Vocabulary, writer: Writer, *, leads: bool) -> None:
         super().__init__(vocabulary, str)
         self.writer, self.leads = writer, leads
+        # Of two other tokens the shorter one is likelier, so that no long one is suspected.
+        self.others = -8.0 * torch.tensor(vocabulary.lengths, dtype=torch.float32)
 
     def fill(self, logits: Tensor, prefix: list[int], text: bytes) -> None:
         text = text.lstrip(b" ")  # some tokenizers begin with a space
+        logits += 0 if self.leads else self.others
         try:
             read = text.decode()
         except UnicodeDecodeError as error:
