@@ -1,6 +1,7 @@
-"""Takes the pictures in docs/ of views and of the page of `packfuse serve`, with the starter pack.
+"""Takes the pictures in docs/ of views, of the page of `packfuse serve`, and of the documentation.
 
-python dev/screenshots.py         # needs Debian's chromium and chromium-driver
+python dev/screenshots.py          # all; needs Debian's chromium and chromium-driver
+python dev/screenshots.py --site   # of the documentation alone, after `make docs`; no models
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from starlette.staticfiles import StaticFiles  # noqa: E402
 
 from packfuse import Answer, Pack  # noqa: E402
 from packfuse.server.packs import Served  # noqa: E402
 from tests.support.browser import chromium, look  # noqa: E402
-from tests.support.serving import serving  # noqa: E402
+from tests.support.serving import running, serving  # noqa: E402
 
 DOCS = ROOT / "docs"
 QUESTIONS = (
@@ -84,12 +86,27 @@ def page(browser: webdriver.Chrome, pack: Pack) -> None:
             picture(browser, f"page-{name}.png")
 
 
+def site(browser: webdriver.Chrome) -> None:
+    """The first page of the documentation."""
+    with running(StaticFiles(directory=ROOT / "build" / "site", html=True)) as url:
+        for name, size in LOOKS.items():
+            look(browser, *size)
+            browser.get(url)
+            # The theme remembers the colors that it has shown first.
+            browser.execute_script("localStorage.clear()")
+            browser.get(url)
+            picture(browser, f"site-{name}.png")
+
+
 def main() -> None:
     """Take all pictures."""
-    pack = Pack.starter()
-    answers = chat(pack)
-    answers[1].plot(earlier=answers[:1]).save(DOCS / "answer.png", dpi=90)
     with tempfile.TemporaryDirectory() as folder, chromium(Path(folder)) as browser:
+        site(browser)
+        if "--site" in sys.argv:
+            return
+        pack = Pack.starter()
+        answers = chat(pack)
+        answers[1].plot(earlier=answers[:1]).save(DOCS / "answer.png", dpi=90)
         views(browser, answers, Path(folder))
         page(browser, pack)
 

@@ -7,13 +7,21 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+from starlette.staticfiles import StaticFiles
 
 from dev import memory
 from packfuse import FusionRecord
 from packfuse.cli.command import PARTS
+from packfuse.weighting.prefix_cache import SHARE
+from tests.support.browser import axe_violations, chromium, look, messages, needs_chromium
+from tests.support.serving import running
 from tests.test_readme import DOCS, ROOT, text_of
 
 
@@ -71,6 +79,53 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
 def test_code_in_tables_is_as_it_is_written(site: Path) -> None:
     assert "<code>dict[str, float] | None</code>" in page(site, "reference/record")
     assert [path for path in site.rglob("*.html") if r"\|" in path.read_text("utf-8")] == []
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    with running(StaticFiles(directory=site, html=True)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@needs_chromium
+def test_the_calculator_computes_what_check_does(address: str, browser: webdriver.Chrome) -> None:
+    models = json.loads(memory.DATA.read_text(encoding="utf-8"))
+    chosen = [models["Qwen3-1.7B"], models["SmolLM3-3B"]]
+    weights = sum(2 * model["parameters"] for model in chosen)
+    caches = 4096 * 3 * sum(model["kv_bytes"] for model in chosen)
+    browser.get(f"{address}/memory/")
+    wait = WebDriverWait(browser, 60)
+    wait.until(lambda one: one.find_elements(By.CSS_SELECTOR, ".calculator output"))
+    tokens, rows = browser.find_elements(By.CSS_SELECTOR, ".calculator input")
+    assert tokens.get_attribute("value") == "4096"
+    rows.clear()
+    rows.send_keys("3")
+    shown = browser.find_element(By.CSS_SELECTOR, ".calculator output").text
+    sizes = [float(number) for number in re.findall(r"([\d.]+) GB", shown)]
+    parts = [weights, caches, SHARE * weights]
+    expected = [one / 1e9 for one in (sum(parts), *parts)]
+    assert sizes == pytest.approx(expected, abs=0.006)
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["", "memory", "when", "reference/record", "notebooks/tour"])
+def test_pages_can_be_read_by_all(
+    name: str, scheme: str, address: str, browser: webdriver.Chrome
+) -> None:
+    look(browser, scheme, 1100)
+    browser.get(f"{address}/{name}/")
+    browser.execute_script("localStorage.clear()")  # the theme remembers the first colors
+    browser.get(f"{address}/{name}/")
+    found = axe_violations(browser)
+    assert [one for one in found if one.startswith(("serious", "critical"))] == []
+    assert messages(browser) == []
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
