@@ -95,7 +95,12 @@ def test_a_part_passes_through():
         {"name": "opt", "step": 0.1, "early_stop": False, "shrinkage": 0},
         {"name": "fixed", "weights": {"a": 0.25, "b": 0.75}},
         {"name": "fixed", "weights": [0.25, 0.75]},
-        *[{"name": name} for name in [*rules().parts, *weightings().parts] if name != "fixed"],
+        {"name": "calibrated", "members": {"a": {"prior": 1.0, "temperature": 2.0}}},
+        *[
+            {"name": name}
+            for name in [*rules().parts, *weightings().parts]
+            if name not in ("fixed", "calibrated")
+        ],
     ],
     ids=json.dumps,
 )
@@ -108,7 +113,8 @@ def test_what_is_dumped_is_made_again(spec):
 
 
 def test_weightings_are_all_there():
-    assert list(weightings().parts) == ["exact", "fixed", "opt", "sim", "top1", "uniform"]
+    names = ["calibrated", "exact", "fixed", "opt", "sim", "top1", "uniform"]
+    assert list(weightings().parts) == names
     assert weightings().parts["fixed"] is Fixed
 
 

@@ -294,7 +294,10 @@ def trio(request: pytest.FixtureRequest) -> Pack:
 
 def every_weighting() -> list[object]:
     fixed = {"name": "fixed", "weights": {"mistral": 0.2, "deepseek": 0.8}}
-    return [fixed if name == "fixed" else name for name in weightings().parts]
+    members = {name: {"prior": 1 / 3, "temperature": 1.5} for name in NAMES}
+    fitted = {"name": "calibrated", "members": members, "sharpness": 1.2}
+    given = {"fixed": fixed, "calibrated": fitted}
+    return [given.get(name, name) for name in weightings().parts]
 
 
 @pytest.mark.parametrize("fusion", list(rules().parts))

@@ -55,6 +55,10 @@ def copies(count: int, rule: str, weighting: str, arch: str = "llama") -> FusedF
             "name": "fixed",
             "weights": {m.name: w for m, w in zip(members, shares, strict=True)},
         }
+    elif weighting == "calibrated":
+        # Half of the weights are fitted to the prompt; temperatures and sharpness cancel.
+        fitted = {m.name: {"prior": 1 / count, "temperature": 2.0} for m in members}
+        given = {"name": "calibrated", "members": fitted, "sharpness": 2.0, "trust": 0.5}
     return fusing.fuse(members, 0, rule, given)
 
 
