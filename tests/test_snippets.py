@@ -29,6 +29,8 @@ MODELS = (
     "HuggingFaceTB/SmolLM3-3B",
     "org/large",
     "org/small",
+    "some/base-model",
+    "some/small-instruct-model",
 )
 NOT_RUN = re.compile(r"(?:<!-- not run: \w[^\n]+ -->\n\n)?```python no-run\n")
 

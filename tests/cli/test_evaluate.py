@@ -182,7 +182,6 @@ def test_questions_too_long_for_all_members_are_counted(call: Call, tmp_path: Pa
     [
         ([], "nothing to evaluate on"),
         (["missing.jsonl"], "cannot read missing.jsonl: No such file"),
-        (["bad.jsonl"], "bad.jsonl, line 2: not JSON"),
         (["choices.jsonl", "--task", "nothing"], "unknown task 'nothing'"),
         (["choices.jsonl", "--task", "choice:shots=-1"], "task 'choice': shots"),
         (["choices.jsonl", "--task", "number"], "line 1: field 'answer' holds no number"),

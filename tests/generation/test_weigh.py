@@ -79,5 +79,5 @@ def test_bad_requests_are_errors(pack: Pack):
         pack.weigh(["a", "b"])
     with pytest.raises(ConfigError, match=r"unknown weighting 'simm'.*did you mean 'sim'"):
         pack.weigh("a", ["simm"])
-    with pytest.raises(ConfigError, match=r"no weighting.*known: exact"):
+    with pytest.raises(ConfigError, match=r"no weighting.*known: calibrated, exact"):
         pack.weigh("a", [])

@@ -80,7 +80,7 @@ class _Watched(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **settings: Any) -> Tensor:
         """Which sequences are done, `[B]`."""
         ids = input_ids
-        if self._reason == "criteria":
+        if self._reason == "criteria" and isinstance(scores, Tensor):
             # The caller's criteria may compare ids with tensors on the device of the model.
             ids = ids.to(scores.device)
         found: Any = self._criteria(ids, scores, **settings)

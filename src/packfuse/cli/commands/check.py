@@ -15,7 +15,6 @@ from packfuse.cli.tables import count, facts_table, size
 from packfuse.errors import ConfigError
 from packfuse.settings import PackConfig
 from packfuse.starter import is_ready, starter_paths
-from packfuse.weighting.prefix_cache import SHARE
 
 if TYPE_CHECKING:
     from packfuse.models.inspection import AnswerMemory, ModelReport, PackReport
@@ -151,6 +150,8 @@ def _served(model: ModelReport) -> bool:
 
 def _answers(found: PackReport, answers: AnswerMemory) -> str:
     """Memory of the KV caches, and of everything together."""
+    from packfuse.weighting.prefix_cache import SHARE
+
     weights = found.memory_bytes or 0
     prefix = int(SHARE * weights)
     each = f"{answers.context:,} tokens"

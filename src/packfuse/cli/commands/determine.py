@@ -18,7 +18,6 @@ from packfuse.progress import stage_progress
 from packfuse.registry import parse_spec
 from packfuse.settings import PackConfig
 from packfuse.weighting.methods import weightings
-from packfuse.weighting.methods.calibrated import Calibrated
 
 if TYPE_CHECKING:
     from packfuse.evaluation.determination import Determination
@@ -142,6 +141,8 @@ def _conclusion(result: Determination, out: Path) -> list[Text]:
     if len(names) == 1:
         line = f"{names[0]} alone is best: no candidate makes a better pack."
     else:
+        from packfuse.weighting.methods.calibrated import Calibrated
+
         calibrated = result.setting["weighting"]["name"] == Calibrated.name
         method = [rules().text(result.setting["fusion"])]
         method.append(
