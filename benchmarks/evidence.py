@@ -1,6 +1,7 @@
 """Is a pack worth it? Members, packs and published methods on the same questions and texts.
 
     python benchmarks/evidence.py --data FOLDER --work FOLDER        # measure; continues
+    python benchmarks/evidence.py ... --calibrate                    # before: fit `calibrated`
     python benchmarks/evidence.py --work FOLDER --report [--save]    # what has been reached
 
 Questions come from a folder of JSON lines (`piqa*.jsonl`, `arc*.jsonl`, `mmlu*.jsonl`,
@@ -12,7 +13,10 @@ benchmarks/measured and writes the tables of docs/evidence.md and README.md.
 
 Settings that were fitted to questions (`calibrated`) come from calibrations.json in --work: by set,
 a weighting as in pack.yaml. `--calibrate` writes it, as `packfuse determine` would, from the last
-60 questions of each set, which they are not asked.
+40 questions of each set, which they are not asked.
+
+Figures of single answers are kept in benchmarks/measured/evidence, without questions and answers,
+and are not asked again in another --work.
 """
 
 from __future__ import annotations
@@ -26,9 +30,9 @@ from pathlib import Path
 
 import tables
 from common import MEASURED, machine
-from parts.evidence import calibrating
+from parts.evidence import calibrating, kept
 from parts.evidence.answering import Asking
-from parts.evidence.figures import report
+from parts.evidence.figures import Answers, report
 from parts.evidence.picture import draw
 from parts.evidence.sets import SETS, Item, rounds
 from parts.evidence.systems import SYSTEMS, Packs
@@ -39,6 +43,8 @@ from packfuse.evaluation.journal import digest
 
 ROOT = Path(__file__).parents[1]
 ANSWERS = "answers.jsonl"
+KEPT = MEASURED / "evidence"
+"""Figures of single answers, which are not asked again."""
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -50,11 +56,11 @@ def measure(options: argparse.Namespace) -> None:
     with Journal(options.work / ANSWERS) as journal:
         run = {"machine": {"packfuse": packfuse.__version__, **machine()}}
         journal.add(digest(json.dumps(run)), run)
-        packs = Packs.starter(calibrating.read(options.work))
+        packs = Packs.starter(calibrating.read(options.work), bfloat16=options.bfloat16)
         if options.calibrate:
             calibrating.write(packs.of("default", ""), known, options.work, options.seed)
             return
-        asking = Asking(packs, journal)
+        asking = Asking(packs, journal, kept.read(KEPT))
         sizes = sorted({size for asked in known.values() for size in rounds(len(asked))})
         for size, first in ((size, first) for size in sizes for first in (True, False)):
             # What is scored is quick: figures of these sets come first.
@@ -100,6 +106,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="few questions: does it run?")
     parser.add_argument("--calibrate", action="store_true", help="fit `calibrated`, and end")
     parser.add_argument(
+        "--bfloat16", action="store_true", help="members compute in bfloat16, in half the time"
+    )
+    parser.add_argument(
         "--report", action="store_true", help="figures of the answers that are there"
     )
     parser.add_argument("--save", action="store_true", help="keep the figures, write the pages")
@@ -110,8 +119,10 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     if not options.report:
         measure(options)
-    results = report(options.work / ANSWERS, options.seed)
+    answers = Answers(options.work / ANSWERS, kept.read(KEPT))
+    results = report(answers, options.seed)
     if options.save:
+        kept.write(answers.known, KEPT)
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         (MEASURED / "evidence.json").write_text(text, encoding="utf-8")
         draw(results, ROOT / "docs" / "evidence.png")

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.parts.evidence import figures
+from benchmarks.parts.evidence import figures, kept
 from benchmarks.parts.evidence.answering import Asking
 from benchmarks.parts.evidence.mixed import mixed, stratified
 from benchmarks.parts.evidence.sets import SETS, Item, code_items, rounds
+from benchmarks.parts.evidence.smaller import PackedLinear
 from benchmarks.parts.evidence.systems import CALIBRATION, SYSTEMS, TRIO, Packs
 from benchmarks.parts.judge import passes
 from packfuse import Pack
@@ -170,7 +172,8 @@ def test_figures_of_a_journal_that_grows(tmp_path: Path) -> None:
     lines += [line("default", n, right=True, nats=math.log(2) / 2) for n in range(30)]
     lines += [line("uniform", n) for n in range(figures.FEWEST - 1)]
     lines[3] = line(TRIO[0], 3, unread="too long")
-    found = figures.report(journal_of(tmp_path, lines, tail='["half a li'), 0)["sets"]["arc"]
+    path = journal_of(tmp_path, lines, tail='["half a li')
+    found = figures.report(figures.Answers(path), 0)["sets"]["arc"]
     assert set(found["systems"]) == {*TRIO, "default"}
     assert found["questions"] == 30
     assert found["systems"][TRIO[0]]["questions"] == 29
@@ -187,15 +190,64 @@ def test_figures_of_a_journal_that_grows(tmp_path: Path) -> None:
 def test_answers_under_other_settings_do_not_count(tmp_path: Path) -> None:
     old = [line("default", n, under="before", right=False) for n in range(30)]
     lines = [line(s, n, right=True) for s in (*TRIO, "default") for n in range(20)]
-    found = figures.report(journal_of(tmp_path, [*old, *lines]), 0)["sets"]["arc"]
+    found = figures.report(figures.Answers(journal_of(tmp_path, [*old, *lines])), 0)["sets"]["arc"]
     assert found["systems"]["default"]["questions"] == 20
     assert found["systems"]["default"]["accuracy"]["value"] == 1
+
+
+def _rounded(found: Any) -> Any:
+    return json.loads(json.dumps(found), parse_float=lambda digits: round(float(digits), 3))
+
+
+def test_kept_figures_are_those_of_the_journal(tmp_path: Path) -> None:
+    lines = [line(system, n) for system in (*TRIO, "default") for n in range(25)]
+    lines += [line("default", n) for n in range(25, 30)]
+    lines[3] = line(TRIO[0], 3, unread="too long")
+    lines[4] = line(TRIO[0], 4, right=None)
+    known = figures.Answers(journal_of(tmp_path, lines))
+    kept.write(known.known, tmp_path / "kept")
+    again = figures.Answers(tmp_path / "no.jsonl", kept.read(tmp_path / "kept"))
+    found, wanted = (_rounded(figures.report(own, 0)["sets"]) for own in (again, known))
+    assert found == wanted
+    # Answers under other settings replace them.
+    newer = [line("default", n, under="then", right=False) for n in range(20)]
+    both = figures.Answers(journal_of(tmp_path, newer), kept.read(tmp_path / "kept"))
+    assert figures.report(both, 0)["sets"]["arc"]["systems"]["default"]["questions"] == 20
+
+
+def test_kept_answers_are_not_asked_again(
+    data: Path, tmp_path: Path, members: list[HFMember]
+) -> None:
+    scored = asked(data, "arc", 4)
+    with Journal(tmp_path / "answers.jsonl") as journal:
+        Asking(Packs(members), journal).ask("arc", scored[:3], ["default", "uniform"])
+    kept.write(figures.Answers(tmp_path / "answers.jsonl").known, tmp_path / "kept")
+    known = kept.read(tmp_path / "kept")
+    with Journal(tmp_path / "more.jsonl") as journal:
+        assert Asking(Packs(members), journal, known).ask("arc", scored, ["default"]) == 1
+        others = Packs([HFMember(TRIO[0], members[1].model, members[1].vocabulary), *members[1:]])
+        assert Asking(others, journal, known).ask("arc", scored[:3], ["default"]) == 3
+
+
+def test_packed_layers_compute_what_plain_ones_do() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.functional.linear
+    packed = PackedLinear(plain)
+    weight, bias = torch.randn(300, 200).bfloat16(), torch.randn(300).bfloat16()
+    with torch.no_grad():
+        for rows in (1, 5, 40):
+            hidden = torch.randn(2, rows, 200).bfloat16()
+            found, wanted = packed(hidden, weight, bias), plain(hidden, weight, bias)
+            assert torch.allclose(found.float(), wanted.float(), atol=0.3, rtol=0.02)
+            assert packed(hidden.float(), weight.float()).equal(
+                plain(hidden.float(), weight.float())
+            )
 
 
 def test_the_vote_is_that_of_the_best_member(tmp_path: Path) -> None:
     systems = {TRIO[0]: 3, TRIO[1]: 2, TRIO[2]: 3, "default": 1, f"vote {TRIO[1]}": 4}
     lines = [line(s, n, right=n % k == 0) for s, k in systems.items() for n in range(24)]
-    found = figures.report(journal_of(tmp_path, lines), 0)["sets"]["arc"]
+    found = figures.report(figures.Answers(journal_of(tmp_path, lines)), 0)["sets"]["arc"]
     assert found["best"]["accuracy"] == TRIO[1]
     assert found["equal_compute"]["system"] == f"vote {TRIO[1]}"
     assert found["equal_compute"]["value"] == pytest.approx(1 - 1 / 4)

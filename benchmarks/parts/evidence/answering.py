@@ -17,6 +17,7 @@ from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.evaluation.systems.written import GeneratingSystem, SampledSystem
 
 from ..chats import answer
+from .kept import Known
 from .sets import SETS, Item
 from .systems import SAMPLES, SYSTEMS, TEMPERATURE, Packs
 
@@ -33,9 +34,15 @@ class Asking:
     A line of the journal says everything of one answer, so that figures need no model.
     """
 
-    def __init__(self, packs: Packs, journal: Journal) -> None:
-        """The identity of a system is worked out when it is first asked."""
-        self.packs, self.journal = packs, journal
+    def __init__(self, packs: Packs, journal: Journal, kept: Known | None = None) -> None:
+        """The identity of a system is worked out when it is first asked.
+
+        Args:
+            packs: The systems' packs.
+            journal: Holds the answers.
+            kept: Figures of earlier answers, which are not asked again.
+        """
+        self.packs, self.journal, self._kept = packs, journal, kept or {}
         self._known: dict[tuple[str, str], str] = {}
         self._clock = 0.0
 
@@ -51,8 +58,15 @@ class Asking:
         return sum(self._ask(name, asked, group) for group in groups)
 
     def answers(self, name: str, system: str, asked: Sequence[Item]) -> list[Line | None]:
-        """Known answers by item."""
-        return [self.journal.get(self._key(name, system, item)) for item in asked]
+        """Known answers by item; of kept ones, the figures."""
+        kept = self._kept.get((name, system), {})
+        under = self._under(name, system)
+        found: list[Line | None] = []
+        for item in asked:
+            own = kept.get(item.key)
+            known = own if own and own["under"] == under else None
+            found.append(self.journal.get(self._key(name, system, item)) or known)
+        return found
 
     def _ask(self, name: str, asked: Sequence[Item], group: Sequence[str]) -> int:
         """Ask systems that share their work the items that any of them lacks."""
@@ -70,13 +84,16 @@ class Asking:
         cpu = round((now - self._clock) / len(group), 3)
         self._clock = now
         for system in group:
-            # Figures take no answers to another task.
-            under = digest(self._identity(name, system), SETS[name].asking)
+            under = self._under(name, system)
             where = {"set": name, "system": system, "item": item.key, "under": under}
             self.journal.add(self._key(name, system, item), {**where, **lines[system], "cpu": cpu})
 
     def _key(self, name: str, system: str, item: Item) -> str:
         return digest(name, self._identity(name, system), item.key)
+
+    def _under(self, name: str, system: str) -> str:
+        """What figures are of: a system and a task."""
+        return digest(self._identity(name, system), SETS[name].asking)
 
     def _identity(self, name: str, system: str) -> str:
         if (name, system) not in self._known:

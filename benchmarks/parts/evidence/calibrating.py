@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from packfuse import Pack
 from packfuse.evaluation import Journal
+from packfuse.evaluation.calibration.run import Calibrator
 
 from .sets import SETS, Item
 from .systems import CALIBRATION
@@ -36,15 +36,14 @@ def write(pack: Pack, known: Mapping[str, Sequence[Item]], work: Path, seed: int
         work: The working folder.
         seed: Seed of the intervals.
     """
-    # A part of `determine`, which older versions do not have.
-    calibrator = import_module("packfuse.evaluation.calibration.run").Calibrator
     found: dict[str, Any] = {}
     with Journal(work / "calibration.jsonl") as journal:
-        fitting = calibrator(pack, journal, seed)
-        for name, asked in known.items():
+        fitting = Calibrator(pack, journal, seed)
+        for name, asked in sorted(known.items(), key=lambda pair: SETS[pair[0]].written):
             if SETS[name].task is not None and len(asked) >= 2 * CALIBRATION:
                 report = fitting.run([item.content for item in asked[-CALIBRATION:]])
                 found[name] = report.weighting or {"name": fitting.own.name}
-                print(f"{name}: {report.advice}")
-    (work / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                print(f"{name}: {report.advice}", flush=True)
+                text = json.dumps({**read(work), name: found[name]}, indent=1) + "\n"
+                (work / FILE).write_text(text, encoding="utf-8")
     return found

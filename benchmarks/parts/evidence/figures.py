@@ -11,6 +11,7 @@ from packfuse.evaluation.question import Outcome, Question
 from packfuse.evaluation.reports.intervals import Figure, difference, ratio
 from packfuse.evaluation.reports.selection import only_right, questions_needed, selection
 
+from .kept import Known
 from .mixed import FIGURES, Lines, mixed, value
 from .sets import SETS
 from .systems import SYSTEMS, TRIO
@@ -28,12 +29,15 @@ class Answers:
         machine: The machine and the versions of the last run.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the journal; a line that a running process has not finished is left out."""
-        self.known: dict[tuple[str, str], Lines] = {}
+    def __init__(self, path: Path, kept: Known | None = None) -> None:
+        """Read the journal; a line that a running process has not finished is left out.
+
+        `kept` are figures of earlier answers.
+        """
+        self.known: dict[tuple[str, str], Lines] = {at: {**own} for at, own in (kept or {}).items()}
         self.machine: dict[str, Any] = {}
-        under: dict[tuple[str, str], str] = {}
-        text = path.read_text(encoding="utf-8")
+        under = {at: next(iter(own.values()))["under"] for at, own in self.known.items()}
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         for raw in text[: text.rfind("\n") + 1].splitlines():
             _, line = json.loads(raw)
             if "machine" in line:
@@ -59,9 +63,8 @@ class Answers:
         return {system: lines for system, lines in found.items() if len(lines) >= FEWEST}
 
 
-def report(path: Path, seed: int) -> dict[str, Any]:
-    """All figures of what a journal holds."""
-    answers = Answers(path)
+def report(answers: Answers, seed: int) -> dict[str, Any]:
+    """All figures of what is known."""
     sets = {name: found for name in SETS if (found := answers.of(name))}
     return {
         "machine": answers.machine,

@@ -84,7 +84,7 @@ def _asked(
 
 
 def _item(question: Question, task: Task) -> Item:
-    return Item(digest(task.name, question.key), question, task.max_tokens)
+    return Item(_key(task.name, question.key), question, task.max_tokens)
 
 
 def _solutions(
@@ -126,8 +126,12 @@ def _code(_: Path | None, seed: int) -> list[Item] | None:
 
 
 def _chat(item: dict[str, Any], tokens: int, part: str) -> Item:
-    key = digest(part, str(tokens), json.dumps(item, sort_keys=True, default=str))
+    key = _key(part, str(tokens), json.dumps(item, sort_keys=True, default=str))
     return Item(key, item, tokens)
+
+
+def _key(*parts: str) -> str:
+    return digest(*parts)[:12]
 
 
 TEXTS = 300

@@ -13,6 +13,7 @@ from packfuse.evaluation.systems.choice import alone
 from packfuse.models.member import Member
 
 from ..papers import MINED, PUBLISHED
+from .smaller import in_bfloat16
 
 QWEN, SMOLLM2, GEMMA = "Qwen2.5-Coder-0.5B-Instruct", "SmolLM2-135M-Instruct", "gemma-3-270m"
 TRIO, PAIR = (QWEN, SMOLLM2, GEMMA), (QWEN, SMOLLM2)
@@ -58,12 +59,12 @@ WRITTEN = (*VOTED, "first-use", "code")
 """Sets whose answers are written."""
 SHORT = ("triviaqa", "arc", "piqa", "mathematics", "trivia")
 """Sets with short prompts: PackLLM-opt keeps whole distributions at every position of a prompt."""
-CALIBRATION = 60
+CALIBRATION = 40
 """Questions at the end of a set that calibrations are fitted to."""
 SYSTEMS = {
     **{name: System(name, (name,), first=True) for name in TRIO},
     "default": System("pack, as shipped", first=True),
-    "calibrated": System("pack, `calibrated`", calibrated=True),
+    "calibrated": System("pack, `calibrated`", calibrated=True, first=True),
     "pair": System("pack of two, as shipped", PAIR),
     "uniform": System("`uniform`", settings={"weighting": "uniform"}, first=True),
     "top1": System("`top1`", settings={"weighting": "top1"}, first=True),
@@ -113,9 +114,12 @@ class Packs:
         self._packs: dict[tuple[str, str], Pack] = {}
 
     @classmethod
-    def starter(cls, calibrations: Mapping[str, Any]) -> Packs:
-        """Those of the starter models."""
-        return cls(Pack.starter("trio", progress=False).members, calibrations)
+    def starter(cls, calibrations: Mapping[str, Any], *, bfloat16: bool = False) -> Packs:
+        """Those of the starter models, as shipped or in bfloat16."""
+        members = Pack.starter("trio", progress=False).members
+        if bfloat16:
+            in_bfloat16(members)
+        return cls(members, calibrations)
 
     def able(self, system: str, name: str) -> bool:
         """Whether these members can make a system for a set."""
@@ -150,6 +154,6 @@ class Packs:
         found: dict[Any, list[str]] = {}
         for system in systems:
             alignment = Setting.of(self.of(system, name)).alignment
-            alike = SYSTEMS[system].members, alignment, SYSTEMS[system].calibrated
+            alike = SYSTEMS[system].members, alignment
             found.setdefault(alike, []).append(system)
         return list(found.values())

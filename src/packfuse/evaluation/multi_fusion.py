@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class FusedTokens:
 
 
 class MultiFusion:
-    """A `Fusion` of several settings at once, for one sequence at a time.
+    """A `Fusion` of several settings at once, for one sequence.
 
     The members run once. At every position each setting fuses their distributions, and only the
     log-probabilities of the target tokens are kept.
@@ -77,9 +78,12 @@ class MultiFusion:
         """See `Fusion`."""
         return other is self
 
-    def set_targets(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Set the target tokens of the next positions, and drop earlier results."""
-        self._targets, self.results = list(tokens), []
+    def along(self, tokens: Sequence[int], observer: PositionCallback | None = None) -> MultiFusion:
+        """The same settings and weights for a sequence whose next tokens are `tokens`."""
+        twin = copy.copy(self)
+        twin.observer = observer
+        twin._targets, twin.results = [[token] for token in tokens], []
+        return twin
 
     def fuse(self, carried: CarriedLogps, weights: Tensor) -> tuple[Tensor, list[bool]]:
         """See `Fusion`. Results are kept in `results`; the returned distribution is empty."""

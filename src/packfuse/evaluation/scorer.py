@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from packfuse.alignment.base import Alignment
 from packfuse.evaluation.multi_fusion import FusedTokens, MultiFusion, total
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.gates.base import Gate
+from packfuse.fusion.pooling import FusedPosition, PositionCallback
 from packfuse.fusion.rules.base import Rule
 from packfuse.fusion.sequence import PackSequence
 from packfuse.models.member import Member
@@ -24,6 +25,11 @@ from packfuse.text.prompt import PackPrompt, from_ids, from_text
 from packfuse.weighting.methods.base import FitLimits, Weighting, Weights, equal
 from packfuse.weighting.prefill import Fit, PromptReading, finish, fit_weights, read_prompt
 from packfuse.weighting.prefix_cache import PrefixCache
+
+TextObserver = Callable[[int | None, FusedPosition], None]
+"""Called with the number of a text and a position of it."""
+_TOGETHER = 8
+"""Most texts that are read at the same time: each has a KV cache of its own."""
 
 
 class Method(NamedTuple):
@@ -99,8 +105,16 @@ class Scorer:
             if (constant := method.weighting.for_members(names)) is not None
         }
 
-    def score(self, context: str, texts: Sequence[str]) -> Scores:
+    def score(
+        self, context: str, texts: Sequence[str], observer: TextObserver | None = None
+    ) -> Scores:
         """Score each text after `context`; weights are fitted to the context.
+
+        Args:
+            context: The context.
+            texts: What is scored after it.
+            observer: Called with every position of a text; with None for the number of the text at
+                the position after the context, which all texts share.
 
         Raises:
             PromptError: for an empty context, or one that is too long for a member.
@@ -108,12 +122,14 @@ class Scorer:
             MemberError: if a member fails.
         """
         items = [Continuation.of(self.engine.reference, context, text) for text in texts]
-        sequence, fit = self._read(items[0].head)
+        sequence, fit = self._read(items[0].head, _of_text(observer, None))
         first = self.fusion.at_last_position([item.new[0] for item in items])
-        scored = [
-            [_column(first, column), *self._extend(sequence.fork(), item.new)]
-            for column, item in enumerate(items)
-        ]
+        rest: list[list[FusedTokens]] = []
+        for start in range(0, len(items), _TOGETHER):
+            part = [item.new for item in items[start : start + _TOGETHER]]
+            observers = [_of_text(observer, start + at) for at in range(len(part))]
+            rest += self._extend([sequence.fork() for _ in part], part, observers)
+        scored = [[_column(first, column), *found] for column, found in enumerate(rest)]
         sums = [total(positions) for positions in scored]
         return Scores(
             logps=np.stack([logps for logps, _ in sums], 1),
@@ -138,8 +154,11 @@ class Scorer:
         plain = from_text(bare(context), self._vocabularies, self.engine.reference_index).stream
         return self._read(plain)[1]
 
-    def _read(self, ids: Sequence[int]) -> tuple[PackSequence, Fit]:
+    def _read(
+        self, ids: Sequence[int], observer: PositionCallback | None = None
+    ) -> tuple[PackSequence, Fit]:
         """Read the context and fit all weights to it; the returned sequence holds the context."""
+        self.fusion.observer = observer
         prompt = from_ids(ids, self._vocabularies, self.engine.reference_index)
         weights, reading = dict(self._constant), None
         for limits, group in self._fitted().items():
@@ -189,16 +208,30 @@ class Scorer:
             MemberError: if a member fails.
         """
         sequence, _ = self._read(head)
-        positions = [self.fusion.at_last_position(new[:1]), *self._extend(sequence, new)]
+        first = self.fusion.at_last_position(new[:1])
+        positions = [first, *self._extend([sequence], [new], [None])[0]]
         return total(positions)[0], _greedy(positions, new)
 
-    def _extend(self, sequence: PackSequence, new: Sequence[int]) -> list[FusedTokens]:
-        """Extend a sequence; the results at the positions of `new[1:]`."""
-        if len(new) == 1:
-            return []
-        self.fusion.set_targets([[token] for token in new[1:]])
-        self.engine.advance([sequence], [new[:-1]], self.fusion, len(new) - 1)
-        return self.fusion.results
+    def _extend(
+        self,
+        sequences: Sequence[PackSequence],
+        new: Sequence[Sequence[int]],
+        observers: Sequence[PositionCallback | None],
+    ) -> list[list[FusedTokens]]:
+        """Extend sequences by `new`; by sequence, the results at the positions of `new[1:]`."""
+        fusions = [self.fusion.along(ids[1:], own) for ids, own in zip(new, observers, strict=True)]
+        longer = [at for at, ids in enumerate(new) if len(ids) > 1]
+        self.engine.advance_each(
+            [sequences[at] for at in longer],
+            [new[at][:-1] for at in longer],
+            [fusions[at] for at in longer],
+            [len(new[at]) - 1 for at in longer],
+        )
+        return [fusion.results for fusion in fusions]
+
+
+def _of_text(observer: TextObserver | None, text: int | None) -> PositionCallback | None:
+    return None if observer is None else lambda _, position: observer(text, position)
 
 
 def _column(position: FusedTokens, column: int) -> FusedTokens:

@@ -233,8 +233,6 @@ class Engine:
             self.read_prompt(sequence, [None] * len(self.members))
         self.fuse_prompt(sequences, fusion)
 
-    @_one_at_a_time
-    @torch.no_grad()
     def advance(
         self,
         sequences: Sequence[PackSequence],
@@ -271,12 +269,43 @@ class Engine:
             PromptError: if a sequence outgrows a member's context window.
         """
         fusions = fusion if isinstance(fusion, Sequence) else [fusion] * len(sequences)
+        found = self.advance_each(
+            sequences,
+            ids,
+            fusions,
+            [keep] * len(sequences),
+            endings=endings,
+            ends_when_full=ends_when_full,
+            save_states=save_states,
+            defers_check=defers_check,
+        )
+        return torch.stack(found)
+
+    @_one_at_a_time
+    @torch.no_grad()
+    def advance_each(
+        self,
+        sequences: Sequence[PackSequence],
+        ids: Sequence[Sequence[int]],
+        fusions: Sequence[Fusion],
+        keeps: Sequence[int],
+        *,
+        endings: Container[int] = (),
+        ends_when_full: bool = False,
+        save_states: bool = False,
+        defers_check: bool = False,
+    ) -> list[Tensor]:
+        """The same with another number of wanted positions for each sequence; see `advance`.
+
+        Returns:
+            By sequence, log-probabilities `[its keep, reference columns]`, nats.
+        """
         for sequence in sequences:
             if sequence.is_stale:
                 sequence.restart()
         out: list[list[Tensor]] = [[] for _ in sequences]
         segments: list[list[tuple[list[int], int]]] = []
-        for sequence, new, found in zip(sequences, ids, out, strict=True):
+        for sequence, new, keep, found in zip(sequences, ids, keeps, out, strict=True):
             ended = len(new) == 1 and new[0] in endings
             last = sequence.fused_logps
             if last is not None and (ended or (ends_when_full and overflow(sequence, new))):
@@ -299,7 +328,7 @@ class Engine:
             for index, plan in plans.items():
                 out[index].extend(plan.out)
         self._end(sequences, defers_check=defers_check)
-        return torch.stack([torch.stack(positions) for positions in out])
+        return [torch.stack(positions) for positions in out]
 
     def _end(self, sequences: Sequence[PackSequence], *, defers_check: bool) -> None:
         """Check what has been read, now or later; from here on the pack chooses the tokens."""

@@ -8,6 +8,7 @@ every member's most probable tokens, the token itself, and a sample of all other
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,10 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from packfuse.evaluation.scorer import Scorer, Scores
 from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.fusion.pooling import FusedPosition
-from packfuse.fusion.sequence import PackSequence
 from packfuse.text.continuation import Continuation
 from packfuse.weighting.methods.losses import FLOOR
 
@@ -119,19 +118,11 @@ def collect(
     vocabulary = system.pack.members[reference].vocabulary
     tokens = [Continuation.of(vocabulary, prompt, answer).new for answer in answers]
     collector = _Collector(tokens)
-    scores = _observed(system.scorer(reference), collector, prompt, answers)
+    scores = system.scorer(reference).score(prompt, answers, collector)
     logps, counts, labels, owners = collector.joined()
     return AnswerScores(
         logps, counts, labels, owners, scores.sizes, scores.weights[0], reference, scores.logps[0]
     )
-
-
-def _observed(scorer: Scorer, collector: _Collector, prompt: str, answers: Sequence[str]) -> Scores:
-    scorer.fusion.observer = collector
-    try:
-        return scorer.score(prompt, answers)
-    finally:
-        scorer.fusion.observer = None
 
 
 class _Position(NamedTuple):
@@ -142,33 +133,32 @@ class _Position(NamedTuple):
 
 
 class _Collector:
-    """Compresses the members' distributions at the tokens of answers, in the scorer's order.
-
-    That is the position after the prompt, which all answers share, then the later positions of
-    each answer.
-    """
+    """Compresses the members' distributions at the tokens of answers."""
 
     def __init__(self, tokens: Sequence[Sequence[int]]) -> None:
-        self._first = [ids[0] for ids in tokens]
-        self._later = [(index, token) for index, ids in enumerate(tokens) for token in ids[1:]]
-        self._found: list[_Position] = []
+        self._tokens = tokens
+        self._found: list[list[_Position]] = [[] for _ in tokens]
 
-    def __call__(self, sequence: PackSequence, position: FusedPosition) -> None:
-        wanted = [self._later.pop(0)] if self._found else list(enumerate(self._first))
-        for answer, token in wanted:
-            seed = len(self._found)
-            self._found.append(_Position(*compress(position.logps, token, seed), answer))
+    def __call__(self, answer: int | None, position: FusedPosition) -> None:
+        """Take the next position of an answer, or for None the first one, which all share."""
+        for index in range(len(self._tokens)) if answer is None else [answer]:
+            known = self._found[index]
+            token = self._tokens[index][len(known)]
+            # The position after the prompt is drawn once for all answers.
+            seed = sum(map(len, self._tokens[:index])) + len(known) if known else 0
+            known.append(_Position(*compress(position.logps, token, seed), index))
 
     def joined(self) -> tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]:
         """`AnswerScores.logps`, `counts`, `labels` and `answers`."""
-        width = max(len(found.counts) for found in self._found)
-        logps = [_padded(found.logps, width, FLOOR) for found in self._found]
-        counts = [_padded(found.counts, width, -np.inf) for found in self._found]
+        positions = list(itertools.chain.from_iterable(self._found))
+        width = max(len(found.counts) for found in positions)
+        logps = [_padded(found.logps, width, FLOOR) for found in positions]
+        counts = [_padded(found.counts, width, -np.inf) for found in positions]
         return (
             np.stack(logps, 1),
             np.stack(counts),
-            np.array([found.label for found in self._found], np.int64),
-            np.array([found.answer for found in self._found], np.int64),
+            np.array([found.label for found in positions], np.int64),
+            np.array([found.answer for found in positions], np.int64),
         )
 
 
