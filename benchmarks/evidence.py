@@ -15,6 +15,9 @@ Settings that were fitted to questions (`calibrated`) come from calibrations.jso
 a weighting as in pack.yaml. `--calibrate` writes it, as `packfuse determine` would, from the last
 40 questions of each set, which they are not asked.
 
+Members compute in bfloat16, which takes half the time. `--shipped` lets them compute as they ship;
+the report compares the two on the questions that both answered.
+
 Figures of single answers are kept in benchmarks/measured/evidence, without questions and answers,
 and are not asked again in another --work.
 """
@@ -42,29 +45,39 @@ from packfuse.evaluation import Journal
 from packfuse.evaluation.journal import digest
 
 ROOT = Path(__file__).parents[1]
-ANSWERS = "answers.jsonl"
 KEPT = MEASURED / "evidence"
 """Figures of single answers, which are not asked again."""
+
+
+def known(options: argparse.Namespace, *, shipped: bool) -> Answers:
+    """All answers of members that compute in bfloat16, or as they ship."""
+    return Answers(options.work / _file(shipped), kept.read(KEPT / "shipped" if shipped else KEPT))
+
+
+def _file(shipped: bool) -> str:
+    return "shipped.jsonl" if shipped else "answers.jsonl"
 
 
 def measure(options: argparse.Namespace) -> None:
     """Ask all systems, in rounds."""
     sets = {name: SETS[name].find(options.data, options.seed) for name in options.set or SETS}
-    known = {name: asked[: options.limit] for name, asked in sets.items() if asked}
-    for name in sets.keys() - known:
+    limited = {name: asked[: options.limit] for name, asked in sets.items() if asked}
+    for name in sets.keys() - limited:
         print(f"{name}: no questions", file=sys.stderr)
-    with Journal(options.work / ANSWERS) as journal:
+    with Journal(options.work / _file(options.shipped)) as journal:
         run = {"machine": {"packfuse": packfuse.__version__, **machine()}}
         journal.add(digest(json.dumps(run)), run)
-        packs = Packs.starter(calibrating.read(options.work), bfloat16=options.bfloat16)
+        packs = Packs.starter(
+            calibrating.read(MEASURED, options.work), bfloat16=not options.shipped
+        )
         if options.calibrate:
-            calibrating.write(packs.of("default", ""), known, options.work, options.seed)
+            calibrating.write(packs.of("default", ""), limited, options.work, options.seed)
             return
-        asking = Asking(packs, journal, kept.read(KEPT))
-        sizes = sorted({size for asked in known.values() for size in rounds(len(asked))})
+        asking = Asking(packs, journal, known(options, shipped=options.shipped).known)
+        sizes = sorted({size for asked in limited.values() for size in rounds(len(asked))})
         for size, first in ((size, first) for size in sizes for first in (True, False)):
             # What is scored is quick: figures of these sets come first.
-            for name, asked in sorted(known.items(), key=lambda pair: SETS[pair[0]].written):
+            for name, asked in sorted(limited.items(), key=lambda pair: SETS[pair[0]].written):
                 _ask_set(asking, name, asked, size, options.system or _systems(first))
 
 
@@ -106,7 +119,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="few questions: does it run?")
     parser.add_argument("--calibrate", action="store_true", help="fit `calibrated`, and end")
     parser.add_argument(
-        "--bfloat16", action="store_true", help="members compute in bfloat16, in half the time"
+        "--shipped", action="store_true", help="members compute as they ship, in twice the time"
     )
     parser.add_argument(
         "--report", action="store_true", help="figures of the answers that are there"
@@ -119,10 +132,12 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     if not options.report:
         measure(options)
-    answers = Answers(options.work / ANSWERS, kept.read(KEPT))
-    results = report(answers, options.seed)
+    answers, shipped = known(options, shipped=False), known(options, shipped=True)
+    results = report(answers, options.seed, shipped)
     if options.save:
         kept.write(answers.known, KEPT)
+        kept.write(shipped.known, KEPT / "shipped")
+        calibrating.keep(calibrating.read(MEASURED, options.work), MEASURED)
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         (MEASURED / "evidence.json").write_text(text, encoding="utf-8")
         draw(results, ROOT / "docs" / "evidence.png")

@@ -244,6 +244,22 @@ def test_packed_layers_compute_what_plain_ones_do() -> None:
             )
 
 
+def test_two_ways_of_computing_are_compared(tmp_path: Path) -> None:
+    lines = [line(system, n) for system in (*TRIO, "default") for n in range(25)]
+    (tmp_path / "shipped").mkdir()
+    shipped = [line("default", n, nats=math.log(2) / 2) for n in range(30)]
+    found = figures.report(
+        figures.Answers(journal_of(tmp_path, lines)),
+        0,
+        figures.Answers(journal_of(tmp_path / "shipped", shipped)),
+    )["bfloat16"]
+    assert list(found) == ["arc"]
+    assert list(found["arc"]) == ["default"]
+    assert found["arc"]["default"]["questions"] == 25
+    assert found["arc"]["default"]["bits_per_byte"]["value"] == pytest.approx(0.25)
+    assert found["arc"]["default"]["accuracy"]["value"] == 0
+
+
 def test_the_vote_is_that_of_the_best_member(tmp_path: Path) -> None:
     systems = {TRIO[0]: 3, TRIO[1]: 2, TRIO[2]: 3, "default": 1, f"vote {TRIO[1]}": 4}
     lines = [line(s, n, right=n % k == 0) for s, k in systems.items() for n in range(24)]

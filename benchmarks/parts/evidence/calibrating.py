@@ -18,11 +18,18 @@ FILE = "calibrations.json"
 """By set, the weighting as `pack.yaml` would have it; in the working folder."""
 
 
-def read(work: Path) -> dict[str, Any]:
-    """The weightings that were fitted; none before `write`."""
-    file = work / FILE
-    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def read(*folders: Path) -> dict[str, Any]:
+    """The weightings that were fitted; of several folders, the later one counts."""
+    known: dict[str, Any] = {}
+    for file in (folder / FILE for folder in folders):
+        if file.exists():
+            known |= json.loads(file.read_text(encoding="utf-8"))
     return known
+
+
+def keep(known: Mapping[str, Any], folder: Path) -> None:
+    """Write weightings to a folder."""
+    (folder / FILE).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 def write(pack: Pack, known: Mapping[str, Sequence[Item]], work: Path, seed: int) -> dict[str, Any]:
@@ -44,6 +51,5 @@ def write(pack: Pack, known: Mapping[str, Sequence[Item]], work: Path, seed: int
                 report = fitting.run([item.content for item in asked[-CALIBRATION:]])
                 found[name] = report.weighting or {"name": fitting.own.name}
                 print(f"{name}: {report.advice}", flush=True)
-                text = json.dumps({**read(work), name: found[name]}, indent=1) + "\n"
-                (work / FILE).write_text(text, encoding="utf-8")
+                keep(read(work) | found, work)
     return found

@@ -63,8 +63,14 @@ class Answers:
         return {system: lines for system, lines in found.items() if len(lines) >= FEWEST}
 
 
-def report(answers: Answers, seed: int) -> dict[str, Any]:
-    """All figures of what is known."""
+def report(answers: Answers, seed: int, shipped: Answers | None = None) -> dict[str, Any]:
+    """All figures of what is known.
+
+    Args:
+        answers: What the figures are of.
+        seed: Of the intervals.
+        shipped: Answers of members that compute as they ship, with which these are compared.
+    """
     sets = {name: found for name in SETS if (found := answers.of(name))}
     return {
         "machine": answers.machine,
@@ -75,7 +81,22 @@ def report(answers: Answers, seed: int) -> dict[str, Any]:
         },
         "sets": {name: _set(name, known, seed) for name, known in sets.items()},
         "mixed": {figure: mixed(sets, figure, seed) for figure in FIGURES},
+        "bfloat16": _compared(answers, shipped, seed) if shipped else {},
     }
+
+
+def _compared(answers: Answers, shipped: Answers, seed: int) -> dict[str, Any]:
+    """By set and system, members in bfloat16 minus members as they ship, on the same questions."""
+    found: dict[str, Any] = {}
+    for name in SETS:
+        own, other = answers.of(name), shipped.of(name)
+        for system in (s for s in SYSTEMS if s in own and s in other):
+            row: dict[str, Any] = {"questions": sum(item in other[system] for item in own[system])}
+            for figure in FIGURES:
+                if one := minus(own[system], other[system], figure, seed):
+                    row[figure] = one.model_dump()
+            found.setdefault(name, {})[system] = row
+    return found
 
 
 def _set(name: str, known: Mapping[str, Lines], seed: int) -> dict[str, Any]:

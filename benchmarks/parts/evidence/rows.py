@@ -183,6 +183,23 @@ def _cpu(row: Mapping[str, Any]) -> str:
     return f"{row['cpu']:.2g}" if row.get("cpu") else ""
 
 
+def _bfloat16(results: Mapping[str, Any]) -> Rows:
+    """What computing in bfloat16 changes."""
+    return [
+        ("", "", "questions ", *(f"{what} " for what in WORDS.values())),
+        *(
+            [
+                results["sets"][name]["title"],
+                _title(results, system),
+                f"{found['questions']:,}",
+                *(signed(found.get(figure), figure) for figure in WORDS),
+            ]
+            for name, systems in results["bfloat16"].items()
+            for system, found in systems.items()
+        ),
+    ]
+
+
 def _readme(results: Mapping[str, Any]) -> Rows:
     """The figures of the README: the pack as shipped, minus the best member alone."""
     mixed = results["mixed"]
@@ -248,5 +265,6 @@ EVIDENCE: dict[str, Callable[[Mapping[str, Any]], Rows]] = {
     "ceiling": _ceiling,
     "compute": _compute,
     "cost": _cost,
+    "bfloat16": _bfloat16,
     "readme": _readme,
 }

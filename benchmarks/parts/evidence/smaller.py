@@ -1,7 +1,7 @@
 """Members that compute in bfloat16, with weights in the layout that oneDNN reads fastest.
 
-Reading and writing take half the time on processors with AVX-512 BF16. What this changes is
-measured: `benchmarks/evidence.py --shipped`.
+Reading and writing take half the time on processors with AVX-512 BF16. What it changes is
+measured by `benchmarks/evidence.py --shipped`.
 """
 
 from __future__ import annotations
