@@ -62,9 +62,6 @@ def wordy_pack_of_this_module() -> Pack:
     return wordy_pack(LEADS, NUDGES, prefix_cache=0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="words that the reference spells in several tokens may end otherwise"
-)
 @settings(max_examples=25)
 @given(TEXTS)
 def test_the_answer_is_the_one_written_by_hand(text: str) -> None:
@@ -276,9 +273,6 @@ def led_by_mistral() -> Pack:
     return tiny_pack([tiny_member("mistral"), writes_letters()], prefix_cache=0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="words that the reference spells in several tokens may end otherwise"
-)
 @settings(max_examples=8)
 @given(st.lists(st.sampled_from(["one", " two", " four", " x"]), min_size=1, max_size=6))
 def test_above_all_probabilities_all_words_are_the_nudgers(parts: list[str]) -> None:
