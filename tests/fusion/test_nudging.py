@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from packfuse import Pack
@@ -275,6 +275,7 @@ def led_by_mistral() -> Pack:
 
 @settings(max_examples=8)
 @given(st.lists(st.sampled_from(["one", " two", " four", " x"]), min_size=1, max_size=6))
+@example(["one", "one", " x"])  # " Den" and "nv" are written, and read as " Denn" and "v"
 def test_above_all_probabilities_all_words_are_the_nudgers(parts: list[str]) -> None:
     text = "x" + "".join(parts)
     gate = {"name": "nudge", "threshold": 1 - 1e-9}
