@@ -207,19 +207,27 @@ def cross(mass: float, step: Step, at: int = 0) -> Iterator[tuple[bytes | None, 
 
 
 def follow(found: Sequence[Step]) -> Mass:
-    """All hypotheses after the last `WINDOW` tokens."""
+    """All hypotheses after the last `WINDOW` tokens, from the first one on that allows any."""
+    window = found[-WINDOW:]
+    for start in range(len(window)):
+        now = follow_all(window[start:])
+        total = sum(now.values())
+        if total > 0:
+            return {hypothesis: mass / total for hypothesis, mass in now.items() if mass > 0}
+    return {CUT: 1.0} if not found or found[-1].open_end else {}
+
+
+def follow_all(found: Sequence[Step]) -> Mass:
+    """The mass of all hypotheses after some tokens, with a cut before the first."""
     now: Mass = {CUT: 1.0}
-    for step in found[-WINDOW:]:
+    for step in found:
         after: Mass = defaultdict(float)
         for hypothesis, mass in now.items():
             for moved, share in move(hypothesis, mass, step):
                 for final, part in cross(share, step) if moved is CUT else [(moved, share)]:
                     after[final] += part
         now = after
-    total = sum(now.values())
-    if total == 0:
-        return {CUT: 1.0} if not found or found[-1].open_end else {}
-    return {hypothesis: mass / total for hypothesis, mass in now.items() if mass > 0}
+    return now
 
 
 @st.composite
@@ -237,10 +245,27 @@ def texts(draw: st.DrawFn, most: int = 14) -> list[int]:
 @given(tokens=texts(), seed=st.integers(0, 1000))
 def test_the_filter_is_the_twin(tokens: list[int], seed: int) -> None:
     found = steps(tokens, seed)
+    assert_is_the_twin(found)
+
+
+@given(tokens=texts(), seed=st.integers(0, 1000), kept=st.sampled_from([0.05, 0.3, 0.9]))
+def test_the_filter_is_the_twin_where_tokens_are_impossible(
+    tokens: list[int], seed: int, kept: float
+) -> None:
+    """A model that is sure of a token gives all others probability 0."""
+    found = steps(tokens, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for step in found:
+        if step.member is not None:
+            impossible = torch.rand(step.member.shape, generator=generator) > kept
+            step.member = step.member.masked_fill(impossible, -torch.inf)
+    assert_is_the_twin(found)
+
+
+def assert_is_the_twin(found: Sequence[Step]) -> None:
     straddle, expected = run(found), follow(found)
-    actual: Mass = {CUT: straddle.cut}
-    for rest, mass in straddle.alive.items():
-        actual[rest] = mass
+    actual = Mass(straddle.alive.items())
+    actual[CUT] = straddle.cut
     for hypothesis in (*actual, *expected):
         mass = expected.get(hypothesis, 0.0)
         assert actual.get(hypothesis, 0.0) == pytest.approx(mass, abs=TOLERANCE)
@@ -343,6 +368,20 @@ def test_a_token_that_the_member_would_have_merged_is_a_straddle() -> None:
     mixed = mix(straddle, torch.zeros_like(reference_probs), reference_probs)
     options = [i for i, token in enumerate(reference.token_bytes) if token and token[:1] == b" "]
     assert float(mixed[options].sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_straddle_after_an_impossible_token_is_followed() -> None:
+    """What was impossible before says nothing of the token after it."""
+    member, reference, _ = small()
+    sure = torch.full((2, member.columns), -torch.inf)
+    sure[0, member.ids_of[b"\n"][0]] = 0.0  # and the text goes on with "e"
+    sure[1, member.ids_of[b"then we"][0]] = 0.0
+    found = steps(reference.encode("e") + reference.encode("the"), 0)
+    assert len(found) == 2
+    for step, logps in zip(found, sure, strict=True):
+        step.member = logps
+    straddle = run(found)
+    assert (straddle.cut, straddle.alive) == (0.0, {b"n we": 1.0})
 
 
 def test_no_token_of_the_member_ends_inside_a_character() -> None:

@@ -242,6 +242,21 @@ def test_mass_of_tokens_with_the_same_bytes_is_added_up() -> None:
     assert float(byte[target]) > 0
 
 
+def test_the_first_choice_is_the_token_that_the_tokenizer_produces() -> None:
+    """Mistral as the reference has two tokens for `.`, and its tokenizer produces one of them."""
+    reference, member, _ = real()
+    token_pairs = Bytes().pair(member, reference).token_pairs  # type: ignore[attr-defined]
+    characters = [chr(code) for code in range(33, 127)]
+    assert all(len(reference.ids_of[c.encode()]) == 2 for c in characters)
+    member_probs = torch.zeros(len(characters), member.columns)
+    for row, character in enumerate(characters):
+        member_probs[row, member.ids_of[character.encode()][0]] = 1.0
+    impossible = torch.zeros(len(characters), reference.columns)
+    carried = token_pairs.carry(member_probs, impossible)
+    assert carried.argmax(1).tolist() == [reference.encode(c)[0] for c in characters]
+    assert torch.allclose(carried.sum(1), torch.ones(len(characters)))
+
+
 def test_ends_are_paired_by_role() -> None:
     member, reference, token_pairs = real()
     member_probs = torch.zeros(1, member.columns)

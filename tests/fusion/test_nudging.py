@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from packfuse import Pack
@@ -62,9 +62,6 @@ def wordy_pack_of_this_module() -> Pack:
     return wordy_pack(LEADS, NUDGES, prefix_cache=0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="words that the reference spells in several tokens may end otherwise"
-)
 @settings(max_examples=25)
 @given(TEXTS)
 def test_the_answer_is_the_one_written_by_hand(text: str) -> None:
@@ -276,11 +273,9 @@ def led_by_mistral() -> Pack:
     return tiny_pack([tiny_member("mistral"), writes_letters()], prefix_cache=0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="words that the reference spells in several tokens may end otherwise"
-)
 @settings(max_examples=8)
 @given(st.lists(st.sampled_from(["one", " two", " four", " x"]), min_size=1, max_size=6))
+@example(["one", "one", " x"])  # " Den" and "nv" are written, and read as " Denn" and "v"
 def test_above_all_probabilities_all_words_are_the_nudgers(parts: list[str]) -> None:
     text = "x" + "".join(parts)
     gate = {"name": "nudge", "threshold": 1 - 1e-9}

@@ -297,22 +297,32 @@ class StraddleFilter:
         last.closed *= kept
 
     def _update(self) -> None:
-        """Compute `cut` and `alive` from the sources."""
-        count = len(self._sources)
-        cut = [1.0] + [0.0] * count
-        for step in range(count):
-            cut[step + 1] = cut[step] * self._sources[step].closed + sum(
-                cut[i] * self._sources[i].ended[step - i - 1] for i in range(step)
+        """Compute `cut` and `alive` from the sources.
+
+        A text that the member holds impossible is read from the first later token on from which it
+        is possible: what the member says of the tokens after an impossible one stays known.
+        """
+        for start in range(len(self._sources)):
+            cut, alive = self._masses(start)
+            total = cut + sum(alive.values())
+            if total > 0:
+                self.cut = cut / total
+                self.alive = {rest: mass / total for rest, mass in alive.items() if mass > 0}
+                return
+        self.cut, self.alive = float(self._open), {}
+
+    def _masses(self, start: int) -> tuple[float, Masses]:
+        """The masses of the cut and of the straddles, with a cut before source `start` alone."""
+        sources = self._sources[start:]
+        cut = [1.0] + [0.0] * len(sources)
+        for step, source in enumerate(sources):
+            cut[step + 1] = cut[step] * source.closed + sum(
+                cut[i] * sources[i].ended[step - i - 1] for i in range(step)
             )
         alive: Masses = {}
-        for mass, source in zip(cut, self._sources, strict=False):
+        for mass, source in zip(cut, sources, strict=False):
             _add(alive, source.alive.items(), mass)
-        total = cut[count] + sum(alive.values())
-        if total > 0:
-            self.cut = cut[count] / total
-            self.alive = {rest: mass / total for rest, mass in alive.items() if mass > 0}
-        else:
-            self.cut, self.alive = float(self._open), {}
+        return cut[-1], alive
 
     @property
     def trivial(self) -> bool:

@@ -138,7 +138,8 @@ class TokenPairs:
     Each member token sends its probability to its partners among the reference's tokens. Several
     partners share it in proportion to the reference's own probabilities of them. If these are all
     0, the token's first choice takes it: the partner with the same bytes, else the longest one that
-    begins the token, else the shortest one that the token begins.
+    begins the token, else the shortest one that the token begins. Of several with the same bytes,
+    such as `.` and `<0x2E>`, it is the one that the reference's tokenizer produces.
 
     Tokens without a partner are control tokens that the reference cannot spell. Their mass is not
     carried (`uncarried`).
@@ -147,8 +148,9 @@ class TokenPairs:
         Member token 1 has the partners 1 and 2, which have 0.1 and 0.4 in the reference:
 
         >>> from types import SimpleNamespace
-        >>> member = SimpleNamespace(columns=2, lengths=np.array([3, 1]), marks={})
-        >>> reference = SimpleNamespace(columns=3, lengths=np.array([3, 1, 2]), marks={})
+        >>> none = {"marks": {}, "ids_of": {}}
+        >>> member = SimpleNamespace(columns=2, lengths=np.array([3, 1]), **none)
+        >>> reference = SimpleNamespace(columns=3, lengths=np.array([3, 1, 2]), **none)
         >>> pairs = TokenPairs(np.array([[0, 0], [1, 1], [1, 2]]), member, reference)
         >>> pairs.carry(torch.tensor([[0.4, 0.6]]), torch.tensor([[0.5, 0.1, 0.4]]))
         tensor([[0.4000, 0.1200, 0.4800]])
@@ -266,7 +268,10 @@ def _first_choices(
     own, other = spelled_lengths(member)[tokens], spelled_lengths(reference)[targets]
     longest = int(other.max(initial=0)) + 1
     cost = np.where(other <= own, own - other, longest + other)
-    order = np.lexsort((cost, tokens))
+    rank = np.zeros(reference.columns, dtype=np.int64)
+    for ids in reference.ids_of.values():
+        rank[list(ids)] = range(len(ids))  # produced by the tokenizer first
+    order = np.lexsort((rank[targets], cost, tokens))
     begins = np.flatnonzero(np.r_[True, np.diff(tokens[order]) != 0][: len(order)])
     first = np.zeros(len(tokens), dtype=np.bool_)
     first[order[begins]] = True

@@ -54,13 +54,15 @@ class FilterMove:
         )
         if reference is None:
             return
-        if literal:
-            reference = np.full_like(reference, NOTHING)
         places = [
             replace(place, logps=logps)
             for place, logps in zip(self.here.inner, inner, strict=True)
             if logps is not None
         ]
+        if literal:
+            # The member's token ends with the last token of its spelling, never inside one: how the
+            # member would tokenize the text that is there now is no evidence against that.
+            reference, places = np.full_like(reference, NOTHING), []
         self.straddle.advance(target, member, reference, places, open_end=self.here.whole)
 
 
