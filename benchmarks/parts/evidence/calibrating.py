@@ -16,6 +16,8 @@ from .systems import CALIBRATION
 
 FILE = "calibrations.json"
 """By set, the weighting as `pack.yaml` would have it; in the working folder."""
+TEXTS = 24
+"""Texts that a calibration is fitted to: each has far more tokens than an answer."""
 
 
 def read(*folders: Path) -> dict[str, Any]:
@@ -48,7 +50,9 @@ def write(pack: Pack, known: Mapping[str, Sequence[Item]], work: Path, seed: int
         fitting = Calibrator(pack, journal, seed)
         for name, asked in sorted(known.items(), key=lambda pair: SETS[pair[0]].written):
             if SETS[name].task is not None and len(asked) >= 2 * CALIBRATION:
-                report = fitting.run([item.content for item in asked[-CALIBRATION:]])
+                given = asked[-CALIBRATION:]
+                most = TEXTS if SETS[name].task.name == "text" else CALIBRATION
+                report = fitting.run([item.content for item in given[:most]])
                 found[name] = report.weighting or {"name": fitting.own.name}
                 print(f"{name}: {report.advice}", flush=True)
                 keep(read(work) | found, work)

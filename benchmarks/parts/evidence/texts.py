@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
-LENGTH = 800
+LENGTH = 480
 """Characters of a passage; the second half is scored."""
 
 
