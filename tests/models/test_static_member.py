@@ -312,13 +312,18 @@ def test_nan_is_found_at_once_or_when_the_caller_asks() -> None:
     go_on(one, "llama", [row], [1])
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError])
 def test_a_step_that_cannot_be_captured_is_read_eagerly(
-    steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of the errors of a capture, the first one is the reason."""
     one = static()
 
     def refuse(_: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise kind("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(one, "_capture", refuse)
     (row,) = begun(one, [9])
