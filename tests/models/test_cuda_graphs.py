@@ -89,7 +89,7 @@ def waiting(model: Any) -> Iterator[None]:
 
 def on_cuda(arch: str = "llama") -> HFMember:
     """A tiny member on the device; a model of its own."""
-    model, _ = pico.tiny_pair("mistral", arch)
+    model: Any = pico.tiny_pair("mistral", arch)[0]
     return HFMember("one", model.to("cuda"), fusing.vocabulary("mistral"))
 
 
@@ -164,7 +164,7 @@ def test_graphs_are_captured_by_any_thread_and_after_all_are_gone() -> None:
     capture = CudaGraphs(ones.device)
     found: list[Any] = []
     for scale in (2, 3):
-        thread = threading.Thread(target=lambda s=scale: found.append(capture(lambda: (ones * s,))))  # type: ignore[misc]
+        thread = threading.Thread(target=lambda s=scale: found.append(capture(lambda: (ones * s,))))
         thread.start()
         thread.join()
         assert found[-1]()[0].tolist() == [scale] * 3
@@ -180,7 +180,8 @@ def test_graphs_are_captured_by_any_thread_and_after_all_are_gone() -> None:
 @pytest.mark.parametrize("settings", [{}, {"draft": "reference"}, {"heads": "pruned"}], ids=str)
 def test_answers_are_those_of_eager_steps(arguments: Any, settings: Any) -> None:
     pairs = [pico.tiny_pair("mistral", "llama"), pico.tiny_pair("tekken", "gemma3")]
-    for model, _ in pairs:
+    models: list[Any] = [model for model, _ in pairs]
+    for model in models:
         model.to("cuda")
     static, eager = (
         Pack.from_pretrained(pairs, steps=steps, progress=False, **settings)

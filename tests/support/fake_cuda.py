@@ -27,7 +27,7 @@ CUDA = torch.device("cuda:0")
 
 _READS = {
     "item", "tolist", "numpy", "cpu", "nonzero", "unique", "__bool__", "__float__", "__int__",
-    "__index__", "masked_select", "equal", "allclose",
+    "__index__", "masked_select", "equal", "allclose", "multinomial",
 }  # fmt: skip
 
 _VIEWS = {

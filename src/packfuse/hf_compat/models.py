@@ -358,13 +358,12 @@ def abandon_capture(device: torch.device, pool: Any) -> None:
         device: The device.
         pool: The memory pool of the capture.
     """
-    index = torch.cuda.current_device() if device.index is None else device.index
     with suppress(RuntimeError):
         # Raises if the capture itself has ended, with an error of the code inside it.
-        torch._C._cuda_endAllocateToPool(index, pool)
-        torch._C._cuda_releasePool(index, pool)
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
     with suppress(RuntimeError, IndexError):
-        generator = torch.cuda.default_generators[index]
+        generator = torch.cuda.default_generators[device.index]
         generator.graphsafe_set_state(generator.clone_state())
 
 

@@ -93,14 +93,14 @@ def waiting_place(step: Callable[[], Outputs]) -> str | None:
     """Run a step; the file and line where this thread waits for a CUDA device, None if nowhere."""
     here, places = threading.get_ident(), list[str]()
 
-    def note(message: Warning | str, _: Any, file: str, line: int, *__: Any, **___: Any) -> None:
+    def note(message: Warning | str, _kind: Any, file: str, line: int, *_: Any) -> None:
         if threading.get_ident() == here and "synchronizing CUDA operation" in str(message):
             places.append(f"{Path(file).name}, line {line}")
 
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment]
         # Not "error": the mode applies to other threads, too, which may wait.
         torch.cuda.set_sync_debug_mode("warn")
         try:
