@@ -115,6 +115,17 @@ def test_members_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(one[1] == other[1] for one, other in zip(steps[::2], steps[1::2], strict=True))
 
 
+@pytest.mark.parametrize("alignment", ["bytes", "mined"])
+def test_a_reference_on_the_processor_waits_for_members_on_devices(
+    alignment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [fusing.member(*spec) for spec in MEMBERS]
+    expected = answer(fusing.fuse(plain, alignment=alignment), [fusing.PROMPT])
+    with counted(monkeypatch):
+        mixed = [plain[0], FakeCudaMember(plain[1])]
+        assert answer(fusing.fuse(mixed, alignment=alignment), [fusing.PROMPT]) == expected
+
+
 @pytest.mark.parametrize("weighting", ["uniform", "exact"])
 def test_members_read_prompts_without_waiting_for_each_other(
     weighting: str, monkeypatch: pytest.MonkeyPatch
