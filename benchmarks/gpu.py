@@ -12,11 +12,11 @@ when it is done, then come the targets, and the last line of the output is one J
 
     answers    tiny models in float32: the answers of captured steps are those of eager ones
     members    one row at context 512: eager, as a CUDA graph over a `StaticCache`
-    pack       one row: a step with the defaults, launches and waits a token, memory, time until
-               the first fast token
+    pack       one row: a step with the defaults, memory, time until the first fast token
     batch      8, 32 and 64 rows, over CUDA graphs of the members' batched steps
     first      the first token at contexts 512, 2,048 and 8,192 with `exact` weights
     drafts     `draft="lookup"` and `"reference"` over a step without drafts
+    counts     launches and waits a token, by torch's profiler
     compile    the members alone, compiled by transformers (minutes)
     compiled   a step with `compiled=True` (minutes)
 """
@@ -98,6 +98,12 @@ def pack_step(bench: Bench) -> Iterator[Row]:
         target=Target(value=1.0),
     )  # fmt: skip
     yield from memory(bench, pack)
+
+
+def counts(bench: Bench) -> Iterator[Row]:
+    """What one row of the pack launches, and how often the host waits."""
+    pack = bench.pack()
+    bench.fused(pack, bench.context, bench.tokens)
     yield from calls(bench, pack)
 
 
@@ -168,6 +174,7 @@ RUN: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "batch": batches,
     "first": first_tokens,
     "drafts": drafts,
+    "counts": counts,
     "compile": compiled_members,
     "compiled": compiled_pack,
 }

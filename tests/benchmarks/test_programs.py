@@ -44,7 +44,7 @@ def test_evidence(tmp_path: Path) -> None:
 
 def test_gpu() -> None:
     """Without a GPU: the same parts on tiny models, but for what only a GPU can count."""
-    names = ["answers", "members", "pack", "batch", "first", "drafts", "compile"]
+    names = ["answers", "members", "pack", "batch", "first", "drafts", "counts", "compile"]
     parts = run("gpu.py", "--parts", ",".join(names))["parts"]
     assert list(parts) == names
     rows = [row for part in parts.values() for row in part["rows"]]

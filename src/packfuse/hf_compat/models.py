@@ -358,11 +358,11 @@ def abandon_capture(device: torch.device, pool: Any) -> None:
         device: The device.
         pool: The memory pool of the capture.
     """
-    with suppress(RuntimeError):
+    with suppress(AttributeError, RuntimeError):
         # Raises if the capture itself has ended, with an error of the code inside it.
         torch._C._cuda_endAllocateToPool(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
-    with suppress(RuntimeError, IndexError):
+    with suppress(AttributeError, IndexError, RuntimeError):
         generator = torch.cuda.default_generators[device.index]
         generator.graphsafe_set_state(generator.clone_state())
 
