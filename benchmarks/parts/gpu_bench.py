@@ -237,7 +237,8 @@ class Bench:
         together only after a while.
         """
         texts = [self.text(pack.tokenizer, self.context, row) for row in range(rows)]
-        tokens, found = rows + self.tokens // 2, list[float]()
+        # A prompt may take two turns, and every turn ends with a step.
+        tokens, found = 2 * rows + self.tokens // 2, list[float]()
 
         def note(count: int, taken: float) -> None:
             if count == rows:
