@@ -1,75 +1,80 @@
 """A pack on a GPU: its steps, batches, first token and memory over those of its members alone.
 
-    python benchmarks/gpu.py [--parts PART,...] [--tokenizers FOLDER FOLDER] [--small] [--save]
+    python benchmarks/gpu.py [--parts PART,...] [--seconds N] [--tokenizers FOLDER FOLDER] [--save]
 
 Two models of 8B with random weights in bfloat16 (shapes of Llama-3.1-8B and Qwen3-8B) are made on
 the device, and tokenizers are trained on the texts of this Python's own library, so nothing is
 downloaded. The tokens of every answer are forced to be English prose, so that the members advance
-as they do on real text. About seven minutes on an H100; the last line of the output is one JSON
-document. `--small` runs tiny models anywhere, to see that the command works.
+as they do on real text. It ends after `--seconds` (450) with what it has found by then, however
+long a part takes; a part that fails is reported, and the others run. Every part prints its rows
+when it is done, then come the targets, and the last line of the output is one JSON document.
+`--small` runs tiny models anywhere, to see that the command works.
 
+    answers    tiny models in float32: the answers of captured steps are those of eager ones
     members    one row at context 512: eager, as a CUDA graph over a `StaticCache`
-    compile    the same, compiled by transformers (`cache_implementation="static"`; minutes)
-    pack       one row: a step with the defaults, launches and waits a token, memory, time until
-               the first fast token
+    pack       one row: a step with the defaults, memory, time until the first fast token
     batch      8, 32 and 64 rows, over CUDA graphs of the members' batched steps
     first      the first token at contexts 512, 2,048 and 8,192 with `exact` weights
     drafts     `draft="lookup"` and `"reference"` over a step without drafts
-    compiled   a step with `compiled=True` (minutes; only if named)
+    counts     launches and waits a token, by torch's profiler
+    compile    the members alone, compiled by transformers (minutes)
+    compiled   a step with `compiled=True` (minutes)
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import statistics
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
 from common import MEASURED, machine
+from parts.gpu_answers import answers
 from parts.gpu_bench import Bench
+from parts.gpu_counts import calls, memory
 from parts.rows import Part, Report, Row, Target, compare
 
-from packfuse import Pack
-
-PARTS = ("members", "compile", "pack", "batch", "first", "drafts", "compiled")
-CALLS = ("cudaLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
-WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
-
-
-def against(bench: Bench, what: str, step: float, target: float | None) -> list[Row]:
-    """A step of the pack over every floor of one row that was measured."""
-    bounds = {"compiled by transformers": target, "CUDA graphs": 1.10}
-    return [
-        compare(what, f"members, {name}", [step], [floor], target=_target(bounds.get(name)))
-        for name, floor in bench.floors.items()
-    ]
+COMPILED = "members, compiled by transformers"
+GRAPHS = "members, CUDA graphs"
+EAGER = "members, eager"
+STEP, COMPILED_STEP = "a step of the pack, one row", "a step of the pack, compiled=True"
+TARGETS = {
+    (STEP, COMPILED): 1.25,
+    (STEP, GRAPHS): 1.10,
+    (COMPILED_STEP, COMPILED): 1.10,
+}
 
 
-def _target(value: float | None) -> Target | None:
+def against(bench: Bench, *steps: str, floors: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Steps of the pack over the members' own, as far as both were measured."""
+    for what in steps:
+        for name in floors or tuple(bench.floors):
+            if what in bench.steps and name in bench.floors:
+                ours, other = [bench.steps[what]], [bench.floors[name]]
+                yield compare(what, name, ours, other, target=_target(what, name))
+
+
+def _target(what: str, name: str) -> Target | None:
+    value = TARGETS.get((what, name))
     return None if value is None else Target(value=value)
 
 
-def members(bench: Bench) -> list[Row]:
+def members(bench: Bench) -> Iterator[Row]:
     """The members alone."""
-    bench.floors["eager"] = bench.members_step()
-    bench.floors["CUDA graphs"] = bench.graph(1)
-    rows = bench.floors.items()
-    return [Row(what=f"a step of both members, {name}", ours=value) for name, value in rows]
+    for name, measure in ((EAGER, bench.members_step), (GRAPHS, lambda: bench.graph(1))):
+        bench.floors[name] = measure()
+        yield Row(what=f"a step of both {name}", ours=bench.floors[name])
 
 
-def compiled_members(bench: Bench) -> list[Row]:
-    """The members alone, compiled by transformers."""
-    value = bench.members_step(cache_implementation="static")
-    bench.floors["compiled by transformers"] = value
-    return [Row(what="a step of both members, compiled by transformers", ours=value)]
-
-
-def pack_step(bench: Bench) -> list[Row]:
+def pack_step(bench: Bench) -> Iterator[Row]:
     """One row of the pack with the defaults."""
     eager = bench.pack(steps="eager")
     usual = [bench.fused(eager, bench.context, 4).timing for _ in range(2)][-1]
@@ -81,74 +86,46 @@ def pack_step(bench: Bench) -> list[Row]:
     gaps = [after - before for before, after in pairwise(times)]
     slow = max((n for n, gap in enumerate(gaps) if gap > 2 * statistics.median(gaps)), default=0)
     fast = times[slow + 1] - started - usual.first
-    step = bench.step(lambda: bench.fused(pack, bench.context, bench.tokens))
-    rows = against(bench, "a step of the pack, one row", step, 1.25)
-    rows.append(compare("a step of the pack", "steps='eager'", [step], [usual.step]))
-    rows.append(compare(
+    bench.steps[STEP] = bench.step(lambda: bench.fused(pack, bench.context, bench.tokens))
+    yield from against(bench, STEP)
+    eagerly = json.dumps(pack.runtime.eager_members)
+    yield compare(
+        STEP, "steps='eager'", [bench.steps[STEP]], [usual.step],
+        note=f"members that decode eagerly: {eagerly}",
+    )  # fmt: skip
+    yield compare(
         "from loaded models to the first fast token", "the budget of 5 s", [max(fast, 0.0)], [5.0],
         target=Target(value=1.0),
-    ))  # fmt: skip
-    return [*rows, *calls(bench, pack), *memory(bench)]
+    )  # fmt: skip
+    yield from memory(bench, pack)
 
 
-def calls(bench: Bench, pack: Pack) -> list[Row]:
-    """Launches and waits of the host a token."""
-    if bench.device.type != "cuda":
-        return [Row(what="waits of the host a token", skipped="no CUDA device")]
-    from torch.profiler import ProfilerActivity, profile
-
-    counts = dict.fromkeys((*CALLS, *WAITS), 0.0)
-    # What an answer does besides its steps is in both runs.
-    for tokens, sign in ((bench.tokens, 1), (4, -1)):
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-            bench.fused(pack, bench.context, tokens)
-        for row in seen.key_averages():
-            for name in counts:
-                counts[name] += sign * row.count * (row.key == name) / (bench.tokens - 4)
-    waits = sum(counts[name] for name in WAITS)
-    launches = sum(counts[name] for name in CALLS)
-    return [
-        compare("waits of the host a token", "the target", [waits], [2.0], unit="waits",
-                target=Target(value=1.0)),
-        Row(what="launches a token", ours=launches, unit="launches", note=json.dumps(counts)),
-    ]  # fmt: skip
-
-
-def memory(bench: Bench) -> list[Row]:
-    """Peak memory of an answer beyond weights and KV caches."""
-    if bench.device.type != "cuda":
-        return [Row(what="device memory beyond weights and caches", skipped="no CUDA device")]
-    weights = sum(p.nbytes for model in bench.models for p in model.parameters())
+def counts(bench: Bench) -> Iterator[Row]:
+    """What one row of the pack launches, and how often the host waits."""
     pack = bench.pack()
-    torch.cuda.reset_peak_memory_stats()
     bench.fused(pack, bench.context, bench.tokens)
-    stores = [store for member in pack.members for store in member._stores.stores]  # type: ignore[attr-defined]
-    caches = sum(t.nbytes for store in stores for pair in store.layers for t in pair or ())
-    peak = float(torch.cuda.max_memory_allocated())
-    return [
-        compare("device memory of an answer", "weights and KV caches", [peak / 2**30],
-                [(weights + caches) / 2**30], unit="GiB", target=Target(value=1.05)),
-    ]  # fmt: skip
+    yield from calls(bench, pack)
 
 
-def batches(bench: Bench) -> list[Row]:
-    """Many rows at once; what a batch costs besides its steps is subtracted."""
-    pack, rows = bench.pack(), []
-    few, many = (2, 5) if bench.small else (4, 24)
+def batches(bench: Bench) -> Iterator[Row]:
+    """Many rows at once: the median of the steps in which all of them run."""
+    pack = bench.pack()
     for count in (2,) if bench.small else (8, 32, 64):
-        bench.batch(pack, count, many)
-        step = (bench.batch(pack, count, many) - bench.batch(pack, count, few)) / (many - few)
-        floor = bench.graph(count)
-        rows.append(compare(
-            f"a step of {count} rows", "members, CUDA graphs", [step], [floor],
-            target=Target(value=1.25), note=f"{count / step:.0f} tokens/s",
-        ))  # fmt: skip
-    return rows
+        what = f"a step of {count} rows"
+        bench.batch(pack, count)
+        step = bench.batch(pack, count)
+        if step is None:
+            yield Row(what=what, skipped="the rows never ran all together")
+            continue
+        yield compare(
+            what, GRAPHS, [step], [bench.graph(count)], target=Target(value=1.25),
+            note=f"{count / step:.0f} tokens/s",
+        )  # fmt: skip
 
 
-def first_tokens(bench: Bench) -> list[Row]:
+def first_tokens(bench: Bench) -> Iterator[Row]:
     """The first token, weights fitted to the prompt."""
-    pack, rows = bench.pack(weighting="exact"), []
+    pack = bench.pack(weighting="exact")
     for context in (48,) if bench.small else (512, 2048, 8192):
         bench.fused(pack, context, 3)
         ours = min(bench.fused(pack, context, 3).timing.first for _ in range(2))
@@ -158,41 +135,119 @@ def first_tokens(bench: Bench) -> list[Row]:
             floor += min(bench.alone(k, context, 3).timing.first for _ in range(2))
         target = Target(value=1.3) if context > 512 else None
         what = f"first token, context {context:,}, `exact` weights"
-        rows.append(compare(what, "members' own, eager", [ours], [floor], target=target))
-    return rows
+        yield compare(what, "members' own, eager", [ours], [floor], target=target)
 
 
-def drafts(bench: Bench) -> list[Row]:
+def drafts(bench: Bench) -> Iterator[Row]:
     """Time a token with drafts; the prose repeats itself, so lookup finds most of it."""
-    plain = bench.pack()
-    bench.fused(plain, bench.context, bench.tokens)
 
-    def each(pack: Pack) -> float:
-        bench.fused(pack, bench.context, bench.tokens)
-        times = bench.fused(pack, bench.context, bench.tokens).times
+    def each(**settings: str) -> float:
+        pack = bench.pack(**settings)
+        bench.drafted(pack, bench.context, bench.tokens)
+        times = bench.drafted(pack, bench.context, bench.tokens).times
         return (times[-1] - times[1]) / (bench.tokens - 1)
 
-    usual, rows = each(plain), []
+    usual = each()
     for draft in ("lookup", "reference"):
-        pack = bench.pack(draft=draft)
-        rows.append(compare(f"a token, draft='{draft}'", "without drafts", [each(pack)], [usual]))
-    return rows
+        yield compare(f"a token, draft='{draft}'", "without drafts", [each(draft=draft)], [usual])
 
 
-def compiled_pack(bench: Bench) -> list[Row]:
+def compiled_members(bench: Bench) -> Iterator[Row]:
+    """The members alone, compiled by transformers."""
+    bench.floors[COMPILED] = bench.members_step(cache_implementation="static")
+    yield Row(what=f"a step of both {COMPILED}", ours=bench.floors[COMPILED])
+    yield from against(bench, STEP, COMPILED_STEP, floors=(COMPILED,))
+
+
+def compiled_pack(bench: Bench) -> Iterator[Row]:
     """One row of the pack with `compiled=True`."""
     pack = bench.pack(compiled=True)
     step = bench.step(lambda: bench.fused(pack, bench.context, bench.tokens))
-    return against(bench, "a step of the pack, compiled=True", step, 1.10)
+    bench.steps[COMPILED_STEP] = step
+    yield from against(bench, COMPILED_STEP)
 
 
-RUN: dict[str, Callable[[Bench], list[Row]]] = dict(
-    zip(
-        PARTS,
-        (members, compiled_members, pack_step, batches, first_tokens, drafts, compiled_pack),
-        strict=True,
-    )
-)
+RUN: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "answers": answers,
+    "members": members,
+    "pack": pack_step,
+    "batch": batches,
+    "first": first_tokens,
+    "drafts": drafts,
+    "counts": counts,
+    "compile": compiled_members,
+    "compiled": compiled_pack,
+}
+PARTS = tuple(RUN)
+
+
+class Run:
+    """The parts of one run, and what they have found so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Nothing has been measured yet."""
+        self._started, self._ending = time.perf_counter(), threading.Lock()
+        self._file = MEASURED / "gpu.json" if options.save and not options.small else None
+        self._left = list(options.parts.split(","))
+        self._report = Report(machine=machine(), options=vars(options), parts={})
+        self._failed = False
+
+    def run(self, bench: Bench) -> None:
+        """Run all parts; one that fails leaves the others."""
+        while self._left:
+            name, begun = self._left[0], time.perf_counter()
+            part = Part(title=name, about=(RUN[name].__doc__ or "").strip(), rows=[])
+            self._report.parts[name] = part
+            self._say(name)
+            try:
+                for row in RUN[name](bench):
+                    self._add(part, row)
+            except Exception as error:
+                traceback.print_exc(file=sys.stderr)
+                first_line = f"{type(error).__name__}: {error}".split("\n")[0]
+                self._failed = True
+                self._add(part, Row(what=name, skipped=f"failed: {first_line}"))
+            part.seconds = time.perf_counter() - begun
+            self._left.remove(name)
+            # Packs of the part, with their threads and caches.
+            gc.collect()
+
+    def _add(self, part: Part, row: Row) -> None:
+        with self._ending:
+            part.rows.append(row)
+            self._failed |= part.title == "answers" and row.met is False
+            self._report.seconds = time.perf_counter() - self._started
+            if self._file:
+                text = self._report.model_dump_json(indent=1) + "\n"
+                self._file.write_text(text, encoding="utf-8")
+        self._say("  ", json.dumps(row.model_dump(exclude_none=True, exclude={"ratios"})))
+
+    def end(self) -> int:
+        """Print the targets and the document; the exit status. Once, in one of two threads."""
+        self._ending.acquire()
+        for name in self._left:
+            part = self._report.parts.setdefault(name, Part(title=name, about="", rows=[]))
+            part.rows.append(Row(what=name, skipped="out of time"))
+        self._say(f"targets, on {self._report.machine['gpu']}")
+        for row in (row for part in self._report.parts.values() for row in part.rows):
+            if row.skipped:
+                self._say(f"  OPEN  {row.what}: {row.skipped}")
+            elif row.target is not None and row.ratio is not None:
+                state = "PASS" if row.met else "MISS"
+                self._say(f"  {state}  {row.ratio:.3f}, {row.target}: {row.what} / {row.against}")
+        print(self._report.model_dump_json(), flush=True)
+        return int(self._failed)
+
+    def _say(self, *what: object) -> None:
+        at = f"[{time.perf_counter() - self._started:6.1f} s]"
+        print(at, *what, file=sys.stderr, flush=True)
+
+    def give_up(self) -> None:
+        """End the process with what has been found; what runs cannot be interrupted otherwise."""
+        status = self.end()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def main() -> int:
@@ -200,36 +255,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--parts", default=",".join(PARTS[:-1]))
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--seconds", type=float, default=450, help="the run ends after that long")
     parser.add_argument("--tokenizers", nargs=2, metavar="FOLDER")
     parser.add_argument("--small", action="store_true", help="tiny models, on any machine")
     parser.add_argument("--save", action="store_true", help="keep the results")
     options = parser.parse_args()
+    if unknown := set(options.parts.split(",")) - set(PARTS):
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     torch.manual_seed(0)
-    started, well = time.perf_counter(), True
-    bench = Bench(options)
-    report = Report(machine=machine(), options=vars(options), parts={})
-    for name in options.parts.split(","):
-        begun = time.perf_counter()
-        try:
-            rows = RUN[name](bench)
-        except Exception as error:
-            # The other parts took minutes, and are kept.
-            traceback.print_exc(file=sys.stderr)
-            rows, well = [Row(what=name, skipped=f"failed: {error}")], False
-        about = (RUN[name].__doc__ or "").strip()
-        took = time.perf_counter() - begun
-        report.parts[name] = Part(title=name, about=about, rows=rows, seconds=took)
-        print(f"[{time.perf_counter() - started:6.1f} s] {name}", file=sys.stderr)
-        for row in rows:
-            shown = row.model_dump(exclude_none=True, exclude={"ratios"})
-            print("  ", json.dumps(shown), file=sys.stderr, flush=True)
-    report.seconds = time.perf_counter() - started
-    if options.save and not bench.small:
-        text = report.model_dump_json(indent=1) + "\n"
-        (MEASURED / "gpu.json").write_text(text, encoding="utf-8")
-    print(report.model_dump_json())
-    return 0 if well else 1
+    run = Run(options)
+    timer = threading.Timer(options.seconds, run.give_up)
+    timer.daemon = True
+    timer.start()
+    run.run(Bench(options))
+    timer.cancel()
+    return run.end()
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers import (
     LlamaForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -25,6 +28,8 @@ from transformers import (
 )
 
 from packfuse import Pack
+from packfuse.causal_lm.decoding import Decoder
+from packfuse.hf_compat.models import CACHE
 from parts.clock import Clock, exactly
 
 TINY = {
@@ -100,36 +105,60 @@ class Forced(LogitsProcessor):
         return forced
 
 
-class Bench:
-    """Two models, and what is measured of them."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        """Make the models on the device."""
-        self.small = options.small or not torch.cuda.is_available()
-        self.device = torch.device("cpu" if self.small else "cuda")
-        self.context, self.tokens = (48, 6) if self.small else (512, 64)
-        folders = options.tokenizers or (None, None)
-        size = 400 if self.small else 48_000
-        self.tokenizers = [
-            AutoTokenizer.from_pretrained(folder) if folder else trained_tokenizer(part, size)
-            for part, folder in enumerate(folders)
-        ]
-        kinds = ((LlamaForCausalLM, LlamaConfig, LLAMA), (Qwen3ForCausalLM, Qwen3Config, QWEN))
-        torch.set_default_dtype(torch.float32 if self.small else torch.bfloat16)
-        self.models = []
+def random_models(
+    tokenizers: Sequence[Any], device: torch.device, *, small: bool
+) -> list[PreTrainedModel]:
+    """A model of Llama's and one of Qwen's shape: of 8B in bfloat16, or tiny in float32."""
+    kinds = ((LlamaForCausalLM, LlamaConfig, LLAMA), (Qwen3ForCausalLM, Qwen3Config, QWEN))
+    made = []
+    torch.set_default_dtype(torch.float32 if small else torch.bfloat16)
+    try:
         for (kind, config, shape), tokenizer, columns in zip(
-            kinds, self.tokenizers, COLUMNS, strict=True
+            kinds, tokenizers, COLUMNS, strict=True
         ):
-            wide = len(tokenizer) if self.small else max(columns, len(tokenizer))
-            settings = {**(TINY if self.small else shape), "max_position_embeddings": 32_768}
-            with self.device:
+            wide = len(tokenizer) if small else max(columns, len(tokenizer))
+            settings = {**(TINY if small else shape), "max_position_embeddings": 32_768}
+            with device:
                 model: Any = kind(config(vocab_size=wide, **settings))
             end = tokenizer.eos_token_id
             model.generation_config.eos_token_id = model.config.eos_token_id = end
             model.generation_config.pad_token_id = end
-            self.models.append(model.eval())
+            made.append(model.eval())
+    finally:
         torch.set_default_dtype(torch.float32)
+    return made
+
+
+class Bench:
+    """Two models, and what is measured of them.
+
+    Attributes:
+        floors: Seconds of a step of both members alone, by how they were run.
+        steps: Seconds of a step of the pack, by what it was.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Make the tokenizers; the models are made when they are needed."""
+        self.small = options.small or not torch.cuda.is_available()
+        self.device = torch.device("cpu" if self.small else "cuda:0")
+        self.context, self.tokens = (48, 6) if self.small else (512, 64)
+        self._folders = options.tokenizers or (None, None)
         self.floors: dict[str, float] = {}
+        self.steps: dict[str, float] = {}
+
+    @cached_property
+    def tokenizers(self) -> list[Any]:
+        """One for each model."""
+        size = 400 if self.small else 48_000
+        return [
+            AutoTokenizer.from_pretrained(folder) if folder else trained_tokenizer(part, size)
+            for part, folder in enumerate(self._folders)
+        ]
+
+    @cached_property
+    def models(self) -> list[Any]:
+        """The models, on the device."""
+        return random_models(self.tokenizers, self.device, small=self.small)
 
     def sync(self) -> None:
         """Wait for the device."""
@@ -164,22 +193,64 @@ class Bench:
 
     def fused(self, pack: Pack, context: int, tokens: int) -> Clock:
         """One answer of the pack."""
-        forced = LogitsProcessorList([Forced(pack.tokenizer, context)])
+        text = self.text(pack.tokenizer, context)
         self.sync()
         clock = Clock()
+        with self._forced(pack, context):
+            pack.generate(text, streamer=clock, max_new_tokens=tokens, do_sample=False)
+        return clock
+
+    def drafted(self, pack: Pack, context: int, tokens: int) -> Clock:
+        """The same for a pack with drafts, which are compared with what a processor forces."""
+        forced = LogitsProcessorList([Forced(pack.tokenizer, context)])
         text = self.text(pack.tokenizer, context)
+        self.sync()
+        clock = Clock()
         pack.generate(text, streamer=clock, logits_processor=forced, **exactly(tokens))
         return clock
 
-    def batch(self, pack: Pack, rows: int, tokens: int) -> float:
-        """Seconds of several answers at once."""
+    @contextmanager
+    def _forced(self, pack: Pack, context: int) -> Iterator[None]:
+        """A context in which packs write the prose, whatever they choose.
+
+        It does without a logits processor, for which the host would wait once more a token and row.
+        """
+        ids = pack.tokenizer(prose(), add_special_tokens=False).input_ids[context:]
+        prose_ids = torch.tensor(ids, device=self.device)
+        choose = Decoder.choose
+
+        def forced(decoder: Decoder, logps: torch.Tensor) -> torch.Tensor:
+            choose(decoder, logps)
+            at = (decoder.ids.shape[1] - context) % len(prose_ids)
+            return prose_ids[at : at + 1]
+
+        Decoder.choose = forced  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            Decoder.choose = choose  # type: ignore[method-assign]
+
+    def batch(self, pack: Pack, rows: int) -> float | None:
+        """Seconds of a step of so many answers at once; None if they never ran all together.
+
+        Prompts are read between the steps of the answers that have begun, so that all rows run
+        together only after a while.
+        """
         texts = [self.text(pack.tokenizer, self.context, row) for row in range(rows)]
-        forced = LogitsProcessorList([Forced(pack.tokenizer, self.context)])
-        self.sync()
-        started = time.perf_counter()
-        pack.generate(texts, logits_processor=forced, **exactly(tokens))
-        self.sync()
-        return time.perf_counter() - started
+        # A prompt may take two turns, and every turn ends with a step.
+        tokens, found = 2 * rows + self.tokens // 2, list[float]()
+
+        def note(count: int, taken: float) -> None:
+            if count == rows:
+                found.append(taken)
+
+        pack.scheduler.on_step = note
+        try:
+            with self._forced(pack, self.context):
+                pack.generate(texts, max_new_tokens=tokens, do_sample=False)
+        finally:
+            pack.scheduler.on_step = None
+        return statistics.median(found) if found else None
 
     def step(self, run: Callable[[], Clock]) -> float:
         """Seconds of a step: the better of two runs after one that is not counted."""
@@ -203,15 +274,14 @@ class Bench:
         static = StaticCache(config=model.config, max_cache_len=self.context + 256)
         place = torch.arange(self.context, device=self.device)
         ids = torch.zeros(rows, self.context, dtype=torch.long, device=self.device)
-        name = "cache" if "cache" in model.forward.__code__.co_varnames else "past_key_values"
-        model(ids, position_ids=place[None], use_cache=True, logits_to_keep=1, **{name: static})
+        model(ids, position_ids=place[None], use_cache=True, logits_to_keep=1, **{CACHE: static})
         one, at = ids[:, :1].clone(), place[-1:, None] + 1
         mask = torch.arange(self.context + 256, device=self.device) <= at[0]
 
         def step() -> None:
             model(
                 one, position_ids=at, use_cache=True, attention_mask=mask[None, None, None],
-                **{name: static},
+                **{CACHE: static},
             )  # fmt: skip
 
         if self.device.type != "cuda":
@@ -223,7 +293,7 @@ class Bench:
                 step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):
             step()
         return seconds(graph.replay, self.sync, 30)
 

@@ -22,16 +22,22 @@ def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) 
     """Numbers on a device; the host does not wait until they are there.
 
     Args:
-        values: Nested lists of numbers, or a tensor on the host.
+        values: Nested lists of numbers, or a tensor.
         device: The device.
         dtype: Type of the numbers; None for that of the values.
     """
     if not isinstance(values, Tensor):
         values = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    elif device.type == "cuda" and not values.is_pinned():
+    elif device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned():
         values = values.pin_memory()
-    moved: Tensor = values.to(device, dtype, non_blocking=True)
+    moved: Tensor = values.to(device, dtype, non_blocking=device.type != "cpu")
     return moved
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on another device; the host waits only where the numbers come to the host."""
+    # Without that, the host would read them before they are there.
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 class Constant:

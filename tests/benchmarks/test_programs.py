@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -45,16 +44,47 @@ def test_evidence(tmp_path: Path) -> None:
 
 def test_gpu() -> None:
     """Without a GPU: the same parts on tiny models, but for what only a GPU can count."""
-    parts = run("gpu.py")["parts"]
-    assert list(parts) == ["members", "compile", "pack", "batch", "first", "drafts"]
-    skipped = {row["what"] for part in parts.values() for row in part["rows"] if row["skipped"]}
-    if not torch.cuda.is_available():
-        assert skipped == {
-            "waits of the host a token", "device memory beyond weights and caches"
-        }  # fmt: skip
-    compared = [row for part in parts.values() for row in part["rows"] if row["ratio"] is not None]
-    assert len(compared) >= 8
+    names = ["answers", "members", "pack", "batch", "first", "drafts", "counts", "compile"]
+    parts = run("gpu.py", "--parts", ",".join(names))["parts"]
+    assert list(parts) == names
+    rows = [row for part in parts.values() for row in part["rows"]]
+    assert {row["what"] for row in rows if row["skipped"]} == {
+        "waits of the host a token", "device memory of an answer"
+    }  # fmt: skip
+    compared = [row for row in rows if row["ratio"] is not None]
+    assert len(compared) >= 8 + len(parts["answers"]["rows"])
     assert all(row["ratio"] > 0 for row in compared if "fast token" not in row["what"])
+    assert all(row["met"] for row in parts["answers"]["rows"])
+    steps = [row["against"] for row in rows if row["what"] == "a step of the pack, one row"]
+    assert "members, compiled by transformers" in steps
+
+
+def test_gpu_keeps_what_it_has_found_when_a_part_fails_or_time_is_over(tmp_path: Path) -> None:
+    lines = [
+        "import sys, time",
+        f"sys.path.insert(0, {str(BENCHMARKS)!r})",
+        "import gpu",
+        "from parts.rows import Row",
+        "def fails(bench): yield Row(what='one', ours=1.0); raise RuntimeError('broken')",
+        "def lasts(bench): yield Row(what='two', ours=2.0); time.sleep(600)",
+        "gpu.RUN.update(members=fails, pack=lasts)",
+        "sys.argv = ['gpu.py', '--small', '--parts', 'members,pack,batch', '--seconds', '3']",
+        "sys.exit(gpu.main())",
+    ]
+    program = tmp_path / "run.py"
+    program.write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, program], stdout=subprocess.PIPE, text=True, check=False)
+    parts = json.loads(done.stdout.splitlines()[-1])["parts"]
+    found = {
+        name: [(row["what"], row["skipped"]) for row in part["rows"]]
+        for name, part in parts.items()
+    }
+    assert done.returncode == 1
+    assert found == {
+        "members": [("one", None), ("members", "failed: RuntimeError: broken")],
+        "pack": [("two", None), ("pack", "out of time")],
+        "batch": [("batch", "out of time")],
+    }
 
 
 def test_soak() -> None:

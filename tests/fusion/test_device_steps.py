@@ -14,9 +14,11 @@ from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.decoding import Decoder, Prepared
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.causal_lm.processors import FiniteScores, SeededChoice
+from packfuse.errors import MemberError
 from packfuse.fusion.sequence import PackSequence
+from packfuse.models.hf_member import HFMember
 from packfuse.transfer import download
-from tests.support import fusing
+from tests.support import fusing, pico
 from tests.support.fake_cuda import FakeCudaMember, Waits, counted, on_cuda
 
 MEMBERS = (("mistral", "llama", 0), ("tekken", "gemma3", 1))
@@ -35,6 +37,18 @@ def decoders(model: FusedForCausalLM, sequences: Sequence[PackSequence]) -> list
         )
         found.append(Decoder(ids, FusedCache(model.call, [sequence]), prepared))
     return found
+
+
+def test_sampling_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike `torch.multinomial`."""
+    model = fusing.fused(MEMBERS)
+    sequences = model._read_prompts([fusing.prompt(model)[0].tolist()])
+    with counted(monkeypatch) as waits:
+        (decoder,) = decoders(model, sequences)
+        decoder._prepared.settings.do_sample = True
+        waits.waits.clear()
+        decoder.choose(on_cuda(torch.randn(model.config.vocab_size)))
+        assert waits.waits == []
 
 
 def answer(model: FusedForCausalLM, texts: Sequence[str], waits: Waits | None = None) -> list[int]:
@@ -99,6 +113,61 @@ def test_members_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> 
     steps = launched[-2 * TOKENS :]
     assert [name for name, _ in steps] == [member.name for member in members] * TOKENS
     assert all(one[1] == other[1] for one, other in zip(steps[::2], steps[1::2], strict=True))
+
+
+@pytest.mark.parametrize("alignment", ["bytes", "mined"])
+def test_a_reference_on_the_processor_waits_for_members_on_devices(
+    alignment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [fusing.member(*spec) for spec in MEMBERS]
+    expected = answer(fusing.fuse(plain, alignment=alignment), [fusing.PROMPT])
+    with counted(monkeypatch):
+        mixed = [plain[0], FakeCudaMember(plain[1])]
+        assert answer(fusing.fuse(mixed, alignment=alignment), [fusing.PROMPT]) == expected
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "exact"])
+def test_members_read_prompts_without_waiting_for_each_other(
+    weighting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All members of a pack have launched their pass over a prompt before the host waits."""
+    launched: list[tuple[str, int]] = []
+    run = FakeCudaMember._run
+    with counted(monkeypatch) as waits:
+        members = [FakeCudaMember(fusing.member(*spec)) for spec in MEMBERS]
+        model = fusing.fuse(members, weighting=weighting)
+
+        def note(member: FakeCudaMember, *args: Any) -> Any:
+            launched.append((member.name, len(waits.waits)))
+            return run(member, *args)
+
+        monkeypatch.setattr(FakeCudaMember, "_run", note)
+        waits.waits.clear()
+        prompts = [
+            model.engine.reference.encode(text) for text in (fusing.PROMPT, "The capital of Italy")
+        ]
+        for prompt in prompts:
+            model._read_prompts([prompt])
+    assert len(launched) == 2 * len(prompts)
+    for one, other in zip(launched[::2], launched[1::2], strict=True):
+        assert {one[0], other[0]} == {member.name for member in members}
+        assert one[1] == other[1]
+
+
+def test_nan_in_a_prompt_is_found_after_all_members_have_read_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, _ = pico.tiny_pair("mistral")
+    weights: Any = model.get_input_embeddings().weight
+    broken = HFMember("broken", model, fusing.vocabulary("mistral"))
+    with counted(monkeypatch):
+        members = [FakeCudaMember(one) for one in (broken, fusing.member(*MEMBERS[1]))]
+        pack = fusing.fuse(members, weighting="exact")
+        ids = pack.engine.reference.encode(fusing.PROMPT)
+        with torch.no_grad():
+            weights[ids[4]] = torch.nan
+        with pytest.raises(MemberError, match="'broken' gave NaN logits after token 1 "):
+            pack._read_prompts([[*pack.engine.reference.prefix_ids, *ids]])
 
 
 def test_a_prompt_is_scored_without_a_loop_over_its_places(

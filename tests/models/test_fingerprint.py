@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+)
 
 from packfuse import Pack
 from packfuse.causal_lm.cache import FusedCache
@@ -19,6 +25,7 @@ from packfuse.fusion import engine
 from packfuse.models.fingerprint import ModelState, content_digest
 from packfuse.models.hf_member import HFMember
 from packfuse.models.int8 import int8_copy
+from packfuse.models.member import Read
 from tests.support import pico, small
 
 PROMPT = "the hello of a hello that the long hello tells, and "
@@ -248,6 +255,24 @@ def test_reading_changes_no_state() -> None:
         use(pack)
     assert all(member.state is state for member, state in zip(pack.members, states, strict=True))
     assert pack.identity == identity
+
+
+def test_reading_beyond_the_first_length_of_rotary_embeddings_changes_no_state() -> None:
+    """Then they take other frequencies, which models compute in their first pass."""
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+    }  # fmt: skip
+    config = Phi3Config(
+        vocab_size=VOCABULARY.columns, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=64, pad_token_id=0, rope_parameters=rope,
+        original_max_position_embeddings=32,
+    )  # fmt: skip
+    one = HFMember("one", Phi3ForCausalLM(config), VOCABULARY)
+    before = ModelState.of(one.model, VOCABULARY.tokenizer)
+    for length in (8, 40):
+        one.read([Read(one.open(), [5] * length)])
+        assert ModelState.of(one.model, VOCABULARY.tokenizer) == before
 
 
 def test_an_adapter_that_comes_back_finds_its_prompts() -> None:

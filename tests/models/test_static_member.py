@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
+from transformers import BitsAndBytesConfig
+from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
 from packfuse.errors import MemberError
 from packfuse.models import compiled, static_member
@@ -312,13 +314,18 @@ def test_nan_is_found_at_once_or_when_the_caller_asks() -> None:
     go_on(one, "llama", [row], [1])
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError])
 def test_a_step_that_cannot_be_captured_is_read_eagerly(
-    steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of the errors of a capture, the first one is the reason."""
     one = static()
 
     def refuse(_: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise kind("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(one, "_capture", refuse)
     (row,) = begun(one, [9])
@@ -353,6 +360,25 @@ def test_steps_are_compiled_before_they_are_captured(
     assert len(steps) == 4
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_inference_mode_may_begin_and_end_between_steps(
+    first: bool, steps: list[tuple[int, int]]
+) -> None:
+    """Stores are written, and steps that were captured in one mode are taken, in both."""
+    one = static()
+    with torch.inference_mode(first):
+        sessions = begun(one, [9, 7])
+        go_on(one, "llama", sessions, [1, 1])
+    for mode in (not first, first, not first):
+        with torch.inference_mode(mode):
+            one.rollback(sessions[0], sessions[0].length - 1)
+            go_on(one, "llama", sessions, [1, 1])
+            twin = one.fork(sessions[0])
+            go_on(one, "llama", [twin, sessions[1]], [1, 1])
+            del twin
+    assert len(steps) == 7
+
+
 def test_hooks_that_are_added_later_end_the_steps(steps: list[tuple[int, int]]) -> None:
     model, _ = pico.tiny_pair("mistral")
     one = StaticMember(HFMember("one", model, fusing.vocabulary("mistral")))
@@ -384,6 +410,10 @@ def test_members_that_cannot_say_why() -> None:
     hook = model.model.layers[0].register_forward_hook(lambda *_: None)
     assert "hooks" in str(static_hindrance(member))
     hook.remove()
+    own: Any = model
+    own.hf_quantizer = Bnb8BitHfQuantizer(BitsAndBytesConfig(load_in_8bit=True))
+    assert static_hindrance(member) == "Bnb8BitHfQuantizer cannot be captured"
+    del own.hf_quantizer
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(static_member, "is_offloaded", lambda _: True)
         assert "only while they are used" in str(static_hindrance(member))

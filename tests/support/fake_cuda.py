@@ -27,7 +27,7 @@ CUDA = torch.device("cuda:0")
 
 _READS = {
     "item", "tolist", "numpy", "cpu", "nonzero", "unique", "__bool__", "__float__", "__int__",
-    "__index__", "masked_select", "equal", "allclose",
+    "__index__", "masked_select", "equal", "allclose", "multinomial",
 }  # fmt: skip
 
 _VIEWS = {
@@ -84,6 +84,8 @@ class OnCuda(torch.Tensor):
             if name == "__getitem__" and _reads_index(args[1]):
                 waits.waits.append("index")
             if name in {"to", "type_as"}:
+                if _goes_to_host((*args, *kwargs.values())):
+                    return _to_host(func(*args, **kwargs), bool(kwargs.get("non_blocking")))
                 return on_cuda(func(*_here(args), **_here_named(kwargs)))
             waits.operations += name not in _VIEWS
             return on_cuda(func(*_here(args), **_here_named(kwargs)))
@@ -109,6 +111,18 @@ def _reads_index(index: Any) -> bool:
         isinstance(part, list) or (isinstance(part, Tensor) and part.dtype == torch.bool)
         for part in parts
     )
+
+
+def _goes_to_host(values: Any) -> bool:
+    return any(isinstance(value, torch.device) and value.type == "cpu" for value in values)
+
+
+def _to_host(found: Tensor, non_blocking: bool) -> Tensor:
+    """Numbers on the host; others if nobody waits until they are there."""
+    if non_blocking:
+        return torch.full_like(found.as_subclass(Tensor), torch.nan)
+    _now[-1].waits.append("to")
+    return found.as_subclass(Tensor)
 
 
 def _is_there(value: Any) -> bool:

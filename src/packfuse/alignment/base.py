@@ -18,6 +18,7 @@ from packfuse.alignment.lexicon import Lexicon
 from packfuse.alignment.straddle import WINDOW, StraddleFilter
 from packfuse.progress import ProgressCallback
 from packfuse.text.vocabulary import Vocabulary
+from packfuse.transfer import move
 
 
 class Pairing(ABC):
@@ -168,4 +169,4 @@ def stack(rows: Sequence[Tensor | None], reference: Tensor) -> Tensor:
         raise ValueError("no row has a distribution")
     filled = [present if row is None else row for row in rows]
     joined = filled[0][None] if len(filled) == 1 else torch.stack(filled)
-    return joined.to(reference.device, non_blocking=True)
+    return move(joined, reference.device)

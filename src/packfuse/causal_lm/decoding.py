@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from packfuse.causal_lm.cache import FusedCache
 from packfuse.causal_lm.model import FusedForCausalLM
 from packfuse.causal_lm.normalizers import log_normalizers
-from packfuse.models.logps import best_tokens
+from packfuse.models.logps import best_tokens, sampled_tokens
 from packfuse.transfer import download
 
 
@@ -123,10 +123,7 @@ class Decoder:
             scores = scores + log_normalizers(cache.sequences, 1, scores.device)[:, -1]
         processors: Any = self._prepared.processors
         scores = processors(self.ids if self._ids_there is None else self._ids_there, scores)
-        if settings.do_sample:
-            token = torch.multinomial(scores.softmax(-1), 1)[:, 0]
-        else:
-            token = best_tokens(scores)
+        token = sampled_tokens(scores.softmax(-1)) if settings.do_sample else best_tokens(scores)
         if self._ids_there is not None and processors:
             self._ids_there = torch.cat([self._ids_there, token[:, None]], 1)
         self._scores = scores

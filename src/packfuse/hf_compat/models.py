@@ -20,7 +20,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from types import FunctionType
 from typing import Any
@@ -346,6 +346,25 @@ def mark_dynamic(tensor: Tensor, dim: int) -> None:
 
 
 # Operations of torch.
+
+
+def abandon_capture(device: torch.device, pool: Any) -> None:
+    """Clean up after the capture of a CUDA graph that failed.
+
+    torch leaves its allocator and its random numbers in the middle of the capture: later, memory
+    can neither be released nor captured into, and sampling on the device raises an error.
+
+    Args:
+        device: The device.
+        pool: The memory pool of the capture.
+    """
+    with suppress(AttributeError, RuntimeError):
+        # Raises if the capture itself has ended, with an error of the code inside it.
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
+    with suppress(AttributeError, IndexError, RuntimeError):
+        generator = torch.cuda.default_generators[device.index]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

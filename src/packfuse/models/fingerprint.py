@@ -19,8 +19,9 @@ from packfuse.hf_compat.models import attention_of
 _MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 """Attributes of every module that say nothing about its outputs, or are looked at by themselves."""
 
-_CHANGED_BY_FORWARD = frozenset({"max_seq_len_cached", "warnings_issued"})
-"""Attributes of modules that a forward pass changes, and that no output depends on."""
+_CHANGED_BY_FORWARD = ("max_seq_len_cached", "long_inv_freq", "warnings_issued")
+"""Ends of names of modules' attributes that a forward pass changes, and that no output depends on.
+Some models have one of them for each type of layer."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 
@@ -146,7 +147,7 @@ def _describe(model: nn.Module, tensors: _Tensors) -> Iterator[str]:
     for name, module in model.named_modules():
         yield f"{name}: {type(module).__qualname__}"
         for key, value in vars(module).items():
-            if key not in _MACHINERY and key not in _CHANGED_BY_FORWARD:
+            if key not in _MACHINERY and not key.endswith(_CHANGED_BY_FORWARD):
                 yield f"{key}={_value(value, tensors)}"
         # Buffers that are not saved follow from the configuration; some change with the text.
         derived = module._non_persistent_buffers_set

@@ -24,7 +24,7 @@ from packfuse.models.kv.ragged import ForwardBatch, RaggedBatch
 from packfuse.models.kv.sessions import KVSessions
 from packfuse.models.kv.store import has_states, new_cache
 from packfuse.models.logps import check_numbers, whole_logps
-from packfuse.models.member import MemberFacts, Read
+from packfuse.models.member import MemberFacts, Read, Unchecked
 from packfuse.models.vocab_subset import VocabSubset
 from packfuse.models.window import context_window
 from packfuse.text.vocabulary import Vocabulary
@@ -192,9 +192,12 @@ class HFMember(KVSessions):
         for session in sessions:
             self._save_snapshot(session)
         batch = self._forward_batch(read_chunks, room)
+        # On processors nothing is gained by a later check.
+        defers = self.device.type != "cpu" and all(c.request.defers_check for c in read_chunks)
+        flags: list[Tensor] | None = [] if defers else None
         try:
             kept, log_normalizers = self._collect(
-                read_chunks, self._logits(read_chunks, batch, subset), subset
+                read_chunks, self._logits(read_chunks, batch, subset), subset, flags
             )
         except BaseException:
             for session in sessions:
@@ -205,12 +208,26 @@ class HFMember(KVSessions):
         for chunk, session, values in zip(read_chunks, sessions, log_normalizers, strict=True):
             session.log_normalizers = values
             session.ids.extend(chunk.ids)
+        if flags is not None:
+            own = torch.cat(flags).split([len(chunk.positions) for chunk in read_chunks])
+            for chunk, session, broken in zip(read_chunks, sessions, own, strict=True):
+                session.unchecked = Unchecked.after(session.unchecked, broken, chunk.counts)
         return kept
 
     def _collect(
-        self, read_chunks: Sequence[ReadChunk], blocks: Iterable[Tensor], subset: VocabSubset | None
+        self,
+        read_chunks: Sequence[ReadChunk],
+        blocks: Iterable[Tensor],
+        subset: VocabSubset | None,
+        flags: list[Tensor] | None,
     ) -> tuple[list[list[Tensor]], Sequence[Tensor]]:
         """Normalize blocks of logits and deliver them to the chunks, in the order of the chunks.
+
+        Args:
+            read_chunks: The chunks.
+            blocks: Logits at their positions, `[P, columns]`.
+            subset: Tokens of which there are logits; None for all.
+            flags: Gets whether logits are NaN, block by block; None if that is an error at once.
 
         Returns:
             For each chunk the log-probabilities that its request returns, and the log-normalizers
@@ -226,7 +243,11 @@ class HFMember(KVSessions):
                 if logits is None:
                     break
                 here, counts = counts[: len(logits)], counts[len(logits) :]
-                logps, values = self._logps(logits, [count for _, count in here], subset)
+                logps, column, values = self._normalized(logits, subset)
+                if flags is None:
+                    check_numbers(self.name, column, [count for _, count in here])
+                else:
+                    flags.append(torch.isnan(column))
             log_normalizers.append(values)
             # Frees the block before the next one is computed.
             del logits
@@ -335,27 +356,14 @@ class HFMember(KVSessions):
         """Whether logits can be computed at some positions only."""
         return self._takes_logits_to_keep or self._lm_head.replaceable
 
-    def _logps(
-        self, logits: Tensor, counts: Sequence[int], subset: VocabSubset | None
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities `[P, columns]` and log-normalizers `[P]` of logits, in nats.
-
-        Args:
-            logits: `[P, columns]`, or `[P, n]` for a subset of n tokens.
-            counts: For each position, the number of tokens read there.
-            subset: Tokens of which there are logits; None for all.
-
-        Raises:
-            MemberError: for another number of logits than expected, or for NaN.
-        """
-        logps, column, log_normalizers = self._normalized(logits, subset)
-        check_numbers(self.name, column, counts)
-        return logps, log_normalizers
-
     def _normalized(
         self, logits: Tensor, subset: VocabSubset | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities `[P, columns]`, those of one token, and log-normalizers `[P]`, nats.
+
+        Args:
+            logits: `[P, columns]`, or `[P, n]` for a subset of n tokens.
+            subset: Tokens of which there are logits; None for all.
 
         Raises:
             MemberError: for another number of logits than expected.

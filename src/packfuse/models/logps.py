@@ -55,3 +55,12 @@ def best_tokens(scores: Tensor) -> Tensor:
     if scores.device.type != "cpu" or scores.dtype != torch.float32:
         return scores.argmax(-1)
     return torch.as_tensor(scores.detach().numpy().argmax(-1))
+
+
+def sampled_tokens(probs: Tensor) -> Tensor:
+    """A token for each row of probabilities, `[B, V]` to `[B]`, drawn as by `torch.multinomial`.
+
+    That function waits for the device, and an error of it there ends the process. Here a row of NaN
+    gives some token.
+    """
+    return best_tokens(probs / torch.empty_like(probs).exponential_())

@@ -22,7 +22,7 @@ from packfuse.hf_compat.models import (
 )
 from packfuse.models.batching import ReadChunk, batches
 from packfuse.models.compiled import COMPILER_LOCK, CompiledCalls
-from packfuse.models.compute.graphs import CudaGraphs, plain_call
+from packfuse.models.compute.graphs import CudaGraphs, first_cause, plain_call
 from packfuse.models.devices import free_memory, is_offloaded
 from packfuse.models.hf_member import HFMember
 from packfuse.models.kv.static_step import Outputs, StaticStep, finish_step, step_numbers
@@ -35,6 +35,12 @@ MAX_NEW_TOKENS = SCRATCH_SLOTS
 """Most new tokens of a row in a step; longer reads take a `RaggedBatch`."""
 
 _HOOKS = "its model has hooks, which a captured step would not call"
+
+_STEP_ERRORS = (
+    AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
+"""Errors of models in a step that they may not raise elsewhere: some read the cache's length as a
+number, which is a tensor here."""
 
 SPARE = 1.1
 """Free memory that a new store needs, in its own size."""
@@ -118,9 +124,10 @@ class StaticMember(HFMember):
             return super()._forward(read_chunks, subset, room)
         try:
             outputs = self._step(store, read_chunks, subset)
-        except RuntimeError as error:
+        except _STEP_ERRORS as error:
             # Nothing was read: what a step writes is behind the ends of its rows.
-            self._refuse(f"a step cannot be captured: {str(error).split(chr(10))[0]}")
+            reason = str(first_cause(error)).split("\n")[0]
+            self._refuse(f"a step cannot be captured: {reason}")
             return super()._forward(read_chunks, subset, room)
         finish_step(store, row_caches, [chunk.ids for chunk in read_chunks])
         return self._deliver(read_chunks, outputs, pruned=subset is not None)

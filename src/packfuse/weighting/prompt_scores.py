@@ -14,7 +14,7 @@ from torch import Tensor
 from packfuse.alignment.base import Pairing, ReferenceView
 from packfuse.models.member import ReadCallback
 from packfuse.text.vocabulary import Vocabulary
-from packfuse.transfer import download, upload
+from packfuse.transfer import Download, upload
 from packfuse.weighting.fit_positions import FitPositions
 from packfuse.weighting.methods.base import Evidence, FitLimits, Weights
 
@@ -32,20 +32,33 @@ class MemberScores:
         ids: The tokens of the whole prompt: the member's own, or the reference's for a member that
             is fed the reference's ids.
         spans: (index, start, end) of the tokens inside the scored texts, with byte offsets.
-        logps: Log-probability of each token given the tokens before it, nats; NaN if unknown.
         boundaries: Number of tokens by offset, at offsets where one token ends and the next begins.
     """
 
     ids: list[int]
     spans: list[tuple[int, int, int]]
-    logps: Weights
     boundaries: dict[int, int] = field(init=False)
+    _logps: Weights = field(init=False)
+    _arriving: list[tuple[list[int], Download]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """Find the boundaries; between two texts, the beginning of the second one is used."""
         starts = {start: index for index, start, _ in self.spans if index}
         ends = {end: index + 1 for index, _, end in self.spans}
         self.boundaries = {**ends, **starts}
+        self._logps = np.full(len(self.ids), np.nan)
+
+    @property
+    def logps(self) -> Weights:
+        """Log-probability of each token given the tokens before it, nats; NaN if unknown."""
+        for places, values in self._arriving:
+            self._logps[places] = values.wait()[0]
+        self._arriving.clear()
+        return self._logps
+
+    def add(self, places: list[int], logps: Tensor) -> None:
+        """Add log-probabilities `[n]` of the tokens at `places`, which nothing waits for yet."""
+        self._arriving.append((places, Download([logps.double()])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +132,7 @@ class PromptScores:
             source = k if pairing is None else self.reference
             own = ids[source] if ids[k] is not None else None
             spans = _spans(own, vocabularies[source], texts) if own else []
-            self.members.append(MemberScores(own or [], spans, np.full(len(own or []), np.nan)))
+            self.members.append(MemberScores(own or [], spans))
         self.reads = [own is not None for own in ids]
         reading = [own for own, reads in zip(self.members, self.reads, strict=True) if reads]
         shared = set.intersection(*(set(own.boundaries) for own in reading))
@@ -213,7 +226,7 @@ class PromptScores:
         if rows:
             known = [counts[at] for at in rows]
             at = upload([rows, [own.ids[count] for count in known]], translated.device)
-            own.logps[known] = download([translated[at[0], at[1]].double()])[0]
+            own.add(known, translated[at[0], at[1]])
         self.fit_positions.add(k, counts, logps)
 
     def pieces(self) -> Weights:
