@@ -1,9 +1,9 @@
 /* Line charts as SVG. The lines of members differ in color, in dashes and by the number at the end. */
 
 const DASHES = ["none", "7 4", "2 3", "10 3 2 3", "1 6"];
-const HEIGHT = 220;
-const LABEL_GAP = 14;
-const EDGE = { left: 46, right: 26, top: 12, bottom: 44 };
+const HEIGHT = 226;
+const LABEL_GAP = 17;
+const EDGE = { left: 46, right: 26, top: 12, bottom: 50 };
 
 function scale(low, high, from, to) {
   const range = high - low || 1;
