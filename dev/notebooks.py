@@ -1,6 +1,7 @@
 """Makes notebooks of the cookbooks, and runs them.
 
 python dev/notebooks.py [NAME ...]   # write notebooks/NAME.ipynb, with outputs; all without a name
+python dev/notebooks.py --no-run     # the same with the outputs that are kept
 python dev/notebooks.py --check      # fail if a notebook is not that of its cookbook
 
 A cookbook is a script whose cells begin with `# %%`, or `# %% [markdown]` for text. Its docstring
@@ -21,11 +22,15 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dev.site.repository import address  # noqa: E402
+
 COOKBOOKS = ROOT / "cookbooks"
 NOTEBOOKS = ROOT / "notebooks"
 
-REPOSITORY = "URL-OF-THE-REPOSITORY"
-"""For notebook services, until the packages are released."""
+CHECKOUT = "packfuse-checkout"
+"""The folder of a clone in notebook services, until the packages are released."""
 
 _CELL = re.compile(r"^# %%( \[markdown\])?\n", re.MULTILINE)
 _METADATA = {
@@ -63,17 +68,19 @@ def _docstring(text: str) -> tuple[str, list[str], str]:
 
 def _install(packages: list[str]) -> str:
     """The cell that installs what is missing, from a clone of the repository."""
-    names = [
-        re.sub(r"^\.", "packfuse", name) if name == "." else name.replace("./", "packfuse/", 1)
-        for line in packages
-        for name in line.split()
-    ]
-    listed = " ".join(f"./{name}" if name.startswith("packfuse") else name for name in names)
+    names = [name for line in packages for name in line.split()]
+    listed = " ".join(re.sub(r"^\.(?=/|$)", f"./{CHECKOUT}", name) for name in names)
+    clone = f"    !git clone --depth 1 {address()} {CHECKOUT}\n"
+    imports = "from pathlib import Path\n"
+    upload = (
+        f'    if not Path("{CHECKOUT}").is_dir():\n'
+        f'        raise FileNotFoundError("upload a clone of packfuse, as the folder {CHECKOUT}")\n'
+    )
     return (
-        "import importlib.util\n\n"
+        f"import importlib.util\n{'' if address() else imports}\n"
         "# In a notebook service; in an environment that has packfuse, nothing is installed.\n"
         'if importlib.util.find_spec("packfuse") is None:\n'
-        f"    !git clone --depth 1 {REPOSITORY} packfuse\n"
+        f"{clone if address() else upload}"
         f"    %pip install --quiet {listed}"
     )
 
@@ -117,6 +124,21 @@ def execute(notebook: NotebookNode, folder: Path) -> Any:
     return notebook
 
 
+def with_kept_outputs(notebook: NotebookNode, path: Path) -> Any:
+    """The same cells with the outputs in a file, if the code is the same but for what installs.
+
+    Raises:
+        SystemExit: if it is not.
+    """
+    given = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    kept = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    if [cell.source for cell in kept[1:]] != [cell.source for cell in given[1:]]:
+        raise SystemExit(f"the code of {path.stem} is new: run it")
+    for own, old in zip(given, kept, strict=True):
+        own.outputs, own.execution_count = old.outputs, old.execution_count
+    return notebook
+
+
 def sources(notebook: NotebookNode) -> list[tuple[str, str]]:
     """Kind and text of each cell."""
     return [(cell.cell_type, cell.source) for cell in notebook.cells]
@@ -137,18 +159,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--no-run", action="store_true", help="write cells without outputs")
+    parser.add_argument("--no-run", action="store_true", help="keep the outputs that are there")
     arguments = parser.parse_args()
     if arguments.check:
         sys.exit(f"write again: {', '.join(stale())}" if stale() else 0)
     NOTEBOOKS.mkdir(exist_ok=True)
     for script in sorted(COOKBOOKS.glob("*.py")):
         if not arguments.names or script.stem in arguments.names:
-            notebook = notebook_of(script)
-            if not arguments.no_run:
+            notebook, path = notebook_of(script), NOTEBOOKS / f"{script.stem}.ipynb"
+            if arguments.no_run:
+                with_kept_outputs(notebook, path)
+            else:
                 with TemporaryDirectory() as folder:
                     execute(notebook, Path(folder))
-            nbformat.write(notebook, NOTEBOOKS / f"{script.stem}.ipynb")
+            nbformat.write(notebook, path)
             print(f"notebooks/{script.stem}.ipynb")
 
 

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def problems(own: str, tag: str | None) -> list[str]:
     if heading is None or heading[1] != own:
         found.append(f"the first heading of CHANGELOG.md is not [{own}]")
     return found
+
+
+def address_problems() -> list[str]:
+    """Addresses of a repository that not all packages name, `packfuse` first."""
+    named = {package: _urls(package).get("Repository") for package in PACKAGES}
+    return [
+        f"[project.urls] of {package} names {found}, and that of packfuse {named['.']}"
+        for package, found in named.items()
+        if found != named["."]
+    ]
+
+
+def _urls(package: str) -> dict[str, str]:
+    text = (ROOT / package / "pyproject.toml").read_text(encoding="utf-8")
+    urls: dict[str, str] = tomllib.loads(text)["project"].get("urls", {})
+    return urls
 
 
 def run(*command: object) -> str:
@@ -129,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     own = version()
     tag = options.tag if options.tag and options.tag.startswith("v") else None
-    if wrong := problems(own, tag):
+    if wrong := problems(own, tag) + address_problems():
         raise SystemExit("\n".join(wrong))
     wheels = build(options.out, own)
     for python in options.python:

@@ -34,6 +34,8 @@ QUESTIONS = (
     "Write a Python function that adds two numbers, without an explanation.",
 )
 LOOKS = {"light": ("light", 1100, 760), "dark": ("dark", 1100, 760), "narrow": ("light", 420, 760)}
+SITE_WIDTH = 1280
+"""Of a window in which the documentation shows its navigation; it is folded in a narrower one."""
 SECONDS = 300
 
 
@@ -89,8 +91,8 @@ def page(browser: webdriver.Chrome, pack: Pack) -> None:
 def site(browser: webdriver.Chrome) -> None:
     """The first page of the documentation."""
     with running(StaticFiles(directory=ROOT / "build" / "site", html=True)) as url:
-        for name, size in LOOKS.items():
-            look(browser, *size)
+        for name, (scheme, width, height) in LOOKS.items():
+            look(browser, scheme, width if name == "narrow" else SITE_WIDTH, height)
             browser.get(url)
             # The theme remembers the colors that it has shown first.
             browser.execute_script("localStorage.clear()")

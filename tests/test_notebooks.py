@@ -10,6 +10,7 @@ import pytest
 from nbformat import NotebookNode
 
 from dev import notebooks
+from dev.site.repository import address
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -103,8 +104,19 @@ def test_outputs_that_are_kept_are_right(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_first_cell_with_code_installs(name: str) -> None:
     first = next(cell for cell in kept(name).cells if cell.cell_type == "code")
-    assert "%pip install --quiet ./packfuse" in first.source
-    assert "git clone" in first.source
+    assert f"%pip install --quiet ./{notebooks.CHECKOUT}" in first.source
+    assert ("git clone" in first.source) == (address() is not None)
+
+
+def test_the_first_cell_clones_the_repository_once_it_has_an_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notebooks, "address", lambda: "https://example.org/a.git")
+    cells = notebooks.notebook_of(ROOT / "cookbooks" / "langchain_rag.py").cells
+    install = cells[1].source.splitlines()
+    assert f"    !git clone --depth 1 https://example.org/a.git {notebooks.CHECKOUT}" in install
+    folder = f"./{notebooks.CHECKOUT}"
+    assert f"%pip install --quiet {folder} {folder}/integrations/langchain " in install[-1]
 
 
 @pytest.mark.parametrize("name", EXPECTED)

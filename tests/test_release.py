@@ -98,3 +98,14 @@ def test_every_package_is_published_once_that_is_switched_on() -> None:
     assert publish["permissions"] == {"id-token": "write"}
     names = [project(one)["project"]["name"].replace("-", "_") for one in release.PACKAGES]
     assert sorted(publish["strategy"]["matrix"]["package"]) == sorted(names)
+
+
+def test_packages_name_one_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert release.address_problems() == []
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    for package in release.PACKAGES:
+        (tmp_path / package).mkdir(parents=True, exist_ok=True)
+        url = "https://example.org/a" if package != "packages/expert" else "https://example.org/b"
+        text = f'[project]\nname = "a"\n[project.urls]\nRepository = "{url}"\n'
+        (tmp_path / package / "pyproject.toml").write_text(text)
+    assert len(release.address_problems()) == 1

@@ -12,6 +12,7 @@ import asyncio
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,19 @@ GIVEN = {
 }
 
 
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """Runs coroutines; without a loop to find, LlamaIndex makes one and leaves it open."""
+    with asyncio.Runner() as found:
+        asyncio.set_event_loop(found.get_loop())
+        yield found
+    asyncio.set_event_loop(None)
+
+
 # LlamaIndex uses old names of pydantic.
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_snippets_run(page: Path, namespace: dict[str, Any]) -> None:
+def test_snippets_run(page: Path, namespace: dict[str, Any], runner: asyncio.Runner) -> None:
     namespace.update(GIVEN.get(page, lambda _: {})(namespace["pack"]))
     snippets = re.findall(r"^```python\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
     for number, snippet in enumerate(snippets, start=1):
@@ -121,7 +131,7 @@ def test_snippets_run(page: Path, namespace: dict[str, Any]) -> None:
         waits = bool(code.co_flags & inspect.CO_COROUTINE)
         result = eval(code, namespace)  # noqa: S307 (the project's own pages)
         if waits:
-            asyncio.run(result)
+            runner.run(result)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

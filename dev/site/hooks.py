@@ -1,10 +1,10 @@
 """Hooks of mkdocs: pages that are made from the repository, and links to its files.
 
 The pages in `docs/` read well in the repository, and their links are those of the repository.
-Here they become links of the site; files that are no page are linked where `extra.repository` of
-mkdocs.yml says. Everything else on the site is made from its one source: the record from its
-pydantic models, methods from their classes, the API from its docstrings, notebooks from their
-cells.
+Here they become links of the site; files that are no page are linked in the repository, if
+`[project.urls]` of pyproject.toml has its address. Everything else on the site is made from its
+one source: the record from its pydantic models, methods from their classes, the API from its
+docstrings, notebooks from their cells.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from generated import generated_pages
 from mkdocs.structure.files import File
-from repository import PAGES, ROOT, site_uri
+from repository import PAGES, ROOT, address, site_uri
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 _FENCED = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Name the repository at the top of all pages."""
+    config.repo_url = address()
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -49,7 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"{image}[{text}]({relpath(place, dirname(uri) or '.')}{anchor})"
         if not (ROOT / path).exists():
             return found[0]  # mkdocs reports it
-        source = config.extra.get("repository")
+        source = config.repo_url
         return f"[{text}]({source}/blob/main/{path}{anchor})" if source else text
 
     parts = _FENCED.split(markdown)

@@ -1,7 +1,8 @@
-"""Which files of the repository are pages of the site, and where."""
+"""The address of the repository, and which of its files are pages of the site, and where."""
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +21,13 @@ PAGES = {
 
 COOKBOOKS = sorted((ROOT / "cookbooks").glob("*.py"))
 """Scripts that are notebooks as well, `notebooks/NAME.ipynb`."""
+
+
+def address() -> str | None:
+    """The address of the repository, from `[project.urls]`; None until one is written there."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    urls: dict[str, str] = tomllib.loads(text)["project"].get("urls", {})
+    return urls.get("Repository")
 
 
 def site_uri(path: str) -> str:

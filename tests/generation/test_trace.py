@@ -94,3 +94,24 @@ def test_prompts_are_traced_only_if_asked_and_read_again_from_the_cache() -> Non
         None,
         [],
     )
+
+
+@pytest.mark.parametrize("draft", [{"name": "lookup", "min_match": 1}, "reference", "members"])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_which_tokens_were_drafted(draft: Any, seed: int | None) -> None:
+    pack = small_pack(context=2048, draft=draft)
+    settings: dict[str, Any] = {} if seed is None else {"seed": seed, "do_sample": True}
+    settings |= {"max_new_tokens": 40, "min_new_tokens": 40, "trace": True}
+    chunks = list(pack.stream(TEXT, **settings))
+    record = chunks[-1].record
+    assert record is not None
+    assert record.drafts is not None
+    flags = [step.drafted for step in record.trace or []]
+    assert sum(flags) == record.drafts.accepted
+    assert record.drafts.accepted > 0 or isinstance(draft, dict)  # looked up tokens are few
+    # Each pass adds the accepted tokens, and then one that was not drafted.
+    passes = flags.count(False)
+    assert passes >= record.drafts.rounds
+    assert [step.drafted for chunk in chunks for step in chunk.trace] == flags
+    alone = pack.generate(TEXT, draft=None, **settings).record.trace or []
+    assert [step.drafted for step in alone] == [False] * 40

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,13 @@ from typing import Any
 import pytest
 from selenium import webdriver
 
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = os.environ.get("CHROME_PATH") or next(filter(None, map(shutil.which, _BROWSERS)), None)
+"""Chromium or Chrome; the workflows name the one that they install."""
+DRIVER = os.environ.get("CHROMEDRIVER_PATH") or shutil.which("chromedriver")
+
 needs_chromium = pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="Debian's chromium and chromium-driver are not installed",
+    not (BROWSER and DRIVER), reason="Chromium and its driver are not installed"
 )
 _ARGUMENTS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -27,11 +32,11 @@ _ARGUMENTS = (
 def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
     """A browser whose profile is a folder of its own."""
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
+    options.binary_location = BROWSER or ""
     for argument in (*_ARGUMENTS, f"--user-data-dir={profile}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver") or "")
+    service = webdriver.ChromeService(DRIVER or "")
     found = webdriver.Chrome(options=options, service=service)
     # The page has the focus even if the window, which nobody sees, does not.
     found.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})

@@ -225,6 +225,21 @@ def test_who_was_overruled_is_said(browser: webdriver.Chrome, tmp_path: Path) ->
     assert "The gate was closed: 1 first decided alone." in said[2]
 
 
+def test_accepted_drafts_are_marked(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    answer = views.answer([b"one", b" two", b" three"])
+    steps = answer.record.trace or []
+    steps[1] = steps[1].model_copy(update={"drafted": True})
+    show(browser, answer, tmp_path / "answer.html")
+    said, borders = [], []
+    for one in tokens(browser):
+        browser.execute_script("arguments[0].focus()", one)
+        said.append("Drafted, and accepted" in details(browser))
+        borders.append(one.value_of_css_property("border-top-style"))
+    assert said == [False, True, False]
+    assert borders == ["none", "dotted", "none"]
+    assert "Tokens under a dotted line were drafted." in browser.page_source
+
+
 def work_of(browser: webdriver.Chrome, code: str, *arguments: Any) -> dict[str, float]:
     """What a script makes the browser do: changes of the document, layouts, and listeners."""
     browser.execute_script(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from packfuse.causal_lm.call import CallSettings
 from packfuse.causal_lm.drafts.base import DraftStats
+from packfuse.causal_lm.drafts.proposals import Proposals
 from packfuse.causal_lm.room import WindowCriteria
 from packfuse.fusion.sequence import PackSequence
 from packfuse.hf_compat.models import RowsCache
@@ -38,6 +39,7 @@ class FusedCache(RowsCache):
         add_log_normalizers: Whether `forward` adds the log normalizers of the members' logits to
             the log-probabilities, so that these have the level of logits.
         draft_stats: Counts of drafted tokens; None if nothing was drafted.
+        proposals: Notes which tokens were drafted; None to note nothing.
         weights: Weights `[K]` of each sequence that starts without a prompt; empty for those of
             `forward`.
         seed: Seed with which tokens are sampled; None for torch's global random numbers.
@@ -66,6 +68,7 @@ class FusedCache(RowsCache):
         self.window: WindowCriteria | None = None
         self.add_log_normalizers = False
         self.draft_stats: DraftStats | None = None
+        self.proposals: Proposals | None = None
         self.weights: list[Tensor | None] = []
         self.seed: int | None = None
         self.number = 0

@@ -354,10 +354,12 @@ class FusedForCausalLM(
         return call.draft.drafter(context)
 
     def limit_candidates(self, cache: FusedCache, generator: CandidateGenerator) -> None:
-        """Leave out candidates that a member has no room for."""
+        """Leave out candidates that a member has no room for; note the others for a trace."""
+        drafting: Any = generator
         if cache.window is not None:
-            drafting: Any = generator
-            drafting.get_candidates = cache.window.fitting(generator.get_candidates)
+            drafting.get_candidates = cache.window.fitting(drafting.get_candidates)
+        if cache.proposals is not None:
+            drafting.get_candidates = cache.proposals.noting(drafting.get_candidates)
 
     def decoding_models(self) -> Sequence[nn.Module]:
         """The members' models."""

@@ -252,6 +252,8 @@ class Runner(PromptReader):
             use_cache=self.request.arguments.get("use_cache") is not False,
         )
         cache.seed, cache.prepared = self.request.seed, True
+        if decoding.recorder is not None and decoding.recorder.tracing:
+            cache.proposals = decoding.recorder.proposals
         return cache
 
     def _begun(

@@ -115,6 +115,7 @@ class TraceStep(_Plain):
         carried_by: The member that contributed most: its weight times its probability of the token
             is the largest. The reference where the gate was closed; with the gate `nudge`, the
             member that wrote it.
+        drafted: Whether a draft had proposed it (speculative decoding), which the pack accepted.
     """
 
     text: str
@@ -126,6 +127,7 @@ class TraceStep(_Plain):
     alternatives: list[TokenLogprob] = []
     fused: bool = True
     carried_by: str = ""
+    drafted: bool = False
 
     @property
     def token(self) -> TokenLogprob:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from packfuse.causal_lm.drafts.proposals import Proposals
 from packfuse.fusion.engine import Engine
 from packfuse.fusion.gates.base import Roles
 from packfuse.fusion.pooling import FusedPosition
@@ -92,7 +93,7 @@ class TraceRecorder:
             roles: The members' roles under the gate; None if it gives them none.
         """
         self.engine, self.tracing, self.top = engine, trace, top
-        self._roles = roles
+        self._roles, self.proposals = roles, Proposals()
         self._depth = drafted + 1 if drafted else 0
         self.names = [member.name for member in engine.members]
         self._rows: dict[int, RecordedSequence] = {}
@@ -142,10 +143,12 @@ class TraceRecorder:
     def _complete(self, record: RecordedSequence, ids: Sequence[int], end: int) -> None:
         """Make the entries of pending positions before `end` from the tokens chosen there."""
         for at in [at for at in record.pending if at < end]:
-            record.trace[at] = self._entry(*record.pending.pop(at), ids[at])
+            record.trace[at] = self._entry(at, *record.pending.pop(at), ids[at])
 
-    def _entry(self, position: FusedPosition, weights: list[float], token: int) -> TraceStep:
-        """The entry of a token that was chosen at a position, under weights `[K]`."""
+    def _entry(
+        self, at: int, position: FusedPosition, weights: list[float], token: int
+    ) -> TraceStep:
+        """The entry of a token that was chosen after `at` others, under weights `[K]`."""
         logps, fused, spell = position.logps, position.fused, self.engine.reference.spell
         probabilities, choices = logps[:, token].exp().tolist(), best_tokens(logps).tolist()
         chosen = self._token(fused, token)
@@ -160,6 +163,7 @@ class TraceRecorder:
             alternatives=[self._token(fused, other) for other in best],
             fused=position.is_fused,
             carried_by=self.names[self._carrier(probabilities, weights, position.is_fused)],
+            drafted=self.proposals.accepted(at, token),
         )
 
     def _carrier(self, probabilities: list[float], weights: list[float], is_fused: bool) -> int:

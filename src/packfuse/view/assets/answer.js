@@ -3,6 +3,7 @@
 const WINDOW = 8; // tokens on both sides, over which the curves along a prompt are means
 const HIGHEST = 20; // nats per token: the top of those curves
 const KEYS = "Arrow keys go from token to token; up and down to where the members differ.";
+const DRAFTED = "Tokens under a dotted line were drafted.";
 
 /* The tokens of an answer, colored by the member that carried each. */
 function answerTokens(root, members, show, label = "The answer, token by token") {
@@ -12,6 +13,7 @@ function answerTokens(root, members, show, label = "The answer, token by token")
       const name = unit.last.carried_by;
       item.dataset.member = name;
       item.className += ` ${members.classes(name)}`;
+      item.classList.toggle("drafted", unit.steps.every((step) => step.drafted));
       return unit.steps.some((step) => disagreed(members, step));
     },
     show: (unit) => show(tokenDetails(members, unit)),
@@ -41,7 +43,7 @@ function promptChart(members, steps) {
   });
   const readers = members.names.filter((name) => Object.hasOwn(steps[0].loss, name));
   return lineChart(members, readers.map((name) => [name, curve(name)]), {
-    title: "How well the members read the prompt", x: "byte of the prompt",
+    title: "Perplexity along the prompt", x: "byte of the prompt",
     y: "perplexity", spell: (value) => Number((2 ** value).toPrecision(3)).toLocaleString("en"),
   });
 }
@@ -51,7 +53,7 @@ function turnsChart(members, turns) {
   const points = (name) => turns.flatMap((weights, at) =>
     (Object.hasOwn(weights, name) ? [[at + 1, weights[name]]] : []));
   return lineChart(members, members.names.map((name) => [name, points(name)]), {
-    title: "Weights over the turns", x: "turn", y: "weight", high: 1, whole: true, width: 420,
+    title: "Weights over the turns of the chat", x: "turn", y: "weight", high: 1, whole: true, width: 420,
   });
 }
 
@@ -134,5 +136,6 @@ function answerText(text, record, members, show) {
   }
   const tokens = element("div");
   answerTokens(tokens, members, show).add(trace);
-  return [legend(members), readAloud(text), tokens, element("p", KEYS, "hint"), course(record), ...notes(record)];
+  const hint = trace.some((step) => step.drafted) ? `${KEYS} ${DRAFTED}` : KEYS;
+  return [legend(members), readAloud(text), tokens, element("p", hint, "hint"), course(record), ...notes(record)];
 }

@@ -1,9 +1,9 @@
 /* Line charts as SVG. The lines of members differ in color, in dashes and by the number at the end. */
 
 const DASHES = ["none", "7 4", "2 3", "10 3 2 3", "1 6"];
-const HEIGHT = 220;
-const LABEL_GAP = 14;
-const EDGE = { left: 46, right: 26, top: 12, bottom: 44 };
+const HEIGHT = 226;
+const LABEL_GAP = 17;
+const EDGE = { left: 46, right: 26, top: 12, bottom: 50 };
 
 function scale(low, high, from, to) {
   const range = high - low || 1;
@@ -34,7 +34,7 @@ function lineChart(members, given, options) {
     y: scale(0, most, HEIGHT - EDGE.bottom, EDGE.top),
   };
   const picture = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", class: "chart" });
-  picture.setAttribute("aria-label", `${title}: ${y} over ${x}, by member`);
+  picture.setAttribute("aria-label", `${title}, by member: ${y} over ${x}`);
   for (const value of ticks(0, most, 4)) {
     picture.append(...yTick(place.y(value), spell(value), width));
   }
@@ -47,7 +47,7 @@ function lineChart(members, given, options) {
   picture.append(...drawnLines);
   spread(drawnLines.map((group) => group.lastChild));
   const figure = element("figure");
-  figure.append(element("figcaption", `${title} (${y})`), picture, numbers(series, x, spell));
+  figure.append(element("figcaption", title), picture, numbers(series, x, spell));
   return figure;
 }
 

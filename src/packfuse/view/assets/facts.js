@@ -76,7 +76,8 @@ function stepDetails(members, step) {
     return [members.label(name), quoted(step.member_choices[name]),
       probability(step.member_probabilities[name])];
   });
-  return [head, verdict(members, step),
+  const drafted = step.drafted ? [element("p", "Drafted, and accepted by the pack.", "verdict")] : [];
+  return [head, verdict(members, step), ...drafted,
     table("", ["member", "its first choice", "this token"], rows), ...alternatives(step)];
 }
 
