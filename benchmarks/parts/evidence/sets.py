@@ -23,6 +23,8 @@ from .texts import prose, python_source
 
 CODE = Path(__file__).parents[2] / "data" / "code.jsonl"
 CODE_TOKENS = 320
+CODE_ALONE = "Answer with the code alone."
+"""Without it, most of what is written explains the code."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,11 @@ def _code(_: Path | None, seed: int) -> list[Item] | None:
     if not CODE.exists():
         return None
     asked = [
-        {"messages": [{"role": "user", "content": item["ask"]}], "call_with": {}, **item}
+        {
+            "messages": [{"role": "user", "content": f"{item['ask']} {CODE_ALONE}"}],
+            "call_with": {},
+            **item,
+        }
         for item in code_items()
     ]
     found = [_chat(item, CODE_TOKENS, "code") for item in asked]
