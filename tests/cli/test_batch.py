@@ -39,9 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def started(folder: Path, target: Path, *options: str) -> subprocess.Popen[str]:
+def started(
+    folder: Path, target: Path, *options: str, source: str = "in.jsonl"
+) -> subprocess.Popen[str]:
     command = [
-        *(sys.executable, "-m", "packfuse", "batch", "in.jsonl", str(target), "--json"),
+        *(sys.executable, "-m", "packfuse", "batch", source, str(target), "--json"),
         *("--model", "model", "--max-rows", "2", *options),
     ]
     return subprocess.Popen(
@@ -111,7 +113,10 @@ def test_files_are_checked_before_a_model_is_loaded(folder: Path, tmp_path: Path
 
 def test_a_batch_that_is_interrupted_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
-    running = started(folder, target)
+    # Enough lines that it is not over before the signal arrives.
+    many = [{**LINES[0], "custom_id": f"one of many {n}"} for n in range(1000)]
+    (folder / "many.jsonl").write_text("".join(json.dumps(line) + "\n" for line in many))
+    running = started(folder, target, source="many.jsonl")
     while whole_lines(target) < 1:
         assert running.poll() is None, running.communicate()
         time.sleep(0.002)

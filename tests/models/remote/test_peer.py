@@ -84,7 +84,9 @@ def test_calls_are_answered_as_in_one_process(mixed: Pack, local: Pack, kind: st
         found = [pack.generate(prompt, max_new_tokens=12, **CALLS[kind]) for pack in (mixed, local)]
         one, two = ([own] if not isinstance(own, list) else own for own in found)
         assert [answer.token_ids for answer in one] == [answer.token_ids for answer in two]
-        assert [a.record.weights for a in one] == [a.record.weights for a in two]
+        # What is read at once depends on what is kept; so the last digits may differ.
+        for own, other in zip(one, two, strict=True):
+            assert own.record.weights == pytest.approx(other.record.weights, rel=1e-4)
         assert [a.record.trace for a in one] == [a.record.trace for a in two]
 
 
