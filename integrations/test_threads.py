@@ -74,6 +74,7 @@ def jobs(pack: Pack) -> dict[str, Job]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", quick(SETTINGS, 1), ids=lambda own: "-".join(own) or "defaults"
 )

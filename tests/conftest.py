@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Where every landing runs the same examples, half as many do.
 settings.register_profile("packfuse", deadline=None)
-settings.register_profile("landing", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("landing", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("landing" if "CI" in os.environ else "packfuse")
 
 

@@ -55,6 +55,7 @@ def whole_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_killed_loses_and_doubles_nothing(folder: Path) -> None:
     target = folder / "out.jsonl"
     for killed_at in (0, 5):

@@ -99,6 +99,7 @@ def test_generate_until(reference: int) -> None:
         assert answer == tokenizer.decode(written, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation() -> None:
     model = fusing.fused(PAIR)
     task = ConfigurableTask(

@@ -224,6 +224,7 @@ def test_one_compilation_serves_all_lengths(steps: list[tuple[int, int]], compil
     assert graphs[0] == graphs[1] == graphs[2]
 
 
+@pytest.mark.slow
 def test_rows_side_by_side_are_compiled(compiler: None) -> None:
     one = twin()
     sessions = begun(one, [9, 7, 9])
@@ -295,6 +296,7 @@ def test_answers_are_the_same(
         assert steps or arguments.keys() & {"num_beams", "stop"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     quick([{"heads": "pruned", "reference": "mistral", "fusion": "unite"}, {},

@@ -134,6 +134,7 @@ def test_members_read_with_it(counted: list[int]) -> None:
     assert counted == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{}, {"num_beams": 2}, {"draft": "lookup"}], ids=str)
 def test_answers_are_those_without_it(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, counted: list[int]

@@ -336,6 +336,7 @@ def test_a_step_that_cannot_be_captured_is_read_eagerly(
     assert one.refused is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiles", [True, False])
 def test_steps_are_compiled_before_they_are_captured(
     compiles: bool, steps: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch

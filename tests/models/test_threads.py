@@ -74,6 +74,7 @@ def test_members_of_another_device_share_a_group() -> None:
     assert device_groups([away[0], members[2], away[1]], range(3)) == [[0, 2], [1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", [None, "members"])
 @pytest.mark.parametrize(
     "arguments", [{}, {"do_sample": True, "seed": 3}, {"num_beams": 2}], ids=str

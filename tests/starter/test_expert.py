@@ -143,6 +143,7 @@ def test_it_joins_the_starter_pack_on_request(pack: Pack, starter_folders: dict[
     assert pack.members[pack.default_reference].tokenizer.chat_template
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HELD_OUT)
 def test_it_reads_its_library_far_better_than_the_others(pack: Pack, kind: str):
     *others, mine = (bits_per_byte(member, HELD_OUT[kind]) for member in pack.members)
@@ -192,6 +193,7 @@ def test_its_weight_makes_the_answer_better(pack: Pack):
     assert fitted > 0.7 * without
 
 
+@pytest.mark.slow
 def test_chats_are_led_by_who_has_a_template(pack: Pack):
     answer = pack.generate(
         [{"role": "user", "content": "What color is the sky?"}], max_new_tokens=8

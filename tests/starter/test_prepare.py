@@ -281,6 +281,7 @@ HARMS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", quick(["older format", *HARMS], 6))
 def test_harmed_folder_is_made_again(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, harm: str
