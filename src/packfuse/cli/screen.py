@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic_core import to_json
@@ -13,7 +13,9 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from packfuse.errors import PackError
-from packfuse.generation.output.result import Chunk, FusionRecord
+
+if TYPE_CHECKING:
+    from packfuse.generation.output.result import Chunk, FusionRecord
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters other than tabs and line ends."""

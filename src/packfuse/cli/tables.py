@@ -11,11 +11,11 @@ from rich.text import Text
 
 from packfuse.alignment import alignments
 from packfuse.fusion.rules import rules
-from packfuse.generation.output.result import FusionRecord
 from packfuse.starter.plan import megabytes
 from packfuse.weighting.methods import weightings
 
 if TYPE_CHECKING:
+    from packfuse.generation.output.result import FusionRecord
     from packfuse.generation.weigh import Weighing
     from packfuse.models.member import Member
 
