@@ -270,7 +270,8 @@ def _first_choices(
     cost = np.where(other <= own, own - other, longest + other)
     rank = np.zeros(reference.columns, dtype=np.int64)
     for ids in reference.ids_of.values():
-        rank[list(ids)] = range(len(ids))  # produced by the tokenizer first
+        if len(ids) > 1:
+            rank[list(ids)] = range(len(ids))  # produced by the tokenizer first
     order = np.lexsort((rank[targets], cost, tokens))
     begins = np.flatnonzero(np.r_[True, np.diff(tokens[order]) != 0][: len(order)])
     first = np.zeros(len(tokens), dtype=np.bool_)
