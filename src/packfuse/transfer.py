@@ -30,14 +30,14 @@ def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) 
         values = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     elif device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned():
         values = values.pin_memory()
-    moved: Tensor = values.to(device, dtype, non_blocking=device.type != "cpu")
-    return moved
+    return move(values, device, dtype)
 
 
-def move(tensor: Tensor, device: torch.device) -> Tensor:
+def move(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor on another device; the host waits only where the numbers come to the host."""
     # Without that, the host would read them before they are there.
-    return tensor.to(device, non_blocking=device.type != "cpu")
+    moved: Tensor = tensor.to(device, dtype, non_blocking=device.type != "cpu")
+    return moved
 
 
 class Constant:
