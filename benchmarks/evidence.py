@@ -60,9 +60,11 @@ def _file(shipped: bool) -> str:
 
 def measure(options: argparse.Namespace) -> None:
     """Ask all systems, in rounds."""
-    sets = {name: SETS[name].find(options.data, options.seed) for name in options.set or SETS}
-    limited = {name: asked[: options.limit] for name, asked in sets.items() if asked}
-    for name in sets.keys() - limited:
+    # What is scored is quick: figures of these sets come first.
+    order = sorted(options.set or SETS, key=lambda name: SETS[name].written)
+    found = {name: SETS[name].find(options.data, options.seed) for name in order}
+    sets = {name: asked for name, asked in found.items() if asked}
+    for name in found.keys() - sets:
         print(f"{name}: no questions", file=sys.stderr)
     with Journal(options.work / _file(options.shipped)) as journal:
         run = {"machine": {"packfuse": packfuse.__version__, **machine()}}
@@ -71,14 +73,16 @@ def measure(options: argparse.Namespace) -> None:
             calibrating.read(MEASURED, options.work), bfloat16=not options.shipped
         )
         if options.calibrate:
-            calibrating.write(packs.of("default", ""), limited, options.work, options.seed)
+            calibrating.write(packs.of("default", ""), sets, options.work, options.seed)
             return
         asking = Asking(packs, journal, known(options, shipped=options.shipped).known)
-        sizes = sorted({size for asked in limited.values() for size in rounds(len(asked))})
+        most = {name: len(asked[: options.limit]) for name, asked in sets.items()}
+        sizes = sorted({size for count in most.values() for size in rounds(count)})
         for size, first in ((size, first) for size in sizes for first in (True, False)):
-            # What is scored is quick: figures of these sets come first.
-            for name, asked in sorted(limited.items(), key=lambda pair: SETS[pair[0]].written):
-                _ask_set(asking, name, asked, size, options.system or _systems(first))
+            for name, asked in sets.items():
+                _ask_set(
+                    asking, name, asked, min(size, most[name]), options.system or _systems(first)
+                )
 
 
 def _systems(first: bool) -> list[str]:
@@ -114,7 +118,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "results" / "evidence")
     parser.add_argument("--set", action="append", choices=SETS, help="a set; repeatable")
     parser.add_argument("--system", action="append", choices=SYSTEMS, help="repeatable")
-    parser.add_argument("--limit", type=int, help="most questions of a set")
+    parser.add_argument("--limit", type=int, help="most questions that a system is asked of a set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="few questions: does it run?")
     parser.add_argument("--calibrate", action="store_true", help="fit `calibrated`, and end")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
 
 from packfuse.errors import PromptError
 from packfuse.evaluation import Journal, Setting
@@ -17,15 +16,12 @@ from packfuse.evaluation.systems.scored import ScoringSystem
 from packfuse.evaluation.systems.written import GeneratingSystem, SampledSystem
 
 from ..chats import answer
-from .kept import Known
+from .kept import Known, Line
 from .sets import SETS, Item
 from .systems import SAMPLES, SYSTEMS, TEMPERATURE, Packs
 
 TOGETHER = 16
 """Chats at the same time, which the scheduler answers as batches."""
-
-Line = dict[str, Any]
-"""One answer."""
 
 
 class Asking:

@@ -41,14 +41,14 @@ def write(pack: Pack, known: Mapping[str, Sequence[Item]], work: Path, seed: int
 
     Args:
         pack: The pack as shipped.
-        known: All items of the sets.
+        known: All items of the sets, in the order in which they are fitted to.
         work: The working folder.
         seed: Seed of the intervals.
     """
     found: dict[str, Any] = {}
     with Journal(work / "calibration.jsonl") as journal:
         fitting = Calibrator(pack, journal, seed)
-        for name, asked in sorted(known.items(), key=lambda pair: SETS[pair[0]].written):
+        for name, asked in known.items():
             if SETS[name].task is not None and len(asked) >= 2 * CALIBRATION:
                 given = asked[-CALIBRATION:]
                 most = TEXTS if SETS[name].task.name == "text" else CALIBRATION

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
+"""One answer."""
 Known = dict[tuple[str, str], dict[str, Line]]
 """Answers by (set, system), each by item."""
 FIGURES = ("right", "nats", "bytes", "cpu", "member_tokens")
