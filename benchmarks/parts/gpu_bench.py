@@ -194,9 +194,9 @@ class Bench:
     def fused(self, pack: Pack, context: int, tokens: int) -> Clock:
         """One answer of the pack."""
         text = self.text(pack.tokenizer, context)
-        self.sync()
-        clock = Clock()
         with self._forced(pack, context):
+            self.sync()
+            clock = Clock()
             pack.generate(text, streamer=clock, max_new_tokens=tokens, do_sample=False)
         return clock
 

@@ -163,6 +163,10 @@ class _Event:
     def __init__(self) -> None:
         self._begun = _now[-1].begun
 
+    def query(self) -> bool:
+        """Whether the host knows that they are complete."""
+        return self._begun <= _now[-1].there
+
     def synchronize(self) -> None:
         waits = _now[-1]
         if self._begun > waits.there:
