@@ -207,7 +207,7 @@ def test_every_command_is_explained():
     page = text_of(DOCS / "command-line.md")
     commands: Any = typer.main.get_command(app)
     assert [name for name in commands.commands if f"packfuse {name}" not in page] == []
-    options = [item for item in commands.commands["run"].params if not item.hidden]
+    options = [item for item in commands.loaded("run").params if not item.hidden]
     spellings = {item.name: [*item.opts, *item.secondary_opts] for item in options}
     named = {name for name, own in spellings.items() if any(f"`{text}" in page for text in own)}
     assert spellings.keys() - named == {"prompt"}

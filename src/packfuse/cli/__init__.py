@@ -6,43 +6,32 @@ room may use all other rooms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from packfuse import __version__
-from packfuse.cli.command import Command, command
-from packfuse.cli.commands.batch import batch
-from packfuse.cli.commands.cache import cache
-from packfuse.cli.commands.chat import chat
-from packfuse.cli.commands.check import check
-from packfuse.cli.commands.deploy import deploy
-from packfuse.cli.commands.determine import determine
-from packfuse.cli.commands.doctor import doctor
-from packfuse.cli.commands.evaluate import evaluate
-from packfuse.cli.commands.member import member
-from packfuse.cli.commands.plan import plan
-from packfuse.cli.commands.run import run
-from packfuse.cli.commands.serve import serve
-from packfuse.cli.commands.starter import starter
-from packfuse.cli.commands.weights import weights
+from packfuse.cli.lazy import Commands
+
+
+class _Packfuse(Commands):
+    """The commands by panel of the help, with their modules."""
+
+    panels: ClassVar = {
+        "Generate": {"run": "run", "chat": "chat", "batch": "batch", "weights": "weights"},
+        "Serve": {"serve": "serve", "member": "member", "deploy": "deploy", "plan": "plan"},
+        "Choose members": {"check": "check", "eval": "evaluate", "determine": "determine"},
+        "This machine": {"starter": "starter", "cache": "cache", "doctor": "doctor"},
+    }
+
 
 app = typer.Typer(
     name="packfuse",
+    cls=_Packfuse,
     help="Fuse local language models with different tokenizers into one.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Generate": {"run": run, "chat": chat, "batch": batch, "weights": weights},
-    "Serve": {"serve": serve, "member": member, "deploy": deploy, "plan": plan},
-    "Choose members": {"check": check, "eval": evaluate, "determine": determine},
-    "This machine": {"starter": starter, "cache": cache, "doctor": doctor},
-}
-for panel, group in _COMMANDS.items():
-    for name, function in group.items():
-        app.command(name, cls=Command, rich_help_panel=panel)(command(function))
 
 
 def _version(show: bool) -> None:
