@@ -51,7 +51,14 @@ KEPT = MEASURED / "evidence"
 
 def known(options: argparse.Namespace, *, shipped: bool) -> Answers:
     """All answers of members that compute in bfloat16, or as they ship."""
-    return Answers(options.work / _file(shipped), kept.read(KEPT / "shipped" if shipped else KEPT))
+    folder = KEPT / "shipped" if shipped else KEPT
+    found = Answers(options.work / _file(shipped), kept.read(folder))
+    for name, own in SETS.items():
+        # Chats come with the project, and their wording is a part of the item.
+        if own.task is None:
+            asked = own.find(None, options.seed) or []
+            found.keep_only(name, {item.key for item in asked})
+    return found
 
 
 def _file(shipped: bool) -> str:

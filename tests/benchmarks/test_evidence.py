@@ -269,6 +269,18 @@ def test_the_vote_is_that_of_the_best_member(tmp_path: Path) -> None:
     assert found["equal_compute"]["value"] == pytest.approx(1 - 1 / 4)
 
 
+def test_answers_to_what_is_not_asked_any_more_are_forgotten(tmp_path: Path) -> None:
+    lines = [line("default", n, right=True) for n in range(3)]
+    found = figures.Answers(journal_of(tmp_path, lines))
+    ((at, known),) = found.known.items()
+    first = next(iter(known))
+    found.keep_only("another set", set())
+    found.keep_only(at[0], {first, "asked now"})
+    assert {place: list(own) for place, own in found.known.items()} == {at: [first]}
+    found.keep_only(at[0], {"asked now"})
+    assert found.known == {}
+
+
 def test_every_set_of_the_mixed_workload_counts_alike() -> None:
     def lines(right: Sequence[int]) -> dict[str, dict[str, Any]]:
         return {str(n): {"right": bool(one)} for n, one in enumerate(right)}
@@ -290,6 +302,9 @@ def test_every_set_of_the_mixed_workload_counts_alike() -> None:
     assert against["value"] == 0.25
     assert 0.19 < against["low"] < 0.25 < against["high"] < 0.31
     assert mixed(sets, "bits_per_byte", 0) == {}
+    # Where a calibrated pack was not asked, the pack as shipped answers for it.
+    sets["arc"]["calibrated"] = lines([1] * 100)
+    assert mixed(sets, "accuracy", 0)["systems"]["calibrated"]["value"] == 1
 
 
 def test_one_set_has_the_intervals_of_an_evaluation() -> None:

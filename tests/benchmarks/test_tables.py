@@ -147,7 +147,7 @@ def test_differences_are_bold_where_the_interval_excludes_zero(measured: Path) -
         ("mixed", ["| Ada |  |  | 1.5000 (1.0000 to 2.0000) |  |",
                    "| pack |  |  | 1.5000 (1.0000 to 2.0000) | **-0.0100 (-0.0200 to -0.0010)** |",
                    "| the best member of each set |  |  | 1.5000 (1.0000 to 2.0000) |  |"]),
-        ("summary", ["| Over 2 sets: the pack minus Ada, bits per byte | "
+        ("summary", ["| Over 2 sets: pack, minus Ada, bits per byte | "
                      "**-0.0100 (-0.0200 to -0.0010)** | better |",
                      "| pack, set by set, accuracy, points |  | the same within chance: A |",
                      "| pack, set by set, bits per byte |  | better: A |",

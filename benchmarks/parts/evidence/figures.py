@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ class Answers:
                 under[at] = line["under"]
                 self.known.pop(at, None)
             self.known.setdefault(at, {})[line["item"]] = line
+
+    def keep_only(self, name: str, items: Container[str]) -> None:
+        """Forget answers to what is not asked in a set any more."""
+        for at in [at for at in self.known if at[0] == name]:
+            left = {item: line for item, line in self.known.pop(at).items() if item in items}
+            if left:
+                self.known[at] = left
 
     def of(self, name: str) -> dict[str, Lines]:
         """The systems that have answered enough of a set; what one could not read is left out."""

@@ -39,7 +39,7 @@ def mixed(sets: Mapping[str, Mapping[str, Lines]], figure: str, seed: int) -> di
         figure: "accuracy" or "bits_per_byte".
         seed: Seed of the bootstrap, which resamples the questions of each set.
     """
-    own = {name: known for name, known in sets.items() if _has(known, figure)}
+    own = _filled({name: known for name, known in sets.items() if _has(known, figure)})
     alone = {member: _strata(own, member, figure) for member in TRIO}
     if not own or not all(alone.values()):
         return {}
@@ -65,6 +65,16 @@ def mixed(sets: Mapping[str, Mapping[str, Lines]], figure: str, seed: int) -> di
 def _has(known: Mapping[str, Lines], figure: str) -> bool:
     lines = next(iter(known.values()), {})
     return any(value(line, figure) for line in lines.values())
+
+
+def _filled(sets: Mapping[str, Mapping[str, Lines]]) -> dict[str, Mapping[str, Lines]]:
+    """The answers by set; those of the pack as shipped where a calibrated pack has none."""
+    fitted = [
+        s for s in SYSTEMS if SYSTEMS[s].calibrated and any(s in own for own in sets.values())
+    ]
+    return {
+        name: {**dict.fromkeys(fitted, own.get("default", {})), **own} for name, own in sets.items()
+    }
 
 
 def _strata(

@@ -225,10 +225,12 @@ def _summary(results: Mapping[str, Any]) -> Rows:
     """The questions of the page, and what the figures say of each."""
     lines: list[Sequence[str]] = []
     for figure, what in WORDS.items():
-        if mixed := results["mixed"][figure]:
-            found = mixed["systems"]["default"]["against"]
-            asked = f"Over {len(mixed['sets'])} sets: the pack minus {mixed['best']}, {what}"
-            lines.append([asked, signed(found, figure), _verdict(found, figure)])
+        mixed = results["mixed"][figure]
+        for system in ("default", "calibrated"):
+            if found := mixed.get("systems", {}).get(system, {}).get("against"):
+                title = f"{_title(results, system)}, minus {mixed['best']}"
+                asked = f"Over {len(mixed['sets'])} sets: {title}, {what}"
+                lines.append([asked, signed(found, figure), _verdict(found, figure)])
     for figure, what in WORDS.items():
         for system in ("default", "calibrated"):
             if split := _split(results, system, figure):
