@@ -13,7 +13,8 @@ benchmarks/measured and writes the tables of docs/evidence.md and README.md.
 
 Settings that were fitted to questions (`calibrated`) come from calibrations.json in --work: by set,
 a weighting as in pack.yaml. `--calibrate` writes it, as `packfuse determine` would, from the last
-40 questions of each set, which they are not asked.
+40 questions of each set, which they are not asked. Where answers are written, and one member is
+better than each other one beyond chance, it answers alone.
 
 Members compute in bfloat16, which takes half the time. `--shipped` lets them compute as they ship;
 the report compares the two on the questions that both answered.

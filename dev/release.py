@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import timeit
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,8 +131,13 @@ def install(python: str, wheels: Sequence[Path], index: str | None) -> None:
         if heavy:
             raise SystemExit(f"packfuse --help imports {', '.join(heavy)}")
         run(own, "-W", "error::DeprecationWarning:packfuse", "-c", f"import {', '.join(MODULES)}")
-        shown = run(own.with_name("packfuse"), "--version").strip()
-        print(f"{run(own, '--version').strip()}: {shown}; --help imports {modules} modules")
+        program = own.with_name("packfuse")
+        shown = run(program, "--version").strip()
+        took = min(timeit.repeat(lambda: run(program, "--help"), number=1))
+        print(
+            f"{run(own, '--version').strip()}: {shown}; --help imports {modules} modules, "
+            f"{took:.2f} s"
+        )
 
 
 def main() -> None:

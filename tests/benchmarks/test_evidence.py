@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.parts.evidence import figures, kept
+from benchmarks.parts.evidence import calibrating, figures, kept
 from benchmarks.parts.evidence.answering import Asking
 from benchmarks.parts.evidence.mixed import mixed, stratified
 from benchmarks.parts.evidence.sets import SETS, Item, code_items, rounds
@@ -142,6 +143,24 @@ def test_a_member_alone_answers_as_itself(
     assert line is not None
     found = alone(members[2]).score(own.prompt, own.options[own.gold])
     assert line["nats"] == pytest.approx(-found, rel=1e-4)
+
+
+def test_a_member_that_writes_best_beyond_chance_gets_all_the_weight(
+    data: Path, tmp_path: Path, members: list[HFMember]
+) -> None:
+    pack, task = Pack(members, progress=False), SETS["triviaqa"].task
+    found = [item.content for item in asked(data, "triviaqa", 9)]
+    written = [
+        alone(members[1]).generate(own.prompt, max_new_tokens=16, stop=task.stop) for own in found
+    ]
+    own = [
+        replace(question, accepted=(answer.text.strip() or "?",))
+        for question, answer in zip(found, written, strict=True)
+    ]
+    with Journal(tmp_path / "calibration.jsonl") as journal:
+        assert calibrating.chosen(pack, task, own, journal, 0) == TRIO[1]
+        assert calibrating.chosen(pack, task, found, journal, 0) is None
+        assert calibrating.chosen(pack, SETS["arc"].task, own, journal, 0) is None
 
 
 def test_packs_that_these_members_cannot_make_are_left_out(members: list[HFMember]) -> None:
