@@ -201,13 +201,15 @@ def test_answers_are_those_of_eager_steps(arguments: Any, settings: Any) -> None
 
 @needs_cuda
 def test_memory_is_freed_with_the_pack() -> None:
-    member = on_cuda()
-    gc.collect()
-    before = torch.cuda.memory_allocated()
-    pack = Pack([member], progress=False)
-    pack.generate("The capital of France", max_new_tokens=4)
-    assert torch.cuda.memory_allocated() > before
-    pack.close()
-    del pack
-    gc.collect()
-    assert torch.cuda.memory_allocated() - before < 2**20
+    member, found = on_cuda(), list[int]()
+    # The first pack also leaves the workspaces of cuBLAS behind, once for the process.
+    for _ in range(4):
+        pack = Pack([member], progress=False)
+        pack.generate("The capital of France", max_new_tokens=4)
+        used = torch.cuda.memory_allocated()
+        pack.close()
+        del pack
+        gc.collect()
+        found.append(torch.cuda.memory_allocated())
+        assert found[-1] < used
+    assert max(found[1:]) - found[0] < 2**20

@@ -204,12 +204,14 @@ def _readme(results: Mapping[str, Any]) -> Rows:
     """The figures of the README: the pack as shipped, minus the best member alone."""
     mixed = results["mixed"]
     lines = []
-    if any(mixed.values()):
-        both = {f: mixed[f]["systems"]["default"]["against"] if mixed[f] else None for f in WORDS}
-        asked = "; ".join(f"{sum(mixed[f]['sets'].values()):,}" for f in WORDS if mixed[f])
-        differences = (signed(found, figure) for figure, found in both.items())
-        sets = "; ".join(str(len(mixed[f]["sets"])) for f in WORDS if mixed[f])
-        lines.append([f"the mixed workload of {sets} sets", asked, *differences])
+    rows = {f: own.get("systems", {}) for f, own in mixed.items()}
+    for system, how in {"default": "", "calibrated": ", `calibrated`"}.items():
+        both = {f: rows[f].get(system, {}).get("against") for f in WORDS}
+        if any(both.values()):
+            asked = "; ".join(f"{sum(mixed[f]['sets'].values()):,}" for f in WORDS if both[f])
+            sets = "; ".join(str(len(mixed[f]["sets"])) for f in WORDS if both[f])
+            differences = (signed(found, figure) for figure, found in both.items())
+            lines.append([f"the mixed workload of {sets} sets{how}", asked, *differences])
     for own in results["sets"].values():
         found = _against(own, "default")
         if found:

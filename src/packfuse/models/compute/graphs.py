@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -37,8 +38,6 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         """Graphs on one device."""
         self._device = device
-        # Graphs that share memory are captured on one stream.
-        self._stream: Any = None
         self._graphs: WeakSet[Any] = WeakSet()
 
     def __call__(self, step: Callable[[], Outputs]) -> Callable[[], Outputs]:
@@ -49,7 +48,7 @@ class CudaGraphs:
         """
         with _CAPTURING, torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
-            self._stream = stream = self._stream or torch.cuda.Stream()
+            stream = _capture_stream(self._device)
             stream.wait_stream(current)
             try:
                 # Also where a failed capture has left another stream behind.
@@ -79,7 +78,10 @@ class CudaGraphs:
         try:
             # Other threads may use the device meanwhile.
             with torch.cuda.graph(
-                graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+                graph,
+                pool=pool,
+                stream=_capture_stream(self._device),
+                capture_error_mode="thread_local",
             ):
                 outputs = step()
         except BaseException:
@@ -87,6 +89,16 @@ class CudaGraphs:
             raise
         self._graphs.add(graph)
         return graph, outputs
+
+
+@cache
+def _capture_stream(device: torch.device) -> Any:
+    """The stream on which all steps of a device are captured.
+
+    Graphs that share memory need one stream, and torch keeps the workspaces of cuBLAS (64 MiB on an
+    H200) by stream for as long as the process lives.
+    """
+    return torch.cuda.Stream(device)
 
 
 def waiting_place(step: Callable[[], Outputs]) -> str | None:
