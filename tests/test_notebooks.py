@@ -126,10 +126,7 @@ def test_models_of_your_own_are_one_line(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) for name in EXPECTED if name != "tour"] + ["tour"],
-)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_notebooks_run(name: str, tmp_path: Path, default_folders: dict[str, Path]) -> None:
     script = next(script for script in SCRIPTS if script.stem == name)
     assert_right(name, notebooks.execute(notebooks.notebook_of(script), tmp_path))
