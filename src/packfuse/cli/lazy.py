@@ -29,10 +29,17 @@ class Commands(TyperGroup):
         super().__init__(**settings)
         self._modules = {name: own for panel in self.panels.values() for name, own in panel.items()}
         self.commands = {
-            name: TyperCommand(name, help=_summary(module), rich_help_panel=panel)
+            name: TyperCommand(name, rich_help_panel=panel)
             for panel, group in self.panels.items()
-            for name, module in group.items()
+            for name in group
         }
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command without its options, as lists show it; its docstring is read only then."""
+        known = super().get_command(ctx, cmd_name)
+        if known is not None and known.help is None:
+            known.help = _summary(self._modules[cmd_name])
+        return known
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that arguments call, with its options."""
