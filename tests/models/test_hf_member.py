@@ -332,6 +332,14 @@ def test_masks_cost_no_copies_of_keys_on_processors(monkeypatch: pytest.MonkeyPa
         assert fusing.gap(logps, anew("llama", tuple(IDS[: 6 + k]))[-1:]) < EXACT
 
 
+def test_a_member_is_where_its_model_is_now() -> None:
+    model, _ = pico.tiny_pair("mistral", "llama")
+    member = HFMember("one", model, fusing.member("mistral", "llama", 0).vocabulary)
+    assert member.device == torch.device("cpu")
+    model.to("meta")  # type: ignore[arg-type]
+    assert member.device == torch.device("meta")
+
+
 def test_columns_that_are_no_token_get_nothing() -> None:
     one = member("llama")
     logps = read(one, one.open(), IDS)[0]

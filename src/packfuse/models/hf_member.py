@@ -74,7 +74,8 @@ class HFMember(KVSessions):
         self._takes_logits_to_keep = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters
         self._lm_head = LMHead(model)
-        self._device = execution_device(model.get_input_embeddings())
+        # Finding them takes longer than asking where they are, which every step does.
+        self._embeddings = model.get_input_embeddings()
         self._uses_onednn = has_layers(model)
         # Padding would change recurrent states, and models without position ids count from slot 0.
         self._allows_padding = self._takes_positions and not has_states(self._empty_cache)
@@ -97,13 +98,13 @@ class HFMember(KVSessions):
 
     @property
     def device(self) -> torch.device:
-        """See `Member.device`. Where the model was when it was looked at last (`refresh`)."""
-        return self._device
+        """See `Member.device`."""
+        return execution_device(self._embeddings)
 
     def refresh(self) -> None:
         """See `Member.refresh`. Adapters, edits in place, `to` and replaced modules are noticed."""
         state = ModelState.of(self.model, self.tokenizer)
-        self._device = execution_device(self.model.get_input_embeddings())
+        self._embeddings = self.model.get_input_embeddings()
         if state != self.state:
             state.check_tokens(self.name, self.state)
             self.forget()
