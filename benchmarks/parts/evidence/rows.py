@@ -201,7 +201,7 @@ def _bfloat16(results: Mapping[str, Any]) -> Rows:
 
 
 def _readme(results: Mapping[str, Any]) -> Rows:
-    """The figures of the README: the pack as shipped, minus the best member alone."""
+    """The figures of the README: the pack minus the best member, as shipped but for one row."""
     mixed = results["mixed"]
     lines = []
     rows = {f: own.get("systems", {}) for f, own in mixed.items()}

@@ -59,7 +59,7 @@ class CudaGraphs:
                     # before it begins.
                     if place := waiting_place(step):
                         raise RuntimeError(f"it waits for the device ({place})")
-                    graph, outputs = self._captured(step)
+                    graph, outputs = self._captured(step, stream)
             finally:
                 current.wait_stream(stream)
 
@@ -69,7 +69,7 @@ class CudaGraphs:
 
         return replay
 
-    def _captured(self, step: Callable[[], Outputs]) -> tuple[Any, Outputs]:
+    def _captured(self, step: Callable[[], Outputs], stream: Any) -> tuple[Any, Outputs]:
         """The graph of a step, and the tensors that it writes."""
         # The memory of graphs that are all gone cannot be used again under its old name.
         alive: Any = next(iter(self._graphs), None)
@@ -78,10 +78,7 @@ class CudaGraphs:
         try:
             # Other threads may use the device meanwhile.
             with torch.cuda.graph(
-                graph,
-                pool=pool,
-                stream=_capture_stream(self._device),
-                capture_error_mode="thread_local",
+                graph, pool=pool, stream=stream, capture_error_mode="thread_local"
             ):
                 outputs = step()
         except BaseException:
